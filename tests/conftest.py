@@ -1,0 +1,33 @@
+"""Fixtures shared by every room's tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores are what the suite is sized for; oversubscription makes it slower and flaky.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of parity cases and real data beside the checkout; tests that need it skip without it."""
+    root = Path(os.environ.get("VNIAH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (root / "parity").is_dir():
+        pytest.skip("the parity cases and real data (../shared) are not here")
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where there is no CUDA device."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

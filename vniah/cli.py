@@ -1,0 +1,83 @@
+"""The ``vniah`` command: one module a command under ``vniah/commands``, imported when it is called.
+
+``vniah --help`` must answer in under 0.5 s, so the names and one-line helps stand here and nothing
+heavier than typer is imported. A command module has one function ``command`` with typer annotations,
+and imports what it needs inside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+COMMANDS = {
+    "download": "Fetch needles, a model or the dataset of a task into the local cache.",
+    "compose": "Write the mp4 of one cell: a haystack with a needle in it.",
+    "plan": "Show cells, tokens, FLOPs, memory and time of a grid before running it.",
+    "heatmap": "Draw the depth-by-frames heatmap of a run, or the paper's.",
+    "compare": "Put runs beside each other and beside the published figures.",
+    "report": "Write one self-contained HTML page of runs, down to each needle and prediction.",
+    "perplexity": "Measure text perplexity at growing context lengths.",
+    "ask": "Ask a model about a video or images at the terminal.",
+    "convert": "Convert a checkpoint between the released layout and ours, bit-exact.",
+    "sweep-rope": "Score a grid at several RoPE bases and name the best.",
+    "train": "Train by a recipe, or plan its memory.",
+    "doctor": "Say what is installed, what is missing and how to get it.",
+    "tasks-dir": "Print the folder of our lmms-eval tasks.",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Lists every command by name, imports one only when it is called (or its help is asked for)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        if ctx.resilient_parsing or _listing(ctx):
+            # The overview needs a name and a line, not the module.
+            one.command(cmd_name, help=COMMANDS[cmd_name])(lambda: None)
+        else:
+            module = importlib.import_module(f"vniah.commands.{cmd_name.replace('-', '_')}")
+            one.command(cmd_name)(module.command)
+        return typer.main.get_command(one)
+
+
+def _listing(ctx: Any) -> bool:
+    """True while the group's own help is being printed: no sub-command was named on the command line."""
+    return not any(arg in COMMANDS for arg in sys.argv[1:])
+
+
+app = typer.Typer(
+    name="vniah",
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure how much long visual context a model really uses.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Measure how much long visual context a model really uses."""
+
+
+def main() -> None:
+    """Run the command line. A bad value, a missing file or a full disk is one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"vniah: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The depth-by-frames grid: which cells are scored, and where the needle goes in each.
+
+Depths are whole percentages and the needle index is integer arithmetic, so a grid has no
+float overshoot (reference section 3: ``np.arange(0, 1 + di, di)`` runs past 100 %).
+Knows nothing about images, prompts or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+PAPER_FRAMES = "200-3000:200"
+PAPER_DEPTHS = "0-100:20"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: a needle in a haystack.
+
+    Attributes:
+        num_frames: haystack frames in the prompt; the needle makes it one more.
+        depth_percent: where the needle goes, 0 (first frame) to 100 (after the last).
+            ``None`` is the no-needle control: the haystack alone, with the question.
+        needle_id: which needle is asked for.
+    """
+
+    num_frames: int
+    depth_percent: int | None
+    needle_id: str
+
+    @property
+    def is_control(self) -> bool:
+        return self.depth_percent is None
+
+    @property
+    def needle_index(self) -> int | None:
+        """Index of the needle among the ``num_frames + 1`` frames; ``None`` for a control."""
+        if self.depth_percent is None:
+            return None
+        return needle_index(self.num_frames, self.depth_percent)
+
+
+def needle_index(num_frames: int, depth_percent: int) -> int:
+    """Haystack frames shown before the needle: ``num_frames * depth_percent // 100``."""
+    return num_frames * depth_percent // 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Frame counts by depths. Both are sorted and free of repeats.
+
+    Raises:
+        ValueError: a frame count below 1, or a depth outside 0..100, or nothing at all.
+    """
+
+    frames: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in (("frames", self.frames), ("depths", self.depths)):
+            if not values:
+                raise ValueError(f"the grid has no {name}; give at least one, as in '4,8' or '200-3000:200'")
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"grid {name} must rise without repeats, got {list(values)}")
+        if self.frames[0] < 1:
+            raise ValueError(f"num_frames must be positive, got {self.frames[0]}")
+        if self.depths[0] < 0 or self.depths[-1] > 100:
+            bad = self.depths[0] if self.depths[0] < 0 else self.depths[-1]
+            raise ValueError(f"a depth is a percentage from 0 to 100, got {bad}")
+
+    @classmethod
+    def parse(cls, frames: str, depths: str) -> Grid:
+        """Build a grid from two specs, each ``a,b,c`` or ``start-stop:step`` or a mix.
+
+        Raises:
+            ValueError: naming the piece that is not a number or a range.
+        """
+        return cls(frames=parse_range(frames, "frames"), depths=parse_range(depths, "depths"))
+
+    @property
+    def max_frames(self) -> int:
+        return self.frames[-1]
+
+    def cells(self, needle_ids: Iterable[str], *, controls: bool = True) -> Iterator[Cell]:
+        """Every cell, frames first, then depths, then needles; the controls of a frame count follow it."""
+        ids = tuple(needle_ids)
+        for num_frames in self.frames:
+            for depth in self.depths:
+                for needle_id in ids:
+                    yield Cell(num_frames, depth, needle_id)
+            if controls:
+                for needle_id in ids:
+                    yield Cell(num_frames, None, needle_id)
+
+
+def parse_range(spec: str, what: str) -> tuple[int, ...]:
+    """Parse ``"4,8,12"`` or ``"200-3000:200"`` (stop included when the step meets it).
+
+    Args:
+        spec: comma list of whole numbers and ranges ``start-stop[:step]``.
+        what: the name used in the error.
+
+    Raises:
+        ValueError: naming the piece, the spec and the two forms that are read.
+    """
+    values: set[int] = set()
+    for piece in str(spec).split(","):
+        piece = piece.strip()
+        try:
+            span, _, step = piece.partition(":")
+            # A leading '-' is a sign and not a range, so that "-5" is refused as negative.
+            start, dash, stop = span.partition("-") if not span.startswith("-") else (span, "", "")
+            if dash:
+                stride = int(step) if step else 1
+                if stride < 1 or int(stop) < int(start):
+                    raise ValueError
+                values.update(range(int(start), int(stop) + 1, stride))
+            elif step:
+                raise ValueError
+            else:
+                values.add(int(start))
+        except ValueError:
+            raise ValueError(
+                f"cannot read {piece!r} in {what} {str(spec)!r}; expected whole numbers such as "
+                "'4,8,12' or a rising range such as '200-3000:200'"
+            ) from None
+    return tuple(sorted(values))

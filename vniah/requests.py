@@ -1,0 +1,146 @@
+"""The contract between the benchmark and a model: requests as sequences of segments, merged into a tree.
+
+A request is a sequence of hashable segments and a leaf::
+
+    Text(pre) Frames(hay, 0, k) Image(needle) Frames(hay, k, F) Text(question) Text(post) -> Target(answer)
+
+``RequestTree`` merges equal prefixes, so that a model that walks it depth-first with one croppable KV
+cache computes each shared prefix once. Pure: knows nothing about tokens, tensors or pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string that is tokenised alone (reference section 3: no merges across segment borders)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames ``start`` to ``stop`` (exclusive) of ``source``, the fingerprint of a haystack or video."""
+
+    source: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"Frames needs 0 <= start < stop, got {self.start}..{self.stop}")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image, by content hash. ``as_frame`` encodes it as one video frame (a needle), else as an image."""
+
+    source: str
+    as_frame: bool = True
+
+
+Segment: TypeAlias = Text | Frames | Image
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A teacher-forced leaf: score these tokens, tokenised alone, after the segments."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """A generation leaf. Greedy unless ``temperature`` is above 0."""
+
+    max_new_tokens: int = 16
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+Leaf: TypeAlias = Target | Generate
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and what is wanted after it."""
+
+    segments: tuple[Segment, ...]
+    leaf: Leaf
+
+
+@dataclass(slots=True)
+class Node:
+    """A run of one segment. The root carries ``None``. ``leaves`` are (request index, leaf) pairs that end here."""
+
+    segment: Segment | None
+    children: list[Node] = field(default_factory=list)
+    leaves: list[tuple[int, Leaf]] = field(default_factory=list)
+
+
+class RequestTree:
+    """Requests merged by equal prefixes; ``Frames`` are split where branches part.
+
+    Example: two cells of one haystack share ``Frames(hay, 0, min(k1, k2))``. A node's children start
+    with different first frames or texts, so a walk never computes the same prefix twice.
+    """
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self.root = Node(None)
+        self.requests: tuple[Request, ...] = tuple(requests)
+        for index, request in enumerate(self.requests):
+            node = self.root
+            for segment in request.segments:
+                node = _descend(node, segment)
+            node.leaves.append((index, request.leaf))
+
+    def walk(self) -> Iterator[tuple[int, Node]]:
+        """Yield (depth in nodes, node) depth-first, each parent before its children; the root is left out.
+
+        Iterative, since the trunk of a haystack has a node per splice and may be thousands deep.
+        """
+        stack = [(0, child) for child in reversed(self.root.children)]
+        while stack:
+            depth, node = stack.pop()
+            yield depth, node
+            stack.extend((depth + 1, child) for child in reversed(node.children))
+
+
+def _descend(node: Node, segment: Segment) -> Node:
+    """Follow or create the path for ``segment`` below ``node`` and return its last node."""
+    if not isinstance(segment, Frames):
+        for child in node.children:
+            if child.segment == segment:
+                return child
+        node.children.append(Node(segment))
+        return node.children[-1]
+    for child in node.children:
+        other = child.segment
+        if isinstance(other, Frames) and (other.source, other.start) == (segment.source, segment.start):
+            if segment.stop < other.stop:
+                _split(child, segment.stop)
+            end = child.segment
+            assert isinstance(end, Frames)
+            if segment.stop == end.stop:
+                return child
+            return _descend(child, Frames(segment.source, end.stop, segment.stop))
+    node.children.append(Node(segment))
+    return node.children[-1]
+
+
+def _split(node: Node, at: int) -> None:
+    """Cut a ``Frames`` node in two at frame ``at``: the tail becomes its only child, with all it led to."""
+    frames = node.segment
+    assert isinstance(frames, Frames) and frames.start < at < frames.stop
+    tail = Node(Frames(frames.source, at, frames.stop), node.children, node.leaves)
+    node.segment, node.children, node.leaves = Frames(frames.source, frames.start, at), [tail], []
