@@ -1,0 +1,130 @@
+"""The one file of this room that knows lmms_eval: our models by entry point, our tasks by a lazy hook.
+
+lmms-eval 0.7.3 finds models through the entry-point group ``lmms_eval.models`` but has no such door for
+tasks. The callable named there also installs an import hook: when ``lmms_eval.tasks`` is first imported,
+``TaskManager.initialize_tasks`` learns our folder as one more default. Nothing here may raise: lmms-eval
+only warns, and every model and task of ours would be gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_TARGET = "lmms_eval.tasks"
+
+
+def tasks_dir() -> Path:
+    """The folder with our task YAML files.
+
+    Raises:
+        ValueError: the package's tasks are not installed; says how to mend it.
+    """
+    spec = importlib.util.find_spec("vniah.tasks")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
+        raise ValueError("the package vniah.tasks is not installed; reinstall vniah (pip install .)")
+    return Path(places[0])
+
+
+def manifests() -> list[Any]:
+    """Entry point ``lmms_eval.models``: the manifest of ``longva_ring``; installs the task hook beside it."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    install_task_hook()
+    return [
+        ModelManifest(
+            model_id="longva_ring",
+            simple_class_path="longva_model.lmms_model.LongVARing",
+            chat_class_path="longva_model.lmms_model.LongVARingChat",
+        )
+    ]
+
+
+def install_task_hook() -> None:
+    """Make lmms-eval index our tasks by default, now if its tasks are imported, else when they are."""
+    try:
+        loaded = sys.modules.get(_TARGET)
+        if loaded is not None and hasattr(loaded, "TaskManager"):
+            _extend(loaded)
+        elif not any(isinstance(finder, _TaskFinder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _TaskFinder())
+    except Exception as error:
+        _warn(error)
+
+
+def _extend(module: ModuleType) -> None:
+    """Let ``TaskManager.initialize_tasks`` add our folder when the defaults are included; idempotent."""
+    original = module.TaskManager.initialize_tasks
+    if getattr(original, "_vniah", False):
+        return
+
+    @functools.wraps(original)
+    def initialize_tasks(self: Any, include_path: Any = None, include_defaults: bool = True) -> Any:
+        try:
+            if include_defaults:
+                chosen = [include_path] if isinstance(include_path, str) else list(include_path or [])
+                # Behind the user's own folders; built-in names win in lmms-eval whatever the order.
+                include_path = [*chosen, str(tasks_dir())]
+        except Exception as error:
+            _warn(error)
+        return original(self, include_path=include_path, include_defaults=include_defaults)
+
+    initialize_tasks._vniah = True  # type: ignore[attr-defined]
+    module.TaskManager.initialize_tasks = initialize_tasks
+
+
+class _TaskFinder(importlib.abc.MetaPathFinder):
+    """Steps aside after it has wrapped the loader of ``lmms_eval.tasks`` once."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _TARGET:
+            return None
+        try:
+            sys.meta_path.remove(self)
+        except ValueError:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ExtendingLoader(spec.loader)
+        return spec
+
+
+class _ExtendingLoader(importlib.abc.Loader):
+    """Runs the module's own loader, then extends it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._inner.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._inner.exec_module(module)
+        try:
+            _extend(module)
+        except Exception as error:
+            _warn(error)
+
+    def __getattr__(self, name: str) -> Any:
+        # Resource readers and the like ask the loader for more than the two methods above.
+        return getattr(self._inner, name)
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"vniah could not add its tasks to lmms-eval ({error}); "
+        'pass --include_path "$(vniah tasks-dir)" to lmms-eval instead',
+        RuntimeWarning,
+        stacklevel=2,
+    )

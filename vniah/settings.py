@@ -1,0 +1,83 @@
+"""What a V-NIAH run is asked to measure: read once, from the environment over a task's YAML metadata.
+
+lmms-eval passes no arguments to a task, so the grid and inputs travel as ``VNIAH_*`` variables
+(or an ``env:`` block of ``lmms-eval --config``), or as the same keys in the YAML's metadata.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vniah.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
+
+DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
+KEYS = ("frames", "depths", "haystack", "needles", "decoder", "cache", "cache_gb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The inputs of a grid.
+
+    Attributes:
+        frames, depths: grid specs (see ``Grid.parse``).
+        haystack: video file, folder of images, or ``synthetic[:seed]``.
+        needles: Hub dataset id, folder, ``builtin`` or ``icons[:seed[:count]]``.
+        decoder: ``pyav`` (exact), ``pyav-fast`` (approximate) or ``decord``.
+        cache: folder for composed videos and frame embeddings.
+        cache_gb: bound of each kind of cached file, in gigabytes.
+    """
+
+    frames: str = PAPER_FRAMES
+    depths: str = PAPER_DEPTHS
+    haystack: str = "synthetic"
+    needles: str = DEFAULT_NEEDLES
+    decoder: str = "pyav"
+    cache: str = ""
+    cache_gb: float = 20.0
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+        """``VNIAH_<KEY>`` of the environment, else the key of ``metadata``, else the default.
+
+        Raises:
+            ValueError: an unknown ``VNIAH_`` variable is not an error (others may own it), but
+                ``VNIAH_CACHE_GB`` that is not a positive number is.
+        """
+        environ = os.environ if environ is None else environ
+        metadata = metadata or {}
+        values: dict[str, Any] = {}
+        for key in KEYS:
+            value = environ.get(f"VNIAH_{key.upper()}") or metadata.get(key)
+            if value is not None and value != "":
+                values[key] = str(value)
+        if "cache_gb" in values:
+            try:
+                values["cache_gb"] = float(values["cache_gb"])
+            except ValueError:
+                values["cache_gb"] = -1.0
+            if not values["cache_gb"] > 0:
+                raise ValueError("VNIAH_CACHE_GB must be a positive number of gigabytes, such as 20")
+        return cls(**values)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid.parse(self.frames, self.depths)
+
+    @property
+    def cache_dir(self) -> Path:
+        return cache_dir(self.cache)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cache_dir(chosen: str = "") -> Path:
+    """``chosen``, else ``VNIAH_CACHE``, else ``$XDG_CACHE_HOME/vniah``, else ``~/.cache/vniah``."""
+    if chosen or os.environ.get("VNIAH_CACHE"):
+        return Path(chosen or os.environ["VNIAH_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vniah"
