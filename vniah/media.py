@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vniah.requests import Segment
 
 FramesNHWC = NDArray[np.uint8]
+TokensT = NDArray[np.int64]
 
 
 @runtime_checkable
@@ -33,6 +34,18 @@ class FrameSource(Protocol):
 
 
 @runtime_checkable
+class TokenSource(Protocol):
+    """Token ids by position. ``fingerprint`` is a hash of the text and of how it is tokenised."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def tokens(self, start: int, stop: int) -> TokensT:
+        """Ids ``start`` to ``stop`` (exclusive), int64 of shape (T,)."""
+        ...
+
+
+@runtime_checkable
 class Visual(Protocol):
     """The visual part of one prompt.
 
@@ -45,6 +58,6 @@ class Visual(Protocol):
 
     def segments(self) -> tuple[Segment, ...]: ...
 
-    def media(self) -> Mapping[str, FrameSource | Any]:
-        """Maps the ``source`` of each segment to its frames, or to a PIL image for ``Image``."""
+    def media(self) -> Mapping[str, FrameSource | TokenSource | Any]:
+        """Maps each segment's ``source`` to its frames or tokens, or to a PIL image for ``Image``."""
         ...

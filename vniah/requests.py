@@ -43,7 +43,23 @@ class Image:
     as_frame: bool = True
 
 
-Segment: TypeAlias = Text | Frames | Image
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens ``start`` to ``stop`` (exclusive) of ``source``, the fingerprint of a tokenised text.
+
+    The text counterpart of ``Frames``: a long haystack is tokenised once and shared by every prompt.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"Tokens needs 0 <= start < stop, got {self.start}..{self.stop}")
+
+
+Segment: TypeAlias = Text | Frames | Image | Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +105,7 @@ class Node:
 
 
 class RequestTree:
-    """Requests merged by equal prefixes; ``Frames`` are split where branches part.
+    """Requests merged by equal prefixes; ``Frames`` and ``Tokens`` are split where branches part.
 
     Example: two cells of one haystack share ``Frames(hay, 0, min(k1, k2))``. A node's children start
     with different first frames or texts, so a walk never computes the same prefix twice.
@@ -117,30 +133,37 @@ class RequestTree:
 
 
 def _descend(node: Node, segment: Segment) -> Node:
-    """Follow or create the path for ``segment`` below ``node`` and return its last node."""
-    if not isinstance(segment, Frames):
+    """Follow or create the path for ``segment`` below ``node`` and return its last node.
+
+    Iterative, since a haystack's trunk has a node per splice.
+    """
+    while isinstance(segment, (Frames, Tokens)):
+        child = next((child for child in node.children if _starts_alike(child.segment, segment)), None)
+        if child is None:
+            break
+        if segment.stop < child.segment.stop:  # type: ignore[union-attr]
+            _split(child, segment.stop)
+        end = child.segment
+        assert isinstance(end, (Frames, Tokens))
+        if segment.stop == end.stop:
+            return child
+        node, segment = child, type(segment)(segment.source, end.stop, segment.stop)
+    else:
         for child in node.children:
             if child.segment == segment:
                 return child
-        node.children.append(Node(segment))
-        return node.children[-1]
-    for child in node.children:
-        other = child.segment
-        if isinstance(other, Frames) and (other.source, other.start) == (segment.source, segment.start):
-            if segment.stop < other.stop:
-                _split(child, segment.stop)
-            end = child.segment
-            assert isinstance(end, Frames)
-            if segment.stop == end.stop:
-                return child
-            return _descend(child, Frames(segment.source, end.stop, segment.stop))
     node.children.append(Node(segment))
     return node.children[-1]
 
 
+def _starts_alike(other: Segment | None, span: Frames | Tokens) -> bool:
+    return type(other) is type(span) and (other.source, other.start) == (span.source, span.start)  # type: ignore[union-attr]
+
+
 def _split(node: Node, at: int) -> None:
-    """Cut a ``Frames`` node in two at frame ``at``: the tail becomes its only child, with all it led to."""
-    frames = node.segment
-    assert isinstance(frames, Frames) and frames.start < at < frames.stop
-    tail = Node(Frames(frames.source, at, frames.stop), node.children, node.leaves)
-    node.segment, node.children, node.leaves = Frames(frames.source, frames.start, at), [tail], []
+    """Cut a span's node in two at frame or token ``at``: the tail becomes its only child, with all it led to."""
+    span = node.segment
+    assert isinstance(span, (Frames, Tokens)) and span.start < at < span.stop
+    kind = type(span)
+    tail = Node(kind(span.source, at, span.stop), node.children, node.leaves)
+    node.segment, node.children, node.leaves = kind(span.source, span.start, at), [tail], []
