@@ -141,10 +141,9 @@ def _descend(node: Node, segment: Segment) -> Node:
         child = next((child for child in node.children if _starts_alike(child.segment, segment)), None)
         if child is None:
             break
-        if segment.stop < child.segment.stop:  # type: ignore[union-attr]
+        if segment.stop < _span(child).stop:
             _split(child, segment.stop)
-        end = child.segment
-        assert isinstance(end, (Frames, Tokens))
+        end = _span(child)
         if segment.stop == end.stop:
             return child
         node, segment = child, type(segment)(segment.source, end.stop, segment.stop)
@@ -157,13 +156,18 @@ def _descend(node: Node, segment: Segment) -> Node:
 
 
 def _starts_alike(other: Segment | None, span: Frames | Tokens) -> bool:
-    return type(other) is type(span) and (other.source, other.start) == (span.source, span.start)  # type: ignore[union-attr]
+    return isinstance(other, type(span)) and (other.source, other.start) == (span.source, span.start)
+
+
+def _span(node: Node) -> Frames | Tokens:
+    assert isinstance(node.segment, (Frames, Tokens))
+    return node.segment
 
 
 def _split(node: Node, at: int) -> None:
     """Cut a span's node in two at frame or token ``at``: the tail becomes its only child, with all it led to."""
-    span = node.segment
-    assert isinstance(span, (Frames, Tokens)) and span.start < at < span.stop
+    span = _span(node)
+    assert span.start < at < span.stop
     kind = type(span)
     tail = Node(kind(span.source, at, span.stop), node.children, node.leaves)
     node.segment, node.children, node.leaves = kind(span.source, span.start, at), [tail], []
