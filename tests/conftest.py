@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import LoopbackHub
 
 # Two cores are what the suite is sized for; oversubscription makes it slower and flaky.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -19,6 +21,14 @@ def shared() -> Path:
     if not (root / "parity").is_dir():
         pytest.skip("the parity cases and real data (../shared) are not here")
     return root
+
+
+@pytest.fixture
+def loopback_hub() -> Iterator[LoopbackHub]:
+    """A Hub on 127.0.0.1 for one test; see hub_server.py."""
+    hub = LoopbackHub().start()
+    yield hub
+    hub.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
