@@ -1,0 +1,278 @@
+"""Read a run back: from an lmms-eval output folder, a file of logged samples, or a journal.
+
+lmms-eval 0.7.3 writes, under ``--output_path OUT``, ``OUT/<model>/<date>_results.json`` and, with
+``--log_samples``, one ``<date>_samples_<task>.jsonl`` a task.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vniah.results import Run, ScoredCell, cells_from_scores
+from vniah.scored_rows import read_cells
+
+_RESULTS = re.compile(r"^(?P<date>.+)_results\.json$")
+_SAMPLES = re.compile(r"^(?P<date>.+?)_samples_(?P<task>.+)\.jsonl$")
+_MODEL_KEYS = ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
+JOURNAL = "journal.jsonl"
+_LOOKED_FOR = f"*_results.json and *_samples_*.jsonl (from lmms-eval --output_path with --log_samples), or {JOURNAL}"
+
+
+@dataclass(slots=True)
+class _Evaluation:
+    """The files of one evaluation: they share a folder and a date."""
+
+    folder: Path
+    date: str
+    results: Path | None
+    samples: dict[str, Path]
+
+    @property
+    def age(self) -> tuple[str, float]:
+        files = [self.results] if self.results else list(self.samples.values())
+        return self.date, max(file.stat().st_mtime for file in files)
+
+    def tasks(self) -> list[str]:
+        """Every task it scored, logged or not."""
+        known = dict.fromkeys(self.samples)
+        if self.results:
+            known.update(dict.fromkeys(_load_json(self.results).get("results", {})))
+        return list(known)
+
+
+def read_run(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    task: str | None = None,
+    partial: bool = False,
+) -> Run:
+    """Read the needle grid of a run.
+
+    Args:
+        path: lmms-eval output folder (the newest run in it), its results or samples file, or a journal.
+        name: what to call the run; its model's name otherwise.
+        task: which task, where the run scored several.
+        partial: accept a grid with holes (a run that was stopped, or limited).
+
+    Raises:
+        FileNotFoundError: no such path, or nothing there to read; says what was looked for.
+        ValueError: a broken line (with its number), no scored cells, several tasks to choose from, or
+            cells that are missing from the grid.
+    """
+    runs = read_runs(path, name, task=task)
+    with_cells = [run for run in runs if run.placed]
+    if not with_cells:
+        tasks = ", ".join(run.task for run in runs) or "none"
+        raise ValueError(
+            f"{path} has no scored needle cells (tasks in it: {tasks}); run lmms-eval with --log_samples, "
+            "or name a folder that has a samples file of vniah or text_niah"
+        )
+    if len(with_cells) > 1:
+        tasks = ", ".join(run.task for run in with_cells)
+        raise ValueError(f"{path} holds several grids ({tasks}); choose one with --task")
+    (run,) = with_cells
+    missing = run.missing()
+    if missing and not partial:
+        (frames, depth), count = next(iter(missing)), sum(missing.values())
+        raise ValueError(
+            f"{path}: {count} of {count + len(run.placed)} cells of the grid are missing, the first "
+            f"at {frames} {run.unit}, depth {depth} %; let the run finish, or pass --partial to use what is there"
+        )
+    return run
+
+
+def read_runs(path: str | Path, name: str | None = None, *, task: str | None = None) -> list[Run]:
+    """Read every task of the newest evaluation at ``path``, needle grids or not, as one run a task.
+
+    With ``task``, of the newest evaluation that has that task. See ``read_run`` for the arguments.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_run``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no such run: {path}; expected an lmms-eval output folder, a samples file or a journal"
+        )
+    if path.is_file() and not _RESULTS.match(path.name) and not _SAMPLES.match(path.name):
+        return [_read_loose(path, name, task)]
+    found = _evaluations(path)
+    if task is not None and found:
+        tasks = {one for evaluation in found for one in evaluation.tasks()}
+        if task not in tasks:
+            raise ValueError(f"{path} has no task {task!r}; it has {', '.join(sorted(tasks)) or 'none'}")
+        found = [evaluation for evaluation in found if task in evaluation.tasks()]
+    if not found:
+        journals = sorted(path.rglob(JOURNAL), key=lambda file: file.stat().st_mtime) if path.is_dir() else []
+        if journals:
+            return [_read_loose(journals[-1], name, task)]
+        raise FileNotFoundError(f"nothing to read in {path}; looked for {_LOOKED_FOR}")
+    newest = max(found, key=lambda evaluation: evaluation.age)
+    return _read_evaluation(newest, name, task, only=path if _SAMPLES.match(path.name) else None)
+
+
+def _evaluations(path: Path) -> list[_Evaluation]:
+    """The evaluations under a folder, or the one that a file belongs to."""
+    if path.is_file():
+        match = _RESULTS.match(path.name) or _SAMPLES.match(path.name)
+        assert match is not None, "the caller checked the name"
+        wanted, files = match["date"], list(path.parent.iterdir())
+    else:
+        wanted, files = None, sorted(path.rglob("*.json*"))
+    found: dict[tuple[Path, str], _Evaluation] = {}
+    for file in files:
+        results, samples = _RESULTS.match(file.name), _SAMPLES.match(file.name)
+        match = samples or results
+        if match is None or not file.is_file() or (wanted is not None and match["date"] != wanted):
+            continue
+        key = (file.parent, match["date"])
+        evaluation = found.setdefault(key, _Evaluation(file.parent, match["date"], None, {}))
+        if samples:
+            evaluation.samples[samples["task"]] = file
+        else:
+            evaluation.results = file
+    return list(found.values())
+
+
+def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None, only: Path | None) -> list[Run]:
+    """One run a task. Without logged samples a needle grid has unnamed cells, any other task none."""
+    whole = _load_json(evaluation.results) if evaluation.results else {}
+    tasks = evaluation.tasks()
+    if only is not None:
+        tasks = [one for one in tasks if evaluation.samples.get(one) == only]
+    runs = []
+    for one in tasks:
+        if task is not None and one != task:
+            continue
+        samples = evaluation.samples.get(one)
+        model = str(whole.get("model_name") or _mapping(whole.get("config")).get("model") or evaluation.folder.name)
+        runs.append(
+            Run(
+                name=name or Path(model).name,
+                task=one,
+                model=model,
+                cells=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
+                metrics=_metrics(_mapping(whole.get("results")).get(one)),
+                settings=_settings(whole, one, evaluation),
+            )
+        )
+    return runs
+
+
+def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
+    """A journal, or a samples file under another name: rows and nothing around them."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"cannot read a run from {path.name}; expected {_LOOKED_FOR}")
+    cells = read_cells(path, last_wins=True)
+    told = {str(cell.extra[key]) for cell in cells for key in ("task",) if key in cell.extra}
+    models = {str(cell.extra[key]) for cell in cells for key in ("model",) if key in cell.extra}
+    if task is not None and told:
+        cells = tuple(cell for cell in cells if str(cell.extra.get("task", task)) == task)
+        if not cells:
+            raise ValueError(f"{path} has no task {task!r}; it has {', '.join(sorted(told))}")
+        told = {task}
+    elif len(told) > 1:
+        raise ValueError(f"{path} holds several tasks ({', '.join(sorted(told))}); choose one with --task")
+    model = models.pop() if len(models) == 1 else path.resolve().parent.name
+    return Run(
+        name=name or Path(model).name,
+        task=task or (told.pop() if told else "vniah"),
+        model=model,
+        cells=cells,
+        settings={"files": {"journal": str(path)}},
+    )
+
+
+def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:
+    """Unnamed cells from the ``*_grid`` metric, ``{num_frames: {depth or "control": score}}``; none without it.
+
+    lmms-eval notes how many documents there were, hence over how many needles each score is a mean.
+    """
+    metrics = _mapping(_mapping(whole.get("results")).get(task))
+    grids = [_mapping(value) for key, value in metrics.items() if key.partition(",")[0].endswith("_grid")]
+    scores = {
+        (int(frames), None if depth == "control" else int(depth)): float(score)
+        for grid in grids
+        for frames, column in grid.items()
+        for depth, score in _mapping(column).items()
+    }
+    documents = _mapping(_mapping(whole.get("n-samples")).get(task)).get("effective")
+    if not scores or not isinstance(documents, int) or documents % len(scores):
+        return ()
+    return cells_from_scores(scores, documents // len(scores))
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); the file is damaged") from None
+    if not isinstance(whole, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(whole).__name__}")
+    return whole
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _metrics(values: Any) -> dict[str, float]:
+    """Scalar metrics by name, lmms-eval's ``,filter`` cut off; a dict of scalars becomes ``name/key``."""
+    found: dict[str, float] = {}
+    for key, value in _mapping(values).items():
+        name = key.partition(",")[0]
+        if "_stderr" in name or name.endswith("_grid") or name in {"alias", "samples"}:
+            continue
+        parts: Iterable[tuple[str, Any]] = (
+            ((f"{name}/{part}", one) for part, one in value.items()) if isinstance(value, Mapping) else ((name, value),)
+        )
+        for full, one in parts:
+            if isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one):
+                found[full] = float(one)
+    return found
+
+
+def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> dict[str, Any]:
+    """What the page of a run shows: model, task, versions, timing, files; empty sections left out."""
+    config, task_config = _mapping(whole.get("config")), _mapping(_mapping(whole.get("configs")).get(task))
+    sections = {
+        "model": {
+            key: config.get(key) for key in ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
+        },
+        "task": dict(_mapping(task_config.get("metadata"))),
+        "versions": {
+            "lmms_eval": whole.get("lmms_eval_version"),
+            "git_hash": whole.get("git_hash"),
+            "task": _mapping(whole.get("versions")).get(task),
+        },
+        "timing": {
+            "date": whole.get("date") or evaluation.date,
+            "seconds": whole.get("total_evaluation_time_seconds"),
+            "throughput": whole.get("throughput"),
+        },
+        "files": {
+            "results": str(evaluation.results) if evaluation.results else None,
+            "samples": str(evaluation.samples[task]) if task in evaluation.samples else None,
+        },
+    }
+    kept = {
+        title: {key: value for key, value in section.items() if value not in (None, "", {}, [])}
+        for title, section in sections.items()
+    }
+    return {title: section for title, section in kept.items() if section}
+
+
+def model_args(run: Run) -> dict[str, str]:
+    """The run's ``--model_args`` as a dict of strings; empty where they are not known."""
+    value = _mapping(run.settings.get("model")).get("model_args")
+    if isinstance(value, Mapping):
+        return {str(key): str(one) for key, one in value.items()}
+    pairs = (piece.partition("=") for piece in str(value or "").split(",") if "=" in piece)
+    return {key.strip(): one for key, _, one in pairs}

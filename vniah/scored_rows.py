@@ -1,0 +1,109 @@
+"""Scored cells as lines of JSON: lmms-eval's logged samples and our journals, read and checked.
+
+A sample's row holds every metric's dict under the metric's name; ours carry all that is known of a
+scored cell (see ``ScoredCell``). Knows nothing about folders or runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vniah.results import ScoredCell
+
+_OWN = {field.name for field in fields(ScoredCell)} - {"extra"}
+
+
+def read_cells(path: Path, *, last_wins: bool) -> tuple[ScoredCell, ...]:
+    """Every scored cell of a samples file or journal, in file order.
+
+    A cell that was scored twice is one cell when both scores agree; when they do not, the later one
+    counts in a journal (``last_wins``), and in a samples file it is an error.
+
+    Raises:
+        ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice.
+    """
+    found: dict[tuple[int, int | None, str, Any], ScoredCell] = {}
+    for number, row in _rows(path, forgive_last=last_wins):
+        scored = _scored_dict(row)
+        if scored is None:
+            continue
+        cell = _cell(scored, row, f"{path}, line {number}")
+        key = (cell.num_frames, cell.depth_percent, cell.needle, cell.extra.get("task"))
+        before = found.get(key)
+        if before is not None and not last_wins and before.correct != cell.correct:
+            raise ValueError(
+                f"{path}, line {number}: a second, different score for {cell.num_frames} frames, "
+                f"depth {cell.depth_percent}, needle {cell.needle!r}"
+            )
+        found[key] = cell
+    return tuple(found.values())
+
+
+def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line number, row). ``forgive_last``: a last line that was cut off while being written is skipped."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if forgive_last and not line.endswith("\n"):
+                    return
+                raise ValueError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+            yield number, row
+
+
+def _scored_dict(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The part of a row that describes a scored cell: the row itself or one of its values, the fullest."""
+    described = [
+        candidate
+        for candidate in (row, *row.values())
+        if isinstance(candidate, Mapping)
+        and "correct" in candidate
+        and ("num_frames" in candidate or "context_length" in candidate)
+    ]
+    return max(described, key=len, default=None)
+
+
+def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> ScoredCell:
+    """Check the parts of a scored cell and keep what else the row says under ``extra``."""
+    frames = scored.get("num_frames", scored.get("context_length"))
+    depth, control = scored.get("depth_percent"), bool(scored.get("control", False))
+    if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
+        raise ValueError(f"{where}: num_frames must be a positive whole number, got {frames!r}")
+    if isinstance(depth, float) and depth.is_integer():
+        depth = int(depth)
+    if control:
+        depth = None
+    elif not isinstance(depth, int) or not 0 <= depth <= 100:
+        raise ValueError(f"{where}: depth_percent must be a whole number from 0 to 100, got {depth!r}")
+    if scored["correct"] not in (True, False):
+        raise ValueError(f"{where}: correct must be true or false, got {scored['correct']!r}")
+    extra = {key: value for key, value in scored.items() if key not in _OWN and key != "context_length"}
+    for key in ("task", "model"):
+        if isinstance(row.get(key), str):
+            extra.setdefault(key, row[key])
+    if isinstance(row.get("input"), str):
+        extra.setdefault("question", row["input"])
+    index = scored.get("needle_index")
+    return ScoredCell(
+        num_frames=frames,
+        depth_percent=depth,
+        needle=str(scored.get("needle", "")),
+        correct=bool(scored["correct"]),
+        control=control,
+        needle_index=None if control or index is None else int(index),
+        predicted=str(scored.get("predicted", "")),
+        answer=str(scored.get("answer", row.get("target", ""))),
+        predicted_ids=tuple(int(one) for one in scored.get("predicted_ids") or ()),
+        answer_ids=tuple(int(one) for one in scored.get("answer_ids") or ()),
+        answer_logprobs=tuple(float(one) for one in scored.get("answer_logprobs") or ()),
+        extra=extra,
+    )
