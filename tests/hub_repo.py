@@ -96,7 +96,7 @@ class Repo:
             folders.update(prefix + "/".join(parts[: depth + 1]) for depth in range(deepest))
             if recursive or len(parts) == 1:
                 entries.append(file.entry())
-        return [self._folder(name) for name in sorted(folders)] + entries
+        return [self._folder(name) for name in sorted(folders) if name] + entries
 
     def path_info(self, path: str) -> dict[str, Any] | None:
         if path in self.files:

@@ -1,0 +1,178 @@
+"""Downloads against a Hub on 127.0.0.1: cache first, resume, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import LoopbackHub
+
+from vniah import hub, hub_resume
+
+
+@pytest.fixture
+def online(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The loopback Hub as this process's Hub, with an empty cache."""
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return loopback_hub
+
+
+def random_bytes(n: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(n)
+
+
+def test_first_download_then_cache(online: LoopbackHub) -> None:
+    online.add_repo("org/set", {"a.json": "{}", "data/b.parquet": b"12345", "c.txt": "no"}, repo_type="dataset")
+    folder = hub.fetch_dataset("org/set", allow_patterns=["*.json", "*.parquet"], progress=False)
+    assert (folder / "a.json").read_text() == "{}"
+    assert (folder / "data" / "b.parquet").read_bytes() == b"12345"
+    assert not (folder / "c.txt").exists()
+
+    before = len(online.requests)
+    assert hub.fetch_dataset("org/set", allow_patterns=["*.json", "*.parquet"]) == folder
+    assert len(online.requests) == before, "a cached snapshot makes no request"
+
+
+def test_cached_use_with_the_hub_down(online: LoopbackHub) -> None:
+    online.add_repo("org/set", {"a.json": "{}"})
+    folder = hub.fetch_dataset("org/set", progress=False)
+    online.stop()
+    assert hub.fetch_dataset("org/set") == folder
+
+
+def test_partial_cache_is_completed_and_never_passed_as_whole(online: LoopbackHub) -> None:
+    online.add_repo("org/set", {"a.json": "{}", "b.json": "[]"})
+    folder = hub.fetch_dataset("org/set", allow_patterns=["a.json"], progress=False)
+    assert hub.cached_snapshot("org/set", "dataset") is None
+    assert hub.fetch_dataset("org/set", progress=False) == folder
+    assert (folder / "b.json").exists()
+
+
+def test_refresh_finds_a_new_commit_and_revisions_stay_apart(online: LoopbackHub) -> None:
+    first = online.add_repo("org/set", {"a.json": "1"})
+    online.add_repo("org/set", {"a.json": "old"}, revision="v0")
+    assert (hub.fetch_dataset("org/set", progress=False) / "a.json").read_text() == "1"
+    online.add_repo("org/set", {"a.json": "2"})
+    assert (hub.fetch_dataset("org/set", progress=False) / "a.json").read_text() == "1"
+    assert (hub.fetch_dataset("org/set", refresh=True, progress=False) / "a.json").read_text() == "2"
+    assert (hub.fetch_dataset("org/set", "v0", progress=False) / "a.json").read_text() == "old"
+    assert (hub.fetch_dataset("org/set", first, progress=False) / "a.json").read_text() == "1"
+
+
+def test_dropped_connection_resumes_by_range(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
+    content = random_bytes(1 << 20)
+    online.add_repo("org/net", {"model.safetensors": content, "config.json": "{}"}, repo_type="model")
+    online.drop("model.safetensors", after=300_000)
+    folder = hub.fetch_model("org/net", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == content
+    ranges = [r for method, path, r in online.requests if method == "GET" and path.endswith("model.safetensors")]
+    assert ranges == ["", "bytes=300000-"]
+
+
+def test_killed_process_resumes_where_it_stopped(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that gives up leaves its bytes; the next one asks for the rest only."""
+    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
+    monkeypatch.setattr(hub_resume, "ATTEMPTS", 1)
+    content = random_bytes(1 << 20)
+    online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
+    online.drop("model.safetensors", after=500_000)
+    online.drop("model.safetensors", after=0)
+    with pytest.raises(hub.HubUnreachableError, match="what has arrived is kept"):
+        hub.fetch_model("org/net", progress=False)
+    assert hub.cached_snapshot("org/net") is None
+    folder = hub.fetch_model("org/net", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == content
+    assert online.requests[-1][2] == "" and ("GET", "bytes=500000-") in {(m, r) for m, _, r in online.requests}
+    assert not list(Path(os.environ["HF_HUB_CACHE"]).rglob("*.resume"))
+
+
+def test_damaged_file_is_refused_and_not_kept(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
+    content = random_bytes(50_000)
+    online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
+    blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--org--net" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(content).hexdigest()}.resume").write_bytes(b"not the beginning of it")
+    with pytest.raises(OSError, match="arrived damaged"):
+        hub.fetch_model("org/net", progress=False)
+    assert list(blobs.iterdir()) == []
+    assert (hub.fetch_model("org/net", progress=False) / "model.safetensors").read_bytes() == content
+
+
+def test_missing_repository_and_revision(online: LoopbackHub) -> None:
+    with pytest.raises(hub.RepositoryMissingError, match=r"no dataset 'org/none'.*check the name"):
+        hub.fetch_dataset("org/none", progress=False)
+    online.add_repo("org/set", {"a.json": "{}"})
+    with pytest.raises(hub.RepositoryMissingError, match="no revision 'v9'"):
+        hub.fetch_dataset("org/set", "v9", progress=False)
+
+
+def test_hub_down_or_broken_without_a_cache(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    online.fail("/api/datasets/org/set", status=503)
+    with pytest.raises(hub.HubUnreachableError, match="answered 503"):
+        hub.fetch_dataset("org/set", progress=False)
+    online.stop()
+    with pytest.raises(hub.HubUnreachableError, match=r"gave no answer.*HF_ENDPOINT"):
+        hub.fetch_dataset("org/set", progress=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(hub.HubUnreachableError, match="HF_HUB_OFFLINE is set"):
+        hub.fetch_dataset("org/set", progress=False)
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "data/../../evil.json", "C:\\evil.json"])
+def test_file_name_that_leaves_its_folder_stops_the_download(online: LoopbackHub, name: str, tmp_path: Path) -> None:
+    online.add_repo("org/set", {"good.json": "{}", name: "evil"})
+    with pytest.raises(ValueError, match=r"org/set.*leaves its folder.*nothing was downloaded"):
+        hub.fetch_dataset("org/set", progress=False)
+    assert online.count("GET", "/resolve/") == 0
+    assert not list(tmp_path.rglob("evil*")) and not list(tmp_path.rglob("good*"))
+
+
+def test_pickle_weights_are_neither_fetched_nor_accepted(online: LoopbackHub) -> None:
+    online.add_repo("org/old", {"pytorch_model.bin": b"x" * 10, "config.json": "{}"}, repo_type="model")
+    with pytest.raises(ValueError, match=r"org/old has no \*\.safetensors"):
+        hub.fetch_model("org/old", progress=False)
+    assert online.count("GET", "pytorch_model.bin") == 0
+
+
+def test_disk_too_small(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    online.add_repo("org/set", {"a.json": "{}" * 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(OSError, match=r"org/set needs .* free"):
+        hub.fetch_dataset("org/set", progress=False)
+
+
+def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub.hub_cache_dir() == Path.home() / ".cache" / "huggingface" / "hub"
+    assert hub.hub_endpoint() == "https://huggingface.co"
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert hub.hub_cache_dir() == tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert hub.hub_cache_dir() == tmp_path / "elsewhere"
+
+
+def test_load_dataset_reads_from_the_loopback_hub(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+    """Stand-ins for benchmarks are served this way in other rooms' tests."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"question": ["a", "b"], "n": [1, 2]}), tmp_path / "t.parquet")
+    loopback_hub.add_repo("org/set", {"data/test-00000-of-00001.parquet": tmp_path / "t.parquet"})
+    code = (
+        "import datasets; d = datasets.load_dataset('org/set', split='test'); print(list(d['question']), list(d['n']))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=loopback_hub.env(tmp_path / "home"), capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "['a', 'b'] [1, 2]", run.stderr
+    assert loopback_hub.count("GET", "/resolve/") == 1

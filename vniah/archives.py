@@ -1,0 +1,168 @@
+"""Names and archives from elsewhere: nothing that is named or unpacked here can land outside its folder.
+
+Used for file names in needle folders, for Hub listings and for the zip and tar files that benchmarks ship.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+# A video or image hardly compresses; an archive that grows more than this is built to fill a disk.
+MAX_RATIO = 100
+# Below this size no ratio is dangerous: a short text file may compress a thousandfold.
+_RATIO_APPLIES_FROM = 64 << 20
+_CHUNK = 1 << 20
+
+
+def check_relative_name(name: str) -> PurePosixPath:
+    """The name as a relative path, if it stays below whatever folder it is joined to on any system.
+
+    Raises:
+        ValueError: an empty name, a NUL, an absolute path, a drive letter or a ``..``.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"a file name is empty or no text: {name!r}; expected a path inside its folder")
+    windows = PureWindowsPath(name)
+    # PureWindowsPath splits at both kinds of slash, so this also finds '..\\' in a name made for Linux.
+    if "\0" in name or name.startswith(("/", "\\")) or windows.drive or windows.root or ".." in windows.parts:
+        raise ValueError(f"the file name {name!r} leaves its folder; expected a relative path without '..'")
+    return PurePosixPath(name)
+
+
+def safe_relative_path(name: str, root: Path, *, links_within: Path | None = None) -> Path:
+    """``root / name``, once it is sure that it lies inside ``root``, symbolic links followed.
+
+    Args:
+        name: a path relative to ``root``, as written by someone else.
+        root: the folder it must stay in.
+        links_within: where links may lead instead of ``root``; a Hub snapshot links to the blobs beside it.
+
+    Raises:
+        ValueError: the name, or a link on the way, leaves the folder.
+    """
+    path = root / check_relative_name(name)
+    boundary = (links_within or root).resolve()
+    if not path.resolve().is_relative_to(boundary):
+        raise ValueError(f"{name!r} in {root} is a link that leads out of {boundary}; copy the file in instead")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One file of an archive: its checked name, its size in bytes and the member object of its library."""
+
+    path: PurePosixPath
+    size: int
+    handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+def safe_extract(archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO) -> list[Path]:
+    """Unpack a ``.zip``, ``.tar``, ``.tar.gz`` or the like into ``dest`` and return the files, sorted.
+
+    Every name and size is checked before the first byte is written. Each file appears whole or not at all,
+    and one that is already there with the right size is kept, so an interrupted run can be repeated.
+
+    Raises:
+        FileNotFoundError: no such archive.
+        FileExistsError: ``dest`` holds a file of that name and another size.
+        ValueError: not an archive, encrypted, damaged, holds a link or device, a name that leaves ``dest``,
+            or more than ``max_ratio`` times its own size.
+        OSError: not enough room on the disk.
+    """
+    if not archive.is_file():
+        raise FileNotFoundError(f"no archive at {archive}")
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                return _extract(archive, dest, list(_zip_members(archive, opened)), opened, max_ratio)
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                return _extract(archive, dest, list(_tar_members(archive, tar)), tar, max_ratio)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{archive} is damaged ({error}); delete it and download it again") from None
+    raise ValueError(f"{archive} is neither a zip nor a tar file")
+
+
+def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        if info.is_dir():
+            check_relative_name(info.filename)
+            continue
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise ValueError(f"{archive} holds {info.filename!r}, which is no plain file; nothing was unpacked")
+        if info.flag_bits & 1:
+            raise ValueError(f"{archive} is encrypted ({info.filename!r}); nothing was unpacked")
+        yield _Member(check_relative_name(info.filename), info.file_size, info)
+
+
+def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
+    for info in opened:
+        if info.isdir():
+            # A tar of a folder often starts with './'.
+            check_relative_name(info.name)
+            continue
+        if not info.isreg():
+            raise ValueError(f"{archive} holds {info.name!r}, which is no plain file; nothing was unpacked")
+        yield _Member(check_relative_name(info.name), info.size, info)
+
+
+def _extract(
+    archive: Path, dest: Path, members: list[_Member], opened: zipfile.ZipFile | tarfile.TarFile, max_ratio: float
+) -> list[Path]:
+    total, packed = sum(member.size for member in members), max(1, archive.stat().st_size)
+    if total > _RATIO_APPLIES_FROM and total > max_ratio * packed:
+        raise ValueError(
+            f"{archive} ({packed:,} bytes) would unpack to {total:,} bytes, more than {max_ratio:g} times its size; "
+            "refused as a decompression bomb"
+        )
+    dest.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(dest).free
+    if total > free:
+        raise OSError(f"unpacking {archive} needs {total:,} bytes, but {dest} has {free:,} free")
+    written = []
+    for member in members:
+        target = safe_relative_path(str(member.path), dest)
+        written.append(target)
+        if target.exists():
+            if not target.is_file() or target.stat().st_size != member.size:
+                raise FileExistsError(f"{target} is there already and differs from the one in {archive}; move it away")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = opened.open(member.handle) if isinstance(opened, zipfile.ZipFile) else _open_tar(opened, member)  # type: ignore[arg-type]
+        with source:
+            _write_atomically(source, target, member.size)
+    return sorted(written)
+
+
+def _open_tar(opened: tarfile.TarFile, member: _Member) -> IO[bytes]:
+    assert isinstance(member.handle, tarfile.TarInfo)
+    source = opened.extractfile(member.handle)
+    assert source is not None, "a regular file has content"
+    return source
+
+
+def _write_atomically(source: IO[bytes], target: Path, size: int) -> None:
+    """Copy ``size`` bytes into a temporary file beside ``target`` and move it there."""
+    fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".part")
+    try:
+        with os.fdopen(fd, "wb") as out:
+            left = size
+            while left and (chunk := source.read(min(_CHUNK, left))):
+                out.write(chunk)
+                left -= len(chunk)
+            if left or source.read(1):
+                raise EOFError(f"{target.name} is not of the size its header gives")
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
