@@ -1,0 +1,151 @@
+"""The text a needle is hidden in: essays from the Hub, a folder of .txt files, or built-in prose.
+
+A haystack is sentences in a fixed order; one that is too short for a length is read again from its
+beginning. Knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vniah import hub
+from vniah.text import prose
+from vniah.text.sentences import split_sentences
+
+ESSAYS = "baber/paul_graham_essays"
+BUILTIN = "builtin"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextHaystack:
+    """Sentences by order.
+
+    Attributes:
+        name: what it was opened from, for results and titles.
+        fingerprint: SHA-256 of the text; of the generator's version and seed for built-in prose.
+        num_chars: length of the text; ``None`` where it has no end.
+        sentences: a new iterator over its sentences, from the first.
+        note: why it is not the one that was wanted; empty otherwise.
+    """
+
+    name: str
+    fingerprint: str
+    num_chars: int | None
+    sentences: Callable[[], Iterator[str]]
+    note: str = ""
+
+
+def open_text_haystack(spec: str = "") -> TextHaystack:
+    """Open a haystack.
+
+    Args:
+        spec: a folder of .txt files, a Hub dataset id, or ``builtin[:seed]``. Empty is the paper's, Paul
+            Graham's essays from the Hub, and built-in prose with a note where the Hub cannot be reached.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing to read in it, or no such dataset.
+        ValueError: a file that is not UTF-8, or a ``spec`` that is none of the three.
+        OSError: a Hub dataset that was named cannot be fetched.
+    """
+    if not spec:
+        try:
+            return from_hub(ESSAYS)
+        except OSError as error:
+            note = f"{ESSAYS} could not be had ({error}); built-in prose stands in for it"
+            print(f"text NIAH: {note}", file=sys.stderr)
+            return from_prose(0, note=note)
+    name, _, seed = spec.partition(":")
+    if name == BUILTIN:
+        if seed and not seed.isdecimal():
+            raise ValueError(f"the seed of the built-in haystack is a whole number, as in 'builtin:7'; got {spec!r}")
+        return from_prose(int(seed or 0))
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return from_folder(folder)
+    if not folder.exists() and _HUB_ID.fullmatch(spec):
+        return from_hub(spec)
+    raise FileNotFoundError(
+        f"no text haystack {spec!r}; give a folder of .txt files, a Hub dataset such as {ESSAYS}, or {BUILTIN!r}"
+    )
+
+
+def from_texts(name: str, texts: Sequence[str], *, note: str = "") -> TextHaystack:
+    """A haystack of documents in the given order, a blank line between them.
+
+    Raises:
+        ValueError: nothing but white space.
+    """
+    documents = [text.replace("\r\n", "\n").replace("\r", "\n").strip() for text in texts]
+    whole = "".join(f"{document}\n\n" for document in documents if document)
+    if not whole:
+        raise ValueError(f"the text haystack {name} is empty; expected at least one sentence")
+    sentences = tuple(split_sentences(whole))
+    return TextHaystack(
+        name=name,
+        fingerprint=hashlib.sha256(whole.encode("utf-8")).hexdigest(),
+        num_chars=len(whole),
+        sentences=lambda: iter(sentences),
+        note=note,
+    )
+
+
+def from_folder(folder: Path) -> TextHaystack:
+    """Every .txt file of a folder, by file name (the reference's order was the file system's).
+
+    Raises:
+        FileNotFoundError: no .txt file there.
+        ValueError: naming a file that is not UTF-8.
+    """
+    paths = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"no .txt files in {folder}; a text haystack is a folder with at least one")
+    texts = []
+    for path in paths:
+        try:
+            texts.append(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    return from_texts(str(folder), texts)
+
+
+def from_hub(repo_id: str) -> TextHaystack:
+    """The ``text`` column of a Hub dataset's parquet files, in file and row order.
+
+    Raises:
+        OSError: it cannot be fetched, or has no parquet file.
+        ValueError: its files have no ``text`` column; names the columns there are.
+    """
+    folder = hub.fetch_snapshot(repo_id, "dataset", allow_patterns=("*.parquet",))
+    paths = sorted(folder.rglob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"the dataset {repo_id} has no parquet file; save its text in a folder of .txt files")
+    import pyarrow.parquet
+
+    texts: list[str] = []
+    for path in paths:
+        columns = pyarrow.parquet.read_schema(path).names
+        if "text" not in columns:
+            raise ValueError(f"the dataset {repo_id} has no column 'text' ({path.name} has {', '.join(columns)})")
+        column = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        texts.extend(text for text in column if text)
+    return from_texts(repo_id, texts)
+
+
+def from_prose(seed: int = 0, *, note: str = "") -> TextHaystack:
+    """Built-in prose (see ``prose.py``): endless, hence never read twice."""
+    beginning = "".join(itertools.islice(prose.sentences(seed), 256))
+    key = f"prose {prose.VERSION} {seed}\n{beginning}"
+    return TextHaystack(
+        name=BUILTIN if seed == 0 else f"{BUILTIN}:{seed}",
+        fingerprint=hashlib.sha256(key.encode("utf-8")).hexdigest(),
+        num_chars=None,
+        sentences=lambda: prose.sentences(seed),
+        note=note,
+    )

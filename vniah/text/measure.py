@@ -1,0 +1,177 @@
+"""How a haystack is counted: in tokens of a tokenizer, or by an estimate where there is none.
+
+A haystack is tokenised once, sentence by sentence and only as far as is needed; every cell is then cut
+from it by position. Positions count tokens from the haystack's beginning and run on past its end, where
+it is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vniah.media import TokensT
+from vniah.text.haystack import TextHaystack
+
+# Texts to their token ids, each text tokenised alone and without special tokens.
+Encode = Callable[[list[str]], Sequence[Sequence[int]]]
+
+ESTIMATED_CHARS = 4
+_BLOCK = 1024
+
+
+class Measure:
+    """Counts tokens with ``encode``, or estimates one for ``ESTIMATED_CHARS`` characters when it is ``None``."""
+
+    def __init__(self, encode: Encode | None = None, name: str = "") -> None:
+        self._encode = encode
+        self._counts: dict[str, int] = {}
+        self.unit = f"tokens of {name or 'the model'}" if encode else f"estimated tokens ({ESTIMATED_CHARS} characters)"
+
+    @property
+    def is_estimate(self) -> bool:
+        return self._encode is None
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids by text.
+
+        Raises:
+            ValueError: an estimate has no ids; or the tokenizer gave another number of lists than texts.
+        """
+        if self._encode is None:
+            raise ValueError("no tokenizer is known, so there are only estimated counts and no token ids")
+        ids = [[int(one) for one in row] for row in self._encode(texts)]
+        if len(ids) != len(texts):
+            raise ValueError(f"the tokenizer gave {len(ids)} lists of ids for {len(texts)} texts; expected one each")
+        return ids
+
+    def count(self, text: str) -> int:
+        """Tokens of a short text; remembered."""
+        if text not in self._counts:
+            self._counts[text] = len(self.encode([text])[0]) if self._encode else _estimate(text)
+        return self._counts[text]
+
+
+def _estimate(text: str) -> int:
+    return math.ceil(len(text) / ESTIMATED_CHARS)
+
+
+class MeasuredHaystack:
+    """A haystack with a token position for every sentence border; a ``TokenSource`` when it has a tokenizer.
+
+    Attributes:
+        haystack: what is measured.
+        measure: how.
+    """
+
+    def __init__(self, haystack: TextHaystack, measure: Measure) -> None:
+        self.haystack = haystack
+        self.measure = measure
+        self._stream = haystack.sentences()
+        self._sentences: list[str] = []
+        self._borders: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._ids: TokensT = np.zeros(0, np.int64)
+        self._whole = False
+        self._lock = threading.Lock()
+        self._extend()
+        key = hashlib.sha256(haystack.fingerprint.encode())
+        key.update(self._ids.tobytes() if not measure.is_estimate else measure.unit.encode())
+        self._fingerprint = key.hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the text's and of the ids of its first sentences: another tokenizer, another fingerprint."""
+        return self._fingerprint
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens of one reading; ``None`` while its end has not been reached."""
+        return int(self._borders[-1]) if self._whole else None
+
+    def repeats(self, length: int) -> float:
+        """How many times over the haystack is read for ``length`` tokens; 1.0 when none of it is read again."""
+        self._reach(length)
+        return max(1.0, length / int(self._borders[-1])) if self._whole else 1.0
+
+    def border_before(self, position: int) -> int:
+        """The last sentence border at or before ``position``."""
+        self._reach(position)
+        start, offset = self._fold(position)
+        return start + int(self._borders[np.searchsorted(self._borders, offset, side="right") - 1])
+
+    def border_after(self, position: int) -> int:
+        """The first sentence border at or after ``position``."""
+        self._reach(position)
+        start, offset = self._fold(position)
+        return start + int(self._borders[np.searchsorted(self._borders, offset, side="left")])
+
+    def tokens(self, start: int, stop: int) -> TokensT:
+        """Ids at ``start`` to ``stop`` (exclusive), int64 of shape (T,).
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        if self.measure.is_estimate:
+            self.measure.encode([])
+        self._reach(stop)
+        first, offset = self._fold(start)
+        if stop <= first + len(self._ids):
+            return self._ids[offset : stop - first]
+        return self._ids[np.arange(start, stop) % len(self._ids)]
+
+    def text(self, start: int, stop: int) -> str:
+        """The text between two sentence borders."""
+        self._reach(stop)
+        pieces = []
+        while start < stop:
+            base, offset = self._fold(start)
+            end = min(stop - base, int(self._borders[-1]))
+            first, last = (int(np.searchsorted(self._borders, at)) for at in (offset, end))
+            assert self._borders[first] == offset and self._borders[last] == end, "start and stop are borders"
+            if end == self._borders[-1]:
+                last = len(self._sentences)  # sentences without tokens may follow the last one with some
+            pieces.append("".join(self._sentences[first:last]))
+            start = base + end
+        return "".join(pieces)
+
+    def longest_sentence(self, length: int) -> int:
+        """Tokens of the longest sentence among the first ``length`` tokens: the bound of every placement."""
+        self._reach(length)
+        borders = self._borders[: int(np.searchsorted(self._borders, length, side="left")) + 1]
+        return int(np.diff(borders).max())
+
+    def _fold(self, position: int) -> tuple[int, int]:
+        """(where the reading that holds ``position`` begins, the position in it)."""
+        total = int(self._borders[-1])
+        start = position // total * total if self._whole else 0
+        return start, position - start
+
+    def _reach(self, position: int) -> None:
+        """Measure on until ``position`` is inside, or the haystack ends."""
+        if self._whole or position < self._borders[-1]:
+            return
+        with self._lock:
+            while not self._whole and position >= self._borders[-1]:
+                self._extend()
+
+    def _extend(self) -> None:
+        """Measure the next block of sentences. A text without a single token would never end."""
+        block = list(itertools.islice(self._stream, _BLOCK))
+        if self.measure.is_estimate:
+            counts: Iterable[int] = (_estimate(sentence) for sentence in block)
+        else:
+            rows = self.measure.encode(block) if block else []
+            counts = (len(row) for row in rows)
+            self._ids = np.concatenate([self._ids, np.fromiter(itertools.chain.from_iterable(rows), np.int64)])
+        ends = np.cumsum(np.fromiter(counts, np.int64, len(block))) + self._borders[-1]
+        self._sentences.extend(block)
+        self._borders = np.concatenate([self._borders, ends])
+        self._whole = len(block) < _BLOCK
+        if self._borders[-1] == 0:
+            raise ValueError(f"the tokenizer makes no tokens of the text haystack {self.haystack.name}")

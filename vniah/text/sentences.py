@@ -1,0 +1,80 @@
+"""Cuts plain text into sentences, by the text alone and losing nothing: the pieces joined are the text.
+
+A border stands where a needle may go. White space behind a sentence stays with it up to its last line
+break, and a space before the next word goes with that word, which is where byte-level BPE tokenizers
+cut by themselves: for them, tokenising sentence by sentence gives the tokens of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A piece without any sentence end (code, tables) is cut at white space before this many characters,
+# so that a depth is never missed by more.
+MAX_CHARS = 2000
+
+_SHORT = "mr mrs ms dr prof st sr jr vs etc cf eg ie e.g i.e al approx inc ltd co corp dept est fig no vol ed p pp"
+_ABBREVIATIONS = frozenset(_SHORT.split())
+_CLOSERS = "\"'”’)\\]"
+_END = re.compile(
+    rf"(?P<stop>[.!?…]+[{_CLOSERS}]*)(?=\s|\Z)"  # a stop before white space
+    r"|[。！？]+[”’」』）]*"  # a full-width stop needs none
+    rf"|(?<=[a-z]{{3}})[.!?][{_CLOSERS}]*(?=[A-Z])"  # paragraphs glued together, as in some text dumps
+    r"|\n[^\S\n]*\n"  # a blank line
+)
+_SPACE = re.compile(r"\s*")
+_LAST_WORD = re.compile(r"[\w.]*\Z")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cut ``text`` into sentences; ``"".join(split_sentences(text)) == text``.
+
+    A sentence ends at ``.``, ``!``, ``?`` or an ellipsis, closing quotes and brackets included, before
+    white space and not before a lower-case letter; at a full-width stop; and at a blank line. Common
+    abbreviations and initials do not end one.
+    """
+    sentences: list[str] = []
+    start = 0
+    for found in _END.finditer(text):
+        if found.start() < start or (found["stop"] is not None and not _ends_sentence(text, found)):
+            continue
+        border = _border(text, found.start() if found[0].isspace() else found.end())
+        sentences.extend(_limit(text[start:border]))
+        start = border
+    if start < len(text):
+        sentences.extend(_limit(text[start:]))
+    return sentences
+
+
+def _ends_sentence(text: str, found: re.Match[str]) -> bool:
+    """Whether a stop before white space ends a sentence: not in an abbreviation, not before a lower-case letter."""
+    space = _SPACE.match(text, found.end())
+    assert space is not None
+    following = text[space.end() : space.end() + 1]
+    if following.isalpha() and following.islower():
+        return False
+    if found[0] != "." or "\n\n" in space[0]:
+        return True
+    word_match = _LAST_WORD.search(text, max(0, found.start() - 20), found.start())
+    word = word_match[0] if word_match else ""
+    initial = len(word) == 1 and word.isupper() and word != "I"
+    return not initial and word.lower() not in _ABBREVIATIONS
+
+
+def _border(text: str, end: int) -> int:
+    """Where the sentence that stops at ``end`` is cut: behind the last line break of the white space there."""
+    space = _SPACE.match(text, end)
+    assert space is not None
+    last_break = space[0].rfind("\n")
+    return end + last_break + 1 if last_break >= 0 else end
+
+
+def _limit(piece: str) -> list[str]:
+    """Cut a piece longer than ``MAX_CHARS`` at white space (anywhere, if it has none)."""
+    pieces = []
+    while len(piece) > MAX_CHARS:
+        # A line break stays with what is before it, a space goes with what is behind it, as at sentence ends.
+        cut = piece.rfind("\n", 0, MAX_CHARS) + 1 or max(0, piece.rfind(" ", 0, MAX_CHARS)) or MAX_CHARS
+        pieces.append(piece[:cut])
+        piece = piece[cut:]
+    return [*pieces, piece] if piece else pieces

@@ -1,0 +1,99 @@
+"""What a text NIAH run is asked to measure: from ``TEXT_NIAH_*`` over a task's YAML metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vniah.grid import Grid, parse_range
+from vniah.text.puzzles import TextCell, check_puzzle, parse_lengths
+
+PAPER_LENGTHS = "32000-512000:32000"
+PAPER_DEPTHS = "0-100:10"
+PAPER_SAMPLES = 5
+PAPER_SEED = 24242424
+
+_STRINGS = ("lengths", "depths", "haystack", "tokenizer")
+_NUMBERS = ("samples", "seed")
+# Part of what a task is, so its YAML's alone: no variable of the environment.
+_TASK_NUMBERS = ("num_distractors", "num_needles")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """The inputs of a text NIAH grid.
+
+    Attributes:
+        lengths: tokens of haystack, "32000-512000:32000" or "32K,64K" (K for thousands).
+        depths: percentages, "0-100:10".
+        samples: numbers drawn for each length and depth.
+        haystack: folder of .txt files, Hub dataset id, ``builtin[:seed]``; empty for the paper's essays.
+        tokenizer: folder or Hub id of the tokenizer that counts lengths for a model that brings none.
+        seed: of all draws.
+        num_distractors, variant, num_needles: see ``make_puzzle``.
+
+    Raises:
+        ValueError: naming the value that is out of bounds.
+    """
+
+    lengths: str = PAPER_LENGTHS
+    depths: str = PAPER_DEPTHS
+    samples: int = PAPER_SAMPLES
+    haystack: str = ""
+    tokenizer: str = ""
+    seed: int = PAPER_SEED
+    num_distractors: int = 0
+    variant: str = "single"
+    num_needles: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"TEXT_NIAH_SAMPLES must be at least 1, got {self.samples}")
+        check_puzzle(self.num_distractors, self.variant, self.num_needles)
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> TextSettings:
+        """``TEXT_NIAH_<KEY>`` of the environment, else the key of ``metadata``, else the paper's.
+
+        Raises:
+            ValueError: a count or seed that is not a whole number, or a value out of bounds.
+        """
+        environ = os.environ if environ is None else environ
+        metadata = metadata or {}
+        values: dict[str, Any] = {}
+        for key in (*_STRINGS, *_NUMBERS):
+            value = environ.get(f"TEXT_NIAH_{key.upper()}") or metadata.get(key)
+            if value not in (None, ""):
+                values[key] = str(value) if key in _STRINGS else _whole(value, f"TEXT_NIAH_{key.upper()}")
+        for key in _TASK_NUMBERS:
+            if metadata.get(key) is not None:
+                values[key] = _whole(metadata[key], key)
+        if metadata.get("variant"):
+            values["variant"] = str(metadata["variant"])
+        return cls(**values)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid with lengths for frames."""
+        return Grid(frames=parse_lengths(self.lengths), depths=parse_range(self.depths, "depths"))
+
+    def cells(self) -> Iterator[TextCell]:
+        """Every cell, lengths first, then depths, then samples; one no-needle control behind each length."""
+        grid = self.grid
+        for length in grid.frames:
+            for depth in grid.depths:
+                for sample in range(self.samples):
+                    yield TextCell(length, depth, sample)
+            yield TextCell(length, None, 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
