@@ -40,7 +40,7 @@ class TokenSource(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def tokens(self, start: int, stop: int) -> TokensT:
+    def token_ids(self, start: int, stop: int) -> TokensT:
         """Ids ``start`` to ``stop`` (exclusive), int64 of shape (T,)."""
         ...
 

@@ -49,11 +49,11 @@ class TextSource:
         so that the haystack is tokenised once a model.
 
         Args:
-            encode: texts to lists of token ids, each text tokenised alone, without special tokens: what the
-                model is fed for a ``Text`` segment.
+            encode: a text to its token ids, tokenised alone, without special tokens: what the model is fed
+                for a ``Text`` segment.
             name: what to call it in results.
         """
-        probe = tuple(tuple(int(one) for one in row) for row in encode([PREFIX, question_text(), " 0123456789"]))
+        probe = tuple(tuple(encode(text)) for text in (PREFIX, question_text(), " 0123456789"))
         with self._lock:
             if self._bound != probe:
                 self.measure, self._measured, self._bound = Measure(encode, name), None, probe

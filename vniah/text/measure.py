@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from vniah.media import TokensT
 from vniah.text.haystack import TextHaystack
 
-# Texts to their token ids, each text tokenised alone and without special tokens.
-Encode = Callable[[list[str]], Sequence[Sequence[int]]]
+# A text to its token ids, tokenised alone and without special tokens.
+Encode = Callable[[str], Sequence[int]]
 
 ESTIMATED_CHARS = 4
 _BLOCK = 1024
@@ -38,23 +38,20 @@ class Measure:
     def is_estimate(self) -> bool:
         return self._encode is None
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids by text.
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids of a text.
 
         Raises:
-            ValueError: an estimate has no ids; or the tokenizer gave another number of lists than texts.
+            ValueError: an estimate has no ids.
         """
         if self._encode is None:
             raise ValueError("no tokenizer is known, so there are only estimated counts and no token ids")
-        ids = [[int(one) for one in row] for row in self._encode(texts)]
-        if len(ids) != len(texts):
-            raise ValueError(f"the tokenizer gave {len(ids)} lists of ids for {len(texts)} texts; expected one each")
-        return ids
+        return self._encode(text)
 
     def count(self, text: str) -> int:
         """Tokens of a short text; remembered."""
         if text not in self._counts:
-            self._counts[text] = len(self.encode([text])[0]) if self._encode else _estimate(text)
+            self._counts[text] = len(self._encode(text)) if self._encode else _estimate(text)
         return self._counts[text]
 
 
@@ -111,14 +108,14 @@ class MeasuredHaystack:
         start, offset = self._fold(position)
         return start + int(self._borders[np.searchsorted(self._borders, offset, side="left")])
 
-    def tokens(self, start: int, stop: int) -> TokensT:
+    def token_ids(self, start: int, stop: int) -> TokensT:
         """Ids at ``start`` to ``stop`` (exclusive), int64 of shape (T,).
 
         Raises:
             ValueError: there is no tokenizer.
         """
         if self.measure.is_estimate:
-            self.measure.encode([])
+            self.measure.encode("")
         self._reach(stop)
         first, offset = self._fold(start)
         if stop <= first + len(self._ids):
@@ -166,7 +163,7 @@ class MeasuredHaystack:
         if self.measure.is_estimate:
             counts: Iterable[int] = (_estimate(sentence) for sentence in block)
         else:
-            rows = self.measure.encode(block) if block else []
+            rows = [self.measure.encode(sentence) for sentence in block]
             counts = (len(row) for row in rows)
             self._ids = np.concatenate([self._ids, np.fromiter(itertools.chain.from_iterable(rows), np.int64)])
         ends = np.cumsum(np.fromiter(counts, np.int64, len(block))) + self._borders[-1]
