@@ -1,0 +1,286 @@
+"""The fused kernels behind block attention, each as a pair of functions with one signature.
+
+forward(q, k, v, causal, scale) -> (out_BHTD in q's dtype, lse_BHT fp32, natural log)
+backward(grad, q, k, v, out, lse, causal, scale) -> (dq, dk, dv), with out and lse over all blocks of the queries
+
+Block attention calls them with T > 0, S > 0, a contiguous head size, and ``causal`` only on squares (T = S), where
+top-left and bottom-right masks agree; ``bottom_right`` kernels take causal rectangles too. None of them makes
+T x S scores or repeats grouped key/value heads in memory.
+
+Most are private operators of PyTorch (checked on 2.11 to 2.15). Their contract may change under us, so a kernel
+is used only after ``works`` has compared it with the plain definition on a few numbers, once a process.
+
+Shapes: B batch, H query heads, K key/value heads, G = H / K, T queries, S keys, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from longva_model.attention.reference import plain_backward, plain_forward, reference_attention
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor]]
+
+
+class RefusedError(Exception):
+    """The kernel cannot run these sizes; the next one is tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A forward and a backward, where they apply, and whether causal rectangles (bottom-right) are understood."""
+
+    name: str
+    forward: Forward | None
+    backward: Backward | None
+    applies: Callable[[Tensor], bool]
+    bottom_right: bool = False
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _cpu_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return operator(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+
+
+def _to_eight(*tensors: Tensor) -> list[Tensor]:
+    """Zero-pad the head size to a multiple of 8, as the CUDA kernels want it; zeros change no score."""
+    missing = -tensors[0].shape[-1] % 8
+    return [pad(x, (0, missing)) if missing else x for x in tensors]
+
+
+def _no_dropout(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The random state that the backward operators ask for and, without dropout, never read."""
+    return torch.zeros(2, dtype=torch.uint64, device=device), torch.zeros((), dtype=torch.uint64, device=device)
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    D, T, S = q.shape[-1], q.shape[2], k.shape[2]
+    # The operator's layout is (B, T, H, D), which is how transformers stores what it shows as (B, H, T, D).
+    q, k, v = (x.transpose(1, 2) for x in _to_eight(q, k, v))
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, None, None, T, S, 0.0, causal, False, scale=scale)
+    return out.transpose(1, 2)[..., :D], lse
+
+
+def _flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    D, T, S = q.shape[-1], q.shape[2], k.shape[2]
+    grad, q, k, v, out = (x.transpose(1, 2) for x in _to_eight(grad, q, k, v, out))
+    grads = torch.ops.aten._flash_attention_backward(
+        grad, q, k, v, out, lse, None, None, T, S, 0.0, causal, *_no_dropout(q.device), scale=scale
+    )
+    dq, dk, dv = (x.transpose(1, 2)[..., :D] for x in grads)
+    return dq, dk, dv
+
+
+def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    D, T, G = q.shape[-1], q.shape[2], q.shape[1] // k.shape[1]
+    q, k, v = _to_eight(q, k, v)
+    # The operator wants as many key heads as query heads: one call a group member, on strided views.
+    outs, lses = [], []
+    for member in range(G):
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q[:, member::G], k, v, None, True, 0.0, causal, scale=scale
+        )
+        outs.append(out[..., :D])
+        lses.append(lse[..., :T])  # padded to a multiple of 32 queries
+    if G == 1:
+        return outs[0], lses[0]
+    return torch.stack(outs, 2).flatten(1, 2), torch.stack(lses, 2).flatten(1, 2)
+
+
+def _efficient_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    D, T, G = q.shape[-1], q.shape[2], q.shape[1] // k.shape[1]
+    grad, q, k, v, out = _to_eight(grad, q, k, v, out)
+    # The operator reads lse rows at multiples of 32; +inf there means a probability of zero.
+    lse = pad(lse, (0, -T % 32), value=torch.inf) if torch.version.hip is None else lse
+    dqs = []
+    dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    for member in range(G):
+        heads = slice(member, None, G)
+        dq, dk_member, dv_member, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+            grad[:, heads], q[:, heads], k, v, None, out[:, heads], lse[:, heads].contiguous(),
+            *_no_dropout(q.device), 0.0, [True, True, True, False], causal, scale=scale,
+        )  # fmt: skip
+        dqs.append(dq)
+        dk += dk_member
+        dv += dv_member
+    return torch.stack(dqs, 2).flatten(1, 2)[..., :D], dk[..., :D], dv[..., :D]
+
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    D = q.shape[-1]
+    q, k, v = _to_eight(q, k, v)
+    try:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, causal, False, scale=scale
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # "no valid execution plans" for sizes that it does not know
+        raise RefusedError(str(error)) from error
+    return out[..., :D], lse.reshape(q.shape[:3])
+
+
+def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    from flash_attn import flash_attn_func
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse, _ = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal, return_attn_probs=True)
+    return out.transpose(1, 2), lse
+
+
+def _flash_attn_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn.flash_attn_interface import _flash_attn_backward as operator
+
+    D = q.shape[-1]
+    grad, q, k, v, out = (x.transpose(1, 2).contiguous() for x in _to_eight(grad, q, k, v, out))
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    operator(
+        grad, q, k, v, out, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal, window_size_left=-1,
+        window_size_right=-1, softcap=0.0, alibi_slopes=None, deterministic=False, rng_state=None,
+    )  # fmt: skip
+    dq, dk, dv = (x.transpose(1, 2)[..., :D] for x in (dq, dk, dv))
+    return dq, dk, dv
+
+
+def _half_on_cuda(q: Tensor) -> bool:
+    """bf16 or fp16 on a CUDA device of compute capability 8.0 or more, heads of up to 256."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return q.is_cuda and half and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+def _long_on_hopper(q: Tensor) -> bool:
+    """cuDNN is the faster one from Hopper on, but plans each new shape anew: for long blocks only."""
+    return (
+        _half_on_cuda(q)
+        and q.shape[-1] <= 128
+        and q.shape[2] >= 1024
+        and torch.cuda.get_device_capability(q.device) >= (9, 0)
+        and torch.version.hip is None
+    )
+
+
+@functools.cache
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+# In order of preference. The last one always works.
+KERNELS = (
+    Kernel(
+        name="flash_attn",
+        forward=_flash_attn_forward,
+        backward=_flash_attn_backward,
+        applies=lambda q: _half_on_cuda(q) and _has_flash_attn(),
+        bottom_right=True,
+    ),
+    Kernel(name="cudnn", forward=_cudnn_forward, backward=None, applies=_long_on_hopper),
+    Kernel(name="flash", forward=_flash_forward, backward=_flash_backward, applies=_half_on_cuda),
+    Kernel(
+        name="efficient",
+        forward=_efficient_forward,
+        backward=_efficient_backward,
+        applies=lambda q: q.is_cuda and q.dtype in (torch.float32, torch.bfloat16, torch.float16),
+    ),
+    Kernel(
+        name="cpu",
+        forward=_cpu_forward,
+        backward=_cpu_backward,
+        applies=lambda q: q.device.type == "cpu" and q.dtype.is_floating_point,
+    ),
+    Kernel(name="plain", forward=plain_forward, backward=plain_backward, applies=lambda q: True, bottom_right=True),
+)
+
+
+@functools.cache
+def works(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> bool:
+    """Compare a kernel with the plain definition on a full and a causal block of grouped heads. Cached."""
+    kernel = next(kernel for kernel in KERNELS if kernel.name == name)
+    if (kernel.backward if backward else kernel.forward) is None:
+        return False
+    if name == "plain":
+        return True
+    try:
+        error, allowed = _self_check(kernel, device, dtype, head_size, backward)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ImportError,
+        RefusedError,
+    ) as problem:
+        logger.info("attention kernel %s is not usable on %s in %s: %s", name, device, dtype, problem)
+        return False
+    if not error <= allowed:  # nan counts as wrong
+        logger.warning(
+            "attention kernel %s on %s in %s is off by %.1e (%.1e allowed): not used",
+            name,
+            device,
+            dtype,
+            error,
+            allowed,
+        )
+        return False
+    return True
+
+
+@torch.no_grad()
+def _self_check(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool
+) -> tuple[float, float]:
+    """The largest difference from the plain definition, and what rounding explains."""
+    generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
+
+    def draw(heads: int, length: int) -> Tensor:
+        return torch.randn(1, heads, length, head_size, generator=generator).to(device, dtype)
+
+    def largest(got: Tensor, want: Tensor) -> float:
+        if got.shape != want.shape:
+            return torch.inf
+        return ((got.to(want.dtype) - want).abs().max() / (1 + want.abs().max())).item()
+
+    worst, scale = 0.0, head_size**-0.5
+    assert kernel.forward is not None
+    shapes = [(16, 24, False), (1, 24, False), (16, 16, True)] + [(16, 24, True)] * kernel.bottom_right
+    for num_queries, num_keys, causal in shapes:
+        q, grad, k, v = draw(4, num_queries), draw(4, num_queries), draw(2, num_keys), draw(2, num_keys)
+        out, lse = reference_attention(q, k, v, causal=causal, scale=scale)
+        if backward:
+            assert kernel.backward is not None
+            wide_grad, wide_q, wide_k, wide_v = (x.to(out.dtype) for x in (grad, q, k, v))
+            want = plain_backward(wide_grad, wide_q, wide_k, wide_v, out, lse, causal, scale)
+            got = kernel.backward(grad, q, k, v, out.to(dtype), lse, causal, scale)
+            worst = max(worst, *(largest(a, b) for a, b in zip(got, want, strict=True)))
+        else:
+            got_out, got_lse = kernel.forward(q, k, v, causal, scale)
+            worst = max(worst, largest(got_out, out), largest(got_lse, lse))
+    # On Ampere and later "float32" kernels may multiply in TF32, whose mantissa is as short as fp16's.
+    tf32 = device.type == "cuda" and dtype == torch.float32
+    return worst, 16 * torch.finfo(torch.float16 if tf32 else dtype).eps
