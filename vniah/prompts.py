@@ -9,30 +9,68 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
-    """What stands before the visual part and after the question."""
+    """A conversation's fixed parts.
+
+    Attributes:
+        name: how the template is chosen.
+        system: what opens a conversation, with ``{system}`` for the system prompt; up to the first
+            user turn's text.
+        default_system: the system prompt when none is given.
+        post: between a user's turn and the answer.
+        between: between an answer and the next user turn's text.
+    """
 
     name: str
-    pre: str
-    post: str
+    system: str = ""
+    default_system: str = ""
+    post: str = ""
+    between: str = "\n"
+
+    @property
+    def pre(self) -> str:
+        """What stands before the first user turn's text, with the default system prompt."""
+        return self.opening(None)
+
+    def opening(self, system: str | None) -> str:
+        """What stands before the first user turn's text.
+
+        Raises:
+            ValueError: a system prompt for a template that has no place for one.
+        """
+        if system is not None and "{system}" not in self.system:
+            raise ValueError(f"the template {self.name!r} has no place for a system prompt; leave it out")
+        return self.system.replace("{system}", self.default_system if system is None else system)
 
 
 QWEN_1_5 = PromptTemplate(
-    "qwen_1_5",
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    "<|im_end|>\n<|im_start|>assistant\n",
+    name="qwen_1_5",
+    system="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
+    default_system=DEFAULT_SYSTEM,
+    post="<|im_end|>\n<|im_start|>assistant\n",
+    between="<|im_end|>\n<|im_start|>user\n",
 )
-PLAIN = PromptTemplate("plain", "", "")
-MISTRAL = PromptTemplate("mistral", "<s>[INST] ", " [/INST]")
+PLAIN = PromptTemplate(name="plain")
+NANO = PromptTemplate(name="nano", system="<bos>")
+MISTRAL = PromptTemplate(name="mistral", system="<s>[INST] ", post=" [/INST]", between="</s>[INST] ")
 VICUNA = PromptTemplate(
-    "vicuna",
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the human's questions. USER: ",
-    " ASSISTANT:",
+    name="vicuna",
+    system="<s>{system} USER: ",
+    default_system=(
+        "A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions."
+    ),
+    post=" ASSISTANT:",
+    between="</s>USER: ",
 )
+# The shipped nano model was trained with a question straight after the frames.
+NANO = PromptTemplate(name="nano", system="<bos>", between="<|im_end|>\n")
 
-TEMPLATES = {template.name: template for template in (QWEN_1_5, PLAIN, MISTRAL, VICUNA)}
+TEMPLATES = {template.name: template for template in (QWEN_1_5, PLAIN, MISTRAL, VICUNA, NANO)}
 
 
 def get_template(name: str) -> PromptTemplate:

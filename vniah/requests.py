@@ -95,7 +95,7 @@ class Request:
     leaf: Leaf
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """A run of one segment. The root carries ``None``. ``leaves`` are (request index, leaf) pairs that end here."""
 

@@ -93,7 +93,7 @@ _LETTER_FORMS = (
     re.compile(r"^\s*[\(\[]?([A-Z])[\)\].:,]?\s*$"),
     re.compile(r"^\s*[\(\[]([A-Z])[\)\]]"),
     re.compile(r"^\s*([A-Z])[.:)]\s"),
-    re.compile(r"\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*[\(\[]?([A-Z])\b"),
+    re.compile(r"\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*[\(\[]?([A-Z])\b"),
 )
 
 

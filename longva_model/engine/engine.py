@@ -1,0 +1,244 @@
+"""The executor: walks a ``RequestTree`` depth-first with one croppable KV cache.
+
+Each shared prefix is computed once: extend the cache along a branch, score the leaves there, crop back
+to where the branch began. Prefill goes in chunks; logits are made at answer positions only. The plain
+way (one forward a request, no cache) stands beside it in ``plain.py`` as its reference.
+
+Shapes: T tokens, D hidden size, V vocabulary, L answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.kv import CroppableCache
+from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
+from longva_model.engine.segments import Embedder
+from vniah.flops import ModelShape, leaf_flops, walk_tokens
+from vniah.requests import Generate, Node, RequestTree, Segment, Target
+
+OnResult = Callable[[int, LeafResult], None]
+OnFlops = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How a tree is run.
+
+    Attributes:
+        chunk_tokens: prefill at most so many tokens a forward; bounds activation memory.
+        preprocess: "pad" or "crop" for every frame, or "auto": what each visual asks for.
+    """
+
+    chunk_tokens: int = 8192
+    preprocess: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be positive, got {self.chunk_tokens}")
+        if self.preprocess not in ("auto", "pad", "crop"):
+            raise ValueError(f"preprocess must be auto, pad or crop, got {self.preprocess!r}")
+
+
+class TreeEngine:
+    """Runs request trees on a backend.
+
+    Args:
+        backend: the model.
+        frames: frame embeddings (see ``embeddings.py``).
+        options: chunking and preprocessing.
+    """
+
+    def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
+        self.backend = backend
+        self.options = options or EngineOptions()
+        self.embedder = Embedder(backend, frames, self.options.preprocess)
+        self.cache: Any = None
+        self.peak_kv_bytes = 0
+
+    def shape(self) -> ModelShape:
+        return self.backend.shape
+
+    @torch.inference_mode()
+    def run(
+        self,
+        tree: RequestTree,
+        media: Mapping[str, Any],
+        on_result: OnResult | None = None,
+        on_flops: OnFlops | None = None,
+    ) -> list[LeafResult]:
+        """Score every leaf; results in the order of the tree's requests.
+
+        Args:
+            media: maps segment sources to frames, images or token lists (see ``vniah.media.Visual``).
+            on_result: called with (request index, result) as each leaf is done.
+            on_flops: called with the FLOPs of each finished node.
+
+        Raises:
+            ValueError: a prompt longer than the model's context (both lengths named), or an empty answer.
+        """
+        self.embedder.media = dict(media)
+        count = self.embedder.segment_tokens
+        self._check_lengths(tree)
+        longest = max((past + new for _, past, new in walk_tokens(tree, count)), default=0)
+        room = longest + max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
+        self.cache = self._new_cache(room)
+        results: dict[int, LeafResult] = {}
+
+        def done(index: int, result: LeafResult) -> None:
+            results[index] = result
+            if on_result is not None:
+                on_result(index, result)
+
+        shape = self.shape()
+        # ``starts[depth]`` is the cache length at which the node at that depth begins.
+        pending: list[Segment] = []
+        starts: list[int] = [0]
+        for depth, node in tree.walk():
+            assert node.segment is not None
+            if not pending:
+                del starts[depth + 1 :]
+                self.cache.crop_to(starts[depth])
+            pending.append(node.segment)
+            if len(node.children) == 1 and not node.leaves:
+                # A chain: run it together with what follows.
+                starts.append(starts[-1])
+                continue
+            past = self.cache.length
+            self._finish(node, pending, done)
+            pending = []
+            starts.append(self.cache.length)
+            if on_flops is not None:
+                end = self.cache.length
+                on_flops(shape.forward_flops(end - past, past) + leaf_flops(node, end, shape, self._count))
+        self.peak_kv_bytes = max(self.peak_kv_bytes, self.cache.num_bytes)
+        self.cache = None
+        return [results[index] for index in range(len(tree.requests))]
+
+    def _count(self, text: str) -> int:
+        return len(self.backend.token_ids(text))
+
+    def _new_cache(self, room: int) -> Any:
+        return CroppableCache(self.backend.shape.layers, room)
+
+    def _leaf_room(self, leaf: Target | Generate) -> int:
+        return self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+
+    def _check_lengths(self, tree: RequestTree) -> None:
+        limit = self.backend.max_length
+        for node, past, new in walk_tokens(tree, self.embedder.segment_tokens):
+            for _, leaf in node.leaves:
+                if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
+                    raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
+                total = past + new + self._leaf_room(leaf)
+                if limit and total > limit:
+                    raise ValueError(
+                        f"a prompt of {past + new} tokens and {self._leaf_room(leaf)} for its answer does not fit "
+                        f"the context of {limit} tokens of {self.backend.name}; show fewer frames, or pass "
+                        "max_length=N to go beyond what the checkpoint states"
+                    )
+
+    def _finish(self, node: Node, segments: Sequence[Segment], done: OnResult) -> None:
+        """Extend the cache by a chain of segments and score the leaves at its end."""
+        lone = node.leaves[0][1] if len(node.leaves) == 1 and not node.children else None
+        if isinstance(lone, Target):
+            # The only leaf: its forced tokens ride in the same forward.
+            answer = self.backend.token_ids(lone.text)
+            hidden_LD = self._extend(segments, extra_ids=answer[:-1], keep=len(answer))
+            result = self._target(answer, hidden_LD, self.cache.length - (len(answer) - 1))
+            self.cache.crop_to(self.cache.length - (len(answer) - 1))
+            done(node.leaves[0][0], result)
+            return
+        last_1D = self._extend(segments, keep=1)
+        end = self.cache.length
+        scored: dict[Target | Generate, LeafResult] = {}
+        for index, leaf in node.leaves:
+            if leaf not in scored:
+                scored[leaf] = (
+                    self._target_after(leaf, last_1D) if isinstance(leaf, Target) else self._generate(leaf, last_1D)
+                )
+                self.cache.crop_to(end)
+            done(index, scored[leaf])
+
+    def _target_after(self, leaf: Target, last_1D: torch.Tensor) -> LeafResult:
+        """Score a forced answer behind the cache, whose last hidden state is at hand."""
+        answer = self.backend.token_ids(leaf.text)
+        start = self.cache.length
+        hidden_LD = last_1D
+        if len(answer) > 1:
+            more = self._extend((), extra_ids=answer[:-1], keep=len(answer) - 1)
+            hidden_LD = torch.cat([last_1D, more])
+        return self._target(answer, hidden_LD, start)
+
+    def _target(self, answer: list[int], hidden_LD: torch.Tensor, prompt_tokens: int) -> LeafResult:
+        predicted, logprobs = score_answer(self.backend.logits(hidden_LD), answer)
+        return LeafResult(
+            text=self.backend.decode(predicted),
+            predicted_ids=predicted,
+            answer_ids=answer,
+            answer_logprobs=logprobs,
+            prompt_tokens=prompt_tokens,
+        )
+
+    def _generate(
+        self, leaf: Generate, last_1D: torch.Tensor, on_token: Callable[[str], None] | None = None
+    ) -> LeafResult:
+        prompt_tokens = self.cache.length
+
+        def step(token: int) -> torch.Tensor:
+            return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
+
+        text, ids = generate_ids(
+            leaf, self.backend.logits(last_1D)[-1], step, self.backend.decode, self.backend.eos_ids, on_token
+        )
+        return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt_tokens)
+
+    def _extend(self, segments: Sequence[Segment], extra_ids: Sequence[int] = (), keep: int = 1) -> torch.Tensor:
+        """Append segments and then ids to the cache; returns the last ``keep`` hidden states, (keep, D)."""
+        tail: list[torch.Tensor] = []
+        kept = 0
+        for chunk_TD in _rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
+            hidden_TD = self._forward(chunk_TD)[-keep:]
+            tail.append(hidden_TD)
+            kept += hidden_TD.shape[0]
+            while kept - tail[0].shape[0] >= keep:
+                kept -= tail.pop(0).shape[0]
+        return torch.cat(tail)[-keep:]
+
+    def _forward(self, chunk_TD: torch.Tensor) -> torch.Tensor:
+        """One forward of new tokens behind the cache; returns their hidden states, (T, D)."""
+        start = self.cache.length
+        positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)
+        out = self.backend.decoder(
+            inputs_embeds=chunk_TD[None], position_ids=positions[None], past_key_values=self.cache, use_cache=True
+        )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+def _leaves(tree: RequestTree) -> Iterator[tuple[int, Target | Generate]]:
+    for _, node in tree.walk():
+        yield from node.leaves
+
+
+def _rechunk(pieces: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """Regroup (n, D) pieces into chunks of ``size`` rows, the last one shorter."""
+    held: list[torch.Tensor] = []
+    rows = 0
+    for piece in pieces:
+        while piece.shape[0]:
+            take = min(size - rows, piece.shape[0])
+            held.append(piece[:take])
+            rows += take
+            piece = piece[take:]
+            if rows == size:
+                yield torch.cat(held) if len(held) > 1 else held[0]
+                held, rows = [], 0
+    if rows:
+        yield torch.cat(held) if len(held) > 1 else held[0]

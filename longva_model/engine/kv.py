@@ -1,0 +1,119 @@
+"""A KV cache that is appended to and cropped back: one contiguous buffer a layer.
+
+Walking a tree depth-first needs just this: extend along a branch, score its leaves, crop to where the
+branch began. Buffers grow by doubling up to a known maximum, so appending a chunk copies that chunk and
+nothing else.
+
+Shapes: B batch (1 in the tree), K key/value heads, S capacity, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class CroppableLayer(CacheLayerMixin):
+    """One layer's keys and values, the first ``length`` rows of preallocated (B, K, S, D) buffers."""
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, max_length: int | None = None, **kwargs: Any) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(0)
+        self.values = key_states.new_empty(0)
+        self.is_initialized = True
+
+    def _reserve(self, needed: int, like_BKTD: torch.Tensor) -> None:
+        """Make room for ``needed`` rows, keeping the first ``length``."""
+        assert self.keys is not None and self.values is not None
+        capacity = self.keys.shape[-2] if self.keys.ndim == 4 else 0
+        if needed <= capacity:
+            return
+        grown = max(needed, 2 * capacity, 256)
+        if self.max_length is not None and needed <= self.max_length:
+            grown = min(grown, self.max_length)
+        batch, heads, _, size = like_BKTD.shape
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = like_BKTD.new_empty(batch, heads, grown, size)
+            if self.length:
+                new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (B, K, T, D) keys and values; returns views of all rows so far, (B, K, length, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self._reserve(end, key_states)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def crop_to(self, length: int) -> None:
+        assert 0 <= length <= self.length, f"cannot crop {self.length} rows to {length}"
+        self.length = length
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        # transformers before 5.20 hands over cache positions, later ones their number.
+        new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.length + new, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.length = 0
+
+
+class CroppableCache(Cache):
+    """A transformers cache of ``CroppableLayer``s.
+
+    Args:
+        num_layers: decoder layers.
+        max_length: rows that will be needed at most, to stop the doubling there.
+    """
+
+    def __init__(self, num_layers: int, max_length: int | None = None) -> None:
+        super().__init__(layers=[CroppableLayer(max_length) for _ in range(num_layers)])
+
+    @property
+    def length(self) -> int:
+        layer = self.layers[0]
+        assert isinstance(layer, CroppableLayer)
+        return layer.length
+
+    def crop_to(self, length: int) -> None:
+        """Forget every row from ``length`` on, in every layer."""
+        for layer in self.layers:
+            assert isinstance(layer, CroppableLayer)
+            layer.crop_to(length)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held by the buffers."""
+        total = 0
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                total += tensor.numel() * tensor.element_size() if tensor is not None else 0
+        return total

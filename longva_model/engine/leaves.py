@@ -1,0 +1,124 @@
+"""Leaves: scoring a forced answer from its logits, and generating one token at a time.
+
+Shapes: L answer tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from vniah.requests import Generate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafResult:
+    """What a leaf gave. For a target: argmax ids and log-probabilities at its positions; else the text."""
+
+    text: str
+    predicted_ids: list[int]
+    answer_ids: list[int]
+    answer_logprobs: list[float]
+    prompt_tokens: int
+
+    @property
+    def logprob(self) -> float:
+        return float(sum(self.answer_logprobs))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Every answer token is the argmax (paper section 4)."""
+        return bool(self.answer_ids) and self.predicted_ids == self.answer_ids
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def score_answer(logits_LV: torch.Tensor, answer_ids: Sequence[int]) -> tuple[list[int], list[float]]:
+    """Argmax ids and the answer's log-probabilities, from the logits that predict each answer token.
+
+    Args:
+        logits_LV: row i predicts ``answer_ids[i]``.
+    """
+    assert logits_LV.shape[0] == len(answer_ids), (logits_LV.shape, len(answer_ids))
+    logprobs_LV = logits_LV.float().log_softmax(dim=-1)
+    wanted = torch.tensor(list(answer_ids), device=logits_LV.device)
+    chosen = logprobs_LV.gather(1, wanted[:, None])[:, 0]
+    return logits_LV.argmax(dim=-1).tolist(), chosen.tolist()
+
+
+def logits_processors(leaf: Generate, eos_ids: Sequence[int], device: torch.device) -> LogitsProcessorList:
+    """transformers' own processors for the options of a leaf, in the order ``generate`` applies them."""
+    chain = LogitsProcessorList()
+    if leaf.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(leaf.repetition_penalty))
+    if leaf.min_new_tokens > 0 and eos_ids:
+        chain.append(MinNewTokensLengthLogitsProcessor(0, leaf.min_new_tokens, list(eos_ids), device=str(device)))
+    if leaf.temperature > 0:
+        chain.append(TemperatureLogitsWarper(leaf.temperature))
+        if leaf.top_k > 0:
+            chain.append(TopKLogitsWarper(leaf.top_k))
+        if leaf.top_p < 1.0:
+            chain.append(TopPLogitsWarper(leaf.top_p))
+    return chain
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether one was found."""
+    places = [place for place in (text.find(word) for word in stop if word) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def generate_ids(
+    leaf: Generate,
+    first_logits_V: torch.Tensor,
+    step: Callable[[int], torch.Tensor],
+    decode: Callable[[list[int]], str],
+    eos_ids: Sequence[int],
+    on_token: Callable[[str], None] | None = None,
+) -> tuple[str, list[int]]:
+    """Generate up to ``max_new_tokens``: greedy, or sampled with the leaf's seed.
+
+    Args:
+        first_logits_V: logits at the prompt's last position.
+        step: feeds one token and returns the logits after it.
+        decode: ids to text, special tokens skipped.
+        on_token: called with the text so far after each token (streaming).
+
+    Returns:
+        The text, cut at a stop string, and the ids without the end token.
+    """
+    device = first_logits_V.device
+    chain = logits_processors(leaf, eos_ids, device)
+    chooser = torch.Generator(device="cpu").manual_seed(leaf.seed)
+    ids: list[int] = []
+    logits_V = first_logits_V
+    while len(ids) < leaf.max_new_tokens:
+        so_far = torch.tensor([ids], dtype=torch.long, device=device)
+        scores_V = chain(so_far, logits_V.float()[None])[0] if chain else logits_V.float()
+        if leaf.temperature > 0:
+            token = int(torch.multinomial(scores_V.softmax(-1).cpu(), 1, generator=chooser))
+        else:
+            token = int(scores_V.argmax())
+        if token in eos_ids:
+            break
+        ids.append(token)
+        text, stopped = cut_at_stop(decode(ids), leaf.stop)
+        if on_token is not None:
+            on_token(text)
+        if stopped:
+            return text, ids
+        if len(ids) < leaf.max_new_tokens:
+            logits_V = step(token)
+    return cut_at_stop(decode(ids), leaf.stop)[0], ids

@@ -1,0 +1,228 @@
+"""The runner: jobs in, results out, whatever is between: journal, sharing of prefixes, several processes.
+
+Every process holds every task, so jobs travel between processes as names and each process builds the
+prompts it needs. With several processes the jobs of all are put together, sorted as documents are, and
+either dealt out in contiguous runs of about equal cost ("branch") or computed by all together ("ring").
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from longva_model.engine import work
+from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.leaves import LeafResult
+from longva_model.engine.plain import PlainEngine
+from longva_model.model_args import ModelArgs
+from longva_model.prompting import Prompt
+from vniah.flops import longest_path, plain_flops, tree_flops
+from vniah.journal import Journal, content_key
+from vniah.requests import Leaf, RequestTree
+
+# Images are held in memory while a window of prompts is run; videos and haystacks are not.
+_WINDOW_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request by name: what another process needs to build the same prompt.
+
+    ``context`` is ``None`` for a chat task, whose messages hold the text.
+    """
+
+    task: str
+    split: str
+    doc_id: int
+    index: int
+    context: str | None
+    leaf: Leaf
+    every_frame: bool = False
+
+    @property
+    def order(self) -> tuple[str, int, int]:
+        return (self.task, self.doc_id, self.index)
+
+
+Build = Callable[[Job], Prompt]
+About = Callable[[Job], dict[str, Any]]
+
+
+class Runner:
+    """Runs jobs on a backend.
+
+    Args:
+        backend: the model.
+        args: how (see ``ModelArgs``).
+    """
+
+    def __init__(self, backend: Backend, args: ModelArgs) -> None:
+        self.backend = backend
+        self.args = args
+        self.rank, self.world_size = work.rank_and_world()
+        self.device = backend.device
+        self.frames = FrameEmbeddings(backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch)
+        self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
+
+    @classmethod
+    def load(cls, args: ModelArgs) -> Runner:
+        """Load the model that ``args`` name, and join the other processes, if any.
+
+        Raises:
+            ValueError, FileNotFoundError: an unknown model, or one that does not load.
+        """
+        from longva_model.engine.loading import load_backend
+
+        work.join_processes(args.device)
+        return cls(load_backend(args), args)
+
+    def run(self, jobs: Sequence[Job], build: Build, about: About) -> list[LeafResult]:
+        """Run this process's ``jobs``; results in their order.
+
+        With several processes this is a collective call: each hands in its own jobs.
+        """
+        everyone = work.gather(list(jobs))
+        by_order = {job.order: job for jobs_of_rank in everyone for job in jobs_of_rank}
+        union = [by_order[order] for order in sorted(by_order)]
+        if not union:
+            return []
+        found: dict[tuple[str, int, int], LeafResult] = {}
+        with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
+            if self.world_size > 1 and self._mode(union, build) == "ring":
+                found.update(self._run_here(union, build, about, journal, ring=True))
+            else:
+                mine = work.contiguous_share(union, self.rank, self.world_size)
+                found.update(self._run_here(mine, build, about, journal, ring=False))
+                for part in work.gather(found):
+                    found.update(part)
+        return [found[job.order] for job in jobs]
+
+    def run_one(self, prompt: Prompt) -> LeafResult:
+        """Run a single prompt in this process, outside any journal.
+
+        Raises:
+            ValueError: several processes share one sequence (a prompt of one rank only cannot be run).
+        """
+        if self.world_size > 1 and self.args.parallel == "ring":
+            raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
+        engine = self._engine(ring=False)
+        engine.embedder.source_preprocess = dict(prompt.preprocess)
+        return engine.run(RequestTree([prompt.request]), prompt.media)[0]
+
+    def _run_key(self, union: Sequence[Job]) -> str:
+        return content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
+
+    def settings_key(self) -> list[Any]:
+        """What besides a request decides its result, up to rounding."""
+        from vniah import __version__
+
+        return [
+            __version__,
+            self.backend.fingerprint,
+            self.args.scoring,
+            str(self.backend.dtype),
+            self.args.preprocess,
+            self.args.rope_theta,
+            self.backend.template.name,
+        ]
+
+    def _mode(self, union: Sequence[Job], build: Build) -> str:
+        """ "branch" or "ring": as asked, or by whether the longest prompt's KV fits beside the weights."""
+        if self.args.parallel != "auto":
+            return self.args.parallel
+        longest = 0
+        for job in union:
+            if job.leaf is not None and (job.every_frame or len(union) <= 4096):
+                tree = RequestTree([build(job).request])
+                longest = max(longest, longest_path(tree, self.backend.shape))
+        fits = longest * self.backend.shape.kv_bytes_per_token < 0.7 * work.free_bytes(self.device)
+        return str(work.broadcast("branch" if fits else "ring"))
+
+    def _engine(self, *, ring: bool) -> TreeEngine:
+        if ring:
+            from longva_model.engine.ring import RingEngine
+
+            if self.args.scoring == "plain":
+                raise ValueError("scoring=plain runs on one device; use scoring=tree with parallel=ring")
+            return RingEngine(self.backend, self.frames, self.options)
+        kind = PlainEngine if self.args.scoring == "plain" else TreeEngine
+        return kind(self.backend, self.frames, self.options)
+
+    def _run_here(
+        self, jobs: Sequence[Job], build: Build, about: About, journal: Journal | None, *, ring: bool
+    ) -> dict[tuple[str, int, int], LeafResult]:
+        """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window."""
+        found: dict[tuple[str, int, int], LeafResult] = {}
+        settings = self.settings_key()
+        for window in _windows(jobs, build):
+            keys = {job.order: content_key(settings, list(prompt.request.segments), job.leaf) for job, prompt in window}
+            known = {job.order: journal.get(keys[job.order]) for job, _ in window} if journal is not None else {}
+            if ring:
+                known = work.broadcast(known)
+            todo = []
+            for job, prompt in window:
+                row = known.get(job.order)
+                if row is None:
+                    todo.append((job, prompt))
+                else:
+                    found[job.order] = LeafResult(**row)
+            if not todo:
+                continue
+            self._run_window(todo, keys, found, about, journal, ring=ring)
+        return found
+
+    def _run_window(
+        self,
+        todo: Sequence[tuple[Job, Prompt]],
+        keys: dict[tuple[str, int, int], str],
+        found: dict[tuple[str, int, int], LeafResult],
+        about: About,
+        journal: Journal | None,
+        *,
+        ring: bool,
+    ) -> None:
+        tree = RequestTree([prompt.request for _, prompt in todo])
+        engine = self._engine(ring=ring)
+        media: dict[str, Any] = {}
+        for _, prompt in todo:
+            media.update(prompt.media)
+            engine.embedder.source_preprocess.update(prompt.preprocess)
+        count = plain_flops if self.args.scoring == "plain" else tree_flops
+        total = count(tree, self.backend.shape, lambda text: len(engine.embedder.token_ids(text)))
+        quiet = self.rank != 0 or total < 1e9
+        bar = tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr)
+        # A prompt may be longer than a progress tick: the bar moves node by node.
+        with bar:
+
+            def done(index: int, result: LeafResult) -> None:
+                job = todo[index][0]
+                found[job.order] = result
+                if journal is not None:
+                    journal.put(keys[job.order], result.as_dict(), **about(job))
+
+            engine.run(tree, media, on_result=done, on_flops=lambda flops: bar.update(flops))
+
+
+def _windows(jobs: Sequence[Job], build: Build) -> Iterator[list[tuple[Job, Prompt]]]:
+    """Group consecutive jobs so that the images in memory stay within ``_WINDOW_PIXELS``."""
+    window: list[tuple[Job, Prompt]] = []
+    sources: set[str] = set()
+    pixels = 0
+    for job in jobs:
+        prompt = build(job)
+        new = {name: item for name, item in prompt.media.items() if name not in sources and hasattr(item, "size")}
+        added = sum(item.size[0] * item.size[1] for item in new.values() if isinstance(item.size, tuple))
+        if window and pixels + added > _WINDOW_PIXELS:
+            yield window
+            window, sources, pixels = [], set(), 0
+        window.append((job, prompt))
+        sources.update(new)
+        pixels += added
+    if window:
+        yield window

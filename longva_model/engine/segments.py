@@ -1,0 +1,108 @@
+"""Segments to embeddings: the one place where the contract's segments meet a model's tokens.
+
+Shapes: n tokens of a piece, D hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import FrameEmbeddings
+from vniah.requests import Frames, Image, Segment, Text, Tokens
+
+
+class StillFrame:
+    """One image as a frame source of length 1: how a needle passes the frame pipeline and its cache."""
+
+    def __init__(self, image: PILImage.Image, fingerprint: str) -> None:
+        self._image = image
+        self.fingerprint = f"still:{fingerprint}"
+
+    def __len__(self) -> int:
+        return 1
+
+    def frames(self, start: int, stop: int) -> Any:
+        return np.asarray(self._image.convert("RGB"))[None][start:stop]
+
+
+class Embedder:
+    """Turns segments into embeddings, piece by piece, from the media they name.
+
+    Args:
+        preprocess: "pad", "crop", or "auto" (each source's own ``preprocess``, else crop).
+    """
+
+    def __init__(self, backend: Backend, frames: FrameEmbeddings, preprocess: str = "auto") -> None:
+        self.backend = backend
+        self.frames = frames
+        self.preprocess = preprocess
+        self.media: dict[str, Any] = {}
+        # Visuals differ in how their frames are fitted; the adapter fills this per source.
+        self.source_preprocess: dict[str, str] = {}
+        self.token_ids = functools.lru_cache(maxsize=4096)(lambda text: tuple(backend.token_ids(text)))
+        self._image_cache: dict[str, torch.Tensor] = {}
+
+    def segment_tokens(self, segment: Segment) -> int:
+        """Tokens that a segment takes in the prompt.
+
+        Raises:
+            ValueError: a source that the media do not name.
+        """
+        if isinstance(segment, Text):
+            return len(self.token_ids(segment.text))
+        if isinstance(segment, Frames):
+            return (segment.stop - segment.start) * self.backend.tokens_per_frame
+        if isinstance(segment, Tokens):
+            return segment.stop - segment.start
+        if segment.as_frame:
+            return self.backend.tokens_per_frame
+        return self.backend.image_tokens(self._source(segment.source).size)
+
+    def stream(self, segments: Sequence[Segment], extra_ids: Sequence[int] = ()) -> Iterator[torch.Tensor]:
+        """Yield the embeddings of ``segments`` and then of ``extra_ids`` in order, as (n, D) pieces."""
+        for segment in segments:
+            if isinstance(segment, Text):
+                ids = self.token_ids(segment.text)
+                if ids:
+                    yield self.backend.embed_ids(ids)
+            elif isinstance(segment, Tokens):
+                yield self.backend.embed_ids(self._source(segment.source).token_ids(segment.start, segment.stop))
+            elif isinstance(segment, Frames):
+                source = self._source(segment.source)
+                for tokens_NtD in self.frames.get(
+                    source, segment.start, segment.stop, self._preprocess_of(segment.source)
+                ):
+                    yield tokens_NtD.flatten(0, 1)
+            else:
+                yield self._image(segment)
+        if len(extra_ids):
+            yield self.backend.embed_ids(extra_ids)
+
+    def _image(self, segment: Image) -> torch.Tensor:
+        image = self._source(segment.source)
+        if segment.as_frame:
+            still = StillFrame(image, segment.source)
+            return self.frames.image(still, self._preprocess_of(segment.source))
+        if segment.source not in self._image_cache:
+            if len(self._image_cache) >= 16:
+                self._image_cache.pop(next(iter(self._image_cache)))
+            self._image_cache[segment.source] = self.backend.encode_image(image)
+        return self._image_cache[segment.source]
+
+    def _preprocess_of(self, source: str) -> str:
+        if self.preprocess != "auto":
+            return self.preprocess
+        return self.source_preprocess.get(source, "crop")
+
+    def _source(self, name: str) -> Any:
+        try:
+            return self.media[name]
+        except KeyError:
+            raise ValueError(f"a segment names the source {name!r}, which the media do not hold") from None

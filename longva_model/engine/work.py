@@ -1,0 +1,131 @@
+"""Sharing work between processes, and where cached files are: the plumbing of ``runner.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from longva_model.model_args import ModelArgs
+from vniah.journal import Journal
+from vniah.settings import Settings
+
+T = TypeVar("T")
+_JOURNAL_DAYS = 30
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and their number; (0, 1) outside torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def join_processes(device: str) -> None:
+    """Join the process group that torchrun or accelerate set up in the environment, if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that ``auto`` means here; under torchrun each process takes its own.
+
+    Raises:
+        ValueError: a CUDA device where there is none, or a name that torch does not know.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device; expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r}, but torch sees no CUDA device; use device=cpu")
+        if chosen.index is None or rank_and_world()[1] > 1:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return chosen
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device; a quarter of the host's for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in rank order, on every process."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value on every process."""
+    _, world = rank_and_world()
+    if world == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    result: T = box[0]
+    return result
+
+
+def contiguous_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """A rank's contiguous run of ``items``: neighbours share prefixes, so they stay together."""
+    start, stop = len(items) * rank // world_size, len(items) * (rank + 1) // world_size
+    return list(items[start:stop])
+
+
+def embeddings_folder() -> Path:
+    return Settings.read().cache_dir / "embeddings"
+
+
+def cache_bytes() -> int:
+    return int(Settings.read().cache_gb * 1e9)
+
+
+def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:
+    """The journal of this run: at ``journal=PATH``, in the cache for ``auto``, nothing for ``none``.
+
+    Several processes write one file each (``PATH`` and ``PATH.rank1`` ...).
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: its folder cannot be written.
+    """
+    if args.journal == "none":
+        return contextlib.nullcontext(None)
+    if args.journal == "auto":
+        folder = Settings.read().cache_dir / "journals"
+        _forget_old(folder)
+        path = folder / f"{run_key}.jsonl"
+    else:
+        path = Path(args.journal).expanduser()
+    if rank > 0:
+        path = path.with_name(f"{path.name}.rank{rank}")
+    return Journal(path)
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove the automatic journals of runs that nobody came back to for a month."""
+    limit = time.time() - _JOURNAL_DAYS * 86400
+    for path in folder.glob("*.jsonl*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < limit:
+                path.unlink()

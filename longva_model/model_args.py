@@ -1,0 +1,105 @@
+"""What a user may pass to ``longva_ring``: checked once, where it enters.
+
+lmms-eval hands over ``--model_args key=value,...`` with its own guess of each type; everything is read
+again here, and an unknown key is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any
+
+_CHOICES = {
+    "parallel": ("auto", "branch", "ring"),
+    "preprocess": ("auto", "pad", "crop"),
+    "scoring": ("tree", "plain"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+}
+# What lmms-eval adds to the arguments of every model.
+_FROM_LMMS_EVAL = ("max_batch_size", "use_cache", "system_prompt", "log_folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelArgs:
+    """Arguments of the lmms-eval model ``longva_ring``.
+
+    Attributes:
+        pretrained: ``nano`` (shipped), a folder, or a Hub id; LongVA in either layout, LLaVA-NeXT-Video,
+            or a text-only causal model.
+        revision: Hub revision.
+        dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
+        device: ``auto`` is this process's CUDA device, else the CPU.
+        max_frames_num: frames sampled from an ordinary video; V-NIAH shows all of a cell's frames.
+        rope_theta: overrides the checkpoint's RoPE base.
+        max_length: overrides the context length that the checkpoint states.
+        parallel: under torchrun, ``branch`` gives subtrees to ranks, ``ring`` shards one sequence over them;
+            ``auto`` is branch when the longest cell fits a device and ring when it does not.
+        attn: attention backend, ``auto`` or a name of transformers' registry.
+        journal: file of scored leaves; ``auto`` keeps one per run in the cache, ``none`` keeps none.
+        preprocess: how frames are fitted; ``auto`` is pad for V-NIAH and crop for ordinary videos.
+        scoring: ``tree`` shares prefixes, ``plain`` is one forward a request (the reference).
+        chunk_tokens: tokens of one prefill chunk.
+        frame_batch: frames of one tower call.
+        template: prompt template, ``auto`` or a name of ``vniah.prompts``.
+        mm_spatial_pool_mode, mm_spatial_pool_stride: for released configs that lack them.
+        batch_size: accepted for lmms-eval; the tree shares prefixes instead of batching.
+    """
+
+    pretrained: str = "nano"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_frames_num: int = 32
+    rope_theta: float | None = None
+    max_length: int | None = None
+    parallel: str = "auto"
+    attn: str = "auto"
+    journal: str = "auto"
+    preprocess: str = "auto"
+    scoring: str = "tree"
+    chunk_tokens: int = 8192
+    frame_batch: int = 16
+    template: str = "auto"
+    mm_spatial_pool_mode: str | None = None
+    mm_spatial_pool_stride: int | None = None
+    batch_size: int = 1
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> ModelArgs:
+        """Check and convert raw arguments.
+
+        Raises:
+            ValueError: an unknown key (names the nearest), a value of the wrong type, out of its range or choices.
+        """
+        known = {field.name: field for field in fields(cls)}
+        read: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in _FROM_LMMS_EVAL or value is None:
+                continue
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+                raise ValueError(f"unknown model argument {key}={value!r}{hint}")
+            read[key] = _convert(key, str(known[key].type), value)
+        args = cls(**read)
+        for key, choices in _CHOICES.items():
+            if getattr(args, key) not in choices:
+                raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(choices)}")
+        return args
+
+
+def _convert(key: str, kind: str, value: Any) -> Any:
+    if kind.startswith("str"):
+        return str(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}={value!r}: expected a number") from None
+    if kind.startswith("int"):
+        if number != int(number) or isinstance(value, bool):
+            raise ValueError(f"{key}={value!r}: expected a whole number")
+        number = int(number)
+    if number <= 0:
+        raise ValueError(f"{key}={value!r}: must be positive")
+    return number

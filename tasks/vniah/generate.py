@@ -1,0 +1,85 @@
+"""Functions of `vniah_generate`: any lmms-eval model is shown the composed mp4 and answers freely."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from typing import Any
+
+from vniah import scoring
+from vniah.prompts import question_text
+from vniah.settings import Settings
+from vniah.tasks.vniah import metrics
+from vniah.tasks.vniah.cells import CellBook, open_cells
+
+# What lmms-eval's models call the number of frames that they sample.
+_FRAME_ARGUMENTS = re.compile(r"(?:^|,)(max_frames_num|max_num_frames|num_frames|nframes|max_frames|frames)=(\d+)")
+
+
+def _book() -> CellBook:
+    return open_cells(Settings.read())
+
+
+def process_docs(dataset: Any) -> Any:
+    """Expand the one-line seed data set into the grid's rows; warn when the model would skip the needle."""
+    import datasets
+
+    book = _book()
+    warning = frame_count_warning(book.grid.max_frames + 1, sys.argv[1:])
+    if warning:
+        warnings.warn(warning, UserWarning, stacklevel=2)
+        print(f"vniah_generate: warning: {warning}", file=sys.stderr)
+    rows = [{**row, "provenance": _flat(book)} for row in book.rows()]
+    return datasets.Dataset.from_list(rows)
+
+
+def _flat(book: CellBook) -> str:
+    return "; ".join(f"{key}={value}" for key, value in book.provenance().items())
+
+
+def frame_count_warning(needed: int, argv: list[str]) -> str:
+    """Why the model on this command line would miss a one-frame needle, or "" when nothing says so.
+
+    lmms-eval tells a task nothing of the model, so its command line is read. Built-in models sample 8 to
+    64 frames by default: a needle between two sampled frames is never seen.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model")
+    parser.add_argument("--model_args", default="")
+    known, _ = parser.parse_known_args(argv)
+    if known.model is None or known.model == "longva_ring":
+        return ""
+    found = _FRAME_ARGUMENTS.search(known.model_args)
+    if found is None:
+        return (
+            f"the model {known.model!r} samples its own default number of frames, which may skip the one-frame "
+            f"needle; pass its frame-count argument (max_num_frames, max_frames_num, ...) with at least {needed}"
+        )
+    if int(found.group(2)) < needed:
+        return (
+            f"{found.group(1)}={found.group(2)} is fewer than the {needed} frames of the longest video, so the model "
+            f"may skip the one-frame needle; pass {found.group(1)}={needed}"
+        )
+    return ""
+
+
+def doc_to_visual(doc: dict[str, Any]) -> list[str]:
+    return [str(_book().mp4(doc))]
+
+
+def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    return question_text(doc["question"]).lstrip("\n")
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    predicted = results[0] if results else ""
+    correct = scoring.generated_match(predicted, doc["answer"], is_choice=doc["choice"])
+    return metrics.sample_metrics(doc, correct, {"predicted": predicted})
+
+
+mean_accuracy = metrics.mean_accuracy
+control_accuracy = metrics.control_accuracy
+effective_frames = metrics.effective_frames
+grid = metrics.grid

@@ -1,0 +1,89 @@
+"""From one scored response to lmms-eval's metric dicts, and from those to the figures of a run.
+
+lmms-eval drops the document from its sample logs, so each metric dict carries the cell whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vniah import scoring
+from vniah.results import ScoredCell
+
+HIGHER_IS_BETTER = {"vniah_acc": True, "vniah_control": False, "vniah_effective_frames": True, "vniah_grid": True}
+
+
+def sample_metrics(row: Mapping[str, Any], correct: bool, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric dicts of one cell: a control counts for ``vniah_control`` alone."""
+    control = bool(row["control"])
+    brief = {
+        "num_frames": int(row["num_frames"]),
+        "depth_percent": None if control else int(row["depth_percent"]),
+        "needle": row["needle"],
+        "correct": bool(correct),
+        "control": control,
+    }
+    full = {
+        **brief,
+        "needle_index": None if control else int(row["needle_index"]),
+        "question": row["question"],
+        "answer": row["answer"],
+        "predicted": details.get("predicted", ""),
+        "predicted_ids": list(details.get("predicted_ids", [])),
+        "answer_ids": list(details.get("answer_ids", [])),
+        "answer_logprobs": list(details.get("answer_logprobs", [])),
+        "score": float(correct),
+    }
+    if control:
+        return {"vniah_control": full, "vniah_grid": brief}
+    return {"vniah_acc": full, "vniah_effective_frames": brief, "vniah_grid": brief}
+
+
+def _cells(items: Iterable[Mapping[str, Any]]) -> list[ScoredCell]:
+    return [
+        ScoredCell(
+            num_frames=item["num_frames"],
+            depth_percent=item["depth_percent"],
+            needle=item["needle"],
+            correct=item["correct"],
+            control=item["control"],
+        )
+        for item in items
+    ]
+
+
+def mean_accuracy(items: list[dict[str, Any]]) -> float:
+    """``vniah_acc``: mean over the grid's cells, controls left out."""
+    return scoring.grid_mean(_cells(items))
+
+
+def control_accuracy(items: list[dict[str, Any]]) -> float:
+    """``vniah_control``: how often the answer is given with no needle to see."""
+    return scoring.control_mean(_cells(items)) or 0.0
+
+
+def effective_frames(items: list[dict[str, Any]]) -> int:
+    """``vniah_effective_frames``: the longest num_frames up to which every column's mean is at least 0.9."""
+    return scoring.effective_frames(_cells(items))
+
+
+def grid(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """``vniah_grid``: scores by num_frames and depth, and the control's by num_frames."""
+    cells = _cells(items)
+    table: dict[str, dict[str, float]] = {}
+    for (num_frames, depth), score in scoring.grid_scores(cells).items():
+        table.setdefault(str(num_frames), {})[str(depth)] = score
+    for num_frames in {cell.num_frames for cell in cells}:
+        control = scoring.control_mean(cell for cell in cells if cell.num_frames == num_frames)
+        if control is not None:
+            table.setdefault(str(num_frames), {})["control"] = control
+    return {key: table[key] for key in sorted(table, key=int)}
+
+
+AGGREGATION = {
+    "vniah_acc": mean_accuracy,
+    "vniah_control": control_accuracy,
+    "vniah_effective_frames": effective_frames,
+    "vniah_grid": grid,
+}

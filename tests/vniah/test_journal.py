@@ -1,0 +1,90 @@
+"""The journal: resume, repair, refusal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vniah.journal import Journal, content_key
+from vniah.requests import Frames, Target, Text
+
+
+def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.put("a", {"score": 1}, task="vniah")
+        journal.put("b", {"score": 0.1 + 0.2})
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert len(journal) == 2
+        assert journal.get("a") == {"score": 1}
+        assert journal.get("b") == {"score": 0.1 + 0.2}
+        assert journal.get("c") is None
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.put("a", {"score": 1})
+        journal.put("b", {"score": 2})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with Journal(path) as journal:
+        assert journal.get("a") == {"score": 1}
+        # Only the newline was lost: the line is whole. Anything more: it is gone.
+        assert journal.get("b") == ({"score": 2} if cut == 1 else None)
+        if cut > 1:
+            journal.put("b", {"score": 2})
+    assert path.read_bytes() == whole
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.put("a", {"score": 1})
+        journal.put("b", {"score": 2})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"garbage\n" + lines[1])
+    with pytest.raises(ValueError, match=r"j\.jsonl:1 is not a journal line"):
+        Journal(path)
+
+
+def test_two_processes_on_one_journal_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    code = (
+        f"import sys; from vniah.journal import Journal\ntry: Journal({str(path)!r})\nexcept ValueError as e: print(e)"
+    )
+    with Journal(path):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "in use by another process" in out
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == ""
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path)
+    journal.put("a", {"score": 1})
+    before = path.read_bytes()
+
+    def full(_: int) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="cannot write to the journal"):
+        journal.put("b", {"score": 2})
+    assert path.read_bytes() == before
+    journal.close()
+
+
+def test_the_key_is_the_content() -> None:
+    one = content_key("w", [Text("a"), Frames("h", 0, 4)], Target("x"))
+    assert one == content_key("w", [Text("a"), Frames("h", 0, 4)], Target("x"))
+    assert one != content_key("w", [Text("a"), Frames("h", 0, 5)], Target("x"))
+    assert one != content_key("w", [Text("a"), Frames("h", 0, 4)], Target("y"))
+    assert content_key(Text("a")) != content_key(Target("a"))

@@ -1,0 +1,138 @@
+"""The journal: one JSON line a scored leaf, written as it comes, read back on a rerun.
+
+A line is keyed by the content of what was computed (weights, segments, target, scoring, dtype), so a
+rerun of the same command computes only what is missing. A killed run loses at most the leaf in flight:
+a torn last line is cut off; a broken line before it is an error and never a wrong score. Two processes
+on one journal are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+def content_key(*parts: Any) -> str:
+    """A stable hash of dataclasses, mappings and plain values: the key of a journal line."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return [type(value).__name__, asdict(value)]
+        raise TypeError(f"cannot hash a {type(value).__name__} into a journal key")
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [expand(item) for item in value]
+        return plain(value) if is_dataclass(value) else value
+
+    text = json.dumps([expand(part) for part in parts], sort_keys=True, ensure_ascii=False, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Journal:
+    """An append-only file of scored leaves, held by one process at a time. Use as a context manager.
+
+    Args:
+        path: the ``.jsonl`` file; made when absent. A lock file stands beside it while it is open.
+
+    Raises:
+        ValueError: another process holds it, or a line before the last cannot be read.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(str(self.path) + ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"the journal {self.path} is in use by another process; wait for it to end, "
+                "or give this run its own with journal=PATH"
+            ) from None
+        try:
+            self._rows = self._load()
+            self._file = open(self.path, "ab")  # noqa: SIM115 (held open until close)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():
+            return rows
+        data = self.path.read_bytes()
+        good = 0
+        for number, line in enumerate(data.splitlines(keepends=True), 1):
+            end = good + len(line)
+            try:
+                row = json.loads(line)
+                rows[row["key"]] = row
+            except (ValueError, KeyError, TypeError):
+                if end < len(data):
+                    raise ValueError(
+                        f"{self.path}:{number} is not a journal line, and lines follow it; the file was changed "
+                        "by something else. Move it away to start over, or mend that line"
+                    ) from None
+                break
+            if not line.endswith(b"\n"):
+                # Whole, but its newline is missing: take it and write the newline before going on.
+                with open(self.path, "ab") as file:
+                    file.write(b"\n")
+                end += 1
+            good = end
+        if good < len(data):
+            with open(self.path, "rb+") as file:
+                file.truncate(good)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The result stored under ``key``, or ``None``."""
+        row = self._rows.get(key)
+        return None if row is None else dict(row["result"])
+
+    def put(self, key: str, result: Mapping[str, Any], **about: Any) -> None:
+        """Append a result and make sure that it is on the disk before returning.
+
+        Raises:
+            OSError: a full disk; the part of the line that was written is taken back.
+        """
+        row = {"key": key, **about, "result": dict(result)}
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), before)
+            raise OSError(
+                error.errno,
+                f"cannot write to the journal: {error.strerror}; scored leaves so far are kept",
+                str(self.path),
+            ) from error
+        self._rows[key] = row
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
