@@ -1,0 +1,99 @@
+"""A folder of images as a haystack: one frame an image, in natural order of file names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_EXIF_ORIENTATION = 0x0112
+
+
+class FolderHaystack(Haystack):
+    """Images directly in a folder (hidden files, other suffixes and subfolders are passed over).
+
+    All must have one size, since a film has; an image's EXIF orientation is applied and transparency dropped.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no images in it, one that cannot be read, or two of different sizes (both are named).
+    """
+
+    fps = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder of images at {folder}")
+        self.name = folder.resolve().name
+        self.folder = folder
+        self._paths = sorted(
+            (
+                path
+                for path in folder.iterdir()
+                if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            ),
+            key=lambda path: natural_key(path.name),
+        )
+        if not self._paths:
+            raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({_suffixes()})")
+        self._size = _image_size(self._paths[0])
+        for path in self._paths[1:]:
+            if (size := _image_size(path)) != self._size:
+                raise ValueError(
+                    f"images of different sizes in {folder}: {self._paths[0].name} is {_wxh(self._size)} and "
+                    f"{path.name} is {_wxh(size)}; resize them to one size"
+                )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    def _identify(self) -> str:
+        """Hash of the files' bytes in frame order; their names matter only by that order."""
+        return "images-" + content_hash([file_hash(path) for path in self._paths])
+
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        for path in self._paths[start:stop]:
+            try:
+                with Image.open(path) as image:
+                    yield np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                raise _unreadable(path, error) from None
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sort key by which ``frame_10`` follows ``frame_9``; the plain name decides between equals."""
+    pieces = re.split(r"(\d+)", name.casefold())
+    return (tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces), name)
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header alone, after the EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from None
+    return (width, height) if turned else (height, width)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"unreadable image {path}: {error}; replace it or take it out of the folder")
+
+
+def _wxh(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _suffixes() -> str:
+    return " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)

@@ -1,0 +1,252 @@
+"""A video file as a haystack, decoded by PyAV: streamed in one pass, or from the nearest key frame.
+
+Frames equal those of decord (and so of the reference) to the bit, at less work: an H.264 picture that no
+other refers to is decoded only when it is sampled itself. Exact, since by the standard nothing else needs it.
+
+The approximate mode never decodes such pictures, of any codec, and takes the frame before in their place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash, file_key
+from vniah.haystack.video_index import VideoIndex, build_index, open_container, video_stream
+from vniah.media import FramesNHWC
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+# Sampled frames that ``frames`` passes over rather than seek anew.
+_SMALL_GAP = 4
+_indices: dict[tuple[object, ...], VideoIndex] = {}
+
+
+class VideoHaystack(Haystack):
+    """A video sampled at one frame a second.
+
+    Rotation and mirroring that the file asks for are applied. Pixels are taken as square, as the reference does.
+
+    Args:
+        path: any file PyAV can decode.
+        approximate: the mode that skips frames; it is named in the fingerprint.
+        threads: decoding threads; 0 lets FFmpeg choose.
+
+    Raises:
+        ValueError: not a video, no frames, or truncated; when frames are read: a picture size that changes
+            on the way, or a frame that cannot be decoded.
+    """
+
+    def __init__(self, path: Path, *, approximate: bool = False, threads: int = 0) -> None:
+        self.path = path
+        self.name = path.stem
+        self.approximate = approximate
+        self.threads = threads
+        key = file_key(path)
+        if key not in _indices:
+            _indices[key] = build_index(path)
+        self.index = _indices[key]
+        self.fps = self.index.fps
+        self._live: _Live | None = None
+        self._lock = threading.Lock()
+        first_HWC = next(self._decode(0, 1))
+        self._size = (first_HWC.shape[0], first_HWC.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.index.stamps)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    def _identify(self) -> str:
+        mode = "pyav-approximate" if self.approximate else "pyav"
+        return f"video-{mode}-" + content_hash([file_hash(self.path), self.index.sampling])
+
+    def frames(self, start: int, stop: int) -> FramesNHWC:
+        """As ``Haystack.frames``. A call that goes on where the last one ended goes on decoding there."""
+        self._check(start, stop)
+        frames_NHWC = np.empty((stop - start, *self.size, 3), np.uint8)
+        if start == stop:
+            return frames_NHWC
+        with self._lock:
+            live, self._live = self._live, None  # put back only if nothing fails
+            if live is None or live.process != os.getpid() or not 0 <= start - live.position <= _SMALL_GAP:
+                live = _Live(self._decode(start, len(self)), start)
+            for _ in range(start - live.position):
+                next(live.frames)
+            for row in range(stop - start):
+                frames_NHWC[row] = next(live.frames)
+            live.position = stop
+            self._live = live
+        return frames_NHWC
+
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        return self._decode(start, stop) if start < stop else iter(())
+
+    def _decode(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        """Decode the samples of a range, which is not empty, in one pass from the key frame before it."""
+        to_rgb = _RgbConverter(self.path)
+        position = start
+        previous: tuple[int, FrameHWC] | None = None
+        for frame, stamp in _walk(self.path, self.index, start, stop, self.approximate, self.threads):
+            if previous is None or previous[0] != stamp:
+                previous = (stamp, to_rgb(frame))
+            yield previous[1]
+            position += 1
+        if position < stop:
+            raise ValueError(
+                f"{self.path}: only {position} of {len(self)} sampled frames could be read; "
+                "the file is damaged, fetch or copy it again"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_live": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+class _Live:
+    """A decoder that stands before sample ``position``. Not to be used by a forked process: it shares the file."""
+
+    def __init__(self, frames: Iterator[FrameHWC], position: int) -> None:
+        self.frames = frames
+        self.position = position
+        self.process = os.getpid()
+
+
+def _walk(
+    path: Path, index: VideoIndex, start: int, stop: int, approximate: bool, threads: int
+) -> Iterator[tuple[VideoFrame, int]]:
+    """Yield (frame, its stamp) for samples ``start`` to ``stop``; ends early where a frame is missing.
+
+    Where the skipping or the seek loses a frame (files that break their own rules), the rest is decoded
+    again from the beginning without either.
+    """
+    position = start
+    for seek, skip in ((True, True), (False, False)):
+        for found in _pass(path, index, position, stop, approximate, threads, seek=seek, skip=skip):
+            yield found
+            position += 1
+        if position == stop:
+            return
+
+
+def _pass(
+    path: Path,
+    index: VideoIndex,
+    start: int,
+    stop: int,
+    approximate: bool,
+    threads: int,
+    *,
+    seek: bool,
+    skip: bool,
+) -> Iterator[tuple[VideoFrame, int]]:
+    """One pass of the decoder over the samples; ends at the first that does not turn up."""
+    import av
+
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        context = stream.codec_context
+        context.thread_type = "AUTO"
+        context.thread_count = threads
+        key = index.key_before(index.stamps[start]) if seek else None
+        if key is not None:
+            container.seek(key, stream=stream)
+        exact_skip = skip and index.timed and index.codec == "h264" and not approximate
+        context.skip_frame = "NONREF" if approximate and index.timed else "DEFAULT"
+        position, number = start, -1
+        before: tuple[VideoFrame, int] | None = None
+        with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
+            for packet in container.demux(stream):
+                if exact_skip:
+                    needed = packet.pts is None or packet.pts in index.wanted
+                    context.skip_frame = "DEFAULT" if needed else "NONREF"
+                for frame in stream.decode(packet):
+                    number += 1
+                    stamp = frame.pts if index.timed else number
+                    while position < stop and index.stamps[position] <= stamp:
+                        if index.stamps[position] == stamp:
+                            yield frame, stamp
+                        elif approximate and before is not None:
+                            yield before
+                        else:
+                            return
+                        position += 1
+                    if position == stop:
+                        return
+                    before = (frame, stamp)
+        # The last samples of the approximate mode may lie behind the last frame it keeps.
+        while approximate and before is not None and position < stop:
+            yield before
+            position += 1
+
+
+class _RgbConverter:
+    """Frames of a decoder to RGB as a viewer shows them.
+
+    FFmpeg's filter graph minds the colour space that a file declares, which PyAV's own conversion does not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size: tuple[int, int] | None = None
+        self._format = ""
+        self._graph: Any = None
+
+    def __call__(self, frame: VideoFrame) -> FrameHWC:
+        size = (frame.width, frame.height)
+        if self._size not in (None, size):
+            assert self._size is not None
+            raise ValueError(
+                f"{self._path} changes size on the way, from {self._size[0]}x{self._size[1]} to {size[0]}x{size[1]}; "
+                "re-encode it at one size"
+            )
+        if self._graph is None or frame.format.name != self._format:
+            self._size, self._format = size, frame.format.name
+            self._graph = _rgb_graph(frame)
+        self._graph.push(frame)
+        frame_HWC: FrameHWC = self._graph.pull().to_ndarray()
+        return _upright(frame_HWC, frame, self._path)
+
+
+def _rgb_graph(frame: VideoFrame) -> Any:
+    import av.filter
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    chain = [source, graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink")]
+    for first, second in itertools.pairwise(chain):
+        first.link_to(second)
+    graph.configure()
+    return graph
+
+
+def _upright(frame_HWC: FrameHWC, frame: VideoFrame, path: Path) -> FrameHWC:
+    """Turn and mirror a picture as its display matrix asks: rows (a b .), (c d .), 16.16 fixed point.
+
+    A pixel at (x, y) is shown at (a x + c y, b x + d y), so a turn by a quarter swaps the axes.
+    """
+    side_data: Any = frame.side_data
+    try:
+        matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
+    except KeyError:
+        return frame_HWC
+    a, b, c, d = (int(value) for value in matrix[[0, 1, 3, 4]])
+    if a and d and not b and not c:
+        across, down = a, d
+    elif b and c and not a and not d:
+        frame_HWC, across, down = frame_HWC.swapaxes(0, 1), c, b
+    else:
+        raise ValueError(f"{path} asks to be shown turned by an angle that is not a quarter turn; re-encode it upright")
+    return np.ascontiguousarray(frame_HWC[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1])
