@@ -15,7 +15,7 @@ from vniah.media import TokenSource
 from vniah.requests import Request, Segment
 from vniah.text.compose import ComposedText, compose
 from vniah.text.haystack import TextHaystack, open_text_haystack
-from vniah.text.measure import Encode, Measure, MeasuredHaystack
+from vniah.text.measure import ESTIMATED_CHARS, Encode, Measure, MeasuredHaystack
 from vniah.text.puzzles import PREFIX, Puzzle, TextCell, make_puzzle, question_text
 from vniah.text.settings import TextSettings
 
@@ -107,6 +107,10 @@ class TextBook:
             "haystack_chars": "endless" if haystack.num_chars is None else haystack.num_chars,
             "length_unit": f"tokens of the model under test where it brings its tokenizer, else {measure.unit}",
         }
+        if haystack.num_chars is not None:
+            # Of the model's tokens nothing is known yet; samples carry the exact figure.
+            longest = ESTIMATED_CHARS * self.settings.grid.max_frames
+            found["haystack_repeats_estimated"] = round(max(1.0, longest / haystack.num_chars), 2)
         return {**found, "haystack_note": haystack.note} if haystack.note else found
 
 

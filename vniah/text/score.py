@@ -45,6 +45,13 @@ def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
     return stated_number(predicted) == puzzle.answer
 
 
+def recalled(predicted: str, puzzle: Puzzle) -> float:
+    """The share of the asked numbers that an answer gives, each at its place, 0 to 1."""
+    wanted = numbers_in(puzzle.answer)
+    found = numbers_in(predicted)
+    return sum(got == right for got, right in zip(found, wanted, strict=False)) / len(wanted) if wanted else 0.0
+
+
 def classify_generated(predicted: str, puzzle: Puzzle, *, correct: bool) -> tuple[str, str]:
     """(mistake, the distractor's city): "" for a right answer, "distractor" where one is given, else "other"."""
     if correct:

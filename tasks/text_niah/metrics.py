@@ -1,0 +1,139 @@
+"""From one scored answer of text NIAH to lmms-eval's metric dicts, and from those to the figures of a run.
+
+lmms-eval drops the document from its sample logs, so a cell's first metric dict carries it whole. Figures
+are V-NIAH's (``vniah/tasks/vniah/metrics.py``) with lengths in tokens for frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vniah.tasks.text_niah.books import cell_of
+from vniah.tasks.vniah import metrics as vniah_metrics
+from vniah.text import ComposedText, Placed, TextBook, TextSettings
+from vniah.text.score import CORRECT, DISTRACTOR, OTHER, classify_generated, classify_teacher_forced, recalled
+
+HIGHER_IS_BETTER = {
+    "text_niah_acc": True,
+    "text_niah_control": False,
+    "text_niah_abstained": True,
+    "text_niah_effective_length": True,
+    "text_niah_distracted": False,
+    "text_niah_recalled": True,
+    "text_niah_grid": True,
+}
+
+
+def sample_metrics(
+    book: TextBook, row: Mapping[str, Any], correct: bool, details: Mapping[str, Any], *, teacher_forced: bool
+) -> dict[str, Any]:
+    """The metric dicts of one cell.
+
+    Args:
+        book: the task's.
+        row: the cell's row.
+        correct: whether the answer is right.
+        details: what the model told: predicted, predicted_ids, answer_ids, answer_logprobs.
+        teacher_forced: whether ``details`` come of teacher forcing.
+    """
+    composed = book.compose(cell_of(row))
+    settings, control = book.settings, bool(row["control"])
+    mistake, city = _mistake(composed, settings, correct, details, teacher_forced=teacher_forced)
+    brief = {
+        "context_length": int(row["context_length"]),
+        "depth_percent": None if control else int(row["depth_percent"]),
+        "sample": int(row["sample"]),
+        "needle": row["needle"],
+        "correct": bool(correct),
+        "control": control,
+    }
+    needle = composed.needle
+    full = {
+        **brief,
+        "num_tokens": composed.num_tokens,
+        "haystack_tokens": composed.haystack_tokens,
+        "haystack_repeats": round(composed.source.repeats(composed.haystack_tokens), 3),
+        "length_unit": composed.source.measure.unit,
+        "needle_index": needle.index if needle else None,
+        "needle_fraction": needle.fraction if needle else None,
+        "needles": [_place(one) for one in composed.placed if one.insert.is_needle],
+        "distractors": [_place(one) for one in composed.placed if not one.insert.is_needle],
+        "question": row["question"],
+        "answer": row["answer"],
+        "predicted": details.get("predicted", ""),
+        "predicted_ids": list(details.get("predicted_ids", [])),
+        "answer_ids": list(details.get("answer_ids", [])),
+        "answer_logprobs": list(details.get("answer_logprobs", [])),
+        "mistake": mistake,
+        "mistake_city": city,
+        "score": float(correct),
+    }
+    if control:
+        name = "text_niah_abstained" if settings.variant == "absent" else "text_niah_control"
+        return {name: full, "text_niah_grid": brief}
+    found: dict[str, Any] = {"text_niah_acc": full, "text_niah_effective_length": brief, "text_niah_grid": brief}
+    if settings.num_distractors:
+        found["text_niah_distracted"] = float(mistake == DISTRACTOR)
+    if settings.variant == "multi":
+        found["text_niah_recalled"] = recalled(details.get("predicted", ""), composed.puzzle)
+    return found
+
+
+def _place(placed: Placed) -> dict[str, Any]:
+    return {
+        "city": placed.insert.city,
+        "number": placed.insert.number,
+        "index": placed.index,
+        "fraction": placed.fraction,
+    }
+
+
+def _mistake(
+    composed: ComposedText, settings: TextSettings, correct: bool, details: Mapping[str, Any], *, teacher_forced: bool
+) -> tuple[str, str]:
+    """(kind, city) of a wrong answer, from token ids where there are some, else from the text."""
+    if correct:
+        return CORRECT, ""
+    puzzle, measure = composed.puzzle, composed.source.measure
+    one_number = settings.variant in ("single", "absent")
+    if teacher_forced and one_number and details.get("predicted_ids") and not measure.is_estimate:
+        ids = {one.city: measure.encode(one.number) for one in puzzle.distractors}
+        kind, city = classify_teacher_forced(details["predicted_ids"], details["answer_ids"], ids)
+        return kind or OTHER, city
+    return classify_generated(details.get("predicted", ""), puzzle, correct=False)
+
+
+def _as_frames(aggregate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
+    def by_length(items: list[dict[str, Any]]) -> Any:
+        return aggregate([{**item, "num_frames": item["context_length"]} for item in items])
+
+    return by_length
+
+
+# Mean over the grid's cells; of the controls; the longest length up to which every column's mean is 0.9 or
+# more; scores by length and depth.
+mean_accuracy = _as_frames(vniah_metrics.mean_accuracy)
+control_accuracy = _as_frames(vniah_metrics.control_accuracy)
+effective_length = _as_frames(vniah_metrics.effective_frames)
+grid = _as_frames(vniah_metrics.grid)
+
+
+def mean(items: list[float]) -> float:
+    """Of ``text_niah_distracted``: the share of all answers, right ones included, that were a distractor's."""
+    return sum(items) / len(items)
+
+
+def aggregation(settings: TextSettings) -> dict[str, Callable[[list[Any]], Any]]:
+    """The figures that a task of these settings has."""
+    found: dict[str, Callable[[list[Any]], Any]] = {
+        "text_niah_acc": mean_accuracy,
+        "text_niah_abstained" if settings.variant == "absent" else "text_niah_control": control_accuracy,
+        "text_niah_effective_length": effective_length,
+        "text_niah_grid": grid,
+    }
+    if settings.num_distractors:
+        found["text_niah_distracted"] = mean
+    if settings.variant == "multi":
+        found["text_niah_recalled"] = mean
+    return found
