@@ -1,0 +1,58 @@
+"""A chat-completions endpoint on 127.0.0.1 that answers as a test scripts it, and keeps what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# What to do with one request: a reply's text, an HTTP status, raw bytes, or seconds to sleep before hanging up.
+Step = str | int | bytes | float
+
+
+class JudgeServer:
+    """``script`` maps a request (decoded JSON) to a step. ``requests`` holds (headers, body) as they came."""
+
+    def __init__(self, script: Callable[[dict[str, Any]], Step]) -> None:
+        self.script = script
+        self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        handler = type("Handler", (_Handler,), {"judge": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> JudgeServer:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    judge: JudgeServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.judge.requests.append((dict(self.headers), body))
+        step = self.judge.script(body) if self.path == "/v1/chat/completions" else 404
+        if isinstance(step, float):
+            time.sleep(step)
+            return
+        status = step if isinstance(step, int) else 200
+        if isinstance(step, str):
+            step = json.dumps({"choices": [{"message": {"role": "assistant", "content": step}}]}).encode()
+        payload = step if isinstance(step, bytes) else b"{}"
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent."""

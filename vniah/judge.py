@@ -1,0 +1,265 @@
+"""A judge for free answers: any OpenAI-compatible chat endpoint, chosen by environment, off by default.
+
+``VNIAH_JUDGE_URL`` (the base, as in ``http://127.0.0.1:8000/v1``), ``VNIAH_JUDGE_MODEL`` and, if the
+endpoint wants one, ``VNIAH_JUDGE_KEY``. A judge that is off, slow, down or talks nonsense leaves an
+answer *unscored* with the reason; it never makes it a zero and never ends a run. Knows no benchmark:
+what to ask and which scores to expect is the caller's.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+OFF = "the judge is off (set VNIAH_JUDGE_URL and VNIAH_JUDGE_MODEL to score)"
+
+_MAX_REPLY_BYTES = 1 << 20
+_MAX_WAIT_S = 60.0
+# Worth another try: time-outs, conflicts, rate limits, and whatever goes wrong on the server's side.
+_RETRY_STATUS = frozenset({408, 409, 425, 429})
+
+
+class JudgeError(RuntimeError):
+    """The judge could not be asked. ``permanent`` means that asking again is pointless."""
+
+    def __init__(self, message: str, *, permanent: bool = False, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """Where the judge is and how patient to be.
+
+    Attributes:
+        url: base of an OpenAI-compatible interface, with or without ``/chat/completions``.
+        model: the model's name at that endpoint.
+        key: bearer token; "" sends none. Not shown in ``repr``.
+        timeout_s: limit of one request, in seconds.
+        retries: further attempts after the first.
+        backoff_s: wait before the first retry; it doubles with each.
+        max_failures: questions in a row that may fail before the judge counts as down.
+
+    Raises:
+        ValueError: not an http(s) URL, no model, or a number out of range.
+    """
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    timeout_s: float = 60.0
+    retries: int = 3
+    backoff_s: float = 1.0
+    max_failures: int = 5
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(
+                f"VNIAH_JUDGE_URL must be an http(s) URL such as http://127.0.0.1:8000/v1, got {self.url!r}"
+            )
+        if not self.model:
+            raise ValueError("VNIAH_JUDGE_URL is set but VNIAH_JUDGE_MODEL is not; name the model of that endpoint")
+        if not self.timeout_s > 0:
+            raise ValueError(f"VNIAH_JUDGE_TIMEOUT must be a positive number of seconds, got {self.timeout_s}")
+        if self.retries < 0 or self.backoff_s < 0 or self.max_failures < 1:
+            raise ValueError(
+                "a judge needs retries >= 0, backoff_s >= 0 and max_failures >= 1, "
+                f"got {self.retries}, {self.backoff_s}, {self.max_failures}"
+            )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> JudgeConfig | None:
+        """The judge of ``VNIAH_JUDGE_{URL,MODEL,KEY,TIMEOUT,RETRIES}``; ``None`` when no URL is set (off).
+
+        Raises:
+            ValueError: see the class; also a time-out or retry count that is not a number.
+        """
+        environ = os.environ if environ is None else environ
+        url = environ.get("VNIAH_JUDGE_URL", "").strip()
+        if not url:
+            return None
+        numbers = {}
+        for name, kind, default in (("TIMEOUT", float, 60.0), ("RETRIES", int, 3)):
+            text = environ.get(f"VNIAH_JUDGE_{name}", "").strip()
+            try:
+                numbers[name] = kind(text) if text else default
+            except ValueError:
+                raise ValueError(f"VNIAH_JUDGE_{name} must be a number, got {text!r}") from None
+        return cls(
+            url=url,
+            model=environ.get("VNIAH_JUDGE_MODEL", "").strip(),
+            key=environ.get("VNIAH_JUDGE_KEY", "").strip(),
+            timeout_s=float(numbers["TIMEOUT"]),
+            retries=int(numbers["RETRIES"]),
+        )
+
+    @property
+    def endpoint(self) -> str:
+        base = self.url.rstrip("/")
+        return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one answer: ``scores`` by name, or ``None`` and the ``reason`` why it is unscored."""
+
+    scores: Mapping[str, float] | None
+    reason: str = ""
+    reply: str = ""
+
+
+class Judge:
+    """Asks one endpoint. Safe to share between threads.
+
+    After ``max_failures`` questions in a row without a reply, or one permanent refusal (a wrong key or
+    model), the judge counts as down and is asked no more: a dead endpoint costs a run minutes, not hours.
+    """
+
+    def __init__(self, config: JudgeConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.config = config
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._down = ""
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def score(self, system: str, user: str, names: Sequence[str]) -> Verdict:
+        """Ask for the scores ``names`` (each 1 to 5) of one answer; never raises for what the judge does."""
+        with self._lock:
+            down = self._down
+        if down:
+            return Verdict(None, f"the judge is down: {down}")
+        try:
+            reply = self.ask(system, user)
+        except JudgeError as error:
+            with self._lock:
+                self._failures += 1
+                if error.permanent or self._failures >= self.config.max_failures:
+                    self._down = self._down or str(error)
+            return Verdict(None, str(error))
+        with self._lock:
+            self._failures = 0
+        try:
+            return Verdict(parse_scores(reply, names), reply=reply)
+        except ValueError as error:
+            return Verdict(None, str(error), reply)
+
+    def ask(self, system: str, user: str) -> str:
+        """The text of the judge's reply, after retries with growing waits.
+
+        Raises:
+            JudgeError: no usable reply; ``permanent`` when the endpoint refuses such requests for good.
+        """
+        for attempt in range(self.config.retries + 1):
+            try:
+                return self._post(system, user)
+            except JudgeError as error:
+                if error.permanent or attempt == self.config.retries:
+                    raise
+                self._sleep(min(max(self.config.backoff_s * 2**attempt, error.wait_s), _MAX_WAIT_S))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _post(self, system: str, user: str) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        body = json.dumps({"model": self.config.model, "messages": messages, "temperature": 0}).encode()
+        request = urllib.request.Request(self.config.endpoint, data=body, method="POST")
+        request.add_header("Content-Type", "application/json")
+        if self.config.key:
+            request.add_unredirected_header("Authorization", f"Bearer {self.config.key}")
+        try:
+            with self._opener.open(request, timeout=self.config.timeout_s) as response:
+                raw = response.read(_MAX_REPLY_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            retry = error.code in _RETRY_STATUS or error.code >= 500
+            wait_s = _seconds(error.headers.get("Retry-After", "")) if error.headers else 0.0
+            error.close()
+            raise JudgeError(f"the judge answered HTTP {error.code}", permanent=not retry, wait_s=wait_s) from None
+        except OSError as error:  # URLError, time-outs, resets and refusals are all of this kind
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, TimeoutError):
+                raise JudgeError(f"the judge did not answer within {self.config.timeout_s:g} s") from None
+            raise JudgeError(f"the judge cannot be reached: {cause}") from None
+        except Exception as error:  # http.client raises its own kinds for half an answer
+            raise JudgeError(f"the judge's answer broke off: {type(error).__name__}") from None
+        return _content(raw)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A judge that redirects is refused: the answer and the key are meant for the named host alone."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return max(0.0, float(text))
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _content(raw: bytes) -> str:
+    """The message text of a chat completion.
+
+    Raises:
+        JudgeError: not JSON, or not of that shape.
+    """
+    if len(raw) > _MAX_REPLY_BYTES:
+        raise JudgeError(f"the judge's answer is longer than {_MAX_REPLY_BYTES} bytes")
+    try:
+        content = json.loads(raw)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        raise JudgeError("the judge's answer is not a chat completion") from None
+    if not isinstance(content, str) or not content.strip():
+        raise JudgeError("the judge's answer is empty")
+    return content
+
+
+def parse_scores(reply: str, names: Sequence[str], low: float = 1.0, high: float = 5.0) -> dict[str, float]:
+    """The scores ``names`` from the last JSON object of ``reply`` that has them all.
+
+    Judges reason first and end with an object, with double or (as Python prints it) single quotes.
+
+    Raises:
+        ValueError: no such object, or a score that is not a number from ``low`` to ``high``.
+    """
+    for text in reversed(re.findall(r"\{[^{}]*\}", reply)):
+        found = _object(text)
+        if found is None or not all(name in found for name in names):
+            continue
+        scores = {}
+        for name in names:
+            value = found[name]
+            try:
+                number = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not low <= number <= high:
+                raise ValueError(f"the judge gave {name} = {value!r}, expected a number from {low:g} to {high:g}")
+            scores[name] = number
+        return scores
+    raise ValueError(f"the judge's reply has no JSON object with {', '.join(names)}: {reply[:200]!r}")
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None

@@ -1,0 +1,210 @@
+"""Videos of a benchmark on disk: find each by the name its annotation gives, and see that it opens.
+
+A video that is missing or broken is a row in a report and never an error: benchmarks of long videos
+lose files to take-downs and broken downloads, and a run of hours must not end for one of them. Names
+come from data sets, so they are only ever looked up in the folders' own listing, never joined to a path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+from vniah.archives import safe_extract
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
+# A name as an annotation gives it, and the names of parent folders to prefer.
+Wanted: TypeAlias = tuple[str, Sequence[str]]
+# Probing waits on the disk more than on a core.
+_PROBES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """What the header and two decoded frames tell. ``duration_s`` is 0 where the container does not say."""
+
+    path: Path
+    duration_s: float
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoReport:
+    """The outcome of looking for a benchmark's videos: each label is in one of the two."""
+
+    found: Mapping[str, VideoInfo] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self, limit: int = 10) -> str:
+        """One line on what is missing and why; "" when nothing is."""
+        if not self.missing:
+            return ""
+        shown = [f"{name} ({reason})" for name, reason in list(self.missing.items())[:limit]]
+        more = len(self.missing) - len(shown)
+        total = len(self.missing) + len(self.found)
+        return f"{len(self.missing)} of {total} videos missing or broken: " + "; ".join(
+            shown + ([f"and {more} more"] if more > 0 else [])
+        )
+
+
+class VideoFolders:
+    """A listing of the videos below some folders, earlier folders first.
+
+    Raises:
+        FileNotFoundError: a folder that is not there; names it.
+    """
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        self.roots = tuple(roots)
+        self._by_path: dict[str, Path] = {}
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for root in self.roots:
+            if not root.is_dir():
+                raise FileNotFoundError(f"no folder of videos at {root}; name one that exists")
+            for path in _video_files(root):
+                key = path.relative_to(root).with_suffix("").as_posix().casefold()
+                self._by_path.setdefault(key, path)
+                self._by_stem[path.stem.casefold()].append(path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def find(self, name: str, folders: Sequence[str] = ()) -> Path:
+        """The file that an annotation calls ``name``, with or without a folder and an extension.
+
+        Args:
+            name: as in "zoo/abc.mp4" or "abc"; letter case and the kind of container do not matter.
+            folders: names of parent folders to prefer where several files bear the name.
+
+        Raises:
+            ValueError: no such file, several, or a name that points out of the folders; says which.
+        """
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or not pure.name:
+            raise ValueError("its name would leave the folder of videos")
+        if pure.suffix.casefold() in VIDEO_SUFFIXES:
+            pure = pure.with_suffix("")
+        exact = self._by_path.get(pure.as_posix().casefold())
+        if exact is not None:
+            return exact
+        candidates = list(self._by_stem.get(pure.name.casefold(), ()))
+        if len(candidates) > 1:
+            wanted = {folder.casefold() for folder in (*folders, *pure.parent.parts)}
+            near = [path for path in candidates if path.parent.name.casefold() in wanted]
+            candidates = near or candidates
+        # The same file reached through two roots is one file.
+        distinct = {path.resolve(): path for path in reversed(candidates)}
+        if not distinct:
+            raise ValueError("not found")
+        if len(distinct) > 1:
+            raise ValueError(f"{len(distinct)} files bear that name, such as {candidates[0]} and {candidates[1]}")
+        return next(iter(distinct.values()))
+
+
+def _video_files(root: Path) -> list[Path]:
+    """Video files below ``root`` in a fixed order. Follows links (video folders often are), but in no circle."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found.extend(Path(folder, name) for name in sorted(files) if name.casefold().endswith(VIDEO_SUFFIXES))
+    return found
+
+
+def probe(path: Path) -> VideoInfo:
+    """Open a video and decode its first frame and one near its end.
+
+    The second catches a download that broke off: its header may be whole and promise frames that are
+    not there, which would fail hours later in the middle of a run.
+
+    Raises:
+        ValueError: it does not open, has no pictures, or ends before its header says.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("it has no video stream")
+            stream = container.streams.video[0]
+            if next(container.decode(stream), None) is None:
+                raise ValueError("it has no frames")
+            base = float(stream.time_base) if stream.time_base else 0.0
+            duration = float(stream.duration * base) if stream.duration and base else 0.0
+            if not duration and container.duration:
+                duration = container.duration / av.time_base
+            if duration and base:
+                start = stream.start_time or 0
+                container.seek(start + int(0.98 * duration / base), stream=stream)
+                if next(container.decode(stream), None) is None:
+                    raise ValueError("it ends before its header says")
+            fps = float(stream.average_rate or 0.0)
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(f"it does not open: {error.strerror or error}") from None
+    return VideoInfo(path=path, duration_s=duration, fps=fps)
+
+
+def find_videos(folders: VideoFolders, wanted: Mapping[str, Wanted]) -> VideoReport:
+    """Find and probe videos.
+
+    Args:
+        folders: where to look.
+        wanted: by whatever label the caller gives, the name and the parent folders to prefer (see
+            ``VideoFolders.find``). Labels and not names, since a benchmark may use one name twice.
+
+    Returns:
+        A report by label, in the order of ``wanted``.
+    """
+
+    def look(item: Wanted) -> VideoInfo | str:
+        try:
+            return probe(folders.find(*item))
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        outcomes = dict(zip(wanted, pool.map(look, wanted.values()), strict=True))
+    return VideoReport(
+        found={label: outcome for label, outcome in outcomes.items() if isinstance(outcome, VideoInfo)},
+        missing={label: outcome for label, outcome in outcomes.items() if isinstance(outcome, str)},
+    )
+
+
+def unpack_archives(archives: Iterable[Path], dest: Path) -> tuple[list[Path], list[str]]:
+    """Unpack each archive into a folder of its own below ``dest``, once; a bad one is a line in the report.
+
+    Returns:
+        The folders, and for every archive that was refused or is damaged one line that says why. What a
+        damaged archive gave before it broke stays usable.
+
+    Raises:
+        OSError: the disk is full or cannot be written, which no other archive would mend.
+    """
+    folders, problems = [], []
+    for archive in archives:
+        folder = dest / archive.name.partition(".")[0]
+        stamp = folder / ".unpacked"
+        # A name and a size: the Hub's cache gives changed content a new name behind the link.
+        mark = f"{archive.resolve().name} {archive.stat().st_size}\n"
+        if not stamp.is_file() or stamp.read_text() != mark:
+            try:
+                safe_extract(archive, folder)
+            except (ValueError, FileExistsError) as error:
+                problems.append(str(error))
+            else:
+                temporary = stamp.with_suffix(".part")
+                temporary.write_text(mark)
+                os.replace(temporary, stamp)
+        if folder.is_dir():
+            folders.append(folder)
+    return folders, problems
