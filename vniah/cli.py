@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "Show cells, tokens, FLOPs, memory and time of a grid before running it.",
     "heatmap": "Draw the depth-by-frames heatmap of a run, or the paper's.",
     "compare": "Put runs beside each other and beside the published figures.",
+    "figure": "Draw the paper's other figures: Figures 4, 5 and 7, accuracy by frames or category, perplexity.",
     "report": "Write one self-contained HTML page of runs, down to each needle and prediction.",
     "perplexity": "Measure text perplexity at growing context lengths.",
     "ask": "Ask a model about a video or images at the terminal.",

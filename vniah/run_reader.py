@@ -78,14 +78,24 @@ def read_run(
         tasks = ", ".join(run.task for run in with_cells)
         raise ValueError(f"{path} holds several grids ({tasks}); choose one with --task")
     (run,) = with_cells
+    if not partial:
+        check_complete(run, path)
+    return run
+
+
+def check_complete(run: Run, path: str | Path) -> None:
+    """Raise unless every cell of the run's grid was scored over equally many needles.
+
+    Raises:
+        ValueError: says how many cells are missing, and where the first is.
+    """
     missing = run.missing()
-    if missing and not partial:
+    if missing:
         (frames, depth), count = next(iter(missing)), sum(missing.values())
         raise ValueError(
             f"{path}: {count} of {count + len(run.placed)} cells of the grid are missing, the first "
             f"at {frames} {run.unit}, depth {depth} %; let the run finish, or pass --partial to use what is there"
         )
-    return run
 
 
 def read_runs(path: str | Path, name: str | None = None, *, task: str | None = None) -> list[Run]:

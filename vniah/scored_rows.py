@@ -1,7 +1,8 @@
 """Scored cells as lines of JSON: lmms-eval's logged samples and our journals, read and checked.
 
 A sample's row holds every metric's dict under the metric's name; ours carry all that is known of a
-scored cell (see ``ScoredCell``). Knows nothing about folders or runs.
+scored cell (see ``ScoredCell``). A journal's row holds the document and the leaf's result, from which
+correctness follows. Knows nothing about folders or runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.results import ScoredCell
+from vniah.scoring import generated_match, teacher_forced_match
 
 _OWN = {field.name for field in fields(ScoredCell)} - {"extra"}
 
@@ -26,13 +28,13 @@ def read_cells(path: Path, *, last_wins: bool) -> tuple[ScoredCell, ...]:
     Raises:
         ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice.
     """
-    found: dict[tuple[int, int | None, str, Any], ScoredCell] = {}
+    found: dict[tuple[Any, ...], ScoredCell] = {}
     for number, row in _rows(path, forgive_last=last_wins):
-        scored = _scored_dict(row)
+        scored = _from_journal(row, f"{path}, line {number}") or _scored_dict(row)
         if scored is None:
             continue
         cell = _cell(scored, row, f"{path}, line {number}")
-        key = (cell.num_frames, cell.depth_percent, cell.needle, cell.extra.get("task"))
+        key = (cell.num_frames, cell.depth_percent, cell.needle, cell.extra.get("task"), cell.extra.get("sample"))
         before = found.get(key)
         if before is not None and not last_wins and before.correct != cell.correct:
             raise ValueError(
@@ -72,6 +74,24 @@ def _scored_dict(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return max(described, key=len, default=None)
 
 
+def _from_journal(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
+    """What a journal's row says of a cell, its correctness worked out; ``None`` for any other row."""
+    doc, result = row.get("doc"), row.get("result")
+    if not isinstance(doc, Mapping) or not isinstance(result, Mapping) or "needle" not in doc:
+        return None
+    text, answer_ids = str(result.get("text", "")), result.get("answer_ids") or []
+    if answer_ids:
+        correct = teacher_forced_match(result.get("predicted_ids") or [], answer_ids)
+    elif "choice" in doc:
+        correct = generated_match(text, str(doc.get("answer", "")), is_choice=bool(doc["choice"]))
+    else:
+        raise ValueError(
+            f"{where}: a free answer of {row.get('task', 'a task')}, whose correctness the journal does not hold; "
+            "read the samples file of the finished run instead"
+        )
+    return {**doc, **result, "predicted": text, "correct": correct}
+
+
 def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> ScoredCell:
     """Check the parts of a scored cell and keep what else the row says under ``extra``."""
     frames = scored.get("num_frames", scored.get("context_length"))
@@ -81,7 +101,7 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Scor
     if isinstance(depth, float) and depth.is_integer():
         depth = int(depth)
     if control:
-        depth = None
+        depth = None  # a journal's document has -1 there
     elif not isinstance(depth, int) or not 0 <= depth <= 100:
         raise ValueError(f"{where}: depth_percent must be a whole number from 0 to 100, got {depth!r}")
     if scored["correct"] not in (True, False):

@@ -18,12 +18,13 @@ from vniah.results import Run, cells_from_scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a published table: lmms-eval's ``metric`` of any of ``tasks``, times ``factor``."""
+    """A table's column: lmms-eval's ``metric`` of any of ``tasks``, times ``factor``, with ``digits`` decimals."""
 
     name: str
     tasks: tuple[str, ...]
     metric: str | None
     factor: float
+    digits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,170 @@
+"""What a heatmap shows, before it is drawn: the grid of means, its summary, its text and CSV forms.
+
+Plain Python, no matplotlib: the terminal table and the CSV come from here alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vniah.results import Run
+from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+
+EFFECTIVE_AT = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridData:
+    """A run's grid.
+
+    Attributes:
+        name: the run's name.
+        unit: what ``frames`` counts, "frames" or "tokens".
+        frames: columns, rising.
+        depths: rows in percent, rising.
+        scores: [depth][frames] mean over needles, 0..1; ``None`` where nothing was scored.
+        counts: [depth][frames] how many needles were scored.
+        controls: mean without a needle by frames; empty where no control was scored.
+        mean: mean over the grid's cells.
+        column_means: by frames, over depths and needles.
+        effective: the longest frames up to which every column's mean is at least ``EFFECTIVE_AT``; 0 if none.
+        control: mean over all controls; ``None`` where none was scored.
+        train_length: the backbone's training length in ``unit``; ``None`` if not known.
+        missing: how many scores the grid lacks.
+    """
+
+    name: str
+    unit: str
+    frames: tuple[int, ...]
+    depths: tuple[int, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+    controls: dict[int, float]
+    mean: float
+    column_means: dict[int, float]
+    effective: int
+    control: float | None
+    train_length: float | None
+    missing: int
+
+    @property
+    def summary(self) -> str:
+        """One line: "LongVA: mean 0.909, effective 2,200 frames"."""
+        return f"{self.name}: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """The summary without the name."""
+        reach = f"effective {long_label(self.effective, self.unit)}" if self.effective else "effective at no length"
+        return f"mean {self.mean:.3f}, {reach}"
+
+    @property
+    def caption(self) -> str:
+        """What the figure's small print says: control, training length, holes."""
+        parts = []
+        if self.control is not None:
+            parts.append(f"no-needle control {self.control:.3f}")
+        if self.train_length is not None:
+            place = "" if self.line_position() is not None else ", outside this grid"
+            parts.append(f"dotted line: training length {long_label(self.train_length, self.unit)}{place}")
+        if self.missing:
+            parts.append(f"partial: {self.missing:,} scores missing")
+        return "; ".join(parts)
+
+    def line_position(self) -> float | None:
+        """Where the training length falls among the columns, column ``i`` being centred at ``i + 0.5``.
+
+        Linear by value between the two columns around it; ``None`` if it is unknown or would fall
+        outside the drawn columns (0 to their number).
+        """
+        if self.train_length is None or not self.frames:
+            return None
+        value, columns = self.train_length, self.frames
+        if len(columns) == 1:
+            return 0.5 if value == columns[0] else None
+        left = max(0, min(sum(column <= value for column in columns) - 1, len(columns) - 2))
+        step = columns[left + 1] - columns[left]
+        position = left + 0.5 + (value - columns[left]) / step
+        return position if 0 <= position <= len(columns) else None
+
+
+def grid_data(run: Run) -> GridData:
+    """The grid of a run.
+
+    Raises:
+        ValueError: the run has no scored cells.
+    """
+    if not run.placed:
+        raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
+    means = grid_scores(run.cells)
+    counts: dict[tuple[int, int | None], int] = defaultdict(int)
+    controls: dict[int, list[float]] = defaultdict(list)
+    for cell in run.cells:
+        counts[cell.num_frames, cell.depth_percent] += 1
+        if cell.control:
+            controls[cell.num_frames].append(float(cell.correct))
+    return GridData(
+        name=run.name,
+        unit=run.unit,
+        frames=run.frames,
+        depths=run.depths,
+        scores=tuple(tuple(means.get((frames, depth)) for frames in run.frames) for depth in run.depths),
+        counts=tuple(tuple(counts[frames, depth] for frames in run.frames) for depth in run.depths),
+        controls={frames: sum(values) / len(values) for frames, values in sorted(controls.items())},
+        mean=grid_mean(run.cells),
+        column_means=column_means(run.cells),
+        effective=effective_frames(run.cells, EFFECTIVE_AT),
+        control=control_mean(run.cells),
+        train_length=run.train_frames,
+        missing=sum(run.missing().values()),
+    )
+
+
+def length_label(value: int, unit: str) -> str:
+    """A column's label: frames as they are, tokens in thousands where whole ("32K")."""
+    return f"{value // 1000}K" if unit == "tokens" and value >= 1000 and value % 1000 == 0 else str(value)
+
+
+def long_label(value: float, unit: str) -> str:
+    """A length in running text: "2,200 frames", "512K tokens"."""
+    short = length_label(round(value), unit)
+    return f"{short if short.endswith('K') else f'{round(value):,}'} {unit}"
+
+
+def to_text(data: GridData) -> str:
+    """The grid as a table for a terminal, depth down and frames across, with the columns' means."""
+    heads = [length_label(frames, data.unit) for frames in data.frames]
+    width = max(4, *(len(head) for head in heads)) + 1
+    first = 7
+
+    def line(label: str, values: Sequence[float | None]) -> str:
+        return f"{label:>{first}}" + "".join(f"{'-' if one is None else f'{one:.2f}':>{width}}" for one in values)
+
+    lines = [data.summary, f"{data.unit:>{first}}" + "".join(f"{head:>{width}}" for head in heads)]
+    lines += [line(f"{depth} %", row) for depth, row in zip(data.depths, data.scores, strict=True)]
+    lines.append(line("mean", [data.column_means[frames] for frames in data.frames]))
+    if data.controls:
+        lines.append(line("control", [data.controls.get(frames) for frames in data.frames]))
+    if data.caption:
+        lines.append(data.caption)
+    return "\n".join(lines)
+
+
+def to_csv(grids: Sequence[GridData]) -> str:
+    """Grids as CSV, one cell a line: run, num_<unit>, depth_percent ("control" without a needle), score, needles."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    units = {data.unit for data in grids}
+    writer.writerow(["run", f"num_{units.pop()}" if len(units) == 1 else "length", "depth_percent", "score", "needles"])
+    for data in grids:
+        for depth, row, counts in zip(data.depths, data.scores, data.counts, strict=True):
+            for frames, score, count in zip(data.frames, row, counts, strict=True):
+                if score is not None:
+                    writer.writerow([data.name, frames, depth, f"{score:.6g}", count])
+        for frames, score in data.controls.items():
+            writer.writerow([data.name, frames, "control", f"{score:.6g}", ""])
+    return out.getvalue()

@@ -1,0 +1,126 @@
+"""The depth-by-frames heatmap of the paper's Figures 4 and 7, one axes of it and one figure.
+
+Depth runs down from 0 % (needle first), frames run to the right, 0 is red and 1 is green; the dotted
+line is the backbone's training length, placed by value among the columns.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vniah.plots.grid_data import GridData, length_label
+from vniah.plots.style import TEXT_WIDTH, new_figure, paper_style, save_figure, score_colormap
+
+_POINTS = 72
+
+
+def draw_heatmap(
+    axes: Any,
+    data: GridData,
+    *,
+    cell_width: float,
+    colorbar_axes: Any = None,
+    colorbar_across: bool = False,
+    show_depth: bool = True,
+) -> None:
+    """Draw one grid into matplotlib axes.
+
+    Args:
+        cell_width: inches a column gets, from which the font of the cells' values follows.
+        colorbar_axes: where the scale goes; none is drawn otherwise.
+        colorbar_across: the scale lies and does not stand.
+        show_depth: label the depth axis; panels of a row share it.
+    """
+    import numpy as np
+    import seaborn
+
+    scores = np.array([[math.nan if one is None else one for one in row] for row in data.scores], dtype=float)
+    labels = np.array([[_cell_label(one) for one in row] for row in data.scores], dtype=object)
+    # "0.8" takes about 1.7 times its font size; below 4 points nobody can read it.
+    font = min(6.5, cell_width * _POINTS * 0.86 / 1.7)
+    axes.set_facecolor("#e4e4e4")
+    axes.patch.set_hatch("////")
+    axes.patch.set_edgecolor("#9a9a9a")
+    seaborn.heatmap(
+        scores,
+        ax=axes,
+        vmin=0,
+        vmax=1,
+        cmap=score_colormap(),
+        mask=np.isnan(scores),
+        annot=labels if font >= 4 else False,
+        fmt="",
+        annot_kws={"fontsize": font},
+        linewidths=0.4,
+        linecolor="white",
+        cbar=colorbar_axes is not None,
+        cbar_ax=colorbar_axes,
+        cbar_kws={"orientation": "horizontal" if colorbar_across else "vertical", "label": "fraction correct"},
+        xticklabels=False,
+        yticklabels=False,
+    )
+    _label_ticks(axes, data, cell_width, show_depth=show_depth)
+    if colorbar_axes is not None:
+        (colorbar_axes.set_xticks if colorbar_across else colorbar_axes.set_yticks)([0, 0.2, 0.4, 0.6, 0.8, 1])
+        colorbar_axes.tick_params(length=2)
+    position = data.line_position()
+    if position is not None:
+        # White under black: the dots show on every colour of the scale.
+        axes.axvline(position, color="white", linewidth=2.6, alpha=0.75, zorder=1.5)
+        axes.axvline(position, color="black", linewidth=1.4, linestyle=(0, (1, 1.2)), zorder=1.6)
+        _clear_around_labels(axes, data)
+
+
+def _clear_around_labels(axes: Any, data: GridData) -> None:
+    """Give each value a rim in its cell's colour, so that a line behind it does not run into the digits."""
+    from matplotlib.patheffects import withStroke
+
+    colours, shown = score_colormap(), [one for row in data.scores for one in row if one is not None]
+    for text, score in zip(axes.texts, shown, strict=False):
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=colours(score))])
+
+
+def _cell_label(score: float | None) -> str:
+    """At most three characters: 1, 0, .8, .83."""
+    if score is None:
+        return ""
+    text = f"{score:.2f}".rstrip("0").rstrip(".")
+    return text.removeprefix("0") or "0" if text != "0" else "0"
+
+
+def _label_ticks(axes: Any, data: GridData, cell_width: float, *, show_depth: bool) -> None:
+    heads = [length_label(frames, data.unit) for frames in data.frames]
+    # A label of n digits is about 0.06 n inches wide at 7 points: leave out labels that would touch.
+    every = max(1, math.ceil((0.06 * max(map(len, heads)) + 0.05) / cell_width))
+    shown = range(every - 1 if every > 1 else 0, len(heads), every)
+    axes.set_xticks([at + 0.5 for at in shown], [heads[at] for at in shown], rotation=0)
+    rows = range(0, len(data.depths), max(1, math.ceil(len(data.depths) / 12)))
+    axes.set_yticks([at + 0.5 for at in rows], [str(data.depths[at]) for at in rows] if show_depth else [], rotation=0)
+    axes.tick_params(length=2)
+    axes.set_xlabel("context length (tokens)" if data.unit == "tokens" else "haystack frames")
+    if show_depth:
+        axes.set_ylabel("needle depth (%)")
+
+
+def heatmap_figure(data: GridData) -> Any:
+    """One grid as a figure: title with name, mean and effective length; control and line in the caption."""
+    columns, rows = len(data.frames), len(data.depths)
+    margin = 1.25
+    width = min(TEXT_WIDTH, max(4.4, margin + 0.5 * columns))
+    cell_width = (width - margin) / columns
+    with paper_style():
+        figure = new_figure(width, 0.95 + max(1.2, min(3.2, 0.28 * rows)))
+        axes, bar = figure.subplots(1, 2, width_ratios=[1, 0.022])
+        draw_heatmap(axes, data, cell_width=cell_width, colorbar_axes=bar)
+        axes.set_title(data.summary, loc="left", fontweight="bold")
+        if data.caption:
+            figure.supxlabel(data.caption[0].upper() + data.caption[1:] + ".", fontsize=6.5, x=0.01, ha="left")
+    return figure
+
+
+def save_heatmap(data: GridData, path: str | Path) -> Path:
+    """Draw and save one grid. See ``style.save_figure`` for what it raises."""
+    saved: Path = save_figure(heatmap_figure(data), path, title=data.summary)
+    return saved

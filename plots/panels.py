@@ -1,0 +1,76 @@
+"""Several heatmaps in one figure, sharing scale and axes: the paper's Figures 4 and 7."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vniah.plots.grid_data import GridData
+from vniah.plots.heatmap import draw_heatmap
+from vniah.plots.style import TEXT_WIDTH, new_figure, paper_style, save_figure
+
+FIGURE_4 = ("LongVA-7B", "LLaVA-NeXT-Video-7B-32K", "LLaVA-NeXT-Video-7B-32K-rope-1e8")
+FIGURE_7 = ("Qwen2-7B-224K-distractors-0", "Qwen2-7B-224K-distractors-3", "Qwen2-7B-224K-distractors-5")
+_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
+
+
+def panels_figure(grids: Sequence[GridData], *, columns: int | None = None) -> Any:
+    """Grids side by side, numbered (i), (ii), ... in reading order.
+
+    Args:
+        grids: one or more; they may differ in their frames and depths.
+        columns: panels in a row; two unless told. A place left over holds the scale.
+
+    Raises:
+        ValueError: no grids, or more than twelve.
+    """
+    if not 1 <= len(grids) <= len(_ROMAN):
+        raise ValueError(f"a figure takes 1 to {len(_ROMAN)} runs, got {len(grids)}")
+    across = min(columns or 2, len(grids))
+    down = math.ceil(len(grids) / across)
+    spare = down * across > len(grids)
+    panel_width = (TEXT_WIDTH - (0.1 if spare else 0.75)) / across
+    panel_height = max(1.0, min(2.4, 0.19 * max(len(data.depths) for data in grids)))
+    captions = _captions(grids)
+    with paper_style():
+        figure = new_figure(TEXT_WIDTH, (panel_height + 0.75) * down + 0.12 * len(captions) + 0.1)
+        spec = figure.add_gridspec(down, across + 1, width_ratios=[1.0] * across + [1e-3 if spare else 0.03])
+        if spare:
+            # The empty place holds the scale, lying in its middle.
+            corner = spec[down - 1, across - 1].subgridspec(3, 3, height_ratios=[1, 0.14, 1], width_ratios=[1, 6, 1])
+            bar = figure.add_subplot(corner[1, 1])
+        else:
+            bar = figure.add_subplot(spec[:, -1])
+        for index, data in enumerate(grids):
+            row, column = divmod(index, across)
+            axes = figure.add_subplot(spec[row, column])
+            draw_heatmap(
+                axes,
+                data,
+                cell_width=(panel_width - 0.4) / len(data.frames),
+                colorbar_axes=bar if index == 0 else None,
+                colorbar_across=spare,
+                show_depth=column == 0 or data.depths != grids[index - 1].depths,
+            )
+            axes.set_title(f"({_ROMAN[index]}) {data.name}\n{data.figures}", loc="left", fontsize=7)
+        if captions:
+            figure.supxlabel("\n".join(captions), fontsize=6.5, x=0.01, ha="left")
+    return figure
+
+
+def _captions(grids: Sequence[GridData]) -> list[str]:
+    """The panels' small print; panels that say the same share a line."""
+    found: dict[str, list[str]] = {}
+    for numeral, data in zip(_ROMAN, grids, strict=False):
+        if data.caption:
+            found.setdefault(data.caption, []).append(numeral)
+    return [f"({', '.join(numerals)}) {caption[0].upper()}{caption[1:]}." for caption, numerals in found.items()]
+
+
+def save_panels(grids: Sequence[GridData], path: str | Path, *, columns: int | None = None) -> Path:
+    """Draw and save panels. See ``style.save_figure`` for what it raises."""
+    title = "; ".join(data.summary for data in grids)
+    saved: Path = save_figure(panels_figure(grids, columns=columns), path, title=title)
+    return saved

@@ -1,0 +1,153 @@
+"""One look for every figure: colours, fonts and sizes, and how a figure lands on disk.
+
+The scale runs red, yellow, green as in the paper, but each step is lighter than the one before, so
+that it stays in order when printed in grey. Figures are made without pyplot: no global state, no
+window. Sizes are in inches for a text width of 7 and fonts in points of the printed page.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEXT_WIDTH = 7.0
+SCALE_STOPS = ("#b5203f", "#e8a13a", "#9be8b4")
+LINE_COLOURS = ("#1f4e79", "#b5203f", "#d98e1f", "#2e8b57", "#6a4c93", "#5c5c5c")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
+
+_RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a "$" in a run's name is a dollar sign
+    "pdf.fonttype": 42,  # TrueType: what paper checkers ask for
+    "svg.fonttype": "none",
+    "savefig.dpi": 200,
+}
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """The style's settings while a figure is made and saved; whatever held before holds again after."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
+        yield
+
+
+def score_colormap() -> Any:
+    """0 to 1 as red, yellow, green, rising in lightness (a matplotlib colormap)."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("vniah_score", list(SCALE_STOPS))
+
+
+def score_colour(score: float) -> str:
+    """The scale's colour at ``score`` as ``#rrggbb``; without matplotlib, for pages."""
+    stops = [tuple(int(stop[at : at + 2], 16) for at in (1, 3, 5)) for stop in SCALE_STOPS]
+    place = min(max(score, 0.0), 1.0) * (len(stops) - 1)
+    left = min(int(place), len(stops) - 2)
+    mixed = (round(a + (b - a) * (place - left)) for a, b in zip(stops[left], stops[left + 1], strict=True))
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches that can save itself; constrained layout."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_image_path(path: str | Path) -> Path:
+    """The path, if a figure may be written there.
+
+    Raises:
+        ValueError: the ending is none of ``IMAGE_SUFFIXES``, so that a figure never replaces another kind of file.
+        FileNotFoundError: its folder does not exist.
+        IsADirectoryError: it is a folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"cannot tell the format of {path.name!r}; expected a name ending in {', '.join(IMAGE_SUFFIXES)}"
+        )
+    check_output_path(path)
+    return path
+
+
+def check_output_path(path: Path) -> None:
+    """Raise unless a file may be written at ``path``: its folder is there and it is no folder itself."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def save_figure(figure: Any, path: str | Path, *, title: str = "") -> Path:
+    """Save atomically in the format of the path's ending; an image of that name is replaced.
+
+    Raises:
+        ValueError, OSError: see ``check_image_path``; or the folder cannot be written to.
+    """
+    path = check_image_path(path)
+    kind = path.suffix.lower()[1:]
+    # No dates or versions inside: the same run gives the same bytes.
+    metadata: dict[str, Any] = {"Title": title} if title else {}
+    metadata |= {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    with paper_style(), _replacing(path) as part:
+        figure.savefig(part, format=kind, metadata=metadata)
+    return path
+
+
+def save_text(text: str, path: str | Path) -> Path:
+    """Write a text file atomically.
+
+    Raises:
+        OSError: the folder is not there or cannot be written to.
+    """
+    path = Path(path)
+    check_output_path(path)
+    with _replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its name at the end, or is removed on any error."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp makes files private; an output is like any other
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,46 @@
+"""``vniah compare``: runs beside each other and beside the published figures, with differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vniah.commands.run_options import RUN_HELP
+
+
+def command(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=RUN_HELP)] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="A published grid (LongVA-7B) or table row (LongVA@128; LongVA for the run's own frames)."),
+    ] = None,
+    list_published: Annotated[bool, typer.Option("--list", help="Print every published name and its source.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to the terminal.")] = None,
+    task: Annotated[str | None, typer.Option(help="Compare this task alone.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept grids that are not complete.")] = False,
+) -> None:
+    """Put runs beside each other and beside the published figures.
+
+    Differences are ours minus published; without --published, minus the first run.
+    """
+    from vniah.commands.run_options import all_runs, check_text_output
+    from vniah.plots.compare import compare, published_names
+    from vniah.plots.style import save_text
+    from vniah.plots.table_formats import FORMATS
+
+    if list_published:
+        print(published_names())
+        return
+    if form not in FORMATS:
+        raise ValueError(f"no format {form!r}; expected one of {', '.join(FORMATS)}")
+    check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
+    read = all_runs(runs or [], names=name or [], task=task, partial=partial)
+    text = "\n\n".join(FORMATS[form](one.table()) for one in compare(read, published or []))
+    if output is None:
+        print(text)
+    else:
+        print(f"wrote {save_text(text + chr(10), output)}")

@@ -1,0 +1,185 @@
+"""``vniah figure``: the paper's figures beside the single heatmap, from runs, datasets or the published data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+KINDS = {
+    "4": "V-NIAH heatmaps: the paper's, or RUNs (with --published NAME beside them)",
+    "5": "image sizes of datasets: folders, .parquet files or Hub datasets owner/name[:config]",
+    "7": "text NIAH heatmaps: the paper's, or RUNs",
+    "frames": "accuracy against frames beside Table 6: RUNs of videomme_longva at several max_frames_num",
+    "categories": "accuracy by category: RUNs of videomme_longva, mlvu_longva_dev_choice, ...",
+    "perplexity": "perplexity against context length: CSV files with context_length and perplexity",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The options, checked where they enter."""
+
+    sources: list[str]
+    names: list[str]
+    published: list[str]
+    task: str | None
+    train_length: float | None
+    column: str | None
+    split: str
+    limit: int | None
+    partial: bool
+
+    def name(self, index: int) -> str | None:
+        return self.names[index] if index < len(self.names) else None
+
+
+def command(
+    kind: Annotated[str, typer.Argument(help="; ".join(f"{key}: {text}" for key, text in KINDS.items()))],
+    sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help="RUNs, datasets or files.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Figure to write: .png, .pdf or .svg. An image is replaced.")
+    ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write a PDF beside the figure.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write the figure's data as CSV.")] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="4, 7: a published grid. frames: a model of Table 6 (LongVA unless told; 'none' for none)."),
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="What to call each SOURCE, in order.")] = None,
+    task: Annotated[str | None, typer.Option(help="Which task, where a run scored several.")] = None,
+    train_length: Annotated[float | None, typer.Option(help="Where the training-length line goes.")] = None,
+    column: Annotated[str | None, typer.Option(help="5: the image column, where a table has several.")] = None,
+    split: Annotated[str, typer.Option(help="5: the split of a Hub dataset.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="5: read so many images of each dataset.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Draw grids that are not complete.")] = False,
+) -> None:
+    """Draw one of the paper's figures, from our runs or from the published data."""
+    from vniah.commands.run_options import check_names, check_text_output
+    from vniah.plots.style import check_image_path, save_figure, save_text
+
+    if kind not in KINDS:
+        raise ValueError(f"no figure {kind!r}; expected one of {', '.join(KINDS)}")
+    if output is None and csv is None:
+        raise ValueError("nowhere to draw to: give -o FIGURE.png (or --csv for the data alone)")
+    if pdf and output is None:
+        raise ValueError("--pdf goes with -o: it writes a PDF of the same name beside the figure")
+    check_names(sources or [], name or [])
+    images = [] if output is None else [check_image_path(output)]
+    if output is not None and pdf:
+        images.append(check_image_path(output.with_suffix(".pdf")))
+    check_text_output(csv, (".csv",), sources or [])
+    asked = _Asked(
+        sources=sources or [],
+        names=name or [],
+        published=published or [],
+        task=task,
+        train_length=train_length,
+        column=column,
+        split=split,
+        limit=limit,
+        partial=partial,
+    )
+    draw, text = _BUILD[kind](asked)
+    for path in dict.fromkeys(images):
+        print(f"wrote {save_figure(draw(), path)}")
+    if csv is not None:
+        print(f"wrote {save_text(text, csv)}")
+
+
+# What a figure is made by, and its data as CSV.
+_Made = tuple[Callable[[], Any], str]
+
+
+def _panels(asked: _Asked, default: tuple[str, ...]) -> _Made:
+    from vniah.commands.run_options import grid_runs
+    from vniah.plots.grid_data import grid_data, to_csv
+    from vniah.plots.panels import panels_figure
+
+    published = asked.published or ([] if asked.sources else list(default))
+    runs = grid_runs(
+        asked.sources,
+        published,
+        names=asked.names,
+        task=asked.task,
+        train_frames=asked.train_length,
+        partial=asked.partial,
+    )
+    grids = [grid_data(run) for run in runs]
+    return lambda: panels_figure(grids), to_csv(grids)
+
+
+def _figure_4(asked: _Asked) -> _Made:
+    from vniah.plots.panels import FIGURE_4
+
+    return _panels(asked, FIGURE_4)
+
+
+def _figure_7(asked: _Asked) -> _Made:
+    from vniah.plots.panels import FIGURE_7
+
+    return _panels(asked, FIGURE_7)
+
+
+def _sizes(asked: _Asked) -> _Made:
+    from vniah.plots.histogram import sizes_csv, sizes_figure
+    from vniah.plots.image_sizes import read_sizes
+
+    if not asked.sources:
+        raise ValueError("name at least one dataset: a folder of images, a .parquet file or a Hub dataset owner/name")
+    read = []
+    for index, source in enumerate(asked.sources):
+        sizes = read_sizes(source, name=asked.name(index), column=asked.column, split=asked.split, limit=asked.limit)
+        note = f", {sizes.unreadable:,} unreadable" if sizes.unreadable else ""
+        print(f"{sizes.name}: {len(sizes.sizes):,} images{note}")
+        read.append(sizes)
+    return lambda: sizes_figure(read), sizes_csv(read)
+
+
+def _frames(asked: _Asked) -> _Made:
+    from vniah.commands.run_options import all_runs
+    from vniah.plots.curves import curves_csv, curves_figure
+    from vniah.plots.published import read_table
+    from vniah.plots.run_curves import frames_panels
+
+    # Runs of one model at several frame counts share a name on purpose: they are one curve.
+    runs = all_runs(asked.sources, names=asked.names, task=asked.task, distinct=False) if asked.sources else []
+    models = [one for one in (asked.published or ["LongVA"]) if one != "none"]
+    panels = frames_panels(read_table("table6"), runs, models)
+    return lambda: curves_figure(panels, x_label="frames", y_label="accuracy (%)"), curves_csv(
+        panels, "frames", "accuracy"
+    )
+
+
+def _categories(asked: _Asked) -> _Made:
+    from vniah.commands.run_options import all_runs
+    from vniah.plots.curves import bars_csv, bars_figure
+    from vniah.plots.run_curves import category_bars
+
+    bars = category_bars(all_runs(asked.sources, names=asked.names, task=asked.task))
+    return lambda: bars_figure(bars, value_label="accuracy (%)"), bars_csv(bars, "accuracy")
+
+
+def _perplexity(asked: _Asked) -> _Made:
+    from vniah.plots.curves import curves_csv, curves_figure
+    from vniah.plots.run_curves import read_perplexity
+
+    if not asked.sources:
+        raise ValueError("name at least one CSV file with columns context_length and perplexity")
+    panels = {"": [read_perplexity(source, asked.name(index)) for index, source in enumerate(asked.sources)]}
+    return lambda: curves_figure(
+        panels, x_label="context length (tokens)", y_label="perplexity", mark_x=asked.train_length
+    ), curves_csv(panels, "context_length", "perplexity")
+
+
+_BUILD: dict[str, Callable[[_Asked], _Made]] = {
+    "4": _figure_4,
+    "5": _sizes,
+    "7": _figure_7,
+    "frames": _frames,
+    "categories": _categories,
+    "perplexity": _perplexity,
+}

@@ -1,0 +1,125 @@
+"""What ``heatmap``, ``compare`` and ``report`` share: turning their options into runs, and checks of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vniah.results import Run
+
+RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
+
+
+def all_runs(
+    paths: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    task: str | None = None,
+    partial: bool = False,
+    distinct: bool = True,
+) -> list[Run]:
+    """Every task of every path, needle grids or not, each path under a name of its own (if ``distinct``).
+
+    Raises:
+        ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
+    """
+    from vniah.run_reader import check_complete, read_runs
+
+    if not paths:
+        raise ValueError("nothing to read: name a RUN (an lmms-eval output folder)")
+    check_names(paths, names)
+    groups = []
+    for index, path in enumerate(paths):
+        group = read_runs(path, names[index] if index < len(names) else None, task=task)
+        for run in group:
+            if not partial:
+                check_complete(run, path)
+        groups.append([with_training_length(run) for run in group])
+    return [run for group in (distinct_names(groups) if distinct else groups) for run in group]
+
+
+def grid_runs(
+    paths: Sequence[str],
+    published: Sequence[str] = (),
+    *,
+    names: Sequence[str] = (),
+    task: str | None = None,
+    train_frames: float | None = None,
+    partial: bool = False,
+) -> list[Run]:
+    """The needle grids of ``paths``, then the published ones, named and with training lengths.
+
+    Raises:
+        ValueError: nothing asked for, more names than runs, a training length that is not positive;
+            and what ``read_run`` and ``read_published`` raise.
+    """
+    from vniah.plots.published import read_published
+    from vniah.run_reader import read_run
+
+    if not paths and not published:
+        raise ValueError("nothing to show: name a RUN (an lmms-eval output folder) or --published NAME")
+    check_names(paths, names)
+    if train_frames is not None and not train_frames > 0:
+        raise ValueError(f"--train-frames must be above 0, got {train_frames}")
+    runs = []
+    for index, path in enumerate(paths):
+        name = names[index] if index < len(names) else None
+        runs.append(with_training_length(read_run(path, name, task=task, partial=partial), train_frames))
+    ours = [run for group in distinct_names([[run] for run in runs]) for run in group]
+    return ours + [read_published(name) for name in published]
+
+
+def check_names(paths: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError if there are more names than runs."""
+    if len(names) > len(paths):
+        raise ValueError(f"{len(names)} names (--name) for {len(paths)} runs; give one for each RUN, in order")
+
+
+def distinct_names(groups: Sequence[Sequence[Run]]) -> list[list[Run]]:
+    """Groups of runs (one a RUN argument) with a name of their own each, told apart by frames, else by number."""
+    from vniah.plots.compare import frames_of
+
+    def repeated(groups: Sequence[Sequence[Run]]) -> set[str]:
+        names = [name for group in groups for name in {run.name for run in group}]
+        return {name for name in names if names.count(name) > 1}
+
+    twice = repeated(groups)
+    named = [
+        [
+            replace(run, name=f"{run.name}@{frames}") if run.name in twice and (frames := frames_of(run)) else run
+            for run in group
+        ]
+        for group in groups
+    ]
+    twice = repeated(named)
+    return [
+        [replace(run, name=f"{run.name} ({number})") if run.name in twice else run for run in group]
+        for number, group in enumerate(named, start=1)
+    ]
+
+
+def with_training_length(run: Run, train_frames: float | None = None) -> Run:
+    """The run with the length its backbone was trained to: as told, else by a published model's name, else as is."""
+    from vniah.plots.published import known_train_length
+
+    length = train_frames or run.train_frames or known_train_length(run.model, run.unit)
+    return run if length is None else replace(run, train_frames=length)
+
+
+def check_text_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[str]) -> None:
+    """Check where a derived text file is to go, before any work is done.
+
+    Raises:
+        ValueError: another ending than ``suffixes``, or one of the inputs.
+        OSError: its folder is missing, or it is a folder.
+    """
+    from vniah.plots.style import check_output_path
+
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"cannot write {path.name!r}; expected a name ending in {', '.join(suffixes)}")
+    if any(path.resolve() == Path(one).resolve() for one in inputs):
+        raise ValueError(f"{path} is one of the inputs; give another name for the output")
+    check_output_path(path)
