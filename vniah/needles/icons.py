@@ -1,0 +1,215 @@
+"""The icon family: one coloured object and one digit on a dim texture; any number of needles, one-word answers.
+
+16 objects x 8 colours x 10 digits = 1,280 combinations. One in eight is held out, by a rule that depends on
+nothing but the combination, so that whoever trains on this family can be measured on combinations never seen.
+A needle names the object and asks for its colour or for the digit beside it.
+
+Layout is drawn in units of the picture's side: one random state gives the same scene at any size, and 32 pixels
+are enough to tell all objects and digits apart. Shapes: masks_HW, picture_HWC; H = W = size.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from itertools import product
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vniah.needles.icon_shapes import OBJECTS, digit_mask, object_mask
+from vniah.needles.needle import Needle, NeedleSet, Picture
+
+__all__ = [
+    "COLOURS",
+    "DIGITS",
+    "OBJECTS",
+    "combinations",
+    "draw_icon",
+    "icon_needles",
+    "icon_questions",
+    "is_heldout",
+]
+
+# Bump when the drawing changes: it is part of the fingerprint.
+VERSION = 1
+SHADES: dict[str, tuple[int, int, int]] = {
+    "red": (225, 35, 35),
+    "orange": (255, 140, 0),
+    "yellow": (250, 230, 40),
+    "green": (35, 170, 50),
+    "blue": (45, 95, 245),
+    "purple": (140, 45, 190),
+    "pink": (255, 140, 200),
+    "white": (245, 245, 245),
+}
+COLOURS = tuple(SHADES)
+DIGITS = tuple("0123456789")
+SUFFIX = "\nAnswer the question using a single word or phrase."
+# Needles are drawn at this size; a model resizes them to what it takes.
+NEEDLE_SIZE = 336
+DEFAULT_COUNT = 10
+Split: TypeAlias = Literal["heldout", "train"]
+SPLITS: tuple[Split, ...] = ("heldout", "train")
+
+
+def is_heldout(obj: str, colour: str, digit: str) -> bool:
+    """Whether the combination is kept for measuring: one colour in eight for each object and digit.
+
+    Every object, colour and digit, and every pair of two of them, also occurs in what is left for training, so
+    only the combination of all three is new.
+    """
+    o, c, d = OBJECTS.index(obj), COLOURS.index(colour), DIGITS.index(digit)
+    return (c + 3 * o + 5 * d) % len(COLOURS) == 0
+
+
+@functools.cache
+def combinations(split: Split = "heldout") -> tuple[tuple[str, str, str], ...]:
+    """All (object, colour, digit) of a split: 160 are held out, 1,120 are for training."""
+    return tuple(c for c in product(OBJECTS, COLOURS, DIGITS) if is_heldout(*c) == (split == "heldout"))
+
+
+def icon_questions(obj: str, colour: str, digit: str) -> list[tuple[str, str]]:
+    """The questions that the picture answers, as (question, answer): its colour, then its digit.
+
+    Few words, all of them plain: a vocabulary of some dozen covers every question and answer.
+    """
+    locate = f"Find the frame of a {obj}. "
+    return [
+        (f"{locate}What colour is the {obj}?{SUFFIX}", colour),
+        (f"{locate}What number is beside the {obj}?{SUFFIX}", digit),
+    ]
+
+
+def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size: int = 32) -> Image.Image:
+    """Draw one icon at a random place and size.
+
+    Args:
+        rng: moved on by the same number of draws whatever the size.
+        obj: one of OBJECTS.
+        colour: one of COLOURS.
+        digit: one of DIGITS.
+        size: side of the square picture in pixels.
+
+    Returns:
+        An RGB image of (size, size).
+    """
+    picture_HWC = _texture(rng, size)
+    draws = rng.random(8)
+    # Object and digit stand side by side or one above the other, never on each other.
+    object_side = 0.44 + 0.10 * draws[0]
+    digit_height = 0.30 + 0.06 * draws[1]
+    digit_width = 0.6 * digit_height
+    along = object_side + digit_width if draws[2] < 0.5 else object_side + digit_height
+    gap = 0.04 + (0.92 - along) * 0.3 * draws[3]
+    start = 0.02 + (0.96 - along - gap) * draws[4]
+    across_object = 0.02 + (0.96 - object_side) * draws[5]
+    if draws[2] < 0.5:
+        across_digit = 0.02 + (0.96 - digit_height) * draws[6]
+        first, second = (start, start + object_side + gap), (start + digit_width + gap, start)
+        object_x, digit_x = first if draws[7] < 0.5 else second
+        object_y, digit_y = across_object, across_digit
+    else:
+        across_digit = 0.02 + (0.96 - digit_width) * draws[6]
+        first, second = (start, start + object_side + gap), (start + digit_height + gap, start)
+        object_y, digit_y = first if draws[7] < 0.5 else second
+        object_x, digit_x = across_object, across_digit
+    shade = np.clip(np.array(SHADES[colour], np.float32) * (0.92 + 0.08 * rng.random()), 0, 255)
+    _paint(picture_HWC, object_mask(obj), object_x, object_y, object_side, object_side, shade)
+    light = np.full(3, 235, np.float32)
+    _paint(picture_HWC, digit_mask(digit), digit_x, digit_y, digit_width, digit_height, light)
+    return Image.fromarray(picture_HWC.astype(np.uint8))
+
+
+def _texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """A dim, plain ground: two dark shades blended along one direction, with soft waves. (H, W, 3), 0 to 90."""
+    shades = rng.random((2, 3), np.float32) * 60 + 10
+    angle, waves, phase = rng.random(3) * (6.283, 6, 6.283)
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    along = axis[None, :] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
+    blend = along + 0.5 + np.sin(along * np.float32(6.283 * waves) + np.float32(phase)) * np.float32(0.15)
+    np.clip(blend, 0, 1, out=blend)
+    ground_HWC: NDArray[np.float32] = shades[0] + blend[..., None] * (shades[1] - shades[0])
+    return ground_HWC
+
+
+def _paint(
+    picture_HWC: NDArray[np.float32],
+    mask: Image.Image,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    colour: NDArray[np.float32],
+) -> None:
+    """Lay ``colour`` through ``mask`` over a box given in parts of the side, at whole pixels."""
+    size = picture_HWC.shape[0]
+    left, top = round(x * size), round(y * size)
+    right, bottom = max(left + 1, round((x + width) * size)), max(top + 1, round((y + height) * size))
+    cut = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
+    alpha_HW1 = np.asarray(cut, np.float32)[..., None] * np.float32(1 / 255)
+    box = picture_HWC[top:bottom, left:right]
+    box += alpha_HW1[: box.shape[0], : box.shape[1]] * (colour - box)
+
+
+def icon_needles(spec: str, options: str = "") -> NeedleSet:
+    """The needle set of ``icons[:seed[:count[:heldout|train]]]``; ``options`` is what follows ``icons:``.
+
+    Needles alternate between asking for the colour and for the digit, and run through the combinations of the
+    split in a shuffled order, so that answers are spread evenly; past the last one they begin again at new places.
+
+    Raises:
+        ValueError: an option that cannot be read.
+    """
+    seed, count, split = _parse(spec, options)
+    name = f"icons:{seed}:{count}:{split}"
+    needles = []
+    for number, (combination, asked) in enumerate(_schedule(seed, count, split)):
+        question, answer = icon_questions(*combination)[asked]
+        needle_id = f"{number:04d}-{combination[0]}-{'colour' if asked == 0 else 'number'}"
+        draw = functools.partial(_draw_needle, seed, number, combination)
+        needles.append(Needle(id=needle_id, question=question, answer=answer, picture=Picture(draw=draw, name=name)))
+    return NeedleSet(name, needles, recipe=f"{name} drawing {VERSION}")
+
+
+def _draw_needle(seed: int, number: int, combination: tuple[str, str, str]) -> Image.Image:
+    return draw_icon(np.random.default_rng([seed, number]), *combination, size=NEEDLE_SIZE)
+
+
+def _schedule(seed: int, count: int, split: Split) -> Iterator[tuple[tuple[str, str, str], int]]:
+    """(combination, which question) of each needle; spreads the asked-for attribute evenly over its values."""
+    # Hash order: a shuffle that no version of a random library can change.
+    order = sorted(combinations(split), key=lambda c: hashlib.sha256(f"{seed} {' '.join(c)}".encode()).digest())
+    used = dict.fromkeys((*COLOURS, *DIGITS), 0)
+    left = list(order)
+    for number in range(count):
+        asked = number % 2
+        if not left:
+            left = list(order)
+        # The earliest combination whose answer has been asked for least.
+        best = min(range(len(left)), key=lambda i: (used[left[i][1 + asked]], i))
+        combination = left.pop(best)
+        used[combination[1 + asked]] += 1
+        yield combination, asked
+
+
+def _parse(spec: str, options: str) -> tuple[int, int, Split]:
+    parts = options.split(":") if options else []
+    form = f"cannot read {spec!r}; expected icons[:seed[:count[:heldout|train]]], such as icons:0:20"
+    if len(parts) > 3:
+        raise ValueError(form)
+    try:
+        seed = int(parts[0]) if parts else 0
+        count = int(parts[1]) if len(parts) > 1 else DEFAULT_COUNT
+    except ValueError:
+        raise ValueError(form) from None
+    if seed < 0 or count < 1:
+        raise ValueError(f"{form}; the seed must not be negative and the count must be positive")
+    split = parts[2] if len(parts) > 2 else "heldout"
+    for known in SPLITS:
+        if split == known:
+            return seed, count, known
+    raise ValueError(f"{form}; {split!r} is no split")

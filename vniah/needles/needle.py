@@ -1,0 +1,170 @@
+"""What a needle is: an image, a question with a locating prompt, and the answer (paper, Table 11).
+
+Images are decoded or drawn when they are asked for. Knows nothing about where sets come from.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*\S", re.MULTILINE)
+
+
+class Picture:
+    """An image that is made when needed, with the fingerprint of what it is made from.
+
+    Args:
+        stored: the bytes of an image file, or the file.
+        draw: a function that makes the image anew each time, in place of ``stored``.
+        name: what to call it in an error.
+    """
+
+    def __init__(
+        self, *, stored: bytes | Path | None = None, draw: Callable[[], Image.Image] | None = None, name: str
+    ) -> None:
+        assert (stored is None) != (draw is None), "a picture is either stored or drawn"
+        self.stored, self.draw, self.name = stored, draw, name
+
+    def load(self) -> Image.Image:
+        """The image as RGB, turned upright.
+
+        Raises:
+            ValueError: the stored bytes are no readable image.
+            FileNotFoundError: the file is gone.
+        """
+        if self.draw is not None:
+            return self.draw()
+        try:
+            with Image.open(io.BytesIO(self._bytes())) as opened:
+                return ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"the image of {self.name} cannot be read ({error}); replace the file") from None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the stored bytes; of size and pixels where the image is drawn."""
+        if self.stored is not None:
+            return hashlib.sha256(self._bytes()).hexdigest()
+        image = self.load()
+        return hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).hexdigest()
+
+    def _bytes(self) -> bytes:
+        assert self.stored is not None
+        return self.stored.read_bytes() if isinstance(self.stored, Path) else self.stored
+
+
+# A grid asks for the same few images hundreds of times; more than these are cheaper to make again than to keep.
+@functools.lru_cache(maxsize=16)
+def _loaded(picture: Picture) -> Image.Image:
+    return picture.load()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needle:
+    """One needle.
+
+    Attributes:
+        id: unique in its set.
+        question: as in the source but for trailing space; options of a multiple choice stand in it.
+        answer: exactly as in the source.
+        picture: where the image comes from.
+
+    Raises:
+        ValueError: the question or the answer is empty.
+    """
+
+    id: str
+    question: str
+    answer: str
+    picture: Picture
+
+    def __post_init__(self) -> None:
+        for name, value in (("question", self.question), ("answer", self.answer)):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"the {name} of needle {self.id!r} must be a text that is not empty, got {value!r}")
+        object.__setattr__(self, "question", self.question.rstrip())
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, RGB; a copy that the caller may change."""
+        return _loaded(self.picture).copy()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the image alone, so that needles which share an image share its encoding."""
+        return self.picture.fingerprint
+
+    @property
+    def kind(self) -> Literal["choice", "word"]:
+        """``choice`` if the answer is one of the letters that the question lists options for, else ``word``."""
+        options = set(_OPTION.findall(self.question))
+        return "choice" if len(options) > 1 and self.answer.strip() in options else "word"
+
+
+class NeedleSet:
+    """Needles in order, found by id.
+
+    Args:
+        name: the spec that was opened; differs from what was asked for when a fallback was used.
+        needles: at least one.
+        recipe: for drawn sets, what determines the images; it takes the place of the pixels in the
+            fingerprint, which may differ in a shade between versions of the drawing library.
+
+    Raises:
+        ValueError: no needles, or ids that occur twice.
+    """
+
+    def __init__(self, name: str, needles: Iterable[Needle], *, recipe: str | None = None) -> None:
+        self.name = name
+        self._needles = tuple(needles)
+        self._recipe = recipe
+        if not self._needles:
+            raise ValueError(f"the needle set {name!r} is empty; expected at least one needle")
+        self._by_id = {needle.id: needle for needle in self._needles}
+        if len(self._by_id) < len(self._needles):
+            ids = [needle.id for needle in self._needles]
+            twice = sorted({i for i in ids if ids.count(i) > 1})
+            raise ValueError(f"the needle set {name!r} has ids that occur more than once: {', '.join(twice)}")
+
+    def __len__(self) -> int:
+        return len(self._needles)
+
+    def __iter__(self) -> Iterator[Needle]:
+        return iter(self._needles)
+
+    def __repr__(self) -> str:
+        return f"NeedleSet({self.name!r}, {len(self)} needles)"
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._by_id)
+
+    def get(self, needle_id: str) -> Needle:
+        """The needle of that id.
+
+        Raises:
+            ValueError: naming the ids that exist.
+        """
+        if needle_id not in self._by_id:
+            shown = ", ".join(self.ids[:20]) + (", ..." if len(self) > 20 else "")
+            raise ValueError(f"no needle {needle_id!r} in {self.name!r}; it has {shown}")
+        return self._by_id[needle_id]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of every id, question, answer and image (or of the recipe that draws the images)."""
+        images = self._recipe or [needle.fingerprint for needle in self]
+        texts = [(needle.id, needle.question, needle.answer) for needle in self]
+        return hashlib.sha256(json.dumps([texts, images]).encode()).hexdigest()

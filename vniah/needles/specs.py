@@ -1,0 +1,83 @@
+"""Which needle set a spec means. One spec names one set on any machine."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from vniah.hub import HubUnreachableError
+from vniah.needles.needle import NeedleSet
+from vniah.settings import DEFAULT_NEEDLES
+
+FORMS = (
+    "'builtin', 'icons[:seed[:count[:heldout|train]]]', a folder with needles.json, "
+    f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
+    """Open a needle set.
+
+    Args:
+        spec: one of
+
+            - ``builtin``: twelve counterfactual scenes that we draw ourselves;
+            - ``icons``, ``icons:seed``, ``icons:seed:count``, ``icons:seed:count:heldout|train``: icons with a
+              digit, any number of them; see ``vniah/needles/icons.py``;
+            - a folder with ``needles.json``, a list of {id, file, question, answer};
+            - a Hub dataset id ``owner/name`` with columns image, question, answer in its split "test". The
+              ids are the row numbers from 0. The local cache is used before the Hub.
+
+            A folder wins over a Hub dataset of the same name.
+        revision: of a Hub dataset.
+
+    When the paper's set is neither cached nor reachable, the built-in one takes its place, with a warning;
+    ``NeedleSet.name`` then is "builtin".
+
+    Raises:
+        FileNotFoundError: no such folder, or the Hub has no such dataset.
+        HubUnreachableError: the Hub does not answer, for any set but the paper's.
+        ValueError: the spec is none of the above, or the set is faulty; see the readers.
+    """
+    spec = str(spec).strip()
+    family, _, rest = spec.partition(":")
+    if family in ("builtin", "icons") or Path(spec).expanduser().is_dir() or not _HUB_ID.fullmatch(spec):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given, but {spec!r} is not a Hub dataset and has none")
+        return _open_local(spec, family, rest)
+
+    from vniah.needles.dataset import read_hub_dataset
+
+    try:
+        return read_hub_dataset(spec, revision)
+    except HubUnreachableError as error:
+        if spec != DEFAULT_NEEDLES:
+            raise
+        warnings.warn(
+            f"the needles {spec} are not in the cache and could not be fetched ({error}). Using the built-in needles "
+            "instead: scores will not compare with the paper's. `vniah download needles` fetches the real ones; "
+            "VNIAH_NEEDLES=builtin silences this",
+            stacklevel=2,
+        )
+        return _open_local("builtin", "builtin", "")
+
+
+def _open_local(spec: str, family: str, rest: str) -> NeedleSet:
+    if spec == "builtin":
+        from vniah.needles.builtin import builtin_needles
+
+        return builtin_needles()
+    if family == "icons":
+        from vniah.needles.icons import icon_needles
+
+        return icon_needles(spec, rest)
+    folder = Path(spec).expanduser()
+    if spec and folder.is_dir():
+        from vniah.needles.folder import read_folder
+
+        return read_folder(folder, name=spec)
+    if spec and ("/" in spec or folder.exists()):
+        raise FileNotFoundError(f"no folder of needles at {spec!r}; expected {FORMS}")
+    raise ValueError(f"no needle set {spec!r}; expected {FORMS}")
