@@ -1,0 +1,226 @@
+"""Checkpoints on disk: which tensors they hold, whether those fit, and a fingerprint of their content.
+
+Only safetensors are read. Nothing here builds a model; ``released.py`` knows the two layouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longva_model.released import to_our_key
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
+_LISTED = 8  # names an error lists before it counts the rest
+_SAMPLE = 4096  # bytes of one sample of a tensor
+_SAMPLES = 16  # samples of a tensor that is not read whole
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a safetensors file: where its bytes are.
+
+    Attributes:
+        dtype: as safetensors names it, e.g. "BF16".
+        start: first byte in the file.
+        stop: one past the last byte.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: bool = True) -> str:
+    """The local folder of a checkpoint, downloaded from the Hub if it is not a folder.
+
+    Only configs, tokenizer files and safetensors are fetched, never code or pickles.
+
+    Args:
+        path: a folder, or an id on the Hub.
+        kwargs: ``from_pretrained``'s; those that say where to look are taken out of it.
+        weights: also fetch the weights.
+
+    Raises:
+        FileNotFoundError: neither a folder nor to be had from the Hub.
+    """
+    options = kwargs if kwargs is not None else {}
+    subfolder = options.pop("subfolder", "") or ""
+    if os.path.isdir(path):
+        return str(Path(path) / subfolder)
+    import huggingface_hub
+
+    hub = {key: options.pop(key) for key in ("cache_dir", "revision", "token", "force_download") if key in options}
+    local_only = bool(options.pop("local_files_only", False))
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            str(path), allow_patterns=patterns, local_files_only=local_only, **hub
+        )
+    except (huggingface_hub.errors.HFValidationError, huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"{str(path)!r} is no folder here, and the Hub does not give it ({type(error).__name__}: {error}). "
+            "Check the name, your network and, for a private model, `hf auth login`"
+        ) from error
+    return str(Path(folder) / subfolder)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order.
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is missing.
+        ValueError: there are only pickled weights.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        if bad := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{folder / INDEX} names files outside its folder: {_some(bad)}")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise FileNotFoundError(
+                f"{folder}: {len(missing)} of {len(names)} weight files are missing: {_some(missing)}. "
+                "Download the checkpoint again"
+            )
+        return [folder / name for name in names]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if pickles := sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))):
+        raise ValueError(
+            f"{folder} holds pickled weights only ({_some(pickles)}), which can run any code when they are opened. "
+            "If you trust them, load each with torch.load(path, weights_only=True) and write it with "
+            "safetensors.torch.save_file, then load the folder again"
+        )
+    raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHTS}, or {INDEX} and its shards")
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, by name; no tensor is read.
+
+    Raises:
+        ValueError: it is no safetensors file, or cut short.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        try:
+            if not 0 < length <= min(_MAX_HEADER, size - 8):
+                raise ValueError
+            header = json.loads(file.read(length))
+            tensors = {
+                name: TensorInfo(
+                    path, info["dtype"], tuple(info["shape"]), *(8 + length + at for at in info["data_offsets"])
+                )
+                for name, info in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is no safetensors file, or its header is damaged; download it again") from None
+    if any(tensor.stop > size for tensor in tensors.values()):
+        raise ValueError(f"{path} is cut short: {size} bytes, its tensors need more; download it again")
+    return tensors
+
+
+def read_tensor_index(folder: str | Path) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint, by their name on disk.
+
+    Raises:
+        FileNotFoundError: no weights, or a missing shard.
+        ValueError: pickled weights, a damaged file, or a tensor that two shards hold.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for path in weight_files(folder):
+        found = read_header(path)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise ValueError(f"{path.name} holds tensors that another shard holds too: {_some(twice)}")
+        tensors |= found
+    return tensors
+
+
+def check_tensors(
+    tensors: Mapping[str, TensorInfo],
+    expected: Mapping[str, tuple[int, ...]],
+    folder: str | Path,
+    *,
+    tied: bool = False,
+) -> None:
+    """Compare a checkpoint with the model that its config describes.
+
+    Args:
+        tensors: by name on disk, in either layout.
+        expected: shape by name of ours.
+        tied: the head shares the embedding's weights and need not be there.
+
+    Raises:
+        ValueError: listing tensors that are missing, left over, or of another shape than the config says.
+    """
+    found = {to_our_key(name): info.shape for name, info in tensors.items()}
+    # Old checkpoints store position indices, which are no weights.
+    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith((".position_ids", "inv_freq")))
+    missing = sorted(expected.keys() - found.keys() - ({"lm_head.weight"} if tied else set()))
+    wrong = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
+    if not (extra or missing or wrong):
+        return
+    parts = []
+    if wrong:
+        shapes = [f"{name} is {list(found[name])}, the config says {list(expected[name])}" for name in wrong]
+        parts.append(f"{len(wrong)} of another shape: {_some(shapes, '; ')}")
+    if missing:
+        parts.append(f"{len(missing)} missing: {_some(missing)}")
+    if extra:
+        parts.append(f"{len(extra)} left over: {_some(extra)}")
+    advice = "check that config.json belongs to these weights"
+    if all(name.startswith("model.vision_tower.") for name in (*wrong, *missing, *extra)):
+        advice = (
+            "they are all the vision tower's: mm_vision_tower names a tower of another size. Put the right "
+            "tower's config.json in a folder of that name beside the checkpoint"
+        )
+    raise ValueError(f"the weights in {folder} do not fit the model: {'. '.join(parts)}. What to do: {advice}")
+
+
+def weights_fingerprint(folder: str | Path) -> str:
+    """A hash of a checkpoint's weights: the same for either layout and any sharding.
+
+    Covers each tensor's name in our layout, type, shape and bytes: all of them up to 64 KiB, else 16 samples
+    of 4 KiB spread evenly from first to last. So it is read in a moment at any size, and any training step
+    changes it.
+
+    Returns:
+        32 hex digits.
+
+    Raises:
+        FileNotFoundError: no weights, or a missing shard.
+        ValueError: pickled weights or a damaged file.
+    """
+    digest = hashlib.sha256()
+    tensors = read_tensor_index(folder)
+    for name in sorted(tensors, key=to_our_key):
+        info = tensors[name]
+        digest.update(f"{to_our_key(name)}|{info.dtype}|{info.shape}|".encode())
+        size = info.stop - info.start
+        with info.path.open("rb") as file:
+            if size <= _SAMPLE * _SAMPLES:
+                file.seek(info.start)
+                digest.update(file.read(size))
+                continue
+            for sample in range(_SAMPLES):
+                file.seek(info.start + (size - _SAMPLE) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:32]
+
+
+def _some(names: list[str], joint: str = ", ") -> str:
+    """A list for an error: the first few, and how many more."""
+    rest = len(names) - _LISTED
+    return joint.join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

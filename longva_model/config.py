@@ -1,0 +1,172 @@
+"""``LongVAConfig``: a decoder, a CLIP tower, and how images and videos become visual tokens.
+
+The decoder is whatever ``text_config`` says (Qwen2 for LongVA; Llama and Mistral for the baselines), with its
+RoPE base and scaling. ``from_pretrained`` reads the released ``llava_qwen`` layout as well as ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from longva_model import released
+from longva_model.layout import VisualLayout
+
+# Far above any vocabulary, so that a placeholder is never a token, not even after the vocabulary grows,
+# and below 2**31, so that tokenizers skip it when they decode.
+IMAGE_TOKEN_INDEX = 2**30
+VIDEO_TOKEN_INDEX = 2**30 + 1
+
+
+class LongVAConfig(PreTrainedConfig):
+    """Configuration of ``LongVAForConditionalGeneration``.
+
+    Any key of the decoder, ``rope_theta`` and ``rope_scaling`` included, may be given to ``from_pretrained``
+    and reaches ``text_config``: ``from_pretrained(path, rope_theta=1e8, max_position_embeddings=500_000)``.
+
+    Attributes:
+        text_config: the decoder's configuration (qwen2, llama, mistral, ...).
+        vision_config: the tower's (clip_vision_model). Its ``image_size`` is the edge of a tile in pixels.
+        image_token_index: placeholder id of an image token in ``input_ids``, outside any vocabulary.
+        video_token_index: the same for videos.
+        projector_hidden_act: between the projector's two linear layers.
+        vision_feature_layer: which hidden state of the tower is used; -2 is the one before the last.
+        vision_feature_select_strategy: "patch": the class token is dropped.
+        mm_patch_merge_type: "unires" (LongVA), "spatial_unpad" (AnyRes) or "flat" (all tokens as they come).
+        image_aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; None crops
+            the centre to one tile.
+        image_grid_pinpoints: the canvases, [width, height] in pixels; the default follows the merge type.
+        mm_spatial_pool_stride: edge of the pool over a video frame's patches; None is unknown.
+        mm_spatial_pool_mode: "average" or "max"; None is unknown.
+        mm_resampler_type: must be None: the released "spatial_pool" would pool a frame twice.
+        tokenizer_model_max_length: carried over; it limits nothing here.
+        released_config: config.json of the released layout this came from, word for word, so that converting
+            back gives the same keys.
+
+    Raises:
+        ValueError: an unknown merge type, pool mode or feature strategy, a resampler, or canvases that are
+            not made of whole tiles.
+    """
+
+    model_type = "longva"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 - transformers' own form
+    attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    image_token_index: int = IMAGE_TOKEN_INDEX
+    video_token_index: int = VIDEO_TOKEN_INDEX
+    projector_hidden_act: str = "gelu"
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: str = "patch"
+    mm_patch_merge_type: str = "unires"
+    image_aspect_ratio: str | None = "anyres"
+    image_grid_pinpoints: list | None = None
+    mm_spatial_pool_stride: int | None = 2
+    mm_spatial_pool_mode: str | None = "average"
+    mm_resampler_type: str | None = None
+    tokenizer_model_max_length: int | None = None
+    released_config: dict | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _sub_config(self.text_config, "qwen2", {})
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", released.CLIP_VIT_L_14_336)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self._check()
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        """Refuse what would run and be wrong."""
+        if self.mm_resampler_type is not None:
+            raise ValueError(
+                f"mm_resampler_type is {self.mm_resampler_type!r}: the tower's output would be pooled before the "
+                "projector and each video frame once more after it. LongVA has no resampler; load with "
+                "mm_resampler_type=None if that is what the weights were trained with"
+            )
+        if self.vision_config.model_type != "clip_vision_model":
+            raise ValueError(f"the vision tower must be a clip_vision_model, got {self.vision_config.model_type!r}")
+        if self.vision_feature_select_strategy not in ("patch", "default"):
+            raise ValueError(
+                "vision_feature_select_strategy (mm_vision_select_feature) must be 'patch': visual tokens are laid "
+                f"out as a square and the class token is none; got {self.vision_feature_select_strategy!r}"
+            )
+        self.image_grid_pinpoints = [list(size) for size in self.layout.pinpoints]
+
+    @property
+    def layout(self) -> VisualLayout:
+        """How images and videos become visual tokens, and how many.
+
+        Raises:
+            ValueError: an unknown merge type or pool mode, or canvases that are not made of whole tiles.
+        """
+        return VisualLayout(
+            merge_type=self.mm_patch_merge_type,
+            aspect_ratio=self.image_aspect_ratio,
+            tile_size=int(self.vision_config.image_size),
+            patch_size=int(self.vision_config.patch_size),
+            pool_stride=self.mm_spatial_pool_stride,
+            pool_mode=self.mm_spatial_pool_mode,
+            pinpoints=self.image_grid_pinpoints or (),
+        )
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens: ``max_position_embeddings``, stretched by RoPE scaling where there is one."""
+        limit = int(self.text_config.max_position_embeddings)
+        rope = self.text_config.rope_parameters or {}
+        factor = rope.get("factor")
+        if not factor or rope.get("rope_type") == "default":
+            return limit
+        return max(limit, int(factor * rope.get("original_max_position_embeddings", limit)))
+
+    @property
+    def rope_theta(self) -> float:
+        """The decoder's RoPE base."""
+        return float(self.text_config.rope_parameters["rope_theta"])
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """transformers' own, with a released config turned into ours (the tower's sizes are looked up)."""
+        local_files_only = bool(kwargs.get("local_files_only"))
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if released.is_released(config_dict):
+            overrides = {key: kwargs[key] for key in kwargs.keys() & cls.__dataclass_fields__.keys()}
+            config_dict = released.read_config(
+                config_dict, pretrained_model_name_or_path, local_files_only=local_files_only
+            )
+            config_dict.update(overrides)
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' own; keys of the decoder among ``kwargs`` reach ``text_config``."""
+        config_dict = dict(config_dict)
+        text = config_dict.get("text_config")
+        if isinstance(text, dict):
+            text = dict(text)
+            text_class = CONFIG_MAPPING[text.get("model_type", "qwen2")]
+            names = {field.name for field in dataclasses.fields(text_class)} | {"rope_theta", "rope_scaling"}
+            names -= {field.name for field in dataclasses.fields(cls)}
+            given = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
+            config_dict["text_config"] = released.override_text(text, given)
+        return super().from_dict(config_dict, **kwargs)
+
+
+def _sub_config(value: Any, default_type: str, defaults: dict[str, Any]) -> PreTrainedConfig:
+    """A sub-configuration from a dict, an instance or nothing."""
+    if isinstance(value, PreTrainedConfig):
+        return value
+    given = dict(defaults if value is None else value)
+    model_type = given.pop("model_type", default_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers has no model_type {model_type!r} (in text_config or vision_config)")
+    return CONFIG_MAPPING[model_type](**given)
+
+
+AutoConfig.register(LongVAConfig.model_type, LongVAConfig, exist_ok=True)

@@ -1,0 +1,205 @@
+"""``LongVAForConditionalGeneration``: ``LongVAModel`` with a language head, loading, saving and generation.
+
+Shapes: B prompts, L tokens, D the decoder's width, N tiles or frames, S their edge in pixels, T visual tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from longva_model import checkpoint, released
+from longva_model.backbone import LongVAModel, LongVAPreTrainedModel
+from longva_model.config import LongVAConfig
+
+VISUAL_INPUTS = ("pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames")
+
+
+@dataclass
+class LongVACausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Loss and logits, and the visual tokens that went in, (T, D)."""
+
+    image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
+
+
+class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
+    """``LongVAModel`` with a language head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: LongVAConfig) -> None:
+        super().__init__(config)
+        self.model = LongVAModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The decoder, without the head."""
+        return self.model.language_model
+
+    @property
+    def vision_tower(self) -> PreTrainedModel:
+        """The CLIP tower."""
+        return self.model.vision_tower
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        """See ``LongVAModel.encode_frames``: (N, 3, S, S) to (N, tokens_per_frame, D)."""
+        return self.model.encode_frames(pixels_NCHW)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | list, **_: Any
+    ) -> torch.Tensor:
+        """Visual tokens of all images, one image after another, in the decoder's order: (T, D)."""
+        return self.model.get_image_features(pixel_values, image_sizes)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_num_frames: torch.Tensor | list | None = None, **_: Any
+    ) -> torch.Tensor:
+        """Visual tokens of all videos, one video after another, in the decoder's order: (T, D)."""
+        return self.model.get_video_features(pixel_values_videos, video_num_frames)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> LongVACausalLMOutputWithPast:
+        """Logits, and the loss where there are labels. Other arguments: see ``LongVAModel.forward``.
+
+        Args:
+            labels: (B, L), -100 where nothing is learnt; shifted inside, as everywhere in transformers.
+            logits_to_keep: only the last so many positions get logits (0: all), or those of an index tensor.
+                A whole vocabulary at every position of a long prompt does not fit any memory.
+
+        Raises:
+            ValueError: see ``LongVAModel.forward``.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            pixel_values_videos=pixel_values_videos,
+            video_num_frames=video_num_frames,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return LongVACausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' ``generate``, with visuals encoded once before it.
+
+        Placeholders are put back into the prompt part of what is returned. Inside, they are replaced by a token
+        of the prompt, so that repetition penalties and the like meet vocabulary ids only, and beams share one
+        encoding.
+
+        Args:
+            inputs: (B, L) ids, unless given as ``input_ids``.
+            kwargs: what the processor returned, and any of transformers' generation arguments.
+
+        Raises:
+            ValueError: see ``LongVAModel.forward``.
+        """
+        ids_BL = kwargs.pop("input_ids", None) if inputs is None else inputs
+        visuals = {name: kwargs.pop(name) for name in VISUAL_INPUTS if kwargs.get(name) is not None}
+        if ids_BL is None or kwargs.get("inputs_embeds") is not None:
+            return super().generate(inputs=ids_BL, **kwargs)
+        ids_BL = ids_BL.to(self.device)
+        special = (ids_BL == self.config.image_token_index) | (ids_BL == self.config.video_token_index)
+        mask = kwargs.get("attention_mask")
+        self.model.check_length(0, ids_BL.shape[1] if mask is None else int(mask.sum(-1).max()))
+        if not visuals and not special.any():
+            return super().generate(inputs=ids_BL, **kwargs)
+        embeds_BLD, _, _ = self.model.embed(ids_BL, **visuals)
+        stand_in = torch.stack(
+            [row[~skip][0] if (~skip).any() else row.new_zeros(()) for row, skip in zip(ids_BL, special, strict=True)]
+        )
+        safe_BL = torch.where(special, stand_in[:, None], ids_BL)
+        out = super().generate(inputs=safe_BL, inputs_embeds=embeds_BLD, **kwargs)
+        sequences = out if isinstance(out, torch.Tensor) else out.sequences
+        length = ids_BL.shape[1]
+        sequences[:, :length] = ids_BL.repeat_interleave(len(sequences) // len(ids_BL), dim=0)
+        return out
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``from_pretrained``, for the released ``llava_qwen`` layout as well as ours.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or an id on the Hub.
+            kwargs: as for any model of transformers (``dtype``, ``device_map``, ``attn_implementation``, ...).
+                Any key of the configuration may be given, those of the decoder included: ``rope_theta=1e8``,
+                ``max_position_embeddings=500_000``, ``mm_spatial_pool_mode="average"``.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard that the index names is missing.
+            ValueError: weights as a pickle; tensors missing, left over or of another shape, listed; a released
+                config that does not say how video frames are pooled.
+        """
+        if kwargs.get("state_dict") is not None or pretrained_model_name_or_path is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs)
+        config = kwargs.pop("config", None)
+        if not isinstance(config, LongVAConfig):
+            config, kwargs = LongVAConfig.from_pretrained(config or folder, return_unused_kwargs=True, **kwargs)
+        if config.released_config is not None:
+            config.layout.require_pooling()
+        tensors = checkpoint.read_tensor_index(folder)
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        checkpoint.check_tensors(tensors, expected, folder, tied=config.tie_word_embeddings)
+        model = super().from_pretrained(folder, *args, config=config, key_mapping=released.KEY_MAPPING, **kwargs)
+        return model
+
+
+AutoModel.register(LongVAConfig, LongVAModel, exist_ok=True)
+AutoModelForImageTextToText.register(LongVAConfig, LongVAForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,293 @@
+"""``LongVAProcessor``: prompts with ``<image>`` or ``<video>``, images and videos, as the model's inputs.
+
+Text around a placeholder is tokenised separately, so that a visual never changes the tokens beside it
+(reference section 3); a placeholder becomes as many placeholder ids as its visual makes tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from longva_model import checkpoint
+from longva_model.chat_templates import CHAT_TEMPLATES, DEFAULT_TEMPLATES
+from longva_model.config import IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX, LongVAConfig
+from longva_model.layout import VisualLayout
+from longva_model.preprocess import CLIP_MEAN, CLIP_STD, MODES, fit_frames, level_table, normalise
+from longva_model.tower import find_tower
+from longva_model.visual_inputs import PLACEHOLDER, as_list_of_videos, distribute, load_frames, load_image
+
+
+class LongVAProcessor(ProcessorMixin):
+    """Tokenizer, tiles, frames and chat template in one.
+
+    Args:
+        tokenizer: the decoder's.
+        chat_template: Jinja; one of ``chat_templates.CHAT_TEMPLATES`` by default.
+        layout: a ``VisualLayout`` or its dict; must be the model's (``config.layout``).
+        image_mean: per channel, of values in 0..1.
+        image_std: per channel.
+        image_token_index: placeholder id of an image token.
+        video_token_index: placeholder id of a video token.
+        preprocess: how video frames are fitted unless a call says so: "crop" (the released inference: centre
+            crop) or "pad" (V-NIAH: letterboxed).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        layout: VisualLayout | dict[str, Any] | None = None,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        image_token_index: int = IMAGE_TOKEN_INDEX,
+        video_token_index: int = VIDEO_TOKEN_INDEX,
+        preprocess: str = "crop",
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+        given = layout if isinstance(layout, VisualLayout) else VisualLayout(**(layout or {}))
+        self.layout: dict[str, Any] = given.to_dict()
+        self.visual_layout = given
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.image_token_index, self.video_token_index = image_token_index, video_token_index
+        self.preprocess = _check_mode(preprocess)
+
+    @property
+    def level_table(self) -> NDArray[np.float32]:
+        """Pixel value of each 8-bit level by channel, (3, 256): for ``visual.levels_to_pixels``."""
+        return level_table(self.image_mean, self.image_std)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        *,
+        preprocess: str | None = None,
+        num_frames: int | None = None,
+        padding: bool | str | None = None,
+        padding_side: str = "left",
+        pad_to_multiple_of: int | None = None,
+        truncation: bool | None = None,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+        return_tensors: str | None = None,
+        audio: None = None,
+        **ignored: Any,
+    ) -> BatchFeature:
+        """Prompts and visuals as the model's inputs.
+
+        Args:
+            images: PIL images of any mode, uint8 arrays or paths; one list, or one list a prompt.
+            text: one prompt or several, with one ``<image>`` or ``<video>`` a visual. ``<image>`` may stand for
+                a video where there are no images.
+            videos: uint8 (N, H, W, 3), lists of images, or paths of video files.
+            preprocess: "crop" or "pad" for video frames; the processor's own unless given.
+            num_frames: evenly many frames of each video; all of them unless given.
+            padding: several prompts are padded to the longest unless this is False.
+            padding_side: "left" (what generation needs) or "right".
+            pad_to_multiple_of: round the padded length up.
+            truncation: nothing is ever cut: with it, a prompt above ``max_length`` is an error.
+            max_length: longest prompt in tokens, visuals included, under ``truncation``.
+            add_special_tokens: put the tokenizer's BOS in front, where it has that habit.
+            return_offsets_mapping: also where in the text each token stands.
+            return_tensors: "pt", "np" or None (lists of ids).
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (B, L); with images ``pixel_values`` (images, tiles, 3, S, S),
+            padded with zeros at the end, and ``image_sizes`` (images, 2) as height, width; with videos
+            ``pixel_values_videos`` (videos, frames, 3, S, S) and, where they differ in length,
+            ``video_num_frames`` (videos,).
+
+        Raises:
+            ValueError: placeholders and visuals that do not match in number, an unreadable image, an empty
+                video, an unknown mode, or a prompt above ``max_length``.
+        """
+        mode = _check_mode(preprocess or self.preprocess)
+        if audio is not None:
+            raise ValueError("LongVA hears nothing; audio must be None")
+        if images is not None and not isinstance(images, (list, tuple)):
+            images = [images]
+        videos = as_list_of_videos(videos)
+        data: dict[str, Any] = {}
+        if text is None:
+            samples = [(list(images or ()), list(videos or ()), [])]
+        else:
+            texts = [text] if isinstance(text, str) else list(text)
+            samples = distribute(texts, images, videos)
+        all_images = [load_image(image) for sample in samples for image in sample[0]]
+        all_videos = [
+            fit_frames(load_frames(v, num_frames), mode, self.visual_layout.tile_size) for s in samples for v in s[1]
+        ]  # type: ignore[arg-type]
+        if text is not None:
+            counts = {
+                "image": iter([self.visual_layout.num_image_tokens(image.size) for image in all_images]),
+                "video": iter([self.visual_layout.num_video_tokens(len(frames)) for frames in all_videos]),
+            }
+            rows = [
+                self._tokenise(prompt, [(kind, next(counts[kind])) for kind in sample[2]], add_special_tokens)
+                for prompt, sample in zip(texts, samples, strict=True)
+            ]
+            if truncation and max_length is not None and (longest := max(len(row[0]) for row in rows)) > max_length:
+                raise ValueError(
+                    f"a prompt is {longest} tokens long, above max_length={max_length}; nothing is cut. Give fewer "
+                    "frames or smaller images, or raise max_length"
+                )
+            pad = padding not in (False, "do_not_pad") if padding is not None else len(rows) > 1
+            data |= self._batch(
+                rows, pad, padding_side, pad_to_multiple_of, max_length if padding == "max_length" else None
+            )
+            if not return_offsets_mapping:
+                data.pop("offset_mapping")
+        data |= self._pixels(all_images, all_videos)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenise(
+        self, prompt: str, visuals: list[tuple[str, int]], add_special_tokens: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """One prompt's ids, and where in it each stands; ``visuals`` are kind and tokens of each placeholder."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        if add_special_tokens and self.tokenizer.bos_token_id is not None:
+            # Only where the tokenizer does so itself, and the prompt does not bring its own.
+            bos = self.tokenizer.bos_token_id
+            if self.tokenizer("").input_ids[:1] == [bos] and not prompt.startswith(self.tokenizer.bos_token):
+                ids, offsets = [bos], [(0, 0)]
+        at = 0
+        marks = [*PLACEHOLDER.finditer(prompt), None]
+        for mark, visual in zip(marks, [*visuals, None], strict=True):
+            stop = len(prompt) if mark is None else mark.start()
+            if stop > at:
+                part = self.tokenizer(
+                    prompt[at:stop], add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast
+                )
+                ids += part.input_ids
+                offsets += [
+                    (at + a, at + b) for a, b in part.get("offset_mapping", [(0, stop - at)] * len(part.input_ids))
+                ]
+            if mark is not None and visual is not None:
+                kind, count = visual
+                ids += [self.image_token_index if kind == "image" else self.video_token_index] * count
+                offsets += [mark.span()] * count
+                at = mark.end()
+        return ids, offsets
+
+    def _batch(
+        self,
+        rows: list[tuple[list[int], list[tuple[int, int]]]],
+        pad: bool,
+        side: str,
+        multiple: int | None,
+        max_length: int | None,
+    ) -> dict[str, Any]:
+        """Ids, mask and offsets of a batch, padded where asked."""
+        length = max(max(len(ids) for ids, _ in rows), max_length or 0)
+        length = -(-length // multiple) * multiple if multiple else length
+        pad_id = self.tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else 0
+        out: dict[str, Any] = {"input_ids": [], "attention_mask": [], "offset_mapping": []}
+        for ids, offsets in rows:
+            gap = length - len(ids) if pad else 0
+            for name, values, filler in (
+                ("input_ids", ids, pad_id),
+                ("attention_mask", [1] * len(ids), 0),
+                ("offset_mapping", offsets, (0, 0)),
+            ):
+                filling = [filler] * gap
+                out[name].append(filling + list(values) if side == "left" else list(values) + filling)
+        return out
+
+    def _pixels(self, images: list[Any], videos: list[NDArray[np.uint8]]) -> dict[str, Any]:
+        """Pixel values of all tiles and frames, as float32 arrays."""
+        data: dict[str, Any] = {}
+        if images:
+            sizes = [image.size for image in images]
+            room, edge = max(self.visual_layout.num_tiles(size) for size in sizes), self.visual_layout.tile_size
+            pixels = np.zeros((len(images), room, 3, edge, edge), np.float32)
+            for i, image in enumerate(images):
+                tiles = normalise(self.visual_layout.tiles(image), self.image_mean, self.image_std)
+                pixels[i, : len(tiles)] = tiles
+            data["pixel_values"] = pixels
+            data["image_sizes"] = np.array([(height, width) for width, height in sizes])
+        if videos:
+            lengths = [len(frames) for frames in videos]
+            pixels = np.zeros((len(videos), max(lengths), 3, *videos[0].shape[1:3]), np.float32)
+            for i, frames in enumerate(videos):
+                pixels[i, : len(frames)] = normalise(frames, self.image_mean, self.image_std)
+            data["pixel_values_videos"] = pixels
+            if len(set(lengths)) > 1:
+                data["video_num_frames"] = np.array(lengths)
+        return data
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames"]
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """transformers' own; ``chat_template`` may also be one of ours by name, e.g. "vicuna"."""
+        return super().apply_chat_template(
+            conversation, CHAT_TEMPLATES.get(chat_template or "", chat_template), **kwargs
+        )
+
+    @classmethod
+    def from_config(cls, config: LongVAConfig, tokenizer: Any, **kwargs: Any) -> LongVAProcessor:
+        """The processor that fits a model's configuration."""
+        template = CHAT_TEMPLATES[DEFAULT_TEMPLATES.get(config.text_config.model_type, "plain")]
+        return cls(
+            tokenizer,
+            layout=config.layout,
+            image_token_index=config.image_token_index,
+            video_token_index=config.video_token_index,
+            **{"chat_template": template, **kwargs},
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load from a folder or Hub id of either layout.
+
+        A folder of the released layout has no processor: it is made from the config, from the preprocessing of
+        the tower that the config names, and from the tokenizer.
+
+        Raises:
+            FileNotFoundError: neither a folder nor to be had from the Hub.
+        """
+        folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs, weights=False)
+        if (Path(folder) / "processor_config.json").is_file():
+            return super().from_pretrained(folder, **kwargs)
+        own = {key: kwargs.pop(key) for key in ("chat_template", "preprocess") if key in kwargs}
+        config, kwargs = LongVAConfig.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+        preprocessor = _preprocessor(folder, config)
+        return cls.from_config(
+            config,
+            tokenizer,
+            image_mean=preprocessor.get("image_mean", CLIP_MEAN),
+            image_std=preprocessor.get("image_std", CLIP_STD),
+            **own,
+        )
+
+
+def _preprocessor(folder: str, config: LongVAConfig) -> dict[str, Any]:
+    """The preprocessing of a checkpoint's tower: its own preprocessor_config.json, or that of the named tower."""
+    own = Path(folder) / "preprocessor_config.json"
+    if own.is_file():
+        return json.loads(own.read_text(encoding="utf-8"))
+    name = (config.released_config or {}).get("mm_vision_tower")
+    return find_tower(name, Path(folder)).preprocessor or {}
+
+
+def _check_mode(mode: str) -> Any:
+    if mode not in MODES:
+        raise ValueError(f"preprocess must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+AutoProcessor.register(LongVAConfig, LongVAProcessor, exist_ok=True)

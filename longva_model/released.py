@@ -1,0 +1,213 @@
+"""The released ``llava_qwen`` layout and ours: which config key and which tensor is which.
+
+The released layout keeps the decoder's keys at the top of config.json beside ``mm_*`` keys, names the vision
+tower instead of describing it, and nests the tower's tensors under ``model.vision_tower.vision_tower``. Pure
+dictionaries and strings: no files but the tower's config, no torch. Source: reference sections 1 and 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from longva_model.tower import find_tower
+
+# What the released model's tower is: openai/clip-vit-large-patch14-336.
+CLIP_VIT_L_14_336: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 768,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+TEXT_TYPES = {"llava_qwen": "qwen2", "llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
+ARCHITECTURES = {
+    "qwen2": "LlavaQwenForCausalLM",
+    "llama": "LlavaLlamaForCausalLM",
+    "mistral": "LlavaMistralForCausalLM",
+}
+_RELEASED_TYPES = {"qwen2": "llava_qwen", "llama": "llava_llama", "mistral": "llava_mistral"}
+
+# Our key -> the released one, where both hold the same value.
+_SHARED_KEYS = {
+    "mm_patch_merge_type": "mm_patch_merge_type",
+    "image_aspect_ratio": "image_aspect_ratio",
+    "image_grid_pinpoints": "image_grid_pinpoints",
+    "mm_spatial_pool_stride": "mm_spatial_pool_stride",
+    "mm_spatial_pool_mode": "mm_spatial_pool_mode",
+    "mm_resampler_type": "mm_resampler_type",
+    "vision_feature_layer": "mm_vision_select_layer",
+    "vision_feature_select_strategy": "mm_vision_select_feature",
+    "tokenizer_model_max_length": "tokenizer_model_max_length",
+}
+# Absent from a released config, these mean something else than absent from ours.
+_ABSENT_MEANS = {
+    "mm_patch_merge_type": "flat",
+    "image_aspect_ratio": None,
+    "mm_spatial_pool_stride": None,
+    "mm_spatial_pool_mode": None,
+}
+
+# Tensor names, released -> ours, as transformers' ``key_mapping`` takes them. Names of ours match none.
+KEY_MAPPING = {
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(?=(?:embed_tokens|layers|norm)\.)": "model.language_model.",
+}
+_TO_RELEASED = (
+    ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+    ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+    ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+    ("model.language_model.", "model."),
+)
+
+
+def is_released(config_dict: dict[str, Any]) -> bool:
+    """True for a config.json of the released layout."""
+    return config_dict.get("model_type") in TEXT_TYPES and "text_config" not in config_dict
+
+
+def to_our_key(name: str) -> str:
+    """A tensor's name in our layout; a name that is already ours is returned as it is."""
+    for pattern, ours in KEY_MAPPING.items():
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def to_released_key(name: str) -> str:
+    """A tensor's name in the released layout, from its name in ours."""
+    for ours, theirs in _TO_RELEASED:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name
+
+
+def read_config(config_dict: dict[str, Any], path: Any, *, local_files_only: bool = False) -> dict[str, Any]:
+    """A released config as the dict ``LongVAConfig`` is made from.
+
+    Args:
+        config_dict: the released config.json.
+        path: the checkpoint's folder or Hub id; the tower named in the config is looked for around it.
+        local_files_only: do not ask the Hub for the tower's config.
+
+    Raises:
+        ValueError: a projector that is not two linear layers, or a tower of another width than ``mm_hidden_size``.
+    """
+    projector = config_dict.get("mm_projector_type", "mlp2x_gelu")
+    if projector != "mlp2x_gelu":
+        raise ValueError(f"mm_projector_type {projector!r} is not supported; LongVA's is 'mlp2x_gelu'")
+    tower = find_tower(config_dict.get("mm_vision_tower"), Path(str(path)), local_files_only=local_files_only)
+    vision = {"model_type": "clip_vision_model", **(CLIP_VIT_L_14_336 if tower.config is None else tower.config)}
+    width = config_dict.get("mm_hidden_size", vision["hidden_size"])
+    if width != vision["hidden_size"]:
+        raise ValueError(
+            f"the vision tower's config ({tower.source}) has hidden_size {vision['hidden_size']}, but the checkpoint "
+            f"says mm_hidden_size {width}: it is another tower. Put the right one's config.json in a folder "
+            f"named {config_dict.get('mm_vision_tower')!r} beside the checkpoint"
+        )
+    text_type = TEXT_TYPES[config_dict["model_type"]]
+    ours: dict[str, Any] = {
+        "text_config": {"model_type": text_type, **_text_keys(config_dict, text_type)},
+        "vision_config": vision,
+        "released_config": dict(config_dict),
+    }
+    for our_key, their_key in _SHARED_KEYS.items():
+        if their_key in config_dict:
+            ours[our_key] = config_dict[their_key]
+        elif our_key in _ABSENT_MEANS:
+            ours[our_key] = _ABSENT_MEANS[our_key]
+    if (dtype := config_dict.get("torch_dtype", config_dict.get("dtype"))) is not None:
+        ours["dtype"] = dtype
+    return ours
+
+
+def write_config(config: Any) -> dict[str, Any]:
+    """The released config.json of a ``LongVAConfig``.
+
+    Where the config came from a released one, that is returned word for word, but for keys whose value has
+    been changed since.
+    """
+    now = _derive(config)
+    if not config.released_config:
+        return now
+    then = _derive(
+        type(config)(**{**_shared_from(config.released_config, config), "vision_config": config.vision_config})
+    )
+    changed = {key: value for key, value in now.items() if key not in then or then[key] != value}
+    return {**config.released_config, **changed}
+
+
+def override_text(text: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A text config's dict with ``given`` keys put in; ``rope_theta`` and ``rope_scaling`` become RoPE parameters.
+
+    Scaling replaces the former scaling and keeps the base; ``rope_scaling=None`` turns scaling off.
+    """
+    text, given = dict(text), dict(given)
+    if "rope_theta" in given or "rope_scaling" in given:
+        rope = dict(text.pop("rope_parameters", None) or text.pop("rope_scaling", None) or {})
+        base = given.pop("rope_theta", rope.get("rope_theta", text.get("rope_theta", 10_000.0)))
+        if "rope_scaling" in given:
+            rope = dict(given.pop("rope_scaling") or {"rope_type": "default"})
+        text.pop("rope_theta", None), text.pop("rope_scaling", None)
+        text["rope_parameters"] = {**rope, "rope_theta": float(base)}
+    return {**text, **given}
+
+
+def _text_keys(config_dict: dict[str, Any], text_type: str) -> dict[str, Any]:
+    """The decoder's keys among those of a released config."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    names = {field.name for field in dataclasses.fields(CONFIG_MAPPING[text_type])}
+    names |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+    names -= {"architectures", "transformers_version", "dtype", "model_type"}
+    return {key: value for key, value in config_dict.items() if key in names}
+
+
+def _shared_from(released_config: dict[str, Any], config: Any) -> dict[str, Any]:
+    """``read_config`` without looking for the tower: enough to see what has been changed since."""
+    text_type = TEXT_TYPES[released_config["model_type"]]
+    ours: dict[str, Any] = {"text_config": {"model_type": text_type, **_text_keys(released_config, text_type)}}
+    for our_key, their_key in _SHARED_KEYS.items():
+        ours[our_key] = released_config.get(their_key, _ABSENT_MEANS.get(our_key))
+    return {key: value for key, value in ours.items() if value is not None or key in _ABSENT_MEANS}
+
+
+def _derive(config: Any) -> dict[str, Any]:
+    """Released keys computed from our config."""
+    text, text_type = config.text_config.to_dict(), config.text_config.model_type
+    rope = dict(config.text_config.rope_parameters or {})
+    theta = rope.pop("rope_theta", 10_000.0)
+    skip = {
+        "rope_parameters",
+        "layer_types",
+        "dtype",
+        "torch_dtype",
+        "model_type",
+        "architectures",
+        "transformers_version",
+    }
+    fields = {field.name for field in dataclasses.fields(type(config.text_config))}
+    keys: dict[str, Any] = {key: value for key, value in text.items() if key in fields and key not in skip}
+    keys |= {
+        "architectures": [ARCHITECTURES.get(text_type, "LlavaQwenForCausalLM")],
+        "model_type": _RELEASED_TYPES.get(text_type, f"llava_{text_type}"),
+        "rope_theta": theta,
+        "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "vision_tower",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "tokenizer_padding_side": "right",
+    }
+    if config.dtype is not None:
+        keys["torch_dtype"] = str(config.dtype).removeprefix("torch.")
+    return keys | {their_key: getattr(config, our_key) for our_key, their_key in _SHARED_KEYS.items()}

@@ -1,0 +1,91 @@
+"""Where the sizes and the preprocessing of a released checkpoint's vision tower are found.
+
+A released config names its tower ("openai/clip-vit-large-patch14-336") and carries the tower's tuned weights.
+Only ``config.json`` and ``preprocessor_config.json`` are read from what the name points to, never weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = ("config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """What was found. ``config`` or ``preprocessor`` is None where nothing was; ``source`` says where."""
+
+    config: dict[str, Any] | None
+    preprocessor: dict[str, Any] | None
+    source: str
+
+
+def find_tower(name: str | None, checkpoint: Path, *, local_files_only: bool = False) -> Tower:
+    """Look a tower up: working directory, the checkpoint's folder, its parent, the Hub cache, the Hub.
+
+    Args:
+        name: the config's ``mm_vision_tower``: a folder or a Hub id.
+        checkpoint: the checkpoint's folder (or Hub id: then only the working directory counts).
+        local_files_only: stop before the Hub.
+
+    Returns:
+        What was found; with nothing found both parts are None and the known values of CLIP ViT-L/14-336
+        are meant.
+
+    Raises:
+        ValueError: a config.json was found that is not a CLIP vision tower's.
+    """
+    if not name:
+        return Tower(None, None, "known values of CLIP ViT-L/14-336")
+    for base in (Path(), checkpoint, checkpoint.parent):
+        folder = base / name
+        if (folder / "config.json").is_file():
+            paths = [folder / file for file in _FILES]
+            return _read([path if path.is_file() else None for path in paths], str(folder))
+    if _HUB_ID.fullmatch(name):
+        found = [_from_hub(name, file, cached_only=True) for file in _FILES]
+        if found[0] is None and not local_files_only:
+            found = [_from_hub(name, file, cached_only=False) for file in _FILES]
+        if found[0] is not None:
+            return _read(found, f"{name} on the Hub")
+    logger.info(
+        "the vision tower %s is neither here nor on the Hub; taking the known values of CLIP ViT-L/14-336", name
+    )
+    return Tower(None, None, "known values of CLIP ViT-L/14-336")
+
+
+def _from_hub(repo: str, file: str, *, cached_only: bool) -> Path | None:
+    """A file of a Hub repository, or None where it cannot be had."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if cached_only:
+        cached = huggingface_hub.try_to_load_from_cache(repo, file)
+        return Path(cached) if isinstance(cached, str) else None
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file, etag_timeout=5))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def _read(paths: list[Path | None], source: str) -> Tower:
+    """Parse the two files; a whole CLIP model's config counts by its vision part."""
+    parts = [None if path is None else json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    config = parts[0]
+    assert isinstance(config, dict)
+    if config.get("model_type") == "clip":
+        config = {"model_type": "clip_vision_model", **(config.get("vision_config") or {})}
+    if config.get("model_type") != "clip_vision_model":
+        raise ValueError(
+            f"{source} is no CLIP vision tower: its config.json has model_type {config.get('model_type')!r}"
+        )
+    drop = ("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+    return Tower({key: value for key, value in config.items() if key not in drop}, parts[1], source)
