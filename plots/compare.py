@@ -128,7 +128,7 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Com
     common = f"mean of {len(shared)} shared cells"
     lengths = sorted({length for run in everyone for length in run.frames})
     columns = []
-    for run, cells in zip(everyone, scores, strict=True):
+    for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
         values: dict[str, float] = {"mean": grid_mean(run.cells), effective: effective_frames(run.cells)}
         if differ and shared:
             values[common] = sum(cells[place] for place in shared) / len(shared)
@@ -136,8 +136,7 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Com
         if control is not None:
             values["no-needle control"] = control
         values |= {long_label(length, unit): mean for length, mean in column_means(run.cells).items()}
-        paper = run in theirs
-        columns.append(Measured(name=f"{run.name} (paper)" if paper else run.name, values=values, published=paper))
+        columns.append(Measured(name=run.name, values=values, published=index >= len(ours)))
     rows = {"mean": 3, **({common: 3} if differ and shared else {}), effective: 0}
     if any("no-needle control" in column.values for column in columns):
         rows["no-needle control"] = 3
@@ -164,7 +163,7 @@ def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> 
     columns = [Measured(name=name, values=values) for name, values in ours.items()]
     for row in dict.fromkeys(theirs):
         values = {column.name: score for column, score in zip(table.columns, row.scores, strict=True)}
-        columns.append(Measured(name=f"{row.label} (paper)", values=values, published=True))
+        columns.append(Measured(name=f"{row.label} (published)", values=values, published=True))
     shown = {column.name for measured in columns for column in table.columns if column.name in measured.values}
     rows_shown = {column.name: column.digits for column in table.columns if column.name in shown}
     notes = (f"Published: {table.source}.",) if theirs else ()

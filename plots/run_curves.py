@@ -48,7 +48,7 @@ def frames_panels(table: Table, runs: Sequence[Run], models: Sequence[str]) -> d
         for at, column in enumerate(table.columns):
             found = {float(row.frames): row.scores[at] for row in rows if isinstance(row.frames, int)}
             panels[column.name].append(
-                Curve(name=f"{model} (paper)", points=tuple(sorted(found.items())), published=True)
+                Curve(name=f"{model} (published)", points=tuple(sorted(found.items())), published=True)
             )
     return {title: curves for title, curves in panels.items() if curves}
 

@@ -81,7 +81,7 @@ def read_published(name: str) -> Run:
         for frames, score in zip(whole["num_frames"], row, strict=True)
     }
     return Run(
-        name=whole["title"],
+        name=f"{whole['title']} (published)",
         task=whole["task"],
         model=whole["model"],
         cells=cells_from_scores(dict(sorted(scores.items())), whole["scores_per_cell"]),

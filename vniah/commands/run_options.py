@@ -11,15 +11,15 @@ from vniah.results import Run
 RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
 
 
-def all_runs(
+def run_groups(
     paths: Sequence[str],
     *,
     names: Sequence[str] = (),
     task: str | None = None,
     partial: bool = False,
     distinct: bool = True,
-) -> list[Run]:
-    """Every task of every path, needle grids or not, each path under a name of its own (if ``distinct``).
+) -> list[list[Run]]:
+    """Every task of each path, needle grids or not, each path under a name of its own (if ``distinct``).
 
     Raises:
         ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
@@ -36,7 +36,20 @@ def all_runs(
             if not partial:
                 check_complete(run, path)
         groups.append([with_training_length(run) for run in group])
-    return [run for group in (distinct_names(groups) if distinct else groups) for run in group]
+    return distinct_names(groups) if distinct else groups
+
+
+def all_runs(
+    paths: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    task: str | None = None,
+    partial: bool = False,
+    distinct: bool = True,
+) -> list[Run]:
+    """``run_groups`` in one list."""
+    groups = run_groups(paths, names=names, task=task, partial=partial, distinct=distinct)
+    return [run for group in groups for run in group]
 
 
 def grid_runs(

@@ -1,0 +1,174 @@
+"""The page itself: markup by Python, so that the grids are there without a script; then style, script and data.
+
+Everything that a run says is escaped, and a content security policy lets no other script, style or
+address in: the page holds one script and one style, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from PIL import Image
+
+from vniah.plots.grid_data import GridData, grid_data, length_label
+from vniah.plots.report.payload import payload, script_json
+from vniah.plots.style import score_colour
+from vniah.results import Run
+
+
+def build_page(
+    runs: Sequence[Run],
+    *,
+    pictures: Sequence[Mapping[str, Image.Image]] | None = None,
+    title: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as a string.
+
+    Args:
+        runs: needle grids and other tasks, shown in this order.
+        pictures: for each run, needle images by id.
+        title: the page's; the runs' names otherwise.
+        notes: said at the top.
+
+    Raises:
+        ValueError: no runs.
+    """
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    title = title or ", ".join(dict.fromkeys(run.name for run in runs))
+    style = _file("report.css") + "\n" + "\n".join(_score_classes())
+    script = _file("report.js")
+    data = script_json(payload(runs, pictures if pictures is not None else [{} for _ in runs]))
+    parts = {
+        "TITLE": _text(title),
+        "POLICY": (
+            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        "STYLE": style,
+        "NOTES": "".join(f'<p class="note">{_text(note)}</p>' for note in notes),
+        "GRIDS": "\n".join(_run(index, run) for index, run in enumerate(runs)),
+        "SETTINGS": "\n".join(_settings(index, run) for index, run in enumerate(runs)),
+        "DATA": data,
+        "SCRIPT": script,
+    }
+    # One pass over the template: what is put in is never searched for markers again.
+    pieces = _file("page.html").split("@@")
+    return "".join(parts[piece] if at % 2 else piece for at, piece in enumerate(pieces))
+
+
+def _file(name: str) -> str:
+    return (resources.files(__package__) / name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """A content security policy's name for an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _text(value: Any) -> str:
+    """Escaped for element content and quoted attributes; characters that are no text become "?"."""
+    return html.escape(str(value).encode("utf-8", "replace").decode())
+
+
+def _score_classes() -> list[str]:
+    """One class a percent: the policy allows no style attributes."""
+    rules = []
+    for percent in range(101):
+        colour = score_colour(percent / 100)
+        red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.22
+        rules.append(f".s{percent}{{background:{colour};color:{'#fff' if dark else '#111'}}}")
+    return rules
+
+
+def _run(index: int, run: Run) -> str:
+    """One run's section: heading, figures and, if it has cells, its grid; its metrics otherwise."""
+    name = (
+        f'<h2 id="run-{index}">{_text(run.name)}</h2><p class="task">{_text(run.task)} &middot; {_text(run.model)}</p>'
+    )
+    if run.placed:
+        body = _grid(index, grid_data(run))
+    else:
+        rows = "".join(
+            f"<tr><th scope=row>{_text(key)}</th><td>{value:.4g}</td></tr>" for key, value in run.metrics.items()
+        )
+        body = f'<table class="metrics" aria-labelledby="run-{index}"><tbody>{rows}</tbody></table>'
+    return f'<section class="run" aria-labelledby="run-{index}">{name}{body}</section>'
+
+
+def _grid(index: int, data: GridData) -> str:
+    """The heatmap as an ARIA grid: one tab stop, arrow keys within, each cell with a full label."""
+    trained = [frames for frames in data.frames if data.train_length is not None and frames <= data.train_length]
+    edge = trained[-1] if trained and len(trained) < len(data.frames) else None
+    heads = "".join(
+        f'<th scope="col" role="columnheader">{length_label(frames, data.unit)}</th>' for frames in data.frames
+    )
+    rows = []
+    for depth, scores, counts in zip(data.depths, data.scores, data.counts, strict=True):
+        cells = [
+            _cell(index, frames, str(depth), score, count, data.unit, edge == frames)
+            for frames, score, count in zip(data.frames, scores, counts, strict=True)
+        ]
+        rows.append(f'<tr role="row"><th scope="row" role="rowheader">{depth} %</th>{"".join(cells)}</tr>')
+    if data.controls:
+        cells = [
+            _cell(index, frames, "control", data.controls.get(frames), None, data.unit, edge == frames)
+            for frames in data.frames
+        ]
+        rows.append(
+            f'<tr role="row" class="control"><th scope="row" role="rowheader">no needle</th>{"".join(cells)}</tr>'
+        )
+    caption = f"<p>{_text(data.caption)}.</p>" if data.caption else ""
+    corner = f'<th scope="col" role="columnheader">depth \\ {_text(data.unit)}</th>'
+    return (
+        f'<p id="figures-{index}" class="figures">{_text(data.figures)}</p>'
+        f'<div class="scroll"><table role="grid" class="grid" aria-labelledby="run-{index}" '
+        f'aria-describedby="figures-{index} help" data-run="{index}">'
+        f'<thead><tr role="row">{corner}{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{caption}"
+    )
+
+
+def _cell(index: int, frames: int, depth: str, score: float | None, count: int | None, unit: str, edge: bool) -> str:
+    where = f"{frames} {unit}, " + ("no needle" if depth == "control" else f"depth {depth} %")
+    classes = " edge" if edge else ""
+    if score is None:
+        return f'<td role="gridcell" class="hole{classes}" aria-label="{where}, not scored"></td>'
+    told = f"{round(score * count)} of {count} correct" if count else f"{score:.0%} correct"
+    return (
+        f'<td role="gridcell" tabindex="-1" aria-selected="false" class="s{round(score * 100)}{classes}" '
+        f'data-place="{frames}/{depth}" aria-label="{where}, {told}">{f"{score:.2f}".rstrip("0").rstrip(".")}</td>'
+    )
+
+
+def _settings(index: int, run: Run) -> str:
+    """A run's settings, fingerprints, versions and timings, nested values on lines of their own."""
+    groups = []
+    for title, section in run.settings.items():
+        values = section if isinstance(section, Mapping) else {title: section}
+        rows = "".join(
+            f"<tr><th scope=row>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in _flat(values)
+        )
+        groups.append(f"<table><caption>{_text(title)}</caption><tbody>{rows}</tbody></table>")
+    if run.placed and run.metrics:
+        rows = "".join(
+            f"<tr><th scope=row>{_text(key)}</th><td>{value:.6g}</td></tr>" for key, value in run.metrics.items()
+        )
+        groups.append(f"<table><caption>metrics</caption><tbody>{rows}</tbody></table>")
+    opened = " open" if index == 0 else ""
+    return f"<details{opened}><summary>{_text(run.name)} ({_text(run.task)})</summary>{''.join(groups)}</details>"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{before}{key}"
+        found += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
