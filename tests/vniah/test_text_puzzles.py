@@ -1,0 +1,141 @@
+"""Needles, distractors, questions and settings of text NIAH: the paper's strings, and draws by cell."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vniah.text import PREFIX, TextCell, TextSettings, make_puzzle, needle_text, parse_lengths, question_text
+from vniah.text.puzzles import ABSENT_ANSWER, DISTRACTOR_CITIES, MORE_CITIES, NEEDLE_CITY
+
+cells = st.builds(TextCell, st.integers(1, 10**6), st.one_of(st.none(), st.integers(0, 100)), st.integers(0, 50))
+
+
+def test_strings_are_the_references() -> None:
+    """Reference section 4, letter for letter."""
+    assert PREFIX == "This is a very long story book: <book>"
+    assert question_text() == (
+        "</book>.\n Based on the content of the book, Question: What is the special magic Singapore number? "
+        "Answer: The special magic Singapore number is: "
+    )
+    assert needle_text("Singapore", "1234567") == "\nThe special magic Singapore number is: 1234567.\n"
+    assert DISTRACTOR_CITIES == ("New York", "London", "Paris", "Tokyo", "Beijing", "Berlin")
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_the_papers_puzzle(count: int) -> None:
+    puzzle = make_puzzle(TextCell(32000, 50, 0), seed=24242424, num_distractors=count)
+    assert puzzle.needle is not None
+    assert puzzle.needle.text == needle_text("Singapore", puzzle.answer)
+    assert [one.city for one in puzzle.others] == list(DISTRACTOR_CITIES[:count])
+    assert puzzle.question == question_text()
+
+
+@given(cell=cells, seed=st.integers(0, 2**40), count=st.integers(0, 6))
+@settings(max_examples=200, deadline=None)
+def test_numbers_have_seven_digits_differ_and_are_nested(cell: TextCell, seed: int, count: int) -> None:
+    puzzle = make_puzzle(cell, seed=seed, num_distractors=count)
+    numbers = [puzzle.number, *(one.number for one in puzzle.others)]
+    assert all(len(number) == 7 and number.isdecimal() and number[0] != "0" for number in numbers)
+    assert len(set(numbers)) == len(numbers)
+    # The same cell with all distractors begins with these.
+    assert make_puzzle(cell, seed=seed, num_distractors=6).others[:count] == puzzle.others
+    assert puzzle == make_puzzle(cell, seed=seed, num_distractors=count)
+
+
+def test_every_part_of_a_cell_changes_its_numbers() -> None:
+    base = TextCell(1000, 50, 0)
+    others = (TextCell(2000, 50, 0), TextCell(1000, 60, 0), TextCell(1000, 50, 1), TextCell(1000, None, 0))
+    numbers = {make_puzzle(cell, seed=1).number for cell in (base, *others)} | {make_puzzle(base, seed=2).number}
+    assert len(numbers) == 6
+
+
+def test_numbers_are_spread_over_their_range() -> None:
+    drawn = [int(make_puzzle(TextCell(1000, 0, sample), seed=0).number) for sample in range(3000)]
+    assert all(abs(sum(str(n)[0] == digit for n in drawn) / 3000 - 1 / 9) < 0.03 for digit in "123456789")
+    assert sum(str(n)[-1] == "0" for n in drawn) > 200, "the last digit may be zero"
+
+
+def test_numbers_are_the_same_on_every_machine() -> None:
+    puzzle = make_puzzle(TextCell(32000, 50, 0), seed=24242424, num_distractors=3)
+    assert [puzzle.number, *(one.number for one in puzzle.others)] == ["9140168", "7484155", "9452608", "6100052"]
+
+
+def test_a_control_has_its_distractors_and_no_needle() -> None:
+    puzzle = make_puzzle(TextCell(1000, None, 0), seed=1, num_distractors=3)
+    assert puzzle.needle is None and len(puzzle.others) == 3
+    assert puzzle.answer == puzzle.number not in [one.number for one in puzzle.others]
+
+
+def test_variants() -> None:
+    cell, control = TextCell(1000, 50, 0), TextCell(1000, None, 0)
+    multi = make_puzzle(cell, seed=1, variant="multi", num_needles=3)
+    assert multi.needle is not None
+    needles = [multi.needle, *(one for one in multi.others if one.is_needle)]
+    assert multi.answer == ", ".join(one.number for one in needles) and len({one.number for one in needles}) == 3
+    assert [one.city for one in needles] == [NEEDLE_CITY, *MORE_CITIES[:2]]
+    assert all(one.city in multi.question for one in needles)
+
+    keys = make_puzzle(cell, seed=1, variant="keys", num_needles=3, num_distractors=3)
+    assert keys.needle is not None
+    shared = [keys.needle, *(one for one in keys.others if one.is_needle)]
+    assert {one.number for one in shared} == {keys.number} and keys.number in keys.question
+    assert keys.answer == ", ".join(sorted(one.city for one in shared))
+    assert len(keys.distractors) == 3 and all(one.number != keys.number for one in keys.distractors)
+
+    assert make_puzzle(cell, seed=1, variant="absent").answer == make_puzzle(cell, seed=1).answer
+    absent = make_puzzle(control, seed=1, variant="absent", num_distractors=3)
+    assert absent.answer == ABSENT_ANSWER and ABSENT_ANSWER in absent.question and absent.needle is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_distractors": 7}, "num_distractors must be 0 to 6, got 7"),
+        ({"num_distractors": -1}, "got -1"),
+        ({"variant": "several"}, "no text NIAH variant 'several'"),
+        ({"variant": "multi", "num_needles": 1}, "must be 2 to 9, got 1"),
+        ({"num_needles": 3}, "must be 1 to 1, got 3"),
+    ],
+)
+def test_puzzles_that_cannot_be_made(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_puzzle(TextCell(1000, 0, 0), seed=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [("1000,2000", (1000, 2000)), ("32K", (32000,)), ("32k-128K:32K", (32000, 64000, 96000, 128000)), ("8", (8,))],
+)
+def test_lengths(spec: str, expected: tuple[int, ...]) -> None:
+    assert parse_lengths(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["0", "-5", "1.5K", "abc", "K", "4K-2K", "1,,2"])
+def test_lengths_that_are_none(spec: str) -> None:
+    with pytest.raises(ValueError, match="length"):
+        parse_lengths(spec)
+
+
+def test_settings_read_environment_over_metadata_over_the_papers() -> None:
+    paper = TextSettings.read({}, {})
+    assert len(list(paper.cells())) == 16 * (11 * 5 + 1)
+    assert (paper.seed, paper.samples, paper.num_distractors) == (24242424, 5, 0)
+    metadata = {"lengths": "1K", "samples": 2, "num_distractors": 3, "version": 1.0}
+    found = TextSettings.read(metadata, {"TEXT_NIAH_LENGTHS": "4K", "TEXT_NIAH_SEED": "7", "TEXT_NIAH_DEPTHS": ""})
+    assert (found.lengths, found.seed, found.samples, found.num_distractors) == ("4K", 7, 2, 3)
+    assert [cell.depth_percent for cell in found.cells()] == [d for d in range(0, 101, 10) for _ in range(2)] + [None]
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"TEXT_NIAH_SAMPLES": "0"}, "TEXT_NIAH_SAMPLES must be at least 1"),
+        ({"TEXT_NIAH_SAMPLES": "five"}, "TEXT_NIAH_SAMPLES must be a whole number, got 'five'"),
+        ({"TEXT_NIAH_SEED": "1.5"}, "TEXT_NIAH_SEED"),
+    ],
+)
+def test_bad_settings_are_named(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextSettings.read({}, environ)
