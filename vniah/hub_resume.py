@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ def fetch_blobs(
 
     (storage / "blobs").mkdir(parents=True, exist_ok=True)
     total = sum(file.size for file in large.values())
+    stop = threading.Event()
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc=repo_id, disable=not progress) as bar,
         ThreadPoolExecutor(_PARALLEL) as pool,
@@ -77,6 +79,7 @@ def fetch_blobs(
                 file,
                 storage,
                 bar,
+                stop,
             )
             for file in large.values()
         ]
@@ -84,12 +87,14 @@ def fetch_blobs(
             for job in jobs:
                 job.result()
         except BaseException:
+            # Leaving the pool waits for its threads: they must not finish gigabytes first, after ^C or an error.
+            stop.set()
             for job in jobs:
                 job.cancel()
             raise
 
 
-def _fetch_one(url: str, file: RemoteFile, storage: Path, bar: Any) -> None:
+def _fetch_one(url: str, file: RemoteFile, storage: Path, bar: Any, stop: threading.Event) -> None:
     from filelock import FileLock
 
     blob, partial = storage / "blobs" / file.etag, storage / "blobs" / f"{file.etag}.resume"
@@ -107,7 +112,9 @@ def _fetch_one(url: str, file: RemoteFile, storage: Path, bar: Any) -> None:
         while size < file.size:
             before = size
             try:
-                _append(url, partial, size, file.size, digest, bar)
+                _append(url, partial, size, file.size, digest, bar, stop)
+                if stop.is_set():
+                    return
                 reason: Exception = ConnectionError(f"{url} ended early")
             except http_library().HTTPError as error:
                 if not _worth_a_retry(error):
@@ -145,8 +152,8 @@ def _hash_present(partial: Path, size: int, digest: Any) -> int:
     return partial.stat().st_size
 
 
-def _append(url: str, partial: Path, start: int, total: int, digest: Any, bar: Any) -> None:
-    """Ask for the bytes from ``start`` on and append what comes, until the end or until the connection breaks."""
+def _append(url: str, partial: Path, start: int, total: int, digest: Any, bar: Any, stop: threading.Event) -> None:
+    """Ask for the bytes from ``start`` on and append what comes, until the end, a broken connection or ``stop``."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -161,6 +168,8 @@ def _append(url: str, partial: Path, start: int, total: int, digest: Any, bar: A
         with partial.open("ab") as out:
             # iter_raw hands bytes on as they come, so that none is lost in a buffer when the line breaks.
             for chunk in response.iter_raw():
+                if stop.is_set():
+                    return
                 fresh = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 size += len(fresh)

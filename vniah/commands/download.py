@@ -1,0 +1,208 @@
+"""``vniah download``: needles, a model, the data of a task, or any dataset, into the Hub cache."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+_HUB_ID = re.compile(r"(?:(models|datasets)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)")
+# What a run of ours on the released checkpoint reads of the vision tower that its config names: no weights.
+_TOWER_FILES = ("config.json", "preprocessor_config.json")
+
+
+def command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="needles (the paper's set), a task of ours such as videomme_longva, or a Hub id: owner/name, "
+            "models/owner/name or datasets/owner/name."
+        ),
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; the default branch if left out.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Hub cache folder; HF_HUB_CACHE, or HF_HOME/hub, if left out.")
+    ] = None,
+) -> None:
+    """Fetch needles, a model or the dataset of a task into the local cache.
+
+    What is there already is not fetched again, and a broken download goes on where it stopped. Runs then read the
+    cache and need no network. Of models only safetensors, configuration and tokenizer files are fetched.
+    """
+    from vniah.hub import hub_cache_dir
+    from vniah.lmms_plugin import tasks_dir
+    from vniah.settings import DEFAULT_NEEDLES
+    from vniah.task_index import read_index
+
+    cache = cache_dir or hub_cache_dir()
+    index = read_index(tasks_dir())
+    named = _HUB_ID.fullmatch(what)
+    if what == "needles":
+        _needles(DEFAULT_NEEDLES, revision, cache)
+    elif what in index:
+        if revision is not None:
+            raise ValueError(f"--revision names a revision of one repository; the task {what} may use several")
+        _task(what, index, cache)
+    elif named:
+        kind, repo_id = named.groups()
+        _repository(repo_id, kind, revision, cache)
+    else:
+        raise ValueError(
+            f"nothing named {what!r} to download; expected 'needles', a Hub id such as lmms-lab/LongVA-7B, "
+            f"or one of our tasks: {', '.join(sorted(index))}"
+        )
+    if cache_dir is not None and cache.resolve() != hub_cache_dir().resolve():
+        typer.echo(f"set HF_HUB_CACHE={cache} for runs that are to find this")
+
+
+def _needles(repo_id: str, revision: str | None, cache: Path) -> None:
+    from vniah.needles.dataset import PATTERNS, read_snapshot
+
+    folder = _newest_or_cached(repo_id, "dataset", revision, PATTERNS, cache)
+    needles = read_snapshot(folder, repo_id, links_within=folder.parent.parent)
+    typer.echo(f"{repo_id}: needles {', '.join(needles.ids)} in {folder}")
+
+
+def _repository(repo_id: str, kind: str | None, revision: str | None, cache: Path) -> None:
+    """A model or a dataset; a bare id is looked up as a model first."""
+    from vniah.hub import MODEL_FILES, RepositoryMissingError
+    from vniah.settings import DEFAULT_NEEDLES
+
+    if repo_id == DEFAULT_NEEDLES and kind != "models":
+        return _needles(repo_id, revision, cache)
+    if kind != "datasets":
+        try:
+            folder = _newest_or_cached(repo_id, "model", revision, MODEL_FILES, cache)
+        except RepositoryMissingError as error:
+            if kind == "models" or (revision is not None and "no revision" in str(error)):
+                raise
+        else:
+            _said(repo_id, "model", folder)
+            _tower(folder, cache)
+            return None
+    try:
+        folder = _newest_or_cached(repo_id, "dataset", revision, None, cache)
+    except RepositoryMissingError as error:
+        if kind is None:
+            raise RepositoryMissingError(str(error).replace("no dataset", "no model or dataset", 1)) from None
+        raise
+    _said(repo_id, "dataset", folder)
+    return None
+
+
+def _tower(folder: Path, cache: Path) -> None:
+    """The configuration of the vision tower that a released checkpoint names (its weights are in the checkpoint)."""
+    from vniah.hub import fetch_snapshot
+
+    config = folder / "config.json"
+    tower = json.loads(config.read_text(encoding="utf-8")).get("mm_vision_tower") if config.is_file() else None
+    if not isinstance(tower, str) or not _HUB_ID.fullmatch(tower):
+        return
+    try:
+        _said(tower, "vision tower", fetch_snapshot(tower, allow_patterns=_TOWER_FILES, cache_dir=cache))
+    except OSError as error:
+        print(f"warning: {tower}, the vision tower's configuration, was not fetched: {error}", file=sys.stderr)
+
+
+def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
+    from vniah.task_index import expand
+
+    foreign, nothing = [], []
+    wanted: dict[str, Callable[[], None]] = {}
+    for task in expand(name, index):
+        if task not in index:
+            foreign.append(task)
+            continue
+        parts = _parts_of(task, cache)
+        wanted.update(parts)
+        if not parts:
+            nothing.append(task)
+    failed = []
+    for fetch in wanted.values():
+        # One benchmark behind a form must not keep the others from being fetched.
+        try:
+            fetch()
+        except OSError as error:
+            if len(wanted) == 1:
+                raise
+            failed.append(str(error))
+            print(f"warning: {error}", file=sys.stderr)
+    if nothing:
+        typer.echo(f"nothing to fetch for {', '.join(nothing)}: what they measure on comes with the package")
+    if foreign:
+        typer.echo(f"lmms-eval fetches the data of its own tasks when they run: {', '.join(foreign)}")
+    if failed:
+        raise OSError(f"{len(failed)} of {len(wanted)} data sets of {name} could not be fetched; see the warnings")
+
+
+def _parts_of(task: str, cache: Path) -> dict[str, Callable[[], None]]:
+    """What a task of ours reads from the Hub: a key for each download, so that tasks which share one fetch it once."""
+    from vniah.settings import Settings
+
+    def dataset(repo_id: str, patterns: Sequence[str] | None) -> dict[str, Callable[[], None]]:
+        def fetch() -> None:
+            _said(repo_id, "dataset", _newest_or_cached(repo_id, "dataset", None, patterns, cache))
+
+        return {f"{repo_id} {patterns}": fetch}
+
+    if task in ("vniah", "vniah_generate"):
+        spec = Settings.read().needles
+        if not _HUB_ID.fullmatch(spec) or Path(spec).expanduser().is_dir():
+            return {}
+        return {spec: lambda: _needles(spec, None, cache)}
+    if task.startswith("text_niah"):
+        from vniah.text.haystack import ESSAYS
+        from vniah.text.settings import TextSettings
+
+        spec = TextSettings.read().haystack or ESSAYS
+        is_hub = bool(_HUB_ID.fullmatch(spec)) and not Path(spec).expanduser().is_dir()
+        return dataset(spec, ("*.parquet",)) if is_hub else {}
+    if task.startswith("videomme_longva"):
+        from vniah.tasks.videomme.data import SOURCE
+
+        return dataset(SOURCE.hub_id, (*SOURCE.annotations, *SOURCE.media))
+    if task.startswith("mlvu_longva_"):
+        from vniah.tasks.mlvu.data import SOURCES
+
+        source = SOURCES["test" if "_test" in task else "dev", task.endswith("_generation")]
+        return dataset(source.hub_id, (*source.annotations, *source.media))
+    return {}
+
+
+def _newest_or_cached(
+    repo_id: str,
+    repo_type: Literal["model", "dataset"],
+    revision: str | None,
+    patterns: Sequence[str] | None,
+    cache: Path,
+) -> Path:
+    """Fetch the newest revision; without an answer from the Hub, be content with what the cache has whole.
+
+    Raises:
+        HubUnreachableError: no answer, and not in the cache.
+        RepositoryMissingError, ValueError, OSError: see ``vniah.hub.fetch_snapshot`` and ``fetch_model``.
+    """
+    from vniah.hub import HubUnreachableError, cached_snapshot, fetch_model, fetch_snapshot
+
+    try:
+        if repo_type == "model":
+            return fetch_model(repo_id, revision, cache_dir=cache, refresh=True)
+        return fetch_snapshot(repo_id, repo_type, revision, allow_patterns=patterns, cache_dir=cache, refresh=True)
+    except HubUnreachableError as error:
+        folder = cached_snapshot(repo_id, repo_type, revision, allow_patterns=patterns, cache_dir=cache)
+        if folder is None:
+            raise
+        print(f"warning: {error}. The cache has {repo_id} already", file=sys.stderr)
+        return folder
+
+
+def _said(repo_id: str, what: str, folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    typer.echo(f"{repo_id}: {what}, {len(files)} files, {size / unit:.1f} {name} in {folder}")
