@@ -7,6 +7,7 @@ requests which share a video or a haystack share its prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -124,7 +125,8 @@ class LongVARing(lmms):
         doc = self._doc(job.task, job.split, job.doc_id)
         if job.context is None:
             messages = self._messages[job.task](doc)
-            return build_chat(messages, job.leaf, self.backend.template, max_frames=self._max_frames(job))
+            prompt = build_chat(messages, job.leaf, self.backend.template, max_frames=self._max_frames(job))
+            return replace(prompt, beyond_context=job.every_frame)
         doc_to_visual = self._visuals.get(job.task)
         visuals = list(doc_to_visual(doc) or []) if doc_to_visual is not None else []
         return self._prompt(job.context, [visual for visual in visuals if visual is not None], job.leaf, job)
@@ -134,7 +136,8 @@ class LongVARing(lmms):
             if hasattr(visual, "bind_tokenizer"):
                 visual.bind_tokenizer(self.backend.token_ids)
         frames = self._max_frames(job) if job is not None else self.args.max_frames_num
-        return build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames)
+        prompt = build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames)
+        return replace(prompt, beyond_context=prompt.beyond_context or (job is not None and job.every_frame))
 
     def _max_frames(self, job: Job) -> int:
         """A V-NIAH video is shown whole: sampling it would skip the one-frame needle."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longva_model.visuals import VisualPart, visual_part
+from longva_model.prompt_visuals import VisualPart, visual_part
 from vniah.prompts import PromptTemplate, question_text
 from vniah.requests import Leaf, Request, Segment, Text
 
@@ -20,11 +20,19 @@ _PLACEHOLDERS = (PLACEHOLDER, "<video>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A request with the media its segments name and how each source's frames are fitted."""
+    """A request with the media its segments name.
+
+    Attributes:
+        preprocess: how each source's frames are fitted, "pad" or "crop".
+        videos: sources that are ordinary videos, which end in a newline under AnyRes (reference section 1).
+        beyond_context: a measurement of how far the context reaches, so no length is too long.
+    """
 
     request: Request
     media: Mapping[str, Any]
     preprocess: Mapping[str, str] = field(default_factory=dict)
+    videos: frozenset[str] = frozenset()
+    beyond_context: bool = False
 
 
 def build_prompt(
@@ -143,4 +151,10 @@ def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf
         media.update(part.media)
         preprocess.update(part.preprocess)
     kept = tuple(segment for segment in segments if not (isinstance(segment, Text) and not segment.text))
-    return Prompt(request=Request(kept, leaf), media=media, preprocess=preprocess)
+    return Prompt(
+        request=Request(kept, leaf),
+        media=media,
+        preprocess=preprocess,
+        videos=frozenset(source for part in parts if part.is_video for source in part.media),
+        beyond_context=any(part.is_visual_prompt for part in parts),
+    )

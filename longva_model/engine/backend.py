@@ -67,6 +67,10 @@ class Backend(Protocol):
         """Visual tokens of an image of (width, height)."""
         ...
 
+    def video_suffix(self) -> torch.Tensor | None:
+        """What follows an ordinary video's last frame, (1, D), if anything."""
+        ...
+
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """(T, V), float32."""
         ...

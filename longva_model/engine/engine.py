@@ -21,7 +21,7 @@ from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder
 from vniah.flops import ModelShape, leaf_flops, walk_tokens
-from vniah.requests import Generate, Node, RequestTree, Segment, Target
+from vniah.requests import Generate, Node, Request, RequestTree, Segment, Target
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
@@ -81,11 +81,11 @@ class TreeEngine:
             on_flops: called with the FLOPs of each finished node.
 
         Raises:
-            ValueError: a prompt longer than the model's context (both lengths named), or an empty answer.
+            ValueError: an empty answer, or a source that the media do not name.
         """
         self.embedder.media = dict(media)
         count = self.embedder.segment_tokens
-        self._check_lengths(tree)
+        self._check_answers(tree)
         longest = max((past + new for _, past, new in walk_tokens(tree, count)), default=0)
         room = longest + max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
         self.cache = self._new_cache(room)
@@ -111,11 +111,10 @@ class TreeEngine:
                 starts.append(starts[-1])
                 continue
             past = self.cache.length
-            self._finish(node, pending, done)
+            end = self._finish(node, pending, done)
             pending = []
-            starts.append(self.cache.length)
+            starts.append(end)
             if on_flops is not None:
-                end = self.cache.length
                 on_flops(shape.forward_flops(end - past, past) + leaf_flops(node, end, shape, self._count))
         self.peak_kv_bytes = max(self.peak_kv_bytes, self.cache.num_bytes)
         self.cache = None
@@ -130,31 +129,37 @@ class TreeEngine:
     def _leaf_room(self, leaf: Target | Generate) -> int:
         return self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
 
-    def _check_lengths(self, tree: RequestTree) -> None:
-        limit = self.backend.max_length
-        for node, past, new in walk_tokens(tree, self.embedder.segment_tokens):
-            for _, leaf in node.leaves:
-                if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
-                    raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
-                total = past + new + self._leaf_room(leaf)
-                if limit and total > limit:
-                    raise ValueError(
-                        f"a prompt of {past + new} tokens and {self._leaf_room(leaf)} for its answer does not fit "
-                        f"the context of {limit} tokens of {self.backend.name}; show fewer frames, or pass "
-                        "max_length=N to go beyond what the checkpoint states"
-                    )
+    def _check_answers(self, tree: RequestTree) -> None:
+        for _, leaf in _leaves(tree):
+            if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
+                raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
 
-    def _finish(self, node: Node, segments: Sequence[Segment], done: OnResult) -> None:
-        """Extend the cache by a chain of segments and score the leaves at its end."""
+    def check_length(self, request: Request) -> None:
+        """Refuse a prompt that the model was not made for; nothing is ever cut.
+
+        Raises:
+            ValueError: naming both lengths.
+        """
+        limit, answer = self.backend.max_length, self._leaf_room(request.leaf)
+        prompt = sum(self.embedder.segment_tokens(segment) for segment in request.segments)
+        if limit and prompt + answer > limit:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and {answer} for its answer does not fit the context of {limit} tokens "
+                f"of {self.backend.name}; show fewer frames (max_frames_num), ask for fewer new tokens, or pass "
+                "max_length=N to go beyond what the checkpoint states"
+            )
+
+    def _finish(self, node: Node, segments: Sequence[Segment], done: OnResult) -> int:
+        """Extend the cache by a chain of segments and score the leaves at its end; returns the prompt's length."""
         lone = node.leaves[0][1] if len(node.leaves) == 1 and not node.children else None
         if isinstance(lone, Target):
             # The only leaf: its forced tokens ride in the same forward.
             answer = self.backend.token_ids(lone.text)
             hidden_LD = self._extend(segments, extra_ids=answer[:-1], keep=len(answer))
-            result = self._target(answer, hidden_LD, self.cache.length - (len(answer) - 1))
-            self.cache.crop_to(self.cache.length - (len(answer) - 1))
-            done(node.leaves[0][0], result)
-            return
+            # The walk crops the forced tokens away with the branch.
+            end = self.cache.length - (len(answer) - 1)
+            done(node.leaves[0][0], self._target(answer, hidden_LD, end))
+            return end
         last_1D = self._extend(segments, keep=1)
         end = self.cache.length
         scored: dict[Target | Generate, LeafResult] = {}
@@ -165,6 +170,7 @@ class TreeEngine:
                 )
                 self.cache.crop_to(end)
             done(index, scored[leaf])
+        return end
 
     def _target_after(self, leaf: Target, last_1D: torch.Tensor) -> LeafResult:
         """Score a forced answer behind the cache, whose last hidden state is at hand."""
@@ -204,22 +210,22 @@ class TreeEngine:
         tail: list[torch.Tensor] = []
         kept = 0
         for chunk_TD in _rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
-            hidden_TD = self._forward(chunk_TD)[-keep:]
+            hidden_TD = self._hidden(chunk_TD, keep)
             tail.append(hidden_TD)
             kept += hidden_TD.shape[0]
             while kept - tail[0].shape[0] >= keep:
                 kept -= tail.pop(0).shape[0]
         return torch.cat(tail)[-keep:]
 
-    def _forward(self, chunk_TD: torch.Tensor) -> torch.Tensor:
-        """One forward of new tokens behind the cache; returns their hidden states, (T, D)."""
+    def _hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+        """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D)."""
         start = self.cache.length
         positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)
         out = self.backend.decoder(
             inputs_embeds=chunk_TD[None], position_ids=positions[None], past_key_values=self.cache, use_cache=True
         )
-        hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
+        hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
+        return hidden_TD
 
 
 def _leaves(tree: RequestTree) -> Iterator[tuple[int, Target | Generate]]:

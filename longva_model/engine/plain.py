@@ -25,7 +25,7 @@ class PlainEngine(TreeEngine):
     ) -> list[LeafResult]:
         """As ``TreeEngine.run``: same arguments, results and errors."""
         self.embedder.media = dict(media)
-        self._check_lengths(tree)
+        self._check_answers(tree)
         shape = self.shape()
         results: list[LeafResult] = []
         for index, request in enumerate(tree.requests):

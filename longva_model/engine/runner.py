@@ -112,8 +112,17 @@ class Runner:
         if self.world_size > 1 and self.args.parallel == "ring":
             raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
         engine = self._engine(ring=False)
-        engine.embedder.source_preprocess = dict(prompt.preprocess)
+        self._show(engine, prompt)
         return engine.run(RequestTree([prompt.request]), prompt.media)[0]
+
+    def _show(self, engine: TreeEngine, prompt: Prompt) -> None:
+        """Tell the engine of a prompt's media, and refuse one that is too long."""
+        embedder = engine.embedder
+        embedder.media.update(prompt.media)
+        embedder.source_preprocess.update(prompt.preprocess)
+        embedder.videos.update(prompt.videos)
+        if not prompt.beyond_context:
+            engine.check_length(prompt.request)
 
     def _run_key(self, union: Sequence[Job]) -> str:
         return content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
@@ -192,7 +201,7 @@ class Runner:
         media: dict[str, Any] = {}
         for _, prompt in todo:
             media.update(prompt.media)
-            engine.embedder.source_preprocess.update(prompt.preprocess)
+            self._show(engine, prompt)
         count = plain_flops if self.args.scoring == "plain" else tree_flops
         total = count(tree, self.backend.shape, lambda text: len(engine.embedder.token_ids(text)))
         quiet = self.rank != 0 or total < 1e9

@@ -46,6 +46,7 @@ class Embedder:
         self.media: dict[str, Any] = {}
         # Visuals differ in how their frames are fitted; the adapter fills this per source.
         self.source_preprocess: dict[str, str] = {}
+        self.videos: set[str] = set()
         self.token_ids = functools.lru_cache(maxsize=4096)(lambda text: tuple(backend.token_ids(text)))
         self._image_cache: dict[str, torch.Tensor] = {}
 
@@ -58,7 +59,9 @@ class Embedder:
         if isinstance(segment, Text):
             return len(self.token_ids(segment.text))
         if isinstance(segment, Frames):
-            return (segment.stop - segment.start) * self.backend.tokens_per_frame
+            suffix = self._suffix(segment)
+            frames = (segment.stop - segment.start) * self.backend.tokens_per_frame
+            return frames + (0 if suffix is None else len(suffix))
         if isinstance(segment, Tokens):
             return segment.stop - segment.start
         if segment.as_frame:
@@ -80,6 +83,9 @@ class Embedder:
                     source, segment.start, segment.stop, self._preprocess_of(segment.source)
                 ):
                     yield tokens_NtD.flatten(0, 1)
+                suffix = self._suffix(segment)
+                if suffix is not None:
+                    yield suffix
             else:
                 yield self._image(segment)
         if len(extra_ids):
@@ -95,6 +101,12 @@ class Embedder:
                 self._image_cache.pop(next(iter(self._image_cache)))
             self._image_cache[segment.source] = self.backend.encode_image(image)
         return self._image_cache[segment.source]
+
+    def _suffix(self, frames: Frames) -> torch.Tensor | None:
+        """What follows an ordinary video's last frame, (1, D), if anything."""
+        if frames.source not in self.videos or frames.stop != len(self._source(frames.source)):
+            return None
+        return self.backend.video_suffix()
 
     def _preprocess_of(self, source: str) -> str:
         if self.preprocess != "auto":

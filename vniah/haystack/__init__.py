@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from vniah.haystack.base import Haystack, require_frames
-from vniah.haystack.opening import DECODERS, open_haystack
+from vniah.haystack.opening import DECODERS, open_haystack, open_video
 from vniah.haystack.synthetic import SyntheticHaystack
 
-__all__ = ["DECODERS", "Haystack", "SyntheticHaystack", "open_haystack", "require_frames"]
+__all__ = ["DECODERS", "Haystack", "SyntheticHaystack", "open_haystack", "open_video", "require_frames"]

@@ -28,7 +28,7 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
     Args:
         spec: see the module's docstring.
         decoder: one of ``DECODERS``, used for video files. All sample every ``round(fps)``-th frame
-            (reference section 3.1); "pyav" and "decord" give equal frames unless the frame rate varies.
+            (reference section 3.1), and "pyav" and "decord" give equal frames of ordinary files.
 
     Raises:
         FileNotFoundError: no file or folder at the path.
@@ -39,6 +39,21 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
     body, loop = _split_loop(spec)
     haystack = _open_body(body, decoder)
     return haystack if loop is None else LoopedHaystack(haystack, loop)
+
+
+def open_video(path: str | Path, num_frames: int) -> Haystack:
+    """An ordinary video of a prompt: ``num_frames`` frames evenly over all of it, every frame when it has fewer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a video, no frames, or truncated.
+    """
+    from vniah.haystack.video import VideoHaystack
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no video at {path}")
+    return VideoHaystack(path, evenly=num_frames)
 
 
 def _open_body(body: str, decoder: str) -> Haystack:

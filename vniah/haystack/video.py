@@ -1,7 +1,9 @@
 """A video file as a haystack, decoded by PyAV: streamed in one pass, or from the nearest key frame.
 
-Frames equal those of decord (and so of the reference) to the bit, at less work: an H.264 picture that no
-other refers to is decoded only when it is sampled itself. Exact, since by the standard nothing else needs it.
+Frames are those of decoding every picture, to the bit, at less work: what lies between a sample and the key
+frame before the next is not decoded, and an H.264 picture that no other refers to only when it is sampled
+itself; by the standard nothing else needs it. (They are decord's as well, and so the reference's, but for files
+with open groups of pictures or rolling refresh, where decord decodes from pictures that cannot stand alone.)
 
 The approximate mode never decodes such pictures, of any codec, and takes the frame before in their place.
 """
@@ -37,6 +39,7 @@ class VideoHaystack(Haystack):
 
     Args:
         path: any file PyAV can decode.
+        evenly: sample so many frames evenly over the whole video, not one a second (an ordinary prompt's video).
         approximate: the mode that skips frames; it is named in the fingerprint.
         threads: decoding threads; 0 lets FFmpeg choose.
 
@@ -45,14 +48,14 @@ class VideoHaystack(Haystack):
             on the way, or a frame that cannot be decoded.
     """
 
-    def __init__(self, path: Path, *, approximate: bool = False, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, approximate: bool = False, threads: int = 0, evenly: int | None = None) -> None:
         self.path = path
         self.name = path.stem
         self.approximate = approximate
         self.threads = threads
-        key = file_key(path)
+        key = (*file_key(path), evenly)
         if key not in _indices:
-            _indices[key] = build_index(path)
+            _indices[key] = build_index(path, evenly)
         self.index = _indices[key]
         self.fps = self.index.fps
         self._live: _Live | None = None
@@ -129,8 +132,8 @@ def _walk(
 ) -> Iterator[tuple[VideoFrame, int]]:
     """Yield (frame, its stamp) for samples ``start`` to ``stop``; ends early where a frame is missing.
 
-    Where the skipping or the seek loses a frame (files that break their own rules), the rest is decoded
-    again from the beginning without either.
+    Where skipping or seeking loses a frame (files that break their own rules), the rest is decoded again from
+    the beginning without either.
     """
     position = start
     for seek, skip in ((True, True), (False, False)):
@@ -166,9 +169,16 @@ def _pass(
         exact_skip = skip and index.timed and index.codec == "h264" and not approximate
         context.skip_frame = "NONREF" if approximate and index.timed else "DEFAULT"
         position, number = start, -1
+        fed, resume = index.stamps[0], None
         before: tuple[VideoFrame, int] | None = None
         with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
             for packet in container.demux(stream):
+                if resume is not None:
+                    if packet.pts != resume:
+                        continue
+                    resume = None
+                    context.flush_buffers()
+                fed = max(fed, packet.pts or fed)
                 if exact_skip:
                     needed = packet.pts is None or packet.pts in index.wanted
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -186,6 +196,9 @@ def _pass(
                     if position == stop:
                         return
                     before = (frame, stamp)
+                # The next sample can be reached from a key frame still to come: nothing before it is decoded.
+                key = index.key_before(index.stamps[position]) if skip else None
+                resume = key if key is not None and key > fed else None
         # The last samples of the approximate mode may lie behind the last frame it keeps.
         while approximate and before is not None and position < stop:
             yield before

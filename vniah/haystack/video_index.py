@@ -1,8 +1,7 @@
 """Which frames a video has and which of them are sampled, found without decoding the whole of it.
 
-Sampling follows the reference (section 3.1): every ``round(fps)``-th frame. Where the frame rate varies so
-much that this would leave the clock by over half a second, the frame on screen at each whole second is taken
-instead.
+Sampling follows the reference (section 3.1): every ``round(fps)``-th frame. Where frames leave an even beat by
+over half a second, the frame rate varies, and the frame on screen at each whole second is taken instead.
 
 A *stamp* names a frame: its presentation time in the stream's time base, or its number in display order for
 files without usable timestamps.
@@ -17,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vniah.haystack.truncation import missing_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 # The last group of pictures is decoded to see that it is there, unless it is longer than this.
 _CHECKED_TAIL_FRAMES = 1000
+# Seconds by which frames of a constant rate may be off an even beat (containers round their times).
+_OFF_THE_CLOCK = 0.5
+# A header's rate that is further from the frames' own times than this share is not believed.
+_WRONG_RATE = 0.05
 _IMAGE_FORMATS = ("_pipe", "image2")
 
 
@@ -56,8 +61,13 @@ class VideoIndex:
         return self.keys[at - 1] if self.timed and at > 1 else None
 
 
-def build_index(path: Path) -> VideoIndex:
+def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
     """Read every packet's header once, and decode the first and last frames to see that they are as promised.
+
+    Args:
+        path: the video.
+        evenly: sample so many frames evenly over the whole video, first and last included (all of them when
+            there are fewer), instead of one a second.
 
     Raises:
         ValueError: not a video, no frames, or truncated (naming how many frames can be read).
@@ -86,29 +96,60 @@ def build_index(path: Path) -> VideoIndex:
     fps = rate if timed and rate else guess or rate
     if not fps:
         raise ValueError(f"{path} does not say its frame rate; remux it into an mp4 with one")
+    if evenly is not None:
+        return _sample_evenly(times, timed, tuple(sorted(keys)), fps, codec, evenly)
     return _sample(times, timed, tuple(sorted(keys)), fps, base, codec)
 
 
 def _sample(
     times: list[int], timed: bool, keys: tuple[int, ...], fps: Fraction, base: Fraction, codec: str
 ) -> VideoIndex:
-    stride = max(1, round(float(fps)))
-    stamps = times[::stride]
-    rate, sampling = float(fps) / stride, f"every{stride}"
-    drift = max((abs((time - times[0]) * base - i * stride / fps) for i, time in enumerate(stamps)), default=Fraction())
-    if timed and drift > Fraction(1, 2):
-        seconds = int((times[-1] - times[0]) * base) + 1
-        stamps = [times[bisect_right(times, times[0] + second / base) - 1] for second in range(seconds)]
-        rate, sampling = 1.0, "clock"
+    rate = float(fps)
+    constant = True
+    if timed and len(times) > 1:
+        seconds = (np.array(times) - times[0]) * float(base)
+        even = np.linspace(0, seconds[-1], len(times))
+        constant = bool(np.abs(seconds - even).max() <= _OFF_THE_CLOCK)
+        measured = (len(times) - 1) / float(seconds[-1])
+        if abs(rate / measured - 1) > _WRONG_RATE:
+            rate = measured
+    stride = max(1, round(rate))
+    stamps, sampling = times[::stride], f"every{stride}"
+    sampled_rate = rate / stride
+    if not constant:
+        stamps = [
+            times[bisect_right(times, times[0] + second / base) - 1]
+            for second in range(int((times[-1] - times[0]) * base) + 1)
+        ]
+        sampled_rate, sampling = 1.0, "clock"
     return VideoIndex(
         stamps=tuple(stamps),
         timed=timed,
         keys=keys,
         num_frames=len(times),
-        fps=rate,
+        fps=sampled_rate,
         sampling=sampling,
         codec=codec,
         wanted=frozenset(stamps),
+    )
+
+
+def _sample_evenly(
+    times: list[int], timed: bool, keys: tuple[int, ...], fps: Fraction, codec: str, count: int
+) -> VideoIndex:
+    """The released inference's sampling (reference section 1): ``linspace`` over the frames, rounded down."""
+    picked = times
+    if len(times) > count:
+        picked = [times[int(place)] for place in np.linspace(0, len(times) - 1, count, dtype=int)]
+    return VideoIndex(
+        stamps=tuple(picked),
+        timed=timed,
+        keys=keys,
+        num_frames=len(times),
+        fps=float(fps) * len(picked) / len(times),
+        sampling=f"evenly{len(picked)}",
+        codec=codec,
+        wanted=frozenset(picked),
     )
 
 

@@ -1,0 +1,127 @@
+"""The executor over several devices: one sequence, its keys and values sharded over all processes.
+
+Long chunks are dealt out zigzag, each process computing its share against the sharded past; short ones
+(a question, a generated token) are computed by all alike and kept by one. Each process walks the same
+tree in step and ends with the same results.
+
+Shapes: T tokens of a chunk, n of this process's share, D hidden size, L kept positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
+from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.kv import CroppableCache
+from longva_model.engine.work import rank_and_world
+
+# Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.
+_SHORT_PER_RANK = 32
+
+
+class RingCache:
+    """This process's share of the keys and values, and how much of them every process holds.
+
+    ``marks`` are (tokens so far, tokens held by each process), one at the end of each forward: the
+    lengths that can be cropped back to.
+    """
+
+    def __init__(self, num_layers: int, room: int, rank: int, world_size: int) -> None:
+        # Replicated segments land on the emptiest process, so shares stay near equal.
+        self.local = CroppableCache(num_layers, room // world_size + 1024)
+        self.rank = rank
+        self.marks: list[tuple[int, tuple[int, ...]]] = [(0, (0,) * world_size)]
+
+    @property
+    def length(self) -> int:
+        return self.marks[-1][0]
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        return self.marks[-1][1]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.local.num_bytes
+
+    def extend(self, added: Sequence[int]) -> None:
+        """Note that a forward has added so many tokens on each process."""
+        shares = tuple(old + new for old, new in zip(self.shares, added, strict=True))
+        self.marks.append((self.length + sum(added), shares))
+        # A replicated segment was appended on every process and is kept by one.
+        self.local.crop_to(shares[self.rank])
+
+    def crop_to(self, length: int) -> None:
+        """Forget every token from ``length`` on; a length at which some forward ended."""
+        while self.marks[-1][0] > length:
+            self.marks.pop()
+        assert self.length == length, f"cannot crop to {length}: forwards ended at {[mark[0] for mark in self.marks]}"
+        self.local.crop_to(self.shares[self.rank])
+
+
+class RingEngine(TreeEngine):
+    """Walks a tree with the keys and values sharded over the process group.
+
+    Args:
+        backend: the model; its decoder is switched to the attention "longva_ring".
+    """
+
+    cache: RingCache
+
+    def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
+        super().__init__(backend, frames, options)
+        register()
+        backend.decoder.set_attn_implementation("longva_ring")
+        self.rank, self.world_size = rank_and_world()
+
+    def _new_cache(self, room: int) -> Any:
+        return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
+
+    def _hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+        if chunk_TD.shape[0] < _SHORT_PER_RANK * self.world_size:
+            return self._replicated(chunk_TD)[-keep:]
+        return self._sharded(chunk_TD, keep)
+
+    def _replicated(self, chunk_TD: torch.Tensor) -> torch.Tensor:
+        """A short chunk, computed everywhere and kept by the process that holds least; (T, D)."""
+        start, new = self.cache.length, chunk_TD.shape[0]
+        keeper = min(range(self.world_size), key=lambda rank: self.cache.shares[rank])
+        positions = torch.arange(start, start + new, device=chunk_TD.device)
+        with ring_context(layout="replicated", new_on=keeper, num_new=new):
+            hidden_TD = self._decode(chunk_TD, positions)
+        self.cache.extend([new if rank == keeper else 0 for rank in range(self.world_size)])
+        return hidden_TD
+
+    def _sharded(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+        """A long chunk, dealt out zigzag; its last ``keep`` hidden states on every process, (L, D)."""
+        start, new = self.cache.length, chunk_TD.shape[0]
+        positions_n = zigzag_positions(new, self.rank, self.world_size, offset=start, device=chunk_TD.device)
+        share_nD = zigzag_shard(chunk_TD, self.rank, self.world_size, dim=0)
+        with ring_context(layout="zigzag", past_lengths=list(self.cache.shares), valid_length=new):
+            hidden_nD = self._decode(share_nD, positions_n)
+        self.cache.extend(local_lengths(new, self.world_size))
+        kept = min(keep, new)
+        tail_LD = hidden_nD.new_zeros(kept, hidden_nD.shape[1])
+        rows_n = positions_n - (start + new - kept)
+        mine_n = rows_n >= 0
+        tail_LD[rows_n[mine_n]] = hidden_nD[mine_n]
+        # Each row is non-zero on one process only, so the sum is a copy.
+        dist.all_reduce(tail_LD)
+        return tail_LD
+
+    def _decode(self, embeds_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
+        out = self.backend.decoder(
+            inputs_embeds=embeds_nD[None],
+            position_ids=positions_n[None],
+            past_key_values=self.cache.local,
+            use_cache=True,
+        )
+        hidden_nD: torch.Tensor = out.last_hidden_state[0]
+        return hidden_nD
