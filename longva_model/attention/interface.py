@@ -5,8 +5,9 @@
     model = AutoModelForCausalLM.from_pretrained(..., attn_implementation="longva_ring")        # a sharded sequence
 
 No (T x S) mask is made: both are causal by construction (modules that are not causal, such as vision towers, attend
-to everything). What they cannot do (left padding, packed sequences, sliding windows that cut something off, dropout,
-soft caps) is an error, never silently ignored.
+to everything). What they cannot do (left padding, sliding windows that cut something off, dropout, soft caps, packed
+sequences) is an error, not ignored. One exception: the positions of a shard jump, so under ``longva_ring`` packed
+sequences cannot be told apart.
 
 Under ``longva_ring`` the caller shards the inputs and says how, by ``ring_context`` around the forward pass or as
 the keyword ``ring_context=RingContext(...)`` of the model call, which reaches the attention layers; gradient
@@ -205,13 +206,17 @@ def no_mask(
     Raises:
         ValueError: for left padding, packed sequences, custom mask functions, and caches with unused slots.
     """
-    # Causal: the last query sees the first key. Not so for packed sequences or behind a sliding window.
-    if mask_function is not None and kv_length and q_length:
-        last = q_offset + q_length - 1
-        if not all(bool(mask_function(row, 0, last, kv_offset)) for row in range(batch_size)):
+    import torch
+    from transformers.masking_utils import causal_mask_function
+
+    if mask_function not in (None, causal_mask_function) and kv_length and q_length:
+        # Causal over the whole sequence: the last query sees the first key. Packed sequences and windows differ here.
+        device = kwargs.get("device")
+        rows, zero = torch.arange(batch_size, device=device), torch.zeros((), dtype=torch.long, device=device)
+        if not bool(torch.as_tensor(mask_function(rows, zero, zero + q_offset + q_length - 1, zero + kv_offset)).all()):
             raise ValueError(
-                "block and ring attention are causal over the whole sequence, but here the last token may not see the "
-                "first: packed sequences (position_ids that start anew) and sliding windows need another "
+                "block attention is causal over the whole sequence, but here the last token may not see the first: "
+                "packed sequences (position_ids that start anew) and sliding windows need another "
                 "attn_implementation, such as 'sdpa'"
             )
     no_mask_of_a_shard(q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask, use_vmap=use_vmap)

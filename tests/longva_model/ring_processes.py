@@ -1,0 +1,86 @@
+"""Run the checks of a test file in groups of real processes: ``python ring_processes.py FILE FOLDER 2,3,4``.
+
+FILE is a Python file with ``CHECKS``, a mapping from names to ``function(rank, world)``. It is imported once; then
+each group is forked off, so that PyTorch's import is paid once and not nine times. Each process joins a gloo group
+over a file in FOLDER (no port to clash), runs every check, and writes FOLDER/WORLD-RANK.json: seconds a check took, and
+the traceback of those that failed. Time-outs end processes that wait for one that is gone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+# Before PyTorch is imported: threads of its own would not survive the fork.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+GLOO_SECONDS = 30
+GROUP_SECONDS = 120
+
+
+def run_checks(checks: dict[str, Callable[[int, int], None]], rank: int, world: int, folder: Path) -> None:
+    """One process of a group. After a failure its partners time out, each on its own, and go on."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store-{world}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=GLOO_SECONDS),
+    )
+    failed, seconds = {}, {}
+    for name, function in checks.items():
+        start = time.perf_counter()
+        try:
+            function(rank, world)
+        except Exception:
+            failed[name] = traceback.format_exc()
+        seconds[name] = time.perf_counter() - start
+    (folder / f"{world}-{rank}.json").write_text(json.dumps({"seconds": seconds, "failed": failed}))
+    dist.destroy_process_group()
+
+
+def run_group(checks: dict[str, Callable[[int, int], None]], world: int, folder: Path) -> None:
+    """Fork ``world`` processes and wait for them; end those that take too long."""
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(GROUP_SECONDS)  # ends this process should it hang outside of gloo
+                run_checks(checks, rank, world, folder)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def main(file: Path, folder: Path, worlds: list[int]) -> None:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for world in worlds:
+        run_group(module.CHECKS, world, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(world) for world in sys.argv[3].split(",")])
