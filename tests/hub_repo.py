@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,20 +39,22 @@ class RepoFile:
                 start += len(chunk)
                 yield chunk
 
+    @functools.cached_property
     def git_oid(self) -> str:
         return self._hash(hashlib.sha1(b"blob %d\0" % self.size))
 
+    @functools.cached_property
     def sha256(self) -> str:
         return self._hash(hashlib.sha256())
 
     def etag(self) -> str:
-        return self.sha256() if self.is_lfs else self.git_oid()
+        return self.sha256 if self.is_lfs else self.git_oid
 
     def entry(self) -> dict[str, Any]:
         """The file as the tree listing shows it."""
-        entry: dict[str, Any] = {"type": "file", "path": self.path, "size": self.size, "oid": self.git_oid()}
+        entry: dict[str, Any] = {"type": "file", "path": self.path, "size": self.size, "oid": self.git_oid}
         if self.is_lfs:
-            entry["lfs"] = {"oid": self.sha256(), "size": self.size, "pointerSize": 130}
+            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": 130}
         return entry
 
     def _hash(self, digest: Any) -> str:

@@ -105,7 +105,7 @@ class LoopbackHub:
             name: RepoFile(name, content.encode() if isinstance(content, str) else content)
             for name, content in files.items()
         }
-        state = json.dumps([(name, file.git_oid()) for name, file in sorted(served.items())])
+        state = json.dumps([(name, file.git_oid) for name, file in sorted(served.items())])
         commit = hashlib.sha1(f"{repo_type}/{repo_id}/{state}".encode()).hexdigest()
         repo = Repo(repo_id, commit, served)
         self.repos.setdefault((repo_type, repo_id), {}).update({revision: repo, commit: repo})
@@ -137,6 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         self.hub.connections.discard(self.connection)
         super().finish()
+
+    def handle(self) -> None:
+        # A client that goes away in the middle, as killed ones do, is nothing to report.
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def do_GET(self) -> None:
         self._route()
