@@ -11,15 +11,20 @@ from vniah.text import Encode, Measure, TextBook, TextCell, TextSettings, TextSo
 
 
 @functools.lru_cache(maxsize=4)
-def open_source(haystack: str, tokenizer: str) -> TextSource:
-    """A haystack, opened once a process, so that the three tasks of the group tokenise one text once."""
+def open_source(haystack: str, tokenizer: str, as_text: bool) -> TextSource:
+    """A haystack, opened once a process, so that the three tasks of the group tokenise one text once.
+
+    Prompts of plain text are written before any model is known, so a tokenizer that a model brings to the
+    segments of another task must not change how theirs were counted: those have a source of their own.
+    """
     measure = Measure(named_tokenizer(tokenizer), tokenizer) if tokenizer else Measure()
     return TextSource(open_text_haystack(haystack), measure)
 
 
 @functools.lru_cache(maxsize=16)
-def open_book(settings: TextSettings) -> TextBook:
-    return TextBook(settings, open_source(settings.haystack, settings.tokenizer))
+def open_book(settings: TextSettings, *, as_text: bool = False) -> TextBook:
+    """The book of ``settings``, opened once a process; ``as_text`` for prompts that are plain text."""
+    return TextBook(settings, open_source(settings.haystack, settings.tokenizer, as_text))
 
 
 def named_tokenizer(name: str) -> Encode:

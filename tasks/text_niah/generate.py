@@ -16,15 +16,22 @@ from vniah.text.score import generated_correct
 
 
 def _book(doc: dict[str, Any]) -> TextBook:
-    return books.open_book(TextSettings(**json.loads(doc["settings"])))
+    return books.open_book(TextSettings(**json.loads(doc["settings"])), as_text=True)
 
 
 def process_docs(dataset: Any) -> Any:
-    """Expand the seed data set into the grid's rows; each row carries the settings it was made from."""
+    """Expand the seed data set into the grid's rows; each row carries the settings it was made from.
+
+    lmms-eval retries whatever is raised here five times and then hides it, so an error is put in a row,
+    and raised when the first prompt is asked for.
+    """
     import datasets
 
-    settings = TextSettings.read(dataset[0])
-    book = books.open_book(settings)
+    try:
+        settings = TextSettings.read(dataset[0])
+        book = books.open_book(settings, as_text=True)
+    except (ValueError, OSError) as error:
+        return datasets.Dataset.from_list([{"error": str(error)}])
     told = {"settings": json.dumps(settings.as_dict()), "provenance": json.dumps(books.provenance(book))}
     return datasets.Dataset.from_list([{**row, **told} for row in books.rows(book)])
 
@@ -34,7 +41,13 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """The whole prompt: megabytes at the paper's lengths."""
+    """The whole prompt: megabytes at the paper's lengths.
+
+    Raises:
+        ValueError: bad settings, or a haystack or tokenizer that cannot be had.
+    """
+    if doc.get("error"):
+        raise ValueError(doc["error"])
     return _book(doc).compose(books.cell_of(doc)).text()
 
 
