@@ -1,0 +1,220 @@
+"""Figures by the data in their artists, not by pixels; and the style's promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_files import small_run
+
+from vniah.plots.curves import Bars, Curve, bars_csv, bars_figure, curves_csv, curves_figure
+from vniah.plots.grid_data import grid_data
+from vniah.plots.heatmap import heatmap_figure, save_heatmap
+from vniah.plots.panels import FIGURE_4, FIGURE_7, panels_figure
+from vniah.plots.published import read_published
+from vniah.plots.style import paper_style, save_figure, save_text, score_colormap, score_colour
+
+
+def quad_values(axes: object) -> np.ndarray:
+    """The scores that a heatmap's mesh holds, (depths, frames), nan where masked."""
+    (mesh,) = axes.collections  # type: ignore[attr-defined]
+    return np.ma.filled(mesh.get_array().astype(float), np.nan)
+
+
+def test_a_heatmap_draws_its_scores_with_depth_0_on_top_and_the_line_by_value() -> None:
+    data = grid_data(read_published("LongVA-7B"))
+    axes, bar = heatmap_figure(data).axes
+    assert quad_values(axes) == pytest.approx(np.array(data.scores, dtype=float))
+    low, high = axes.get_ylim()
+    assert low > high, "the first row, depth 0, is on top"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "20", "40", "60", "80", "100"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [str(frames) for frames in data.frames]
+    assert axes.get_title(loc="left") == data.summary
+    assert {line.get_xdata()[0] for line in axes.lines} == {data.line_position()}
+    assert axes.lines[-1].get_linestyle() != "-"
+    assert (bar.get_ylim(), axes.collections[0].get_clim()) == ((0, 1), (0, 1))
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == 90 and texts[data.depths.index(60) * 15 + 9] == ".4"
+
+
+def test_no_line_without_a_training_length_or_outside_the_grid() -> None:
+    assert heatmap_figure(grid_data(small_run())).axes[0].lines[:] == []
+    assert heatmap_figure(grid_data(small_run(train_frames=1000))).axes[0].lines[:] == []
+
+
+def test_a_hole_is_masked_and_its_label_goes_to_no_other_cell() -> None:
+    run = small_run()
+    cells = tuple(cell for cell in run.cells if (cell.num_frames, cell.depth_percent) != (4, 0))
+    axes = heatmap_figure(grid_data(dataclasses.replace(run, cells=cells))).axes[0]
+    assert np.isnan(quad_values(axes)).tolist() == [[True, False, False]] + [[False] * 3] * 2
+    assert [text.get_text() for text in axes.texts] == ["1", "0", "1", "1", "0", "1", "1", "1"]
+
+
+@pytest.mark.parametrize("names", [FIGURE_4, FIGURE_7])
+def test_panels_hold_each_run_and_its_line(names: tuple[str, ...]) -> None:
+    grids = [grid_data(read_published(name)) for name in names]
+    _bar, *panels = panels_figure(grids).axes
+    assert len(panels) == 3
+    for numeral, data, axes in zip(("i", "ii", "iii"), grids, panels, strict=True):
+        assert quad_values(axes) == pytest.approx(np.array(data.scores, dtype=float))
+        assert axes.get_title(loc="left").startswith(f"({numeral}) {data.name}\n")
+        assert axes.lines[0].get_xdata()[0] == data.line_position()
+
+
+def test_panels_of_different_grids_keep_their_own_columns() -> None:
+    grids = [grid_data(small_run()), grid_data(read_published("LongVA-7B"))]
+    _, ours, theirs = panels_figure(grids).axes
+    assert [label.get_text() for label in ours.get_xticklabels()] == ["4", "8", "16"]
+    assert quad_values(theirs).shape == (6, 15)
+    with pytest.raises(ValueError, match="1 to 12 runs, got 0"):
+        panels_figure([])
+
+
+def test_very_wide_grids_leave_out_labels_that_would_touch() -> None:
+    data = grid_data(small_run())
+    frames = tuple(range(10, 610, 10))
+    wide = dataclasses.replace(data, frames=frames, scores=((0.5,) * 60,) * 3, counts=((1,) * 60,) * 3)
+    axes = heatmap_figure(wide).axes[0]
+    assert axes.texts[:] == []
+    assert 5 < len(axes.get_xticks()) < 30
+
+
+def lightness(colour: tuple[float, ...]) -> float:
+    """CIE L* of an sRGB colour, 0 to 100."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    y = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
+
+
+def test_the_scale_runs_red_yellow_green_and_ever_lighter() -> None:
+    colours = [score_colormap()(score)[:3] for score in np.linspace(0, 1, 51)]
+    assert np.all(np.diff([lightness(colour) for colour in colours]) > 0), "in order when printed in grey"
+    assert lightness(colours[-1]) - lightness(colours[0]) > 40
+    red, yellow, green = colours[0], colours[25], colours[50]
+    assert red[0] > 2 * red[1] and green[1] > green[0] and yellow[0] > yellow[1] > 2 * yellow[2]
+
+
+def test_pages_and_figures_share_the_scale() -> None:
+    for score in (0.0, 0.2, 0.5, 0.77, 1.0):
+        drawn = [round(255 * channel) for channel in score_colormap()(score)[:3]]
+        page = [int(score_colour(score)[at : at + 2], 16) for at in (1, 3, 5)]
+        # A colour map is sampled at 256 places.
+        assert page == pytest.approx(drawn, abs=2)
+
+
+def test_figures_are_saved_whole_in_the_format_asked_for(tmp_path: Path) -> None:
+    data = grid_data(small_run(name="costs $5 and $6"))
+    for name in ("a.png", "a.pdf", "a.svg"):
+        save_heatmap(data, tmp_path / name)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG" and image.width > 800
+        assert image.text["Title"] == data.summary  # type: ignore[attr-defined]
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
+    assert "costs $5 and $6" in (tmp_path / "a.svg").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg"], "no temporary file is left"
+    before = (tmp_path / "a.png").read_bytes()
+    save_heatmap(data, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before, "the same data gives the same bytes"
+
+
+def test_a_figure_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    class Failing:
+        def savefig(self, part: Path, **_: object) -> None:
+            part.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        save_figure(Failing(), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_outputs_that_cannot_be_written_are_clear_errors(tmp_path: Path) -> None:
+    data = grid_data(small_run())
+    with pytest.raises(ValueError, match=r"format of 'a.txt'; expected a name ending in .png, .pdf, .svg"):
+        save_heatmap(data, tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+        save_heatmap(data, tmp_path / "no" / "a.png")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        save_heatmap(data, tmp_path / "b.png")
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError, match="cannot write"):
+            save_text("x", tmp_path / "c.csv")
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    code = (
+        "import matplotlib, sys\n"
+        # Asking for the backend would choose one, with pyplot.
+        "settings = lambda: {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != 'backend'}\n"
+        "before = settings()\n"
+        "from vniah.plots.published import read_published; from vniah.plots.grid_data import grid_data\n"
+        "data = grid_data(read_published('LongVA-7B'))\n"
+        "assert not {'torch', 'seaborn', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "from vniah.plots.heatmap import heatmap_figure; heatmap_figure(data)\n"
+        "import matplotlib.pyplot as plt; assert plt.get_fignums() == []\n"
+        "assert settings() == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_curves_draw_their_points() -> None:
+    panels = {
+        "Short": [
+            Curve(name="ours", points=((8, 50.0), (64, 60.0))),
+            Curve(name="LongVA", points=((8, 55.6), (384, 60.9)), published=True),
+        ],
+        "Long": [Curve(name="ours", points=((8, 40.0),))],
+    }
+    figure = curves_figure(panels, x_label="frames", y_label="accuracy (%)", mark_x=32)
+    short, long = figure.axes
+    ours, theirs, mark = short.lines
+    assert ours.get_xydata().tolist() == [[8, 50], [64, 60]]
+    assert theirs.get_xydata().tolist() == [[8, 55.6], [384, 60.9]]
+    assert theirs.get_markerfacecolor() == "white"
+    assert (ours.get_linestyle(), ours.get_marker()) != (theirs.get_linestyle(), theirs.get_marker())
+    assert mark.get_xdata()[0] == 32
+    assert long.lines[0].get_color() == ours.get_color(), "one name, one look, in every panel"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "LongVA"]
+    assert curves_csv(panels, "frames", "accuracy").splitlines()[1:3] == ["Short,ours,8,50", "Short,ours,64,60"]
+
+
+def test_curves_need_points_in_order() -> None:
+    with pytest.raises(ValueError, match="has no points"):
+        Curve(name="x", points=())
+    with pytest.raises(ValueError, match="rising x without repeats"):
+        Curve(name="x", points=((8, 1.0), (8, 2.0)))
+    with pytest.raises(ValueError, match="no curves"):
+        curves_figure({}, x_label="", y_label="")
+
+
+def test_bars_stand_at_their_categories() -> None:
+    groups = [Bars(name="a", values={"TR": 80.0, "AR": 60.0}), Bars(name="b", values={"AR": 50.0, "AO": 30.0})]
+    figure = bars_figure(groups, value_label="accuracy (%)")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["TR", "AR", "AO"]
+    a, b = axes.containers
+    assert [(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in a] == [(0, 80), (1, 60)]
+    assert [(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in b] == [(1, 50), (2, 30)]
+    assert a[0].get_hatch() != b[0].get_hatch(), "told apart in grey"
+    assert bars_csv(groups, "accuracy").splitlines()[-1] == "b,AO,30"
+
+
+def test_the_style_holds_only_inside() -> None:
+    import matplotlib
+
+    before = matplotlib.rcParams["font.size"]
+    with paper_style():
+        assert matplotlib.rcParams["pdf.fonttype"] == 42
+    assert matplotlib.rcParams["font.size"] == before

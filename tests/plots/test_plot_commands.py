@@ -1,0 +1,142 @@
+"""``vniah heatmap``, ``compare`` and ``figure`` on real files, through the command line's own entry."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from run_files import sample_rows, write_evaluation, write_metrics
+
+from vniah import cli
+
+
+@pytest.fixture
+def vniah(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run ``vniah ARGUMENTS``; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vniah", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def test_published_longva_as_table_figure_pdf_and_csv(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    png, data = tmp_path / "a.png", tmp_path / "a.csv"
+    code, out, _ = vniah("heatmap", "--published", "LongVA-7B", "-o", png, "--pdf", "--csv", data)
+    assert code == 0
+    assert out.startswith("LongVA (published): mean 0.909, effective 2,200 frames\n")
+    with Image.open(png) as image:
+        assert image.size == (1400, 526)
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
+    rows = list(csv.DictReader(data.open()))
+    assert len(rows) == 90 and sum(float(row["score"]) for row in rows) / 90 == pytest.approx(0.90889, abs=1e-5)
+
+
+def test_a_run_beside_the_published_is_one_figure(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = write_evaluation(tmp_path / "out", sample_rows(), model="me/tiny")
+    code, out, _ = vniah("heatmap", run, "--name", "mine", "--published", "LongVA-7B", "-o", tmp_path / "p.svg")
+    assert code == 0 and "mine: mean 0.778, effective 8 frames" in out
+    text = (tmp_path / "p.svg").read_text()
+    assert "(i) mine" in text and "(ii) LongVA (published)" in text
+
+
+def test_the_training_length_is_known_by_name_or_told(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = write_evaluation(tmp_path / "out", sample_rows(), model="lmms-lab/LongVA-7B")
+    assert "training length 1,556 frames, outside this grid" in vniah("heatmap", run)[1]
+    assert "training length 10 frames" in vniah("heatmap", run, "--train-frames", "10")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heatmap"], "nothing to show: name a RUN"),
+        (["heatmap", "--published", "nope"], "no published grid 'nope'"),
+        (["heatmap", "absent"], "no such run: absent"),
+        (["heatmap", "--published", "LongVA-7B", "--pdf"], "--pdf goes with -o"),
+        (["heatmap", "--published", "LongVA-7B", "-o", "x.json"], "cannot tell the format of 'x.json'"),
+        (["heatmap", "--published", "LongVA-7B", "-o", "no/x.png"], "the folder no does not exist"),
+        (["heatmap", "--published", "LongVA-7B", "--csv", "x.json"], "expected a name ending in .csv"),
+        (["heatmap", "--published", "LongVA-7B", "--name", "a"], "1 names (--name) for 0 runs"),
+        (["compare"], "nothing to"),
+        (["compare", "x", "--format", "html"], "no format 'html'; expected one of table, markdown, latex, csv"),
+        (["figure", "6", "-o", "x.png"], "no figure '6'; expected one of 4, 5, 7, frames"),
+        (["figure", "4"], "nowhere to draw to"),
+        (["figure", "5", "-o", "x.png"], "name at least one dataset"),
+        (["figure", "perplexity", "-o", "x.png"], "name at least one CSV file"),
+        (["report", "absent", "-o", "x.html"], "no such run: absent"),
+        (["report", "absent", "-o", "x.png"], "expected a name ending in .html, .htm"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(vniah, tmp_path, monkeypatch, arguments, message) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = vniah(*arguments)
+    assert code == 2 and message in err and err.startswith("vniah: error: ") and err.count("\n") == 1
+    assert out == "" and list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_an_input_is_never_overwritten(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = tmp_path / "ppl.csv"
+    source.write_text("context_length,perplexity\n1000,8\n")
+    before = source.read_bytes()
+    code, _, err = vniah("figure", "perplexity", source, "--csv", source)
+    assert code == 2 and "is one of the inputs" in err
+    assert source.read_bytes() == before
+
+
+def test_compare_writes_each_form(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    a = write_evaluation(tmp_path / "a", sample_rows(), model="me/a")
+    b = write_evaluation(tmp_path / "b", sample_rows(lambda *_: True), model="me/b")
+    code, out, _ = vniah("compare", a, b)
+    assert code == 0 and out.splitlines()[3].split() == ["mean", "0.778", "1.000", "+0.222"]
+    assert "\\toprule" in vniah("compare", a, b, "--format", "latex")[1]
+    target = tmp_path / "t.md"
+    assert vniah("compare", a, b, "--format", "markdown", "-o", target)[0] == 0
+    assert "| mean | 0.778 | 1.000 | +0.222 |" in target.read_text()
+
+
+def test_runs_of_one_name_are_told_apart(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rows = sample_rows()
+    a, b = (write_evaluation(tmp_path / one, rows) for one in "ab")
+    assert "LongVA-7B (1)  LongVA-7B (2)" in vniah("compare", a, b)[1]
+    values = {"videomme_overall": 50.0}
+    c, d = (
+        write_metrics(tmp_path / f"c{frames}", "videomme_longva", values, model_args=f"max_frames_num={frames}")
+        for frames in (8, 64)
+    )
+    assert "LongVA-7B@8  LongVA-7B@64" in vniah("compare", c, d)[1]
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("4", 3 * 90), ("7", 3 * 176), ("frames", 4 * 6)])
+def test_the_papers_figures_need_no_run(vniah, tmp_path: Path, kind: str, rows: int) -> None:  # type: ignore[no-untyped-def]
+    code, _, _ = vniah("figure", kind, "-o", tmp_path / "f.png", "--csv", tmp_path / "f.csv")
+    assert code == 0 and (tmp_path / "f.png").stat().st_size > 10_000
+    assert len(list(csv.DictReader((tmp_path / "f.csv").open()))) == rows
+
+
+def test_frames_and_categories_of_our_runs(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    runs = [
+        write_metrics(
+            tmp_path / f"{frames}",
+            "videomme_longva",
+            {"videomme_overall": score, "videomme_short": score},
+            model_args=f"pretrained=x,max_frames_num={frames}",
+        )
+        for frames, score in ((8, 40.0), (64, 45.0))
+    ]
+    data = tmp_path / "f.csv"
+    assert vniah("figure", "frames", *runs, "--published", "none", "--csv", data)[0] == 0
+    assert data.read_text().splitlines()[1:] == [
+        "Short,LongVA-7B,8,40",
+        "Short,LongVA-7B,64,45",
+        "Overall,LongVA-7B,8,40",
+        "Overall,LongVA-7B,64,45",
+    ]
+    assert vniah("figure", "categories", *runs, "--csv", data, "-o", tmp_path / "b.png")[0] == 0
+    assert data.read_text().splitlines()[-1] == "LongVA-7B@64,Short,45"

@@ -1,0 +1,267 @@
+"""Runs read back: lmms-eval folders, samples files, journals, and every way in which they can be faulty."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from run_files import (
+    DATE,
+    DEPTHS,
+    FRAMES,
+    NEEDLES,
+    found_near_the_end,
+    results_of,
+    sample_rows,
+    write_evaluation,
+    write_lines,
+    write_metrics,
+)
+
+from vniah.journal import Journal
+from vniah.results import cells_from_scores
+from vniah.run_reader import model_args, read_run, read_runs
+from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+
+
+def test_an_output_folder_gives_every_cell_with_all_that_was_logged(tmp_path: Path) -> None:
+    run = read_run(write_evaluation(tmp_path, sample_rows()))
+    assert (run.name, run.model, run.task) == ("LongVA-7B", "lmms-lab/LongVA-7B", "vniah")
+    assert (run.frames, run.depths, run.needles) == (FRAMES, DEPTHS, NEEDLES)
+    assert len(run.cells) == len(FRAMES) * (len(DEPTHS) + 1) * len(NEEDLES)
+    for cell in run.cells:
+        assert cell.correct == found_near_the_end(cell.num_frames, cell.depth_percent, cell.needle)
+        assert cell.control == (cell.depth_percent is None)
+    cell = next(c for c in run.cells if (c.num_frames, c.depth_percent, c.needle) == (16, 50, "dog"))
+    assert (cell.needle_index, cell.predicted, cell.answer) == (8, "no idea", "dog")
+    assert (cell.predicted_ids, cell.answer_ids, cell.answer_logprobs) == ((7, 9), (7, 8), (-0.25, -4.0))
+    assert cell.extra["question"] == "Find the frame of a dog. What is it?"
+    assert run.metrics["vniah_acc"] == pytest.approx(grid_mean(run.cells)) == pytest.approx(7 / 9)
+    assert run.metrics["vniah_effective_frames"] == effective_frames(run.cells) == 8
+    assert control_mean(run.cells) == pytest.approx(1 / 6)
+    assert run.settings["task"]["haystack_fingerprint"] == "f00d"
+    assert run.settings["versions"]["lmms_eval"] == "0.7.3"
+    assert run.settings["timing"]["seconds"] == "12.5"
+    assert model_args(run) == {"pretrained": "lmms-lab/LongVA-7B"}
+
+
+def test_files_written_by_lmms_eval_itself_read_the_same(tmp_path: Path) -> None:
+    tracker = pytest.importorskip("lmms_eval.loggers.evaluation_tracker")
+    rows = sample_rows()
+    own = tracker.EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    own.general_config_tracker.log_experiment_args("longva_ring", "pretrained=lmms-lab/LongVA-7B", "", "", False)
+    logged = [
+        {**row, "doc": {}, "arguments": [row["input"]], "resps": [["r"]], "filtered_resps": [row["filtered_resps"]]}
+        for row in rows
+    ]
+    results = results_of(rows, model="replaced by the tracker")
+    own.save_results_aggregated(results=results, samples={"vniah": logged}, datetime_str=DATE)
+    own.save_results_samples("vniah", logged)
+    theirs, ours = read_run(tmp_path / "theirs"), read_run(write_evaluation(tmp_path / "ours", rows))
+    assert theirs.cells == ours.cells
+    assert (theirs.name, theirs.model, theirs.metrics) == (ours.name, ours.model, ours.metrics)
+
+
+@pytest.mark.parametrize("which", ["folder", "model folder", "results", "samples"])
+def test_a_run_is_named_by_its_folder_or_any_of_its_files(tmp_path: Path, which: str) -> None:
+    write_evaluation(tmp_path, sample_rows())
+    inner = tmp_path / "lmms-lab__LongVA-7B"
+    paths = {
+        "folder": tmp_path,
+        "model folder": inner,
+        "results": inner / f"{DATE}_results.json",
+        "samples": inner / f"{DATE}_samples_vniah.jsonl",
+    }
+    run = read_run(paths[which], "my name")
+    assert run.name == "my name"
+    assert grid_mean(run.cells) == pytest.approx(7 / 9)
+
+
+def test_the_newest_of_several_runs_is_read_whatever_the_files_ages(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, sample_rows(lambda *_: True), date="20250301_000000")
+    write_evaluation(tmp_path, sample_rows(lambda *_: False), date="20240301_000000")
+    for file in tmp_path.rglob("2024*"):
+        os.utime(file, (4e9, 4e9))
+    assert grid_mean(read_run(tmp_path).cells) == 1
+
+
+def test_a_task_is_found_in_an_older_run_when_it_is_named(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, sample_rows(), date="20240301_000000")
+    write_metrics(tmp_path, "ai2d", {"exact_match": 0.5})
+    assert [run.task for run in read_runs(tmp_path)] == ["ai2d"]
+    assert read_run(tmp_path, task="vniah").task == "vniah"
+    with pytest.raises(ValueError, match=r"no task 'mmmu_val'; it has ai2d, vniah"):
+        read_runs(tmp_path, task="mmmu_val")
+
+
+def test_other_tasks_are_runs_with_scalar_metrics_alone(tmp_path: Path) -> None:
+    values = {
+        "videomme_overall": 52.0,
+        "mlvu_g_avg": "not scored",
+        "videomme_overall_stderr": 1.0,
+        "by": {"short": 1, "deep": {}},
+    }
+    (run,) = read_runs(write_metrics(tmp_path, "videomme_longva", values))
+    assert run.metrics == {"videomme_overall": 52.0, "by/short": 1.0}
+    assert run.cells == ()
+    with pytest.raises(ValueError, match=r"no scored needle cells \(tasks in it: videomme_longva\).*--log_samples"):
+        read_run(tmp_path)
+
+
+def test_without_logged_samples_the_grid_metric_gives_unnamed_cells(tmp_path: Path) -> None:
+    whole = read_run(write_evaluation(tmp_path / "logged", sample_rows()))
+    bare = read_run(write_evaluation(tmp_path / "bare", sample_rows(), log_samples=False))
+    assert grid_scores(bare.cells) == pytest.approx(grid_scores(whole.cells))
+    assert column_means(bare.cells) == pytest.approx(column_means(whole.cells))
+    assert control_mean(bare.cells) == pytest.approx(control_mean(whole.cells))
+    assert all(cell.extra["aggregate"] for cell in bare.cells)
+
+
+def test_a_grid_with_holes_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
+    rows = sample_rows()
+    del rows[-3]  # frames 16, depth 100, "dog"
+    write_evaluation(tmp_path, rows)
+    with pytest.raises(ValueError, match=r"1 of 18 cells .* missing, the first at 16 frames, depth 100 %.*--partial"):
+        read_run(tmp_path)
+    run = read_run(tmp_path, partial=True)
+    assert run.missing() == {(16, 100): 1}
+
+
+def test_needles_drawn_anew_in_each_cell_are_no_holes(tmp_path: Path) -> None:
+    rows = [
+        {
+            "context_length": length,
+            "depth_percent": depth,
+            "needle": f"{length}{depth}{n}",
+            "sample": n,
+            "correct": True,
+        }
+        for length in (1000, 2000)
+        for depth in (0, 100)
+        for n in range(2)
+    ]
+    path = write_lines(tmp_path / f"{DATE}_samples_text_niah_0.jsonl", [{"text_niah_acc": row} for row in rows])
+    run = read_run(path)
+    assert (run.task, run.unit, run.frames, run.missing()) == ("text_niah_0", "tokens", (1000, 2000), {})
+
+
+def journal_of(path: Path) -> Path:
+    """A journal as the model writes it, of the same grid."""
+    with Journal(path) as journal:
+        for number, row in enumerate(sample_rows()):
+            scored = max((value for value in row.values() if isinstance(value, dict)), key=len)
+            doc = {key: scored[key] for key in ("num_frames", "needle", "control", "question", "answer")}
+            doc["depth_percent"] = -1 if scored["control"] else scored["depth_percent"]
+            doc["choice"] = False
+            result = {key: scored[key] for key in ("predicted_ids", "answer_ids", "answer_logprobs")}
+            journal.put(
+                f"key{number}",
+                {"text": scored["predicted"], "prompt_tokens": 9, **result},
+                task="vniah",
+                doc_id=number,
+                doc=doc,
+            )
+    return path
+
+
+def test_a_journal_gives_the_same_grid_as_the_samples(tmp_path: Path) -> None:
+    ours = read_run(write_evaluation(tmp_path / "run", sample_rows()))
+    run = read_run(journal_of(tmp_path / "run2" / "journal.jsonl"))
+    assert {(c.num_frames, c.depth_percent, c.needle, c.correct, c.predicted) for c in run.cells} == {
+        (c.num_frames, c.depth_percent, c.needle, c.correct, c.predicted) for c in ours.cells
+    }
+    assert read_run(tmp_path / "run2").cells == run.cells, "a folder with a journal and nothing else"
+
+
+def test_a_journal_of_free_answers_is_matched_by_word_or_letter(tmp_path: Path) -> None:
+    def line(answer: str, text: str, *, choice: bool) -> dict[str, object]:
+        doc = {
+            "num_frames": 4,
+            "depth_percent": 0,
+            "needle": text,
+            "control": False,
+            "answer": answer,
+            "choice": choice,
+        }
+        return {"key": text, "task": "vniah_generate", "doc": doc, "result": {"text": text, "answer_ids": []}}
+
+    lines = [line("B", "(B) a panda", choice=True), line("B", "A", choice=True), line("white", "White.", choice=False)]
+    run = read_run(write_lines(tmp_path / "j.jsonl", lines))
+    assert [cell.correct for cell in run.cells] == [True, False, True]
+
+
+def test_a_journal_of_a_killed_run_loses_its_torn_line_only(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "journal.jsonl")
+    text = path.read_text()
+    path.write_text(text[:-20])
+    run = read_run(path, partial=True)
+    assert len(run.cells) == len(text.splitlines()) - 1
+
+
+def test_the_later_of_two_journal_lines_counts(tmp_path: Path) -> None:
+    row = {"num_frames": 4, "depth_percent": 0, "needle": "a", "correct": False}
+    run = read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, "correct": True}]))
+    assert [cell.correct for cell in run.cells] == [True]
+
+
+def test_two_different_scores_for_one_cell_in_samples_are_an_error(tmp_path: Path) -> None:
+    rows = sample_rows()
+    other = json.loads(json.dumps(rows[0]))
+    write_evaluation(tmp_path, [*rows, other])
+    assert len(read_run(tmp_path).cells) == len(rows), "the same score twice is one cell"
+    other["vniah_acc"]["correct"] = False
+    path = write_lines(next(tmp_path.rglob("*samples*")), [*rows, other])
+    with pytest.raises(ValueError, match=rf"line {len(rows) + 1}: a second, different score for 4 frames"):
+        read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", r"line 2: not JSON"),
+        ("[1]", r"line 2: expected a JSON object, got list"),
+        ('{"a": {"num_frames": "x", "depth_percent": 0, "correct": true}}', r"num_frames must be .*, got 'x'"),
+        ('{"a": {"num_frames": 0, "depth_percent": 0, "correct": true}}', r"num_frames must be .*, got 0"),
+        ('{"a": {"num_frames": 4, "depth_percent": 101, "correct": true}}', r"depth_percent must be .*, got 101"),
+        ('{"a": {"num_frames": 4, "depth_percent": null, "correct": true}}', r"depth_percent must be .*, got None"),
+        ('{"a": {"num_frames": 4, "depth_percent": 0, "correct": "yes"}}', r"correct must be .*, got 'yes'"),
+    ],
+)
+def test_a_faulty_line_is_named_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    path = write_lines(tmp_path / f"{DATE}_samples_vniah.jsonl", sample_rows())
+    lines = path.read_text().splitlines()
+    lines[1] = line
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_run(path)
+    assert path.name in str(caught.value)
+
+
+def test_what_is_not_a_run_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such run"):
+        read_run(tmp_path / "absent")
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for \*_results.json and \*_samples_\*.jsonl.* or journal.jsonl"
+    ):
+        read_run(tmp_path)
+    video = tmp_path / "film.mp4"
+    video.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"cannot read a run from film.mp4"):
+        read_run(video)
+    broken = tmp_path / f"{DATE}_results.json"
+    broken.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        read_run(tmp_path)
+    broken.write_text("[]")
+    with pytest.raises(ValueError, match="expected a JSON object, got list"):
+        read_run(tmp_path)
+
+
+def test_unnamed_cells_average_to_their_scores() -> None:
+    cells = cells_from_scores({(4, 0): 0.6, (4, None): 0.2}, 5)
+    assert grid_scores(cells) == {(4, 0): pytest.approx(0.6)}
+    assert control_mean(cells) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"0.5 at 4 frames, depth 0 is no mean over 5 needles"):
+        cells_from_scores({(4, 0): 0.5}, 5)
