@@ -1,0 +1,1 @@
+"""Video-MME with the breakdowns of the LongVA paper: `videomme_longva` and `videomme_longva_subtitle`."""

@@ -1,0 +1,83 @@
+"""lmms-eval's own tasks within `longva_paper`: what must be mended for them to run without a login or a judge.
+
+- Their YAML asks for a Hub login (`token: True`), which fails for a user without one although the data sets
+  are public. The group's YAML gives `dataset_kwargs` without it.
+- Some read HF_HOME without a default; naming ``HF_HOME`` of this module sets it to the Hub library's own.
+- Table 8's judged tasks (ActivityNet-QA, VideoChatGPT, Video-DD) count 0 when no OpenAI key is set. Here
+  they are "not scored" instead. With OPENAI_API_KEY they are scored by lmms-eval as ever.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+NOT_SCORED = "not scored"
+REASON = "no judge: set OPENAI_API_KEY (and OPENAI_API_URL) for lmms-eval's own judged tasks"
+
+
+def __getattr__(name: str) -> str:
+    """``HF_HOME``, set in the environment if it is not: several upstream tasks fail without it."""
+    if name != "HF_HOME":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from huggingface_hub import constants
+
+    return os.environ.setdefault("HF_HOME", constants.HF_HOME)
+
+
+def _upstream(task: str, function: str) -> Callable[..., Any]:
+    module = importlib.import_module(f"lmms_eval.tasks.{task}.utils")
+    found: Callable[..., Any] = getattr(module, function)
+    return found
+
+
+def guarded_process(task: str, function: str, metrics: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
+    """Upstream's ``process_results`` where there is a judge, else every metric unscored."""
+
+    def process_results(doc: Mapping[str, Any], results: list[str], **kwargs: Any) -> dict[str, Any]:
+        if os.environ.get("OPENAI_API_KEY"):
+            return dict(_upstream(task, function)(doc, results, **kwargs))
+        return {metric: {"unscored": REASON, "response": results[0] if results else ""} for metric in metrics}
+
+    return process_results
+
+
+def guarded_aggregate(task: str, function: str) -> Callable[..., Any]:
+    """Upstream's aggregation, or "not scored" when answers have no score."""
+
+    def aggregate(items: list[Mapping[str, Any]], args: Any) -> Any:
+        if any("unscored" in item for item in items):
+            return NOT_SCORED
+        upstream = _upstream(task, function)
+        return upstream(items, args) if "args" in inspect.signature(upstream).parameters else upstream(items)
+
+    return aggregate
+
+
+activitynetqa_process = guarded_process(
+    "activitynetqa", "activitynetqa_process_results", ("gpt_eval_score", "gpt_eval_accuracy")
+)
+activitynetqa_score = guarded_aggregate("activitynetqa", "activitynetqa_aggregate_score")
+activitynetqa_accuracy = guarded_aggregate("activitynetqa", "activitynetqa_aggregate_accuracy")
+
+video_dd_process = guarded_process(
+    "video_detail_description", "video_detail_description_process_results_generic", ("gpt_eval_score",)
+)
+video_dd_score = guarded_aggregate("video_detail_description", "video_detail_description_aggregate_score")
+
+videochatgpt_generic_process = guarded_process(
+    "videochatgpt",
+    "videochatgpt_process_results_generic",
+    ("gpt_eval_score_correctness", "gpt_eval_score_detailed_orientation", "gpt_eval_score_context"),
+)
+videochatgpt_temporal_process = guarded_process(
+    "videochatgpt", "videochatgpt_process_results_temporal", ("gpt_eval_score_temporal",)
+)
+videochatgpt_consistency_process = guarded_process(
+    "videochatgpt", "videochatgpt_process_results_consistency", ("gpt_eval_score_consistency",)
+)
+videochatgpt_score = guarded_aggregate("videochatgpt", "videochatgpt_aggregate_score")
+videochatgpt_consistency = guarded_aggregate("videochatgpt", "videochatgpt_aggregate_consistency")

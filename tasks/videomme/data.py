@@ -1,0 +1,123 @@
+"""The questions of Video-MME (Fu et al., arXiv 2405.21075): 900 videos in three durations, three questions each.
+
+From the Hub data set `lmms-eval/Video-MME`, or from the folder VIDEOMME_VIDEOS (videos anywhere in it; its
+own annotations, a `.parquet`, `.jsonl` or `.json` with the same columns, are used if it has them).
+Questions on a video that is missing or broken are left out and counted: they could not be scored truly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vniah.choices import answer_letter, letter_of
+from vniah.tasks.videomme.subtitles import find_subtitles
+from vniah.video_source import VideoSource, first_of, load_once, matching, read_rows
+from vniah.videos import VideoInfo
+
+_log = logging.getLogger(__name__)
+
+SOURCE = VideoSource(env="VIDEOMME_VIDEOS", hub_id="lmms-eval/Video-MME", upstream="videomme")
+LOCAL_ANNOTATIONS = ("test*.parquet", "*.parquet", "videomme*.jsonl", "*.jsonl", "videomme*.json", "*.json")
+
+
+def process_docs(dataset: Any) -> Any:
+    """Replace lmms-eval's one-line seed by the questions whose videos open, grouped by video.
+
+    Raises:
+        ValueError: no question can be asked at all.
+        OSError: see ``VideoSource.locate``.
+    """
+    import datasets
+
+    # The same for both tasks and for lmms-eval's retries: opening 900 videos takes a while.
+    return datasets.Dataset.from_list([dict(row) for row in load(SOURCE.key())])
+
+
+@load_once
+def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
+    """The rows to ask, remembered under ``SOURCE.key()``; see ``process_docs``."""
+    questions = _questions(_annotations())
+    ids = [question["video_id"] for question in questions]
+    wanted = {video_id: (f"{video_id}.mp4", ("data", "videos")) for video_id in ids}
+    report, roots = SOURCE.locate(wanted)
+    if report.missing:
+        _log.warning("Video-MME: %s", report.summary())
+    rows = keep_playable(questions, report.found)
+    if not rows:
+        raise ValueError(
+            f"none of the {len(wanted)} videos of Video-MME is there; point {SOURCE.env} at a folder that has them"
+        )
+    subtitles = find_subtitles(roots)
+    return tuple({**row, "subtitles": str(subtitles.get(str(row["video_id"]).casefold(), ""))} for row in rows)
+
+
+def _annotations() -> list[dict[str, Any]]:
+    """The rows as annotated: of the local folder if it has any, else of the Hub."""
+    local = SOURCE.local_folder()
+    for path in matching(local, LOCAL_ANNOTATIONS) if local else []:
+        rows = read_rows(path)
+        if rows and {"question", "options", "answer"} <= rows[0].keys():
+            return rows
+    return [row for path in SOURCE.hub_annotations() for row in read_rows(path)]
+
+
+def _questions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Annotated rows with the columns that a task needs, named as on the Hub.
+
+    Raises:
+        ValueError: a row without video, question, options or answer; names what it lacks.
+    """
+    questions = []
+    for number, row in enumerate(rows):
+        video_id = first_of(row, "videoID", "video_id", "video")
+        lacking = [name for name in ("question", "options", "answer") if not row.get(name)]
+        if not video_id:
+            lacking.append("videoID")
+        if lacking:
+            raise ValueError(f"question {number} of Video-MME lacks {', '.join(lacking)}; expected the Hub's columns")
+        answer = answer_letter(str(row["answer"]), [str(option) for option in row["options"]])
+        if not answer:
+            raise ValueError(f"question {number} of Video-MME: its answer {row['answer']!r} is none of its options")
+        questions.append(
+            {
+                "question_id": str(row.get("question_id") or number),
+                "video_id": str(video_id).removesuffix(".mp4"),
+                "duration": str(row.get("duration") or ""),
+                "domain": str(row.get("domain") or ""),
+                "sub_category": str(row.get("sub_category") or ""),
+                "task_type": str(row.get("task_type") or ""),
+                "question": str(row["question"]).strip(),
+                "options": [lettered(index, str(option)) for index, option in enumerate(row["options"])],
+                "answer": answer,
+            }
+        )
+    return questions
+
+
+def lettered(index: int, option: str) -> str:
+    """An option with its letter in front, "A. Black."; the Hub's have it already."""
+    option = option.strip()
+    start = f"{letter_of(index)}."
+    return option if option.startswith(start) else f"{start} {option}"
+
+
+def keep_playable(questions: Sequence[Mapping[str, Any]], found: Mapping[str, VideoInfo]) -> list[dict[str, Any]]:
+    """Questions whose video opens, grouped by video in the order of the first one, each with the counts of the rest.
+
+    Grouped, because questions on one video share its prefix, which a model may compute once. The counts
+    travel in every row, since lmms-eval hands an aggregation nothing but the rows' metrics.
+    """
+    playable: dict[str, list[dict[str, Any]]] = {}
+    left_out: dict[str, int] = {}
+    for question in questions:
+        info = found.get(question["video_id"])
+        if info is None:
+            left_out[question["video_id"]] = left_out.get(question["video_id"], 0) + 1
+            continue
+        last_frame_s = max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0))
+        row = {**question, "video": str(info.path.absolute()), "last_frame_s": last_frame_s}
+        playable.setdefault(question["video_id"], []).append(row)
+    counts = {"missing_videos": len(left_out), "missing_questions": sum(left_out.values())}
+    return [{**row, **counts} for rows in playable.values() for row in rows]

@@ -1,0 +1,139 @@
+"""Prompt and scores of Video-MME: accuracy in percent, overall and by duration, domain and question type.
+
+The wording of the prompt is Video-MME's own (the "Evaluation Pipeline" of its repository, BradyFU/Video-MME),
+so that figures compare; accuracy is the share of questions answered with the right letter, as its
+evaluation script counts it, over the questions whose video could be shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vniah.choices import chosen_letter
+from vniah.quiet import QuietDict
+from vniah.tasks.videomme.subtitles import subtitle_text
+
+INSTRUCTION = (
+    "Select the best answer to the following multiple-choice question based on the video. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+SUBTITLES_INTRO = "This video's subtitles are listed below:"
+ANSWER_CUE = "The best answer is:"
+SUBTITLE_FRAMES = 128  # the best setting of the paper's Table 6
+
+
+def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
+    return [str(doc["video"])]
+
+
+def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
+    """The prompt without subtitles. ``pre_prompt`` and ``post_prompt`` of the YAML replace instruction and cue."""
+    kwargs = lmms_eval_specific_kwargs or {}
+    lines = [kwargs.get("pre_prompt", INSTRUCTION), doc["question"], *doc["options"]]
+    return "\n".join([*lines, kwargs.get("post_prompt", ANSWER_CUE)])
+
+
+def doc_to_text_subtitle(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
+    """The prompt with the subtitles of the sampled frames; a video without any gets the plain prompt."""
+    prompt = doc_to_text(doc, lmms_eval_specific_kwargs)
+    if not doc["subtitles"]:
+        return prompt
+    text = subtitle_text(doc["subtitles"], doc["last_frame_s"], subtitle_frames())
+    return f"{SUBTITLES_INTRO}\n{text}\n{prompt}" if text else prompt
+
+
+def subtitle_frames() -> int | None:
+    """VIDEOMME_SUBTITLE_FRAMES: the model's frame count, or "all" for the whole transcript (``None``).
+
+    Raises:
+        ValueError: neither a positive whole number nor "all".
+    """
+    text = os.environ.get("VIDEOMME_SUBTITLE_FRAMES", "").strip().lower()
+    if text == "all":
+        return None
+    if not text:
+        return SUBTITLE_FRAMES
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"VIDEOMME_SUBTITLE_FRAMES must be a positive number of frames or 'all', got {text!r}")
+    return int(text)
+
+
+def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
+    """The metric dicts of one question: it counts for the whole, its duration, domain and question type."""
+    predicted = results[0] if results else ""
+    letter = chosen_letter(predicted, len(doc["options"]))
+    # In percent like the metrics themselves, so that lmms-eval's standard errors have their unit.
+    brief = {"score": 100.0 * (letter == doc["answer"]), "video_id": doc["video_id"]}
+    full = {
+        **brief,
+        **{name: doc[name] for name in ("question_id", "duration", "domain", "sub_category", "task_type", "answer")},
+        "predicted": letter,
+        "response": predicted,
+        "with_subtitles": bool(doc["subtitles"]),
+    }
+    metrics: dict[str, Any] = {"videomme_overall": full, "videomme_breakdown": full}
+    for value in (doc["duration"], doc["domain"], doc["task_type"]):
+        if metric_name(value) in BREAKDOWNS:
+            metrics[metric_name(value)] = brief
+    metrics["videomme_missing_videos"] = int(doc["missing_videos"])
+    metrics["videomme_missing_questions"] = int(doc["missing_questions"])
+    return metrics
+
+
+def metric_name(label: str) -> str:
+    """ "Film & Television" -> "videomme_film_television"."""
+    return "videomme_" + "_".join(re.findall(r"[a-z0-9]+", label.casefold()))
+
+
+DURATIONS = ("short", "medium", "long")
+DOMAINS = (
+    "Knowledge",
+    "Film & Television",
+    "Sports Competition",
+    "Artistic Performance",
+    "Life Record",
+    "Multilingual",
+)
+TASK_TYPES = (
+    "Temporal Perception",
+    "Spatial Perception",
+    "Attribute Perception",
+    "Action Recognition",
+    "Object Recognition",
+    "OCR Problems",
+    "Counting Problem",
+    "Temporal Reasoning",
+    "Spatial Reasoning",
+    "Action Reasoning",
+    "Object Reasoning",
+    "Information Synopsis",
+)
+# The scalar metrics besides the overall one; the YAML lists the same names, and a test keeps them equal.
+BREAKDOWNS = frozenset(metric_name(label) for label in (*DURATIONS, *DOMAINS, *TASK_TYPES))
+
+
+def accuracy(items: Iterable[Mapping[str, Any]]) -> float:
+    """Percent of questions answered rightly."""
+    scores = [float(item["score"]) for item in items]
+    return sum(scores) / len(scores)
+
+
+def count(items: Iterable[int]) -> int:
+    """A count that every question carries."""
+    return max(items)
+
+
+def breakdown(items: Iterable[Mapping[str, Any]]) -> QuietDict:
+    """Accuracy and number of questions by every label there is, the 30 sub-categories included."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for item in items:
+        for axis in ("duration", "domain", "sub_category", "task_type"):
+            if item[axis]:
+                table.setdefault(axis, {}).setdefault(item[axis], []).append(item["score"])
+    return QuietDict(
+        (axis, {label: {"accuracy": sum(hits) / len(hits), "questions": len(hits)} for label, hits in labels.items()})
+        for axis, labels in table.items()
+    )

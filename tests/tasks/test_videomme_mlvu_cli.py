@@ -1,0 +1,243 @@
+"""Video-MME and all of MLVU through the real lmms-eval command line, from a Hub on loopback, with faults.
+
+One run for all: lmms-eval takes seconds to start. The built-in model `dummy` answers "B" to everything and
+reads the first bytes of every video that it is shown, so a path that does not exist would fail.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import LoopbackHub
+from judge_server import JudgeServer, Step
+from video_files import cut, write_video
+
+DURATIONS = ("short", "medium", "long")
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> bytes:
+    return write_video(tmp_path / "made" / "video.mp4").read_bytes()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> bytes:
+    return cut(write_video(tmp_path / "made" / "broken.mp4"), 0.3).read_bytes()
+
+
+def serve_videomme(hub: LoopbackHub, video: bytes, broken: bytes) -> None:
+    """Three good videos with three questions each; one broken, one missing, one in an archive that escapes."""
+    answers = {"short": "BBB", "medium": "BBA", "long": "BAA"}
+    rows = [
+        {
+            "video_id": f"00{index}",
+            "duration": duration,
+            "domain": ("Knowledge", "Life Record")[index % 2],
+            "sub_category": "Travel",
+            "url": "",
+            "videoID": f"v_{duration}",
+            "question_id": f"00{index}-{number}",
+            "task_type": "OCR Problems",
+            "question": f"What is it? ({number})",
+            "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+            "answer": answer,
+        }
+        for index, duration in enumerate(DURATIONS)
+        for number, answer in enumerate(answers[duration])
+    ]
+    rows += [{**rows[0], "videoID": name, "answer": "A"} for name in ("v_broken", "v_gone", "v_evil")]
+    files = {f"data/v_{duration}.mp4": video for duration in DURATIONS}
+    hub.add_repo(
+        "lmms-eval/Video-MME",
+        {
+            "README.md": "---\n---\n",
+            "videomme/test-00000-of-00001.parquet": parquet(rows),
+            "videos_chunked_01.zip": zipped({**files, "data/v_broken.mp4": broken}),
+            "videos_chunked_02.zip": zipped({"data/v_evil.mp4": video, "../../../v_evil.mp4": video}),
+            "subtitle.zip": zipped({"subtitle/v_short.srt": b"1\n00:00:00,000 --> 00:00:04,000\nhello there\n"}),
+        },
+    )
+
+
+def choices(kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Two questions a task; ``kinds`` gives the two right answers, as letters."""
+    return [
+        {
+            "video_name": f"{kind}_1.mp4",
+            "duration": 4.0,
+            "question": "Which?\n(A) red\n(B) blue\n(C) green\n(D) grey",
+            "candidates": ["red", "blue", "green", "grey"],
+            "answer": letter,
+            "task_type": kind,
+            "question_id": f"{kind}_{number}",
+        }
+        for kind, letters in kinds.items()
+        for number, letter in enumerate(letters)
+    ]
+
+
+def frees(**columns: Any) -> list[dict[str, Any]]:
+    sub_scene = {"video": "sub_1.mp4", "question": "Describe.", "answer": "It rains.", "question_type": "subPlot"}
+    summary = {"video": "1.mp4", "question": "Summarise.", "answer": "A day at sea.", "question_type": "summary"}
+    return [{**sub_scene, "scoring_points": ["it rains"], **columns}, {**summary, "scoring_points": [], **columns}]
+
+
+def serve_mlvu(hub: LoopbackHub, video: bytes, broken: bytes) -> None:
+    dev = {
+        "plotQA": "BB",
+        "findNeedle": "BA",
+        "ego": "AA",
+        "count": "BB",
+        "order": "BA",
+        "anomaly_reco": "AB",
+        "topic_reasoning": "BB",
+    }
+    test = {"anomaly_reco": "BB", "sportsQA": "BA", "tutorialQA": "AA", "needleQA": "BB"}
+    for name, folder, kinds in (("MLVU_dev", "mlvu", dev), ("MLVU_Test", "mlvu_test", test)):
+        files = {f"{kind}_1.mp4": broken if kind == "count" else video for kind in kinds}
+        hub.add_repo(
+            f"sy1998/{name}",
+            {
+                "README.md": "---\n---\n",
+                f"{folder}/test-00000-of-00001.parquet": parquet(choices(kinds)),
+                "video_part_1.zip": zipped(files),
+            },
+        )
+    hub.add_repo(
+        "sy1998/MLVU",
+        {
+            "data/OE-00000-of-00001.parquet": parquet(frees()),
+            "MLVU/video/subPlot/sub_1.mp4": video,
+            "MLVU/video/summary/1.mp4": video,
+            "action_count.zip": b"thirty gigabytes that nobody asked for",
+        },
+    )
+    hub.add_repo(
+        "MLVU/MLVU_Test",
+        {
+            "test-ground-truth/test_ssc_gt.json": json.dumps(frees()[:1]),
+            "test-ground-truth/test_vs_gt.json": json.dumps(frees()[1:]),
+            "MLVU_Test/test_video/sub_1.mp4": video,
+            "MLVU_Test/test_video/1.mp4": video,
+        },
+    )
+
+
+def grade(body: dict[str, Any]) -> Step:
+    """Sub-scenes get 4 + 5; the first summary 1 + 2, the second nonsense."""
+    system = body["messages"][0]["content"]
+    if "completeness" not in system:
+        return 'Well said. {"accuracy": 4, "relevance": 5}'
+    grade.summaries += 1  # type: ignore[attr-defined]
+    return '{"completeness": 1, "reliability": 2}' if grade.summaries == 1 else "no idea"  # type: ignore[attr-defined]
+
+
+def run(tmp_path: Path, env: dict[str, str], tasks: str, model: str, model_args: str) -> dict[str, Any]:
+    """Run lmms-eval and return the content of its results file; its output is shown when there is none."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", model_args, "--tasks", tasks]
+    command += ["--batch_size", "1", "--log_samples", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    files = list((tmp_path / "out").rglob("*results.json"))
+    assert files, f"no results file\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    (tmp_path / "log").write_text(done.stdout + done.stderr)
+    return dict(json.loads(files[0].read_text()))
+
+
+def values(results: dict[str, Any], task: str) -> dict[str, Any]:
+    """A task's metrics without lmms-eval's filter name and standard errors."""
+    found = results["results"][task].items()
+    return {key.partition(",")[0]: value for key, value in found if key.endswith(",none") and "stderr" not in key}
+
+
+def test_both_benchmarks_from_the_hub(loopback_hub: LoopbackHub, tmp_path: Path, video: bytes, broken: bytes) -> None:
+    serve_videomme(loopback_hub, video, broken)
+    serve_mlvu(loopback_hub, video, broken)
+    grade.summaries = 0  # type: ignore[attr-defined]
+    with JudgeServer(grade) as judge:
+        env = loopback_hub.env(
+            tmp_path / "home",
+            VNIAH_CACHE=str(tmp_path / "cache"),
+            VNIAH_JUDGE_URL=judge.url,
+            VNIAH_JUDGE_MODEL="grader",
+            OMP_NUM_THREADS="1",
+        )
+        for name in ("VIDEOMME_VIDEOS", "MLVU_VIDEOS"):
+            env.pop(name, None)
+        tasks = "videomme_longva,videomme_longva_subtitle,mlvu_longva"
+        results = run(tmp_path, env, tasks, "dummy", "response=B,read_bytes=16")
+    log = (tmp_path / "log").read_text()
+
+    found = values(results, "videomme_longva")
+    breakdown = found.pop("videomme_breakdown")
+    assert found == {
+        "videomme_overall": pytest.approx(600 / 9),
+        "videomme_short": 100.0,
+        "videomme_medium": pytest.approx(200 / 3),
+        "videomme_long": pytest.approx(100 / 3),
+        "videomme_knowledge": pytest.approx(400 / 6),
+        "videomme_life_record": pytest.approx(200 / 3),
+        "videomme_ocr_problems": pytest.approx(600 / 9),
+        "videomme_missing_videos": 3,
+        "videomme_missing_questions": 3,
+    }
+    assert breakdown["sub_category"]["Travel"]["questions"] == 9
+    assert values(results, "videomme_longva_subtitle")["videomme_overall"] == pytest.approx(600 / 9)
+    # The archive that escapes is refused whole, said so, and nothing of it is anywhere.
+    assert "videos_chunked_02" in log or "v_evil" in log
+    assert not [path for path in tmp_path.rglob("*v_evil.mp4*") if "blobs" not in path.parts]
+
+    dev = values(results, "mlvu_longva_dev_choice")
+    assert dev["mlvu_m_avg"] == pytest.approx((100 + 50 + 0 + 50 + 50 + 100) / 6)
+    assert "mlvu_ac" not in dev and dev["mlvu_missing_videos"] == 1 and dev["mlvu_missing_questions"] == 2
+    test = values(results, "mlvu_longva_test_choice")
+    assert test["mlvu_m_avg"] == pytest.approx((100 + 50 + 0 + 100) / 4) and test["mlvu_sqa"] == 50.0
+
+    parts = [values(results, f"mlvu_longva_{split}_generation") for split in ("dev", "test")]
+    assert [part["mlvu_ssc"] for part in parts] == [9.0, 9.0]
+    # One of the two summaries met a judge that talked nonsense.
+    assert sorted(str(part["mlvu_vs"]) for part in parts) == ["3.0", "not scored"]
+    assert sorted(str(part["mlvu_g_avg"]) for part in parts) == ["6.0", "not scored"]
+    assert sum(part["mlvu_unscored"] for part in parts) == 1
+    assert "not scored" in log
+    # The table is for reading: breakdowns are in the results file alone.
+    assert "mlvu_m_avg" in log and "breakdown" not in log
+
+    samples = next((tmp_path / "out").rglob("*samples_videomme_longva_subtitle.jsonl")).read_text().splitlines()
+    first = json.loads(samples[0])
+    assert "hello there" in str(first) and first["videomme_overall"]["predicted"] == "B"
+    assert not any("action_count" in path for _, path, _ in loopback_hub.requests if "resolve" in path)
+
+
+def test_our_task_names_are_listed(tmp_path: Path) -> None:
+    from lmms_eval.tasks import TaskManager
+
+    from vniah.lmms_plugin import tasks_dir
+
+    manager = TaskManager(include_path=str(tasks_dir()))
+    ours = {"videomme_longva", "videomme_longva_subtitle", "mlvu_longva", "mlvu_longva_dev", "longva_paper"}
+    assert ours <= set(manager.all_tasks)
