@@ -52,10 +52,10 @@ class Backend(Protocol):
         ...
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        """Preprocess frames on the CPU to (N, 3, S, S) float32; ``preprocess`` is "pad" or "crop"."""
+        """Fit frames to the tower on the CPU, (N, S, S, 3) uint8; ``preprocess`` is "pad" or "crop"."""
         ...
 
-    def encode_pixels(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         """(N, t, D)."""
         ...
 

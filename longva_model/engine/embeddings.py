@@ -167,11 +167,11 @@ class FrameEmbeddings:
                     item = ready.get()
                     if isinstance(item, BaseException):
                         raise item
-                    whole, pixels_NCHW = item
-                    parts.append(self.backend.encode_pixels(pixels_NCHW).cpu())
-                    self.frames_encoded += len(pixels_NCHW)
+                    whole, pixels_NHWC = item
+                    parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
+                    self.frames_encoded += len(pixels_NHWC)
                     if self.on_frames is not None:
-                        self.on_frames(len(pixels_NCHW))
+                        self.on_frames(len(pixels_NHWC))
                 tokens = torch.cat(parts)
                 self._remember(key, index, tokens)
                 self._store(key, index, tokens)

@@ -72,7 +72,8 @@ class _HubModel(TextMixin):
         self.name = args.pretrained
         self.model, self.decoder, self.lm_head, self.tokenizer = model.eval(), decoder, lm_head, tokenizer
         config = decoder.config
-        self.max_length = args.max_length or int(getattr(config, "max_position_embeddings", 0) or 0)
+        stated = getattr(model.config, "context_length", None) or getattr(config, "max_position_embeddings", None)
+        self.max_length = args.max_length or int(stated or 0)
         self.train_tokens = getattr(config, "max_position_embeddings", None)
         self.eos_ids = eos_token_ids(tokenizer, getattr(model, "generation_config", None))
         self.template: PromptTemplate = self._template(args)
@@ -80,6 +81,12 @@ class _HubModel(TextMixin):
         parts = (checkpoint.weights_fingerprint(folder), rope, type(self).__name__)
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._choose_attention(args)
+
+    def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
+        """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
+        from longva_model.visual import levels_to_pixels
+
+        return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
 
     def _template(self, args: ModelArgs) -> PromptTemplate:
         if args.template != "auto":
@@ -129,12 +136,12 @@ class LongVABackend(_HubModel):
         self._finish(folder, args, model, model.language_model, model.lm_head, self.processor.tokenizer)
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        from longva_model.preprocess import preprocess_frames
+        from longva_model.preprocess import fit_frames
 
-        return torch.from_numpy(preprocess_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
+        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
 
-    def encode_pixels(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        tokens_NtD: torch.Tensor = self.model.encode_frames(pixels_NCHW.to(self.device, self.dtype))
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        tokens_NtD: torch.Tensor = self.model.encode_frames(self._levels(pixels_NHWC, self.processor.level_table))
         return tokens_NtD
 
     def encode_image(self, image: PILImage.Image) -> torch.Tensor:
@@ -176,21 +183,23 @@ class LlavaNextVideoBackend(_HubModel):
         self._finish(folder, args, model, model.model.language_model, model.lm_head, tokenizer)
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        from longva_model.preprocess import preprocess_frames
+        from longva_model.preprocess import fit_frames
 
-        return torch.from_numpy(preprocess_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
+        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
 
-    def encode_pixels(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        from longva_model.preprocess import level_table
+
         config = self.model.config
         out = self.model.model.get_video_features(
-            pixel_values_videos=pixels_NCHW.to(self.device, self.dtype)[None],
+            pixel_values_videos=self._levels(pixels_NHWC, level_table())[None],
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             output_hidden_states=True,
         )
         pooled = out.pooler_output if hasattr(out, "pooler_output") else out
         tokens_TD = torch.cat(list(pooled)) if isinstance(pooled, (list, tuple)) else pooled.flatten(0, 1)
-        tokens_NtD: torch.Tensor = tokens_TD.reshape(len(pixels_NCHW), -1, tokens_TD.shape[-1])
+        tokens_NtD: torch.Tensor = tokens_TD.reshape(len(pixels_NHWC), -1, tokens_TD.shape[-1])
         return tokens_NtD
 
     def encode_image(self, image: PILImage.Image) -> torch.Tensor:
@@ -230,7 +239,7 @@ class TextBackend(_HubModel):
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
         raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
 
-    def encode_pixels(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
 
     def encode_image(self, image: PILImage.Image) -> torch.Tensor:

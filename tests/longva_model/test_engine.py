@@ -1,0 +1,197 @@
+"""The tree executor equals one forward a request, whatever the grid, the backbone and the chunk size."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.leaves import LeafResult
+from longva_model.engine.plain import PlainEngine
+from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
+
+_SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
+assert _SPEC is not None and _SPEC.loader is not None
+tiny: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules["tiny_backends"] = tiny
+_SPEC.loader.exec_module(tiny)
+
+HAY = tiny.NoiseFrames(12)
+MEDIA = {HAY.fingerprint: HAY, **{f"needle{number}": tiny.needle_image(number) for number in range(3)}}
+BACKENDS = {kind: tiny.TinyBackend(kind) for kind in tiny.CONFIGS}
+
+
+def cell(num_frames: int, index: int | None, needle: int, leaf: Leaf) -> Request:
+    segments: list[Segment] = [Text("system")]
+    if index is None:
+        segments.append(Frames(HAY.fingerprint, 0, num_frames))
+    else:
+        if index:
+            segments.append(Frames(HAY.fingerprint, 0, index))
+        segments.append(Image(f"needle{needle}"))
+        if index < num_frames:
+            segments.append(Frames(HAY.fingerprint, index, num_frames))
+    return Request((*segments, Text(f"what is {needle}?"), Text("it is")), leaf)
+
+
+def tree_engine(backend: Any, chunk_tokens: int = 64) -> TreeEngine:
+    return TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=chunk_tokens))
+
+
+def assert_same(ours: list[LeafResult], reference: list[LeafResult]) -> None:
+    for one, other in zip(ours, reference, strict=True):
+        assert one.predicted_ids == other.predicted_ids
+        assert one.answer_ids == other.answer_ids
+        assert one.prompt_tokens == other.prompt_tokens
+        assert one.text == other.text
+        torch.testing.assert_close(
+            torch.tensor(one.answer_logprobs), torch.tensor(other.answer_logprobs), atol=2e-4, rtol=2e-4
+        )
+
+
+CELLS = st.lists(
+    st.tuples(
+        st.integers(1, 12),
+        st.one_of(st.none(), st.integers(0, 100)),
+        st.integers(0, 2),
+        st.sampled_from(["a", "no", "abcde"]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells=CELLS, chunk_tokens=st.sampled_from([1, 2, 7, 64]))
+def test_tree_equals_plain_on_random_grids(kind: str, cells: list[Any], chunk_tokens: int) -> None:
+    requests = [
+        cell(frames, None if depth is None else frames * depth // 100, needle, Target(answer))
+        for frames, depth, needle, answer in cells
+    ]
+    tree, backend = RequestTree(requests), BACKENDS[kind]
+    plain = PlainEngine(backend, FrameEmbeddings(backend)).run(tree, MEDIA)
+    assert_same(tree_engine(backend, chunk_tokens).run(tree, MEDIA), plain)
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_the_plain_way_is_the_models_own_forward(kind: str) -> None:
+    """No cache, no mask of ours: embeddings through transformers' model with its eager attention."""
+    backend = tiny.TinyBackend(kind, attn="eager")
+    request = cell(5, 2, 1, Target("abc"))
+    result = PlainEngine(backend, FrameEmbeddings(backend)).run(RequestTree([request]), MEDIA)[0]
+    hay = backend.encode_pixels(backend.pixels(HAY.frames(0, 5), "pad"))
+    needle = backend.encode_image(MEDIA["needle1"])
+    ids = backend.token_ids
+    embeds = torch.cat(
+        [
+            backend.embed_ids(ids("system")),
+            hay[:2].flatten(0, 1),
+            needle,
+            hay[2:].flatten(0, 1),
+            backend.embed_ids(ids("what is 1?") + ids("it is") + ids("abc")),
+        ]
+    )
+    logits = backend.model(inputs_embeds=embeds[None]).logits[0, -4:-1].float()
+    assert result.predicted_ids == logits.argmax(-1).tolist()
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(ids("abc"))[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(result.answer_logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("chunk_tokens", [1, 64])
+def test_generation_leaves_equal_transformers_generate(kind: str, chunk_tokens: int) -> None:
+    backend = BACKENDS[kind]
+    requests = [cell(6, index, index % 3, Generate(max_new_tokens=9)) for index in (0, 3, 6)]
+    requests.append(cell(6, None, 0, Generate(max_new_tokens=9)))
+    results = tree_engine(backend, chunk_tokens).run(RequestTree(requests), MEDIA)
+    engine = tree_engine(backend)
+    engine.embedder.media = dict(MEDIA)
+    for request, result in zip(requests, results, strict=True):
+        embeds = torch.cat(list(engine.embedder.stream(request.segments)))[None]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        expected = backend.model.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=9, do_sample=False, eos_token_id=0, pad_token_id=0
+        )[0].tolist()
+        assert result.predicted_ids == [token for token in expected if token != 0]
+
+
+def test_targets_and_generations_share_a_prompt() -> None:
+    backend = BACKENDS["qwen2"]
+    leaves: list[Leaf] = [Target("abc"), Generate(max_new_tokens=4), Target("xy"), Target("abc")]
+    requests = [cell(4, 2, 0, leaf) for leaf in leaves]
+    results = tree_engine(backend).run(RequestTree(requests), MEDIA)
+    assert_same(results, PlainEngine(backend, FrameEmbeddings(backend)).run(RequestTree(requests), MEDIA))
+    assert results[0] == results[3]
+
+
+def test_sampling_is_repeatable_by_seed_and_honours_its_settings() -> None:
+    backend = BACKENDS["qwen2"]
+
+    def sample(**settings: Any) -> list[int]:
+        request = cell(4, 2, 0, Generate(max_new_tokens=12, temperature=2.0, **settings))
+        return tree_engine(backend).run(RequestTree([request]), MEDIA)[0].predicted_ids
+
+    assert sample(seed=1) == sample(seed=1)
+    assert len({tuple(sample(seed=seed)) for seed in range(6)}) > 1
+    greedy = tree_engine(backend).run(RequestTree([cell(4, 2, 0, Generate(max_new_tokens=12))]), MEDIA)[0].predicted_ids
+    assert sample(seed=3, top_k=1) == greedy
+
+
+def test_a_stop_string_ends_the_text_before_it() -> None:
+    backend = BACKENDS["qwen2"]
+    free = tree_engine(backend).run(RequestTree([cell(4, 2, 0, Generate(max_new_tokens=8))]), MEDIA)[0].text
+    assert len(free) > 3
+    leaf = Generate(max_new_tokens=8, stop=(free[2],))
+    assert tree_engine(backend).run(RequestTree([cell(4, 2, 0, leaf)]), MEDIA)[0].text == free[: free.index(free[2])]
+
+
+def test_frames_are_encoded_once_for_a_whole_grid(tmp_path: Path) -> None:
+    backend = tiny.TinyBackend()
+    requests = [cell(12, index, needle, Target("a")) for index in (0, 4, 8, 12) for needle in range(3)]
+    frames = FrameEmbeddings(backend, tmp_path)
+    TreeEngine(backend, frames).run(RequestTree(requests), MEDIA)
+    assert backend.frames_encoded == 12 + 3
+    again = tiny.TinyBackend()
+    TreeEngine(again, FrameEmbeddings(again, tmp_path)).run(RequestTree(requests), MEDIA)
+    assert again.frames_encoded == 0
+
+
+def test_results_are_told_as_they_come() -> None:
+    backend = BACKENDS["qwen2"]
+    requests = [cell(8, index, 0, Target("a")) for index in (0, 4, 8)]
+    told: list[int] = []
+    flops: list[int] = []
+    tree_engine(backend).run(
+        RequestTree(requests), MEDIA, on_result=lambda index, _: told.append(index), on_flops=flops.append
+    )
+    assert sorted(told) == [0, 1, 2]
+    from vniah.flops import tree_flops
+
+    assert sum(flops) == tree_flops(RequestTree(requests), backend.shape, len)
+
+
+def test_bad_requests_are_named() -> None:
+    backend = BACKENDS["qwen2"]
+    with pytest.raises(ValueError, match="has no tokens"):
+        tree_engine(backend).run(RequestTree([cell(4, 2, 0, Target(""))]), MEDIA)
+    with pytest.raises(ValueError, match="frames up to 13"):
+        tree_engine(backend).run(RequestTree([cell(13, 2, 0, Target("a"))]), MEDIA)
+    with pytest.raises(ValueError, match="needle9"):
+        tree_engine(backend).run(RequestTree([cell(4, 2, 9, Target("a"))]), MEDIA)
+    engine = tree_engine(backend)
+    engine.embedder.media = dict(MEDIA)
+    engine.backend.max_length = 20
+    try:
+        with pytest.raises(ValueError, match="context of 20 tokens"):
+            engine.check_length(cell(12, 2, 0, Target("a")))
+    finally:
+        engine.backend.max_length = 4096
