@@ -1,0 +1,55 @@
+"""``vniah doctor``: what is installed, what is missing and how to get it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+_MARKS = {"ok": ("ok", typer.colors.GREEN), "note": ("--", typer.colors.YELLOW), "missing": ("!!", typer.colors.RED)}
+
+
+def command(
+    online: Annotated[bool, typer.Option("--online", help="Also ask the Hub whether it answers.")] = False,
+) -> None:
+    """Say what is installed, what is missing and how to get it.
+
+    Ends with exit code 0 if `lmms-eval --model longva_ring --tasks vniah` can run here, else 1.
+    """
+    from vniah.commands import diagnosis
+
+    checks = (
+        diagnosis.packages,
+        diagnosis.devices,
+        diagnosis.attention,
+        diagnosis.decoders,
+        diagnosis.harness,
+        diagnosis.caches,
+        lambda: diagnosis.hub(online=online),
+    )
+    findings = []
+    topic = ""
+    for check in checks:
+        for finding in check():
+            if finding.topic != topic:
+                topic = finding.topic
+                typer.secho(topic, bold=True)
+            mark, colour = _MARKS[finding.state]
+            typer.echo(f"  {typer.style(mark, fg=colour)}  {finding.text}")
+            findings.append(finding)
+
+    missing = [finding for finding in findings if finding.state == "missing"]
+    for title, chosen in (
+        ("To run at all", missing),
+        ("Worth having", [finding for finding in findings if finding.state == "note"]),
+    ):
+        # Two findings may have one cure.
+        cures = dict.fromkeys(finding.fix for finding in chosen if finding.fix)
+        if cures:
+            typer.secho(f"\n{title}", bold=True)
+            for cure in cures:
+                typer.echo(f"  {cure}")
+    if missing:
+        typer.echo(f"\nThe main job cannot run: {len(missing)} thing{'s' if len(missing) > 1 else ''} missing (!!).")
+        raise typer.Exit(1)
+    typer.echo("\nThe main job can run: lmms-eval --model longva_ring --tasks vniah")
