@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -33,27 +34,29 @@ COMMANDS = {
 
 
 class _LazyGroup(TyperGroup):
-    """Lists every command by name, imports one only when it is called (or its help is asked for)."""
+    """Lists every command by name; imports one only when it is called, or its own help is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with a name and a line of help, which is all that the overview needs."""
         if cmd_name not in COMMANDS:
             return None
-        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        if ctx.resilient_parsing or _listing(ctx):
-            # The overview needs a name and a line, not the module.
-            one.command(cmd_name, help=COMMANDS[cmd_name])(lambda: None)
-        else:
-            module = importlib.import_module(f"vniah.commands.{cmd_name.replace('-', '_')}")
-            one.command(cmd_name)(module.command)
-        return typer.main.get_command(one)
+        return _as_command(cmd_name, lambda: None, COMMANDS[cmd_name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            module = importlib.import_module(f"vniah.commands.{name.replace('-', '_')}")
+            command = _as_command(name, module.command)
+        return name, command, rest
 
 
-def _listing(ctx: Any) -> bool:
-    """True while the group's own help is being printed: no sub-command was named on the command line."""
-    return not any(arg in COMMANDS for arg in sys.argv[1:])
+def _as_command(name: str, function: Callable[..., None], help_line: str | None = None) -> Any:
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    one.command(name, help=help_line)(function)
+    return typer.main.get_command(one)
 
 
 app = typer.Typer(

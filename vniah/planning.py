@@ -1,0 +1,150 @@
+"""The plan of a run: cells, tokens, FLOPs, memory and time before anything is computed.
+
+Pure arithmetic on the request tree; needs neither the haystack's pixels nor a model's weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vniah.flops import (
+    SHAPES,
+    ModelShape,
+    estimate_tokens,
+    longest_path,
+    plain_flops,
+    request_tokens,
+    tree_flops,
+)
+from vniah.gpus import UTILISATION, Gpu
+from vniah.grid import Grid
+from vniah.prompts import QWEN_1_5, question_text
+from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a grid costs. FLOPs count a multiply-add as two; bytes are bytes; seconds are estimates.
+
+    Attributes:
+        cells: scored cells; controls: no-needle prompts beside them.
+        prompt_tokens: tokens of all cells' prompts, as one forward a cell would see them.
+        tree_flops: with shared prefixes, controls included.
+        plain_flops: one forward a cell, no controls (what the reference runs).
+        longest_tokens: the longest prompt with its answer.
+        kv_bytes: the KV cache of that prompt.
+        weight_bytes: the decoder, embeddings and head, in the KV cache's precision.
+        chunk_bytes: activations of one prefill chunk.
+        logits_bytes_plain: a full-vocabulary fp32 tensor for the longest prompt, which is never made here.
+    """
+
+    cells: int
+    controls: int
+    prompt_tokens: int
+    tree_flops: int
+    plain_flops: int
+    longest_tokens: int
+    kv_bytes: int
+    weight_bytes: int
+    chunk_bytes: int
+    logits_bytes_plain: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.kv_bytes + self.weight_bytes + self.chunk_bytes
+
+    def seconds(self, gpu: Gpu, flops: int) -> float:
+        """Time at ``UTILISATION`` of the GPU's stated rate."""
+        return flops / (gpu.tflops * 1e12 * UTILISATION)
+
+
+def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[list[Request], list[Request]]:
+    """The cells and the controls of a V-NIAH grid, for (id, question, answer) needles; sources are placeholders."""
+    by_id = {needle_id: (question, answer) for needle_id, question, answer in needles}
+    cells: list[Request] = []
+    controls: list[Request] = []
+    for cell in grid.cells(by_id):
+        question, answer = by_id[cell.needle_id]
+        index = cell.needle_index
+        segments: list[Segment] = [Text(QWEN_1_5.pre)]
+        if index is None:
+            segments.append(Frames("haystack", 0, cell.num_frames))
+        else:
+            if index > 0:
+                segments.append(Frames("haystack", 0, index))
+            segments.append(Image(cell.needle_id))
+            if index < cell.num_frames:
+                segments.append(Frames("haystack", index, cell.num_frames))
+        segments += [Text(question_text(question)), Text(QWEN_1_5.post)]
+        (controls if cell.is_control else cells).append(Request(tuple(segments), Target(answer)))
+    return cells, controls
+
+
+def make_plan(
+    cells: Sequence[Request],
+    controls: Sequence[Request],
+    shape: ModelShape,
+    *,
+    chunk_tokens: int = 8192,
+    count: Callable[[str], int] = estimate_tokens,
+) -> Plan:
+    """Add up a run on a model of ``shape``.
+
+    Raises:
+        ValueError: no cells.
+    """
+    if not cells:
+        raise ValueError("there is nothing to plan: no cells")
+    tree = RequestTree([*cells, *controls])
+    longest = longest_path(tree, shape, count)
+    chunk = min(chunk_tokens, longest)
+    # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
+    width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return Plan(
+        cells=len(cells),
+        controls=len(controls),
+        prompt_tokens=sum(request_tokens(request, shape, count) for request in cells),
+        tree_flops=tree_flops(tree, shape, count),
+        plain_flops=plain_flops(RequestTree(cells), shape, count),
+        longest_tokens=longest,
+        kv_bytes=longest * shape.kv_bytes_per_token,
+        weight_bytes=shape.kv_bytes * (shape.decoder_params + 2 * shape.vocab * shape.hidden),
+        chunk_bytes=chunk * width * shape.kv_bytes,
+        logits_bytes_plain=4 * longest * shape.vocab,
+    )
+
+
+def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
+    """A model's shape: a name of ``SHAPES``, or a checkpoint folder's config.json.
+
+    Raises:
+        ValueError: neither; names the shapes that are known.
+    """
+    if model in SHAPES:
+        return SHAPES[model]
+    path = Path(model).expanduser() / "config.json"
+    if not path.is_file():
+        raise ValueError(f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    heads = int(text["num_attention_heads"])
+    vision = config.get("vision_config") or {}
+    if tokens_per_frame is None:
+        side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
+        tokens_per_frame = (
+            side // int(config.get("mm_spatial_pool_stride") or config.get("spatial_pool_stride") or 2)
+        ) ** 2
+    return ModelShape(
+        layers=int(text["num_hidden_layers"]),
+        hidden=int(text["hidden_size"]),
+        intermediate=int(text["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(text.get("num_key_value_heads") or heads),
+        head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
+        vocab=int(text["vocab_size"]),
+        tokens_per_frame=tokens_per_frame,
+    )
