@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from run_files import sample_rows, write_evaluation, write_metrics
+from run_files import DATE, sample_rows, write_evaluation, write_lines, write_metrics
 
 from vniah import cli
 
@@ -111,6 +111,22 @@ def test_runs_of_one_name_are_told_apart(vniah, tmp_path: Path) -> None:  # type
         for frames in (8, 64)
     )
     assert "LongVA-7B@8  LongVA-7B@64" in vniah("compare", c, d)[1]
+
+
+def test_all_grids_of_one_run_become_panels(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for task in ("text_niah_0", "text_niah_5"):
+        rows = [
+            {"acc": {"context_length": length, "depth_percent": 0, "needle": "1", "correct": length < 2000}}
+            for length in (1000, 2000)
+        ]
+        write_lines(tmp_path / "run" / f"{DATE}_samples_{task}.jsonl", rows)
+    code, out, _ = vniah("heatmap", tmp_path / "run")
+    assert code == 0
+    assert "run, text_niah_0: mean 0.500, effective 1K tokens" in out and "run, text_niah_5: mean" in out
+    assert vniah("heatmap", tmp_path / "run", "--task", "text_niah_5")[1].startswith("run: mean 0.500")
+    assert vniah("figure", "7", tmp_path / "run", "-o", tmp_path / "f.png")[0] == 0
+    code, _, err = vniah("figure", "4", tmp_path / "run", "-o", tmp_path / "f.png")
+    assert code == 2 and "no grid over frames among run, text_niah_0, run, text_niah_5" in err
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("4", 3 * 90), ("7", 3 * 176), ("frames", 4 * 6)])

@@ -94,7 +94,7 @@ def command(
 _Made = tuple[Callable[[], Any], str]
 
 
-def _panels(asked: _Asked, default: tuple[str, ...]) -> _Made:
+def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
     from vniah.commands.run_options import grid_runs
     from vniah.plots.grid_data import grid_data, to_csv
     from vniah.plots.panels import panels_figure
@@ -108,20 +108,24 @@ def _panels(asked: _Asked, default: tuple[str, ...]) -> _Made:
         train_frames=asked.train_length,
         partial=asked.partial,
     )
-    grids = [grid_data(run) for run in runs]
+    grids = [grid_data(run) for run in runs if run.unit == unit]
+    if not grids:
+        raise ValueError(
+            f"no grid over {unit} among {', '.join(run.name for run in runs)}; figure 4 takes V-NIAH, 7 text NIAH"
+        )
     return lambda: panels_figure(grids), to_csv(grids)
 
 
 def _figure_4(asked: _Asked) -> _Made:
     from vniah.plots.panels import FIGURE_4
 
-    return _panels(asked, FIGURE_4)
+    return _panels(asked, FIGURE_4, "frames")
 
 
 def _figure_7(asked: _Asked) -> _Made:
     from vniah.plots.panels import FIGURE_7
 
-    return _panels(asked, FIGURE_7)
+    return _panels(asked, FIGURE_7, "tokens")
 
 
 def _sizes(asked: _Asked) -> _Made:

@@ -63,23 +63,33 @@ def grid_runs(
 ) -> list[Run]:
     """The needle grids of ``paths``, then the published ones, named and with training lengths.
 
+    A path with several grids (the three of text NIAH, say) gives them all, told apart by their tasks.
+
     Raises:
         ValueError: nothing asked for, more names than runs, a training length that is not positive;
             and what ``read_run`` and ``read_published`` raise.
     """
     from vniah.plots.published import read_published
-    from vniah.run_reader import read_run
+    from vniah.run_reader import check_complete, read_run, read_runs
 
     if not paths and not published:
         raise ValueError("nothing to show: name a RUN (an lmms-eval output folder) or --published NAME")
     check_names(paths, names)
     if train_frames is not None and not train_frames > 0:
         raise ValueError(f"--train-frames must be above 0, got {train_frames}")
-    runs = []
+    groups = []
     for index, path in enumerate(paths):
         name = names[index] if index < len(names) else None
-        runs.append(with_training_length(read_run(path, name, task=task, partial=partial), train_frames))
-    ours = [run for group in distinct_names([[run] for run in runs]) for run in group]
+        grids = [run for run in read_runs(path, name, task=task) if run.placed]
+        if len(grids) < 2:
+            grids = [read_run(path, name, task=task, partial=partial)]
+        else:
+            grids = [replace(run, name=f"{run.name}, {run.task}") for run in grids]
+        for run in grids:
+            if not partial:
+                check_complete(run, path)
+        groups.append([with_training_length(run, train_frames) for run in grids])
+    ours = [run for group in distinct_names(groups) for run in group]
     return ours + [read_published(name) for name in published]
 
 
