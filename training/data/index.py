@@ -1,0 +1,196 @@
+"""Every sample of an image-text data set looked at once, before training: what is good, how long, and what is bad.
+
+A sample with a missing or corrupt image, a conversation without an answer or placeholders that do not fit its
+images is left out, reported with its id and counted in manifest.json; past a stated share the run stops. Nothing
+is ever put in its place. Parts of the index go on where they were after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vniah.training.data.labels import BadSampleError, Style, check_conversation, encode, pieces, sample_id
+from vniah.training.data.shards import read_arrow, write_arrow
+
+PART_SAMPLES = 5_000
+BAD_KEPT = 1_000
+Measure = Callable[[tuple[int, int]], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One data file in LLaVA's format, or a Hub data set whose rows hold their images.
+
+    Attributes:
+        path: a .json (list) or .jsonl file, or a Hub id.
+        images: folder that image paths are relative to.
+    """
+
+    path: str
+    images: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.path).suffix in (".json", ".jsonl")
+
+    def samples(self) -> list[Any]:
+        """All samples of a file.
+
+        Raises:
+            ValueError: the file is not JSON, or not a list of samples.
+        """
+        text = Path(self.path).read_text(encoding="utf-8")
+        try:
+            if self.path.endswith(".jsonl"):
+                return [json.loads(line) for line in text.splitlines() if line.strip()]
+            samples = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path} is not JSON ({error})") from None
+        if not isinstance(samples, list):
+            raise ValueError(f"{self.path}: expected a list of samples, got {type(samples).__name__}")
+        return samples
+
+
+def image_names(sample: Any) -> list[str]:
+    """The image paths of a sample: none, one or several.
+
+    Raises:
+        BadSampleError: something that is no path.
+    """
+    given = sample.get("image") if isinstance(sample, dict) else None
+    names = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str) and name for name in names):
+        raise BadSampleError(f"image must be a path or a list of paths, got {given!r}")
+    return names
+
+
+def open_image(folder: str, name: str) -> Any:
+    """An image under ``folder``, decoded.
+
+    Raises:
+        BadSampleError: a path that leaves the folder, no file, or one that cannot be decoded.
+    """
+    from PIL import Image
+
+    from longva_model.preprocess import to_rgb
+
+    root = Path(folder).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise BadSampleError(f"the image path {name!r} leaves the images folder")
+    if not path.is_file():
+        raise BadSampleError(f"no image {name!r}")
+    try:
+        with Image.open(path) as opened:
+            return to_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSampleError(f"the image {name!r} cannot be decoded ({error})") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexer:
+    """Measures samples: what a process needs to index a part.
+
+    Attributes:
+        tokenizer: name or folder.
+        style: how conversations are written down.
+        measure: visual tokens of an image of (width, height).
+        max_length: longest sample in tokens; a longer one is bad, since nothing is cut.
+    """
+
+    tokenizer: Any
+    style: Style
+    measure: Measure
+    max_length: int
+
+    def look(self, sample: Any, images: str) -> tuple[int, bool]:
+        """Length in tokens and whether there are images.
+
+        Raises:
+            BadSampleError: why the sample cannot be used.
+        """
+        names = image_names(sample)
+        turns = check_conversation(sample.get("conversations") if isinstance(sample, dict) else None, len(names))
+        visual = sum(self.measure(open_image(images, name).size) for name in names)
+        ids, labels = encode(pieces(turns, self.style), lambda t: self.tokenizer(t, add_special_tokens=False).input_ids)
+        if all(label < 0 for label in labels):
+            raise BadSampleError("nothing to learn")
+        length = len(ids) - len(names) + visual
+        if length > self.max_length:
+            raise BadSampleError(f"{length} tokens, longer than max_length {self.max_length}")
+        return length, bool(names)
+
+
+def build_index(sources: list[Source], indexer: Indexer, folder: Path, max_bad_share: float) -> dict[str, Any]:
+    """Index all sources to part-*.arrow (columns source, sample, num_tokens, has_image) and manifest.json.
+
+    Raises:
+        ValueError: more than ``max_bad_share`` of the samples are bad, or none is good.
+    """
+    from vniah.training.fit import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for number, (source_number, chunk) in enumerate(_chunks(sources)):
+        path = folder / f"part-{number:05d}.json"
+        if not path.is_file():
+            write_json(path, _index_part(sources[source_number], source_number, chunk, indexer, path))
+        reports.append(json.loads(path.read_text(encoding="utf-8")))
+    good, bad = sum(r["good"] for r in reports), sum(r["num_bad"] for r in reports)
+    lines = [line for report in reports for line in report["bad"]][:BAD_KEPT]
+    manifest = {"samples": good, "num_bad": bad, "bad": lines, "parts": len(reports)}
+    write_json(folder / "manifest.json", manifest)
+    if bad > max_bad_share * (good + bad):
+        raise ValueError(
+            f"{bad} of {good + bad} samples are bad, more than the share of {max_bad_share:g} allowed "
+            f"(all in {folder / 'manifest.json'}): {'; '.join(lines[:3])}"
+        )
+    if not good:
+        raise ValueError(f"no samples in {', '.join(source.path for source in sources)}")
+    return manifest
+
+
+def _chunks(sources: list[Source]) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    for number, source in enumerate(sources):
+        samples = list(enumerate(source.samples()))
+        for start in range(0, len(samples), PART_SAMPLES):
+            yield number, samples[start : start + PART_SAMPLES]
+
+
+def _index_part(
+    source: Source, number: int, chunk: list[tuple[int, Any]], indexer: Indexer, path: Path
+) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"source": [], "sample": [], "num_tokens": [], "has_image": []}
+    bad: list[str] = []
+    for row, sample in chunk:
+        try:
+            length, has_image = indexer.look(sample, source.images)
+        except BadSampleError as error:
+            bad.append(f"{sample_id(sample, row)}: {error}")
+            continue
+        columns["source"].append(number)
+        columns["sample"].append(json.dumps(sample))
+        columns["num_tokens"].append(length)
+        columns["has_image"].append(has_image)
+    write_arrow(path.with_suffix(".arrow"), columns)
+    return {"good": len(columns["sample"]), "num_bad": len(bad), "bad": bad[:BAD_KEPT]}
+
+
+def read_index(folder: Path) -> Any:
+    """All parts of an index as one memory-mapped table.
+
+    Raises:
+        FileNotFoundError: the index was not finished.
+    """
+    import pyarrow as pa
+
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"no finished index in {folder}")
+    parts = json.loads(manifest.read_text(encoding="utf-8"))["parts"]
+    tables = [read_arrow(folder / f"part-{number:05d}.arrow") for number in range(parts)]
+    return pa.concat_tables([table for table in tables if table.num_rows])

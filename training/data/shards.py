@@ -1,0 +1,109 @@
+"""Packed sequences on disk (Arrow) and the dataset that a text stage reads from them.
+
+``shard-00000.arrow`` holds one column ``input_ids`` (list of int32, length + 1 each); ``manifest.json`` says
+what is in them. Written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANIFEST = "manifest.json"
+
+
+def write_arrow(path: Path, columns: dict[str, Any]) -> None:
+    """Write columns as one Arrow stream file, atomically. Arrays of ids become lists of int32."""
+    import pyarrow as pa
+
+    table = pa.table(columns)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    os.replace(temporary, path)
+
+
+def id_lists(rows: Iterable[NDArray[np.int32]]) -> Any:
+    """Arrow list<int32> of id arrays, without a Python object a token. 64-bit offsets: a shard may pass 2^31."""
+    import pyarrow as pa
+
+    rows = list(rows)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    values = np.concatenate(rows).astype(np.int32) if rows else np.zeros(0, np.int32)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def read_arrow(path: Path) -> Any:
+    """Memory-map an Arrow stream file as a table."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of prepared text.
+
+    Raises:
+        FileNotFoundError: preparation is not there, or was not finished.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}; run (or finish) the prepare_text stage first")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class RingSequences:
+    """Prepared sequences as a map-style dataset of batches of one sequence, or of one rank's shard of it.
+
+    Under ``ring`` item i is shard ``i % world_size`` of sequence ``i // world_size``: a Trainer that deals
+    batches out in turn then gives every rank its own shard of the same sequence.
+
+    Args:
+        folder: what a ``prepare_text`` stage wrote.
+        length: predictions a sequence; shorter than what was packed cuts, longer is an error.
+        seed: of the order of sequences.
+        ring: shard in zigzag order over the ranks.
+        world_size: ranks; from the launcher unless given.
+    """
+
+    def __init__(self, folder: str, length: int, *, seed: int, ring: bool, world_size: int | None = None) -> None:
+        self.folder = Path(folder)
+        manifest = read_manifest(self.folder)
+        packed = int(manifest["sequence_length"])
+        if length > packed:
+            raise ValueError(f"sequence_length is {length}, but {self.folder} was packed to {packed}; prepare it anew")
+        self.length, self.ring = length, ring
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+        self._where = [(name, row) for name, rows in manifest["shards"].items() for row in range(rows)]
+        self._order = np.random.default_rng((seed, 17)).permutation(len(self._where))
+        self._tables: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._where) * (self.world_size if self.ring else 1)
+
+    def sequence(self, index: int) -> NDArray[np.int64]:
+        """The ``index``-th sequence in training order: length + 1 ids."""
+        name, row = self._where[self._order[index]]
+        if name not in self._tables:
+            self._tables[name] = read_arrow(self.folder / name)
+        ids = self._tables[name]["input_ids"][row].values.to_numpy()
+        return np.asarray(ids[: self.length + 1], np.int64)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        import torch
+
+        index, rank = divmod(item, self.world_size) if self.ring else (item, 0)
+        ids_1T = torch.from_numpy(self.sequence(index))[None]
+        batch = {"input_ids": ids_1T[:, :-1], "shift_labels": ids_1T[:, 1:]}
+        batch["position_ids"] = torch.arange(self.length)[None]
+        if self.ring:
+            from longva_model.attention import zigzag_shard
+
+            batch = {key: zigzag_shard(value, rank, self.world_size, dim=1) for key, value in batch.items()}
+        return batch

@@ -1,0 +1,267 @@
+"""One optimisation run by transformers' Trainer: settings, parameter groups, metrics, checkpoints, resume.
+
+Every stage calls ``fit`` with a model and a dataset. A dataset here is indexed by *batch*: item i is a
+pure function of (seed, i), so that a resumed run sees exactly what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vniah.training.recipe import Train
+
+DONE = "done.json"
+
+
+def training_arguments(train: Train, folder: Path, seed: int, steps: int) -> Any:
+    """transformers' TrainingArguments for a ``Train`` section."""
+    import torch
+    from transformers import TrainingArguments
+
+    schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
+    if train.schedule == "constant" and train.warmup:
+        schedule = "constant_with_warmup"
+    warmup = math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.lr,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs={"min_lr": train.min_lr} if schedule == "cosine_with_min_lr" else {},
+        warmup_steps=warmup,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        adam_epsilon=train.eps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        torch_compile=train.compile,
+        fsdp=True if train.sharding == "fsdp2" else None,
+        fsdp_config={"version": 2, "cpu_offload": train.offload} if train.sharding == "fsdp2" else None,
+        use_cpu=not torch.cuda.is_available(),
+        deepspeed=train.deepspeed,
+        logging_strategy="steps",
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if train.save_every else "no",
+        save_steps=train.save_every or 500,
+        save_total_limit=train.keep,
+        report_to=list(train.report_to) or "none",
+        dataloader_num_workers=train.workers,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+def fit(
+    model: Any,
+    dataset: Any,
+    train: Train,
+    folder: Path,
+    *,
+    seed: int,
+    identity: dict[str, Any],
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    steps: int,
+    save: Callable[[Any], None] | None = None,
+) -> dict[str, Any]:
+    """Train ``model`` in place, resuming from the newest whole checkpoint in ``folder``.
+
+    Args:
+        model: a module whose forward takes the collated batch and returns {"loss": scalar}.
+        dataset: map-style; read in order.
+        train: the optimisation settings.
+        folder: where checkpoints and metrics.jsonl go.
+        seed: of the Trainer.
+        identity: what a checkpoint must agree on to be resumed; kept in identity.json.
+        collate: list of items -> batch.
+        steps: optimizer steps.
+        save: called with the Trainer at the end, on every rank (sharded weights are gathered by all).
+
+    Returns:
+        {"steps", "loss", "seconds"} of the run; loss is that of the last log line.
+
+    Raises:
+        ValueError: the folder holds a checkpoint of another recipe, or the loss is not finite.
+        OSError: no room for the checkpoints.
+    """
+    from transformers import set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    check_identity(folder, identity)
+    check_room(model, train, folder)
+    set_seed(seed)
+    _set_checkpointing(model, train)
+    log = MetricsLog(folder / "metrics.jsonl")
+    trainer = _trainer_class()(
+        model=model,
+        args=training_arguments(train, folder, seed, steps),
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=[_log_callback(log)],
+    )
+    trainer.train_settings = train
+    last = get_last_checkpoint(str(folder))
+    if trainer.is_world_process_zero():
+        log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+    result = trainer.train(resume_from_checkpoint=last)
+    if save is not None:
+        save(trainer)
+    return {
+        "steps": int(result.global_step),
+        "loss": log.last_loss,
+        "seconds": round(float(result.metrics["train_runtime"]), 1),
+    }
+
+
+def check_room(model: Any, train: Train, folder: Path) -> None:
+    """Raise OSError when the disk cannot hold the checkpoints that will be kept, before the first step."""
+    from vniah.training.preflight import check_disk
+
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    # Weights and AdamW's two moments a checkpoint; one more while the oldest is still there; the result.
+    checkpoints = (train.keep + 1) * (weights + 8 * trained) if train.save_every else 0
+    check_disk(folder, checkpoints + weights + (16 << 20))
+
+
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Write identity.json, or compare with the one there.
+
+    Raises:
+        ValueError: naming the first key that differs.
+    """
+    path = folder / "identity.json"
+    plain = json.loads(json.dumps(identity, default=str))
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old != plain:
+            different = [key for key in {**old, **plain} if old.get(key) != plain.get(key)]
+            raise ValueError(
+                f"{folder} holds a run of another recipe (differs in {', '.join(sorted(different))}); "
+                "choose another output, or remove that folder to start anew"
+            )
+        return
+    write_json(path, plain)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a log event. ``rewind`` drops what a resumed run will write again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last_loss = float("nan")
+
+    def rewind(self, step: int) -> None:
+        """Keep whole lines up to ``step``; a torn last line goes."""
+        kept = []
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if event.get("step", 0) <= step:
+                    kept.append(line)
+                    self.last_loss = event.get("loss", self.last_loss)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def write(self, event: dict[str, Any]) -> None:
+        self.last_loss = event.get("loss", self.last_loss)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def _log_callback(log: MetricsLog) -> Any:
+    from transformers import TrainerCallback
+
+    class Logged(TrainerCallback):
+        """Writes every log event to metrics.jsonl and stops on a loss that is not finite."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs is None or "loss" not in logs:
+                return
+            if not math.isfinite(logs["loss"]):
+                raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
+            if state.is_world_process_zero:
+                log.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
+
+    return Logged()
+
+
+def _trainer_class() -> Any:
+    from transformers import Trainer
+
+    class StageTrainer(Trainer):
+        """Trainer with a learning rate of its own for the vision tower, and Muon for block matrices."""
+
+        train_settings: Train
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if getattr(self, "optimizer", None) is None:
+                self.optimizer: Any = build_optimizer(self.model if model is None else model, self.train_settings)
+            return self.optimizer
+
+    return StageTrainer
+
+
+def parameter_groups(model: Any, train: Train) -> list[dict[str, Any]]:
+    """Parameters by (tower or not, decayed or not). Norms and biases are not decayed."""
+    groups: dict[tuple[bool, bool], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = ("vision_tower" in name, parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
+    out = []
+    for (tower, decayed), parameters in groups.items():
+        lr = train.tower_lr if tower and train.tower_lr is not None else train.lr
+        out.append({"params": parameters, "lr": lr, "weight_decay": train.weight_decay if decayed else 0.0})
+    if not out:
+        raise ValueError("nothing to train: every parameter is frozen")
+    return out
+
+
+def build_optimizer(model: Any, train: Train) -> Any:
+    """AdamW over ``parameter_groups``."""
+    import torch
+
+    return torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, betas=train.betas, eps=train.eps)
+
+
+def _set_checkpointing(model: Any, train: Train) -> None:
+    if train.checkpointing == "none":
+        return
+    if train.checkpointing == "offload":
+        from vniah.training.offload import enable_offloaded_checkpointing
+
+        enable_offloaded_checkpointing(model)
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def only_item(items: Sequence[Any]) -> Any:
+    """Collator of datasets whose items are batches already."""
+    (item,) = items
+    return item

@@ -1,0 +1,155 @@
+"""Cross entropy of a language-model head without the full logits.
+
+At 224K tokens and 152K words the logits alone are 68 GB in bf16. Here rows are scored in chunks and
+only where there is a label, so the peak is one chunk. Three engines, picked by what is there; all are
+exact for any number of rows and for labels of -100 (the chunked loss of the paper's code dropped the
+rows that did not fill its last chunk, reference section 6).
+
+Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Engine = Literal["auto", "torch", "liger", "chunked"]
+IGNORE = -100
+CHUNK_ELEMENTS = 1 << 27  # logits of a chunk: 512 MB in fp32
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of -log softmax(hidden @ weight.T)[label]; gradients are made in the forward pass.
+
+    With p = softmax(z): d loss / d z = p - onehot(label), so that both gradients of a chunk are one
+    product each and its logits can be dropped at once. Accumulates in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_ND = torch.empty_like(hidden_ND) if want_hidden else None
+        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want_weight else None
+        for start in range(0, len(hidden_ND), chunk):
+            rows_CD, labels_C = hidden_ND[start : start + chunk], labels_N[start : start + chunk]
+            logits_CV = (rows_CD @ weight_VD.t()).float()
+            lse_C = torch.logsumexp(logits_CV, dim=-1)
+            total += (lse_C - logits_CV.gather(1, labels_C[:, None])[:, 0]).sum()
+            if not (want_hidden or want_weight):
+                continue
+            grad_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+            grad_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C] -= 1.0
+            grad_CV = grad_CV.to(hidden_ND.dtype)
+            if grad_ND is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_ND[start : start + chunk])
+            if grad_VD is not None:
+                grad_VD += grad_CV.t() @ rows_CD
+        ctx.save_for_backward(grad_ND, grad_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (upstream,) = grads
+        grad_ND, grad_VD = ctx.saved_tensors
+        if grad_ND is not None:
+            grad_ND = grad_ND * upstream.to(grad_ND.dtype)
+        if grad_VD is not None:
+            grad_VD = (grad_VD * upstream).to(ctx.weight_dtype)
+        return grad_ND, grad_VD, None, None
+
+
+def available_engines() -> list[str]:
+    """Engines that can be used here, best first."""
+    import importlib.util
+
+    engines = []
+    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+        engines.append("liger")
+    engines.append("chunked")
+    if hasattr(F, "linear_cross_entropy"):
+        engines.append("torch")
+    return engines
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, engine: Engine = "auto") -> Tensor:
+    """Sum of the cross entropy of ``hidden @ weight.T`` over the rows whose label is not -100.
+
+    Args:
+        hidden_ND: last hidden states, (N, D).
+        weight_VD: the head's weight, (V, D).
+        labels_N: int64 labels, already shifted, -100 where there is no loss.
+        engine: "auto" takes Liger on CUDA when importable, else ours; "torch" is torch's own where it has one.
+
+    Returns:
+        fp32 scalar: a sum, so that micro-batches and ranks add up exactly. 0 (with zero gradients) without labels.
+
+    Raises:
+        ValueError: an engine that is not here, or a label outside the vocabulary.
+    """
+    engines = available_engines()
+    chosen = engines[0] if engine == "auto" else engine
+    if chosen not in engines:
+        raise ValueError(f"loss engine {engine!r} is not available; here there are auto, {', '.join(engines)}")
+    keep_N = labels_N != IGNORE
+    if not bool(keep_N.any()):
+        # Keeps every parameter in the graph: data-parallel ranks wait for each other's gradients.
+        return (hidden_ND.float().sum() + weight_VD.float().sum()) * 0.0
+    if not bool(keep_N.all()):
+        hidden_ND, labels_N = hidden_ND[keep_N], labels_N[keep_N]
+    low, high = int(labels_N.min()), int(labels_N.max())
+    if low < 0 or high >= len(weight_VD):
+        raise ValueError(f"labels must be -100 or 0..{len(weight_VD) - 1}, got {low if low < 0 else high}")
+    if hidden_ND.dtype != weight_VD.dtype:
+        hidden_ND = hidden_ND.to(weight_VD.dtype)
+    chunk = max(1, min(len(labels_N), CHUNK_ELEMENTS // len(weight_VD)))
+    if chosen == "torch":
+        from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+
+        options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None, acc_policy="accurate")
+        return F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum", options=options).float()
+    if chosen == "liger":
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum").float()
+    total: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk)
+    return total
+
+
+def install_loss(model: Any, engine: Engine = "auto") -> Any:
+    """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
+
+    The base decoder (``model.model``) runs as it is; the head is applied inside the loss. ``shift_labels``
+    (already shifted: a shard of a sequence has its next token elsewhere) wins over ``labels``.
+    ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks.
+    """
+
+    def forward(
+        self: Any,
+        *args: Any,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if labels is None and shift_labels is None:
+            return plain_forward(*args, **kwargs)
+        kwargs.pop("use_cache", None)
+        hidden_BTD = self.model(*args, use_cache=False, **kwargs).last_hidden_state
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        total = linear_cross_entropy(
+            hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), self.lm_head.weight, shift_labels.reshape(-1), engine
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else (shift_labels != IGNORE).sum().clamp(min=1)
+        return {"loss": total / count}
+
+    plain_forward = model.forward
+    model.forward = types.MethodType(forward, model)
+    return model

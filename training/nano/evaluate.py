@@ -1,0 +1,121 @@
+"""The evaluate stage: V-NIAH of a small LongVA on held-out icons in the synthetic film.
+
+The plain way, one forward a cell through the model class, so that a recipe can judge itself without
+lmms-eval; ``lmms-eval --tasks vniah_nano`` scores the same cells through the engine.
+
+Shape legend: F frames, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vniah.grid import Cell, Grid
+from vniah.prompts import get_template, question_text
+from vniah.training.recipe import EvaluateStage
+
+
+def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
+    """Score the grid and write ``folder/vniah.json``.
+
+    Raises:
+        ValueError: the mean over all cells is below ``require_accuracy``.
+    """
+    from longva_model import LongVAForConditionalGeneration
+    from vniah.training.fit import write_json
+    from vniah.training.loading import load_tokenizer
+
+    source = resolve(stage.model_from)
+    model = LongVAForConditionalGeneration.from_pretrained(source).eval()
+    tokenizer = load_tokenizer(source)
+    grid = Grid.parse(stage.frames, stage.depths)
+    scored = score_grid(
+        model, tokenizer, grid, haystack=stage.haystack, needles=f"icons:{stage.needle_seed}:{stage.needles}"
+    )
+    report = summary(scored)
+    write_json(folder / "vniah.json", {**report, "cells": scored})
+    if report["accuracy"] < stage.require_accuracy:
+        raise ValueError(f"V-NIAH accuracy {report['accuracy']:.3f} is below the {stage.require_accuracy} asked for")
+    return {key: value for key, value in report.items() if not isinstance(value, dict)}
+
+
+def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles: str) -> list[dict[str, Any]]:
+    """Teacher-forced score of every cell, controls included.
+
+    Returns:
+        One {"num_frames", "depth_percent", "needle", "correct", "predicted", "answer"} a cell.
+    """
+    import numpy as np
+    import torch
+
+    from longva_model.preprocess import preprocess_frames
+    from vniah.haystack import open_haystack
+    from vniah.needles import open_needles
+
+    needle_set = {needle.id: needle for needle in open_needles(needles)}
+    size = model.config.layout.tile_size
+    film = open_haystack(haystack)
+    template = get_template(getattr(model.config, "chat_template_name", "nano"))
+
+    @torch.no_grad()
+    def encode(frames_NHWC: Any) -> torch.Tensor:
+        pixels = torch.from_numpy(preprocess_frames(frames_NHWC, "pad", size))
+        return model.encode_frames(pixels.to(model.device)).float()
+
+    frames_FTD = torch.cat(
+        [encode(film.frames(s, min(s + 64, grid.max_frames))) for s in range(0, grid.max_frames, 64)]
+    )
+    images = {key: encode(np.asarray(needle.image)[None]) for key, needle in needle_set.items()}
+    embed = model.get_input_embeddings()
+
+    def text(string: str) -> torch.Tensor:
+        ids = tokenizer(string, add_special_tokens=False).input_ids
+        return embed(torch.tensor(ids, dtype=torch.long, device=model.device))
+
+    scored = []
+    for cell in grid.cells(needle_set):
+        needle = needle_set[cell.needle_id]
+        answer = tokenizer(needle.answer, add_special_tokens=False).input_ids
+        visual_TD = cell_frames(cell, frames_FTD, images[cell.needle_id]).flatten(0, 1)
+        parts = [text(template.pre), visual_TD, text(question_text(needle.question)), text(template.post)]
+        with torch.no_grad():
+            prompt_TD = torch.cat([*(part for part in parts if len(part)), text(needle.answer)[:-1]])
+            logits = model(inputs_embeds=prompt_TD[None], logits_to_keep=len(answer), use_cache=False).logits[0]
+        predicted = logits.argmax(-1).tolist()
+        scored.append(
+            {
+                "num_frames": cell.num_frames,
+                "depth_percent": cell.depth_percent,
+                "needle": cell.needle_id,
+                "correct": predicted == answer,
+                "predicted": tokenizer.decode(predicted),
+                "answer": needle.answer,
+            }
+        )
+    return scored
+
+
+def cell_frames(cell: Cell, frames_FTD: Any, needle_1TD: Any) -> Any:
+    """The frames of a cell with its needle in place; without one for a control."""
+    import torch
+
+    k = cell.needle_index
+    if k is None:
+        return frames_FTD[: cell.num_frames]
+    return torch.cat([frames_FTD[:k], needle_1TD, frames_FTD[k : cell.num_frames]])
+
+
+def summary(scored: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracy over all cells, of the controls, and by frames."""
+
+    def mean(cells: list[dict[str, Any]]) -> float:
+        return round(sum(cell["correct"] for cell in cells) / max(1, len(cells)), 4)
+
+    cells = [cell for cell in scored if cell["depth_percent"] is not None]
+    frames = sorted({cell["num_frames"] for cell in cells})
+    return {
+        "accuracy": mean(cells),
+        "control": mean([cell for cell in scored if cell["depth_percent"] is None]),
+        "by_frames": {str(f): mean([cell for cell in cells if cell["num_frames"] == f]) for f in frames},
+    }

@@ -1,0 +1,165 @@
+"""Synthetic text for the nano model: random words with facts in them, and questions about the facts.
+
+Two kinds of sequence, both with loss only where the answer is in the context:
+
+* repeats: a random segment said again; the loss is on what is said again. It teaches copying,
+  from which retrieval grows without anything being built into the weights.
+* facts: ``colour oslo red .`` in filler words, then ``What colour is the oslo? red``; the loss
+  is on the answers. Questions are drawn independently, so that nothing follows by elimination.
+
+Shape legend: B sequences, T tokens. ``ids_BT`` int64; ``labels_BT`` int64, -100 where there is no loss.
+Every batch is a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vniah.prompts import question_text
+from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
+
+IGNORE = -100
+IdsBT = NDArray[np.int64]
+ATTRIBUTES = ("colour", "number")
+FACT_FORMS = ("{attribute} {key} {value} .", "{key} {attribute} {value} .", "the {attribute} of {key} is {value} .")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthPhase:
+    """From step ``start`` on, sequences of ``length`` tokens, ``batch`` of them a step."""
+
+    start: int
+    length: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.length < 16 or self.batch < 1:
+            raise ValueError(f"a length phase needs start >= 0, length >= 16, batch >= 1; got {self}")
+
+
+def phase_at(phases: Sequence[LengthPhase], step: int) -> LengthPhase:
+    """The phase that holds at ``step``. Phases rise by start; the first starts at 0."""
+    return [phase for phase in phases if phase.start <= step][-1]
+
+
+class TextTasks:
+    """Batches of repeats and facts by step.
+
+    Args:
+        tokenizer: the nano tokenizer.
+        phases: the length curriculum.
+        seed: every batch is drawn from (seed, step).
+        repeat_share: share of repeat sequences in a batch.
+        max_facts: facts a sequence has at most (2 at least).
+        max_queries: questions at its end at most.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        phases: Sequence[LengthPhase],
+        *,
+        seed: int,
+        repeat_share: float = 0.5,
+        max_facts: int = 8,
+        max_queries: int = 8,
+    ) -> None:
+        from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
+
+        if not phases or phases[0].start != 0 or [p.start for p in phases] != sorted({p.start for p in phases}):
+            raise ValueError(f"length phases must start at step 0 and rise, got {list(phases)}")
+        self.phases, self.seed = tuple(phases), seed
+        self.repeat_share, self.max_facts, self.max_queries = repeat_share, max_facts, max_queries
+        self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+        self._bos, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._free = np.array([i for i in range(len(tokenizer)) if i >= len(SPECIAL_TOKENS)])
+        self._filler = np.array([self._ids(word)[0] for word in word_list("filler")])
+        self._keys = [*OBJECTS, *word_list("cities"), *word_list("animals")]
+        self._values = (tuple(COLOURS), DIGITS)
+
+    def batch(self, step: int) -> dict[str, IdsBT]:
+        """The batch of ``step``: ``input_ids`` and ``labels``, both (B, T)."""
+        phase = phase_at(self.phases, step)
+        rng = np.random.default_rng((self.seed, step))
+        ids_BT = np.zeros((phase.batch, phase.length), np.int64)
+        labels_BT = np.full_like(ids_BT, IGNORE)
+        for row in range(phase.batch):
+            make = self._repeat if rng.random() < self.repeat_share else self._facts
+            make(rng, ids_BT[row], labels_BT[row])
+        return {"input_ids": ids_BT, "labels": labels_BT}
+
+    def _repeat(self, rng: np.random.Generator, ids_T: IdsBT, labels_T: IdsBT) -> None:
+        """Fill a row with a segment said over and over, or said once early and again at the end."""
+        length = len(ids_T)
+        segment = rng.choice(self._free, rng.integers(max(4, length // 8), max(6, min(length // 2, 96)) + 1))
+        if length <= 4 * len(segment):
+            ids_T[:] = np.tile(segment, length // len(segment) + 1)[:length]
+            labels_T[len(segment) :] = ids_T[len(segment) :]
+            return
+        ids_T[:] = rng.choice(self._filler, length)
+        start = rng.integers(0, length - 2 * len(segment) + 1)
+        ids_T[start : start + len(segment)] = segment
+        ids_T[-len(segment) :] = segment
+        # The first two tokens of the second saying are the cue; they cannot be known.
+        labels_T[-len(segment) + 2 :] = segment[2:]
+
+    def _facts(self, rng: np.random.Generator, ids_T: IdsBT, labels_T: IdsBT) -> None:
+        """Fill a row with filler, facts at random places in it, and questions after it."""
+        length = len(ids_T)
+        facts, queries = self._draw(rng, length)
+        room = length - 1 - sum(map(len, facts)) - sum(len(ask) + len(answer) for ask, answer in queries)
+        places = np.sort(rng.integers(0, room + 1, len(facts)))
+        row: list[int] = [self._bos]
+        done = 0
+        for place, fact in zip(places, facts, strict=True):
+            row += [*rng.choice(self._filler, place - done), *fact]
+            done = place
+        row += list(rng.choice(self._filler, room - done))
+        for ask, answer in queries:
+            row += ask
+            labels_T[len(row) : len(row) + len(answer)] = answer
+            row += answer
+        ids_T[:] = row
+
+    def _draw(self, rng: np.random.Generator, length: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
+        """Draw facts and questions that fit into the row; token ids."""
+        num_facts = rng.integers(2, self.max_facts + 1)
+        known: list[tuple[str, int, str]] = []
+        facts: list[list[int]] = []
+        room = length // 3
+        for key in rng.choice(self._keys, num_facts, replace=False):
+            kind = int(rng.integers(2))
+            value = str(rng.choice(self._values[kind]))
+            form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
+            fact = self._ids(form.format(attribute=ATTRIBUTES[kind], key=key, value=value))
+            if facts and len(fact) > room:
+                break
+            room -= len(fact)
+            facts.append(fact)
+            known.append((str(key), kind, value))
+        room = length - 1 - sum(map(len, facts))
+        queries: list[tuple[list[int], list[int]]] = []
+        for _ in range(rng.integers(1, self.max_queries + 1)):
+            key, kind, value = known[rng.integers(len(known))]
+            ask = self._ids(question_text(ask_about(key, kind, full=rng.random() < 0.5)))
+            if len(ask) + 2 > room:
+                ask = self._ids(question_text(ask_about(key, kind, full=False)))
+            if queries and len(ask) + 2 > room:
+                break
+            room -= len(ask) + 2
+            queries.append((ask, [*self._ids(value), self._end]))
+        return facts, queries
+
+
+def ask_about(key: str, kind: int, *, full: bool) -> str:
+    """The question about a key's colour (0) or number (1): as the icons needles put it, or its one clause."""
+    from vniah.needles.icons import icon_questions
+
+    if full:
+        return icon_questions(key, "", "")[kind][0]
+    return f"What {ATTRIBUTES[kind]} is {('the', 'beside the')[kind]} {key}?"

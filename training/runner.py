@@ -1,0 +1,141 @@
+"""Runs the stages of a recipe in order, each reading what one before it wrote; what is done is not done again.
+
+A stage's folder holds ``model/`` (its result), ``run/`` (checkpoints, metrics.jsonl) and ``done.json``, which
+is written last. ``python -m vniah.training.runner FOLDER STAGE`` runs one stage of a folder's recipe.json.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vniah.training.fit import DONE, check_identity, write_json
+from vniah.training.recipe import Recipe, Stage, as_data, build_recipe, inputs
+
+MODULES = {
+    "prepare_text": "vniah.training.data.prepare",
+    "text": "vniah.training.text",
+    "tower": "vniah.training.nano.tower",
+    "align": "vniah.training.align",
+    "dpo": "vniah.training.dpo",
+    "evaluate": "vniah.training.nano.evaluate",
+}
+
+
+def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
+    """Run every stage that is not done, ``recipe.parallel`` at a time where they do not wait for each other.
+
+    Raises:
+        ValueError: the output folder holds another recipe, or a stage failed (naming its log).
+    """
+    from vniah.training.preflight import check_recipe
+
+    folder = recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    check_recipe(recipe)
+    # How many run at once changes no result.
+    check_identity(folder, {key: value for key, value in as_data(recipe).items() if key not in ("parallel", "output")})
+    write_json(folder / "recipe.json", as_data(recipe))
+    waiting = list(recipe.stages)
+    for stage in list(waiting):
+        if is_done(folder, stage.name):
+            say(f"{stage.name}: done before")
+            waiting.remove(stage)
+    if recipe.parallel == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for stage in waiting:
+            say(f"{stage.name}: started")
+            say(f"{stage.name}: {_summary(run_stage(recipe, stage))}")
+        return
+    _run_parallel(recipe, waiting, say)
+
+
+def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Run one stage in this process and write its done.json."""
+    folder = recipe.folder / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    module = importlib.import_module(MODULES[stage.kind])
+    started = time.time()
+    report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
+    report["wall_seconds"] = round(time.time() - started, 1)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(folder / DONE, report)
+    return dict(report)
+
+
+def resolver(recipe: Recipe) -> Callable[[str], str]:
+    """Maps a stage's name to the model (or shards) it wrote; anything else is a folder or a Hub id already."""
+    names = {stage.name: stage for stage in recipe.stages}
+
+    def resolve(link: str) -> str:
+        if link not in names:
+            return link
+        result = recipe.folder / link / ("shards" if names[link].kind == "prepare_text" else "model")
+        if not result.is_dir():
+            raise FileNotFoundError(f"stage {link!r} has written no {result}; run it first")
+        return str(result)
+
+    return resolve
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Whether a stage's done.json is there."""
+    return (folder / name / DONE).is_file()
+
+
+def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], None]) -> None:
+    folder = recipe.folder
+    running: dict[str, tuple[Any, Any]] = {}
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // recipe.parallel)))
+    try:
+        while waiting or running:
+            for stage in list(waiting):
+                links = [link for link in inputs(stage) if link in {s.name for s in recipe.stages}]
+                if len(running) < recipe.parallel and all(is_done(folder, link) for link in links):
+                    (folder / stage.name).mkdir(parents=True, exist_ok=True)
+                    log = (folder / stage.name / "log.txt").open("a", encoding="utf-8")
+                    command = [sys.executable, "-m", "vniah.training.runner", str(folder), stage.name]
+                    running[stage.name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log), log
+                    waiting.remove(stage)
+                    say(f"{stage.name}: started")
+            time.sleep(0.2)
+            for name, (process, log) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                log.close()
+                del running[name]
+                if process.returncode or not is_done(folder, name):
+                    raise ValueError(f"stage {name!r} failed: {_last_line(folder / name / 'log.txt')}")
+                say(f"{name}: {_summary(json.loads((folder / name / DONE).read_text(encoding='utf-8')))}")
+    finally:
+        for process, log in running.values():
+            process.terminate()
+            process.wait()
+            log.close()
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'no output'} (whole log: {path})"
+
+
+def _summary(report: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, dict | list))
+
+
+def main(arguments: list[str]) -> None:
+    """Run one stage of the recipe.json in a folder."""
+    folder, name = Path(arguments[0]), arguments[1]
+    recipe = build_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), str(folder))
+    run_stage(recipe, recipe.stage(name))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
