@@ -89,6 +89,21 @@ class ModelArgs:
         return args
 
 
+def parse_model_args(text: str) -> dict[str, str]:
+    """``key=value,key=value`` as lmms-eval's ``--model_args``.
+
+    Raises:
+        ValueError: a piece without "=".
+    """
+    found: dict[str, str] = {}
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = piece.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read {piece!r}; expected key=value,key=value")
+        found[key.strip()] = value.strip()
+    return found
+
+
 def _convert(key: str, kind: str, value: Any) -> Any:
     if kind.startswith("str"):
         return str(value)

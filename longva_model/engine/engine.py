@@ -20,6 +20,7 @@ from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder
+from longva_model.prompting import Prompt
 from vniah.flops import ModelShape, leaf_flops, walk_tokens
 from vniah.requests import Generate, Node, Request, RequestTree, Segment, Target
 
@@ -88,7 +89,7 @@ class TreeEngine:
         self._check_answers(tree)
         longest = max((past + new for _, past, new in walk_tokens(tree, count)), default=0)
         room = longest + max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
-        self.cache = self._new_cache(room)
+        self.cache = self.new_cache(room)
         results: dict[int, LeafResult] = {}
 
         def done(index: int, result: LeafResult) -> None:
@@ -123,11 +124,27 @@ class TreeEngine:
     def _count(self, text: str) -> int:
         return len(self.backend.token_ids(text))
 
-    def _new_cache(self, room: int) -> Any:
+    def new_cache(self, room: int) -> Any:
         return CroppableCache(self.backend.shape.layers, room)
 
     def _leaf_room(self, leaf: Target | Generate) -> int:
         return self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+
+    def show(self, prompt: Prompt) -> None:
+        """Make a prompt's media known, and how their frames are fitted."""
+        self.embedder.media.update(prompt.media)
+        self.embedder.source_preprocess.update(prompt.preprocess)
+        self.embedder.videos.update(prompt.videos)
+
+    def answer(
+        self, segments: Sequence[Segment], leaf: Generate, on_text: Callable[[str], None] | None = None
+    ) -> LeafResult:
+        """Continue the cache by segments and generate; the cache then ends where the answer begins."""
+        last_1D = self._extend(segments, keep=1)
+        end = self.cache.length
+        result = self._generate(leaf, last_1D, on_text)
+        self.cache.crop_to(end)
+        return result
 
     def _check_answers(self, tree: RequestTree) -> None:
         for _, leaf in _leaves(tree):
@@ -210,14 +227,14 @@ class TreeEngine:
         tail: list[torch.Tensor] = []
         kept = 0
         for chunk_TD in _rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
-            hidden_TD = self._hidden(chunk_TD, keep)
+            hidden_TD = self.hidden(chunk_TD, keep)
             tail.append(hidden_TD)
             kept += hidden_TD.shape[0]
             while kept - tail[0].shape[0] >= keep:
                 kept -= tail.pop(0).shape[0]
         return torch.cat(tail)[-keep:]
 
-    def _hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+    def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
         """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D)."""
         start = self.cache.length
         positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)

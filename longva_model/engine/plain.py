@@ -39,7 +39,7 @@ class PlainEngine(TreeEngine):
                 result = self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1))
             else:
                 prompt = sum(self.embedder.segment_tokens(segment) for segment in request.segments)
-                self.cache = self._new_cache(prompt + leaf.max_new_tokens)
+                self.cache = self.new_cache(prompt + leaf.max_new_tokens)
                 result = self._generate(leaf, self._extend(request.segments, keep=1))
             results.append(result)
             if on_result is not None:

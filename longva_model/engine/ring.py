@@ -81,10 +81,10 @@ class RingEngine(TreeEngine):
         backend.decoder.set_attn_implementation("longva_ring")
         self.rank, self.world_size = rank_and_world()
 
-    def _new_cache(self, room: int) -> Any:
+    def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
 
-    def _hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+    def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
         if chunk_TD.shape[0] < _SHORT_PER_RANK * self.world_size:
             return self._replicated(chunk_TD)[-keep:]
         return self._sharded(chunk_TD, keep)

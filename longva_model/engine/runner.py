@@ -111,16 +111,13 @@ class Runner:
         """
         if self.world_size > 1 and self.args.parallel == "ring":
             raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
-        engine = self._engine(ring=False)
+        engine = self.engine(ring=False)
         self._show(engine, prompt)
         return engine.run(RequestTree([prompt.request]), prompt.media)[0]
 
     def _show(self, engine: TreeEngine, prompt: Prompt) -> None:
         """Tell the engine of a prompt's media, and refuse one that is too long."""
-        embedder = engine.embedder
-        embedder.media.update(prompt.media)
-        embedder.source_preprocess.update(prompt.preprocess)
-        embedder.videos.update(prompt.videos)
+        engine.show(prompt)
         if not prompt.beyond_context:
             engine.check_length(prompt.request)
 
@@ -153,7 +150,12 @@ class Runner:
         fits = longest * self.backend.shape.kv_bytes_per_token < 0.7 * work.free_bytes(self.device)
         return str(work.broadcast("branch" if fits else "ring"))
 
-    def _engine(self, *, ring: bool) -> TreeEngine:
+    def engine(self, *, ring: bool) -> TreeEngine:
+        """A new engine: plain or tree as ``args.scoring`` says, or over all processes.
+
+        Raises:
+            ValueError: ``scoring=plain`` with the ring.
+        """
         if ring:
             from longva_model.engine.ring import RingEngine
 
@@ -197,7 +199,7 @@ class Runner:
         ring: bool,
     ) -> None:
         tree = RequestTree([prompt.request for _, prompt in todo])
-        engine = self._engine(ring=ring)
+        engine = self.engine(ring=ring)
         media: dict[str, Any] = {}
         for _, prompt in todo:
             media.update(prompt.media)

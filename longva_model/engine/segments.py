@@ -17,6 +17,8 @@ from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
 from vniah.requests import Frames, Image, Segment, Text, Tokens
 
+_TOKENS_AT_ONCE = 8192
+
 
 class StillFrame:
     """One image as a frame source of length 1: how a needle passes the frame pipeline and its cache."""
@@ -76,7 +78,11 @@ class Embedder:
                 if ids:
                     yield self.backend.embed_ids(ids)
             elif isinstance(segment, Tokens):
-                yield self.backend.embed_ids(self._source(segment.source).token_ids(segment.start, segment.stop))
+                source = self._source(segment.source)
+                # A span may be half a million tokens: never embedded at once.
+                for start in range(segment.start, segment.stop, _TOKENS_AT_ONCE):
+                    stop = min(start + _TOKENS_AT_ONCE, segment.stop)
+                    yield self.backend.embed_ids(source.token_ids(start, stop))
             elif isinstance(segment, Frames):
                 source = self._source(segment.source)
                 for tokens_NtD in self.frames.get(

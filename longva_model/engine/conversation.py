@@ -1,0 +1,75 @@
+"""A conversation about a video or images: each question continues the cache of the ones before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from longva_model.engine.engine import TreeEngine
+from longva_model.engine.leaves import LeafResult
+from longva_model.prompting import build_prompt
+from vniah.requests import Generate, Segment, Text
+
+
+class Conversation:
+    """Asks one model questions in turn; the visuals and earlier turns are computed once.
+
+    Args:
+        engine: an engine of the model, for this conversation alone.
+        visuals: paths, PIL images or frames, shown with the first question.
+        max_frames: frames sampled from each video.
+        room: tokens to plan the cache for; it grows past that when it must.
+    """
+
+    def __init__(
+        self,
+        engine: TreeEngine,
+        visuals: Sequence[Any],
+        *,
+        max_frames: int,
+        system: str | None = None,
+        room: int = 4096,
+    ) -> None:
+        self.engine = engine
+        self.visuals = list(visuals)
+        self.max_frames = max_frames
+        self.system = system
+        self.engine.cache = engine.new_cache(room)
+        self._answer: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(self.engine.cache.length)
+
+    @torch.inference_mode()
+    def ask(self, question: str, leaf: Generate, on_text: Callable[[str], None] | None = None) -> LeafResult:
+        """Answer a question.
+
+        Args:
+            on_text: called with the answer so far after each token.
+
+        Raises:
+            ValueError: placeholders and visuals that do not match, or a context that is full (both lengths named).
+        """
+        template = self.engine.backend.template
+        if self._answer is None:
+            prompt = build_prompt(
+                question, self.visuals, leaf, template, max_frames=self.max_frames, system=self.system
+            )
+            self.engine.show(prompt)
+            segments: tuple[Segment, ...] = prompt.request.segments
+        else:
+            segments = (Text(self._answer), Text(template.between + question + template.post))
+        new = sum(self.engine.embedder.segment_tokens(segment) for segment in segments)
+        limit = self.engine.backend.max_length
+        if limit and self.length + new + leaf.max_new_tokens > limit:
+            raise ValueError(
+                f"the conversation would be {self.length + new + leaf.max_new_tokens} tokens and the context of "
+                f"{self.engine.backend.name} is {limit}; start a new one, or show fewer frames"
+            )
+        result = self.engine.answer(segments, leaf, on_text)
+        self._answer = result.text or None
+        return result

@@ -1,0 +1,84 @@
+"""``vniah perplexity``: the figure that earlier papers use for context length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    text: Annotated[str, typer.Option(help="Folder of .txt files, a .txt file, or a Hub dataset owner/name:column.")],
+    model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")] = "nano",
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths in tokens, such as 4K,8K or 32K-224K:32K.")
+    ] = "1K,2K,4K",
+    stride: Annotated[int, typer.Option(help="Sliding window's stride; 0 measures full context only.", min=0)] = 256,
+    join: Annotated[bool, typer.Option(help="Join all documents into one long text.")] = False,
+    max_windows: Annotated[int, typer.Option(help="At most so many windows a length; 0 is all.", min=0)] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Plot (.png or .pdf).")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Figures as CSV.")] = None,
+    model_args: Annotated[
+        str, typer.Option(help="More model arguments, key=value,... as longva_ring takes them.")
+    ] = "",
+) -> None:
+    """Measure text perplexity at growing context lengths: full context and sliding window.
+
+    Under torchrun with --model-args parallel=ring the sequence is shared over the processes.
+    """
+    from tqdm import tqdm
+
+    from longva_model.engine.perplexity import measure
+    from longva_model.engine.runner import Runner
+    from longva_model.model_args import ModelArgs, parse_model_args
+    from vniah.documents import read_documents
+    from vniah.text import parse_lengths
+
+    wanted = parse_lengths(lengths)
+    documents = read_documents(text)
+    runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
+    engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel == "ring")
+    if join:
+        documents = [("joined", "\n\n".join(body for _, body in documents))]
+    ids = [runner.backend.token_ids(body) for _, body in documents]
+    found = []
+    quiet = runner.rank != 0
+    for length in wanted:
+        for step in (None, stride or None) if stride else (None,):
+            if step is not None and step >= length:
+                continue
+            with tqdm(desc=f"{length} tokens", unit="window", disable=quiet) as bar:
+                found.append(
+                    measure(
+                        engine,
+                        ids,
+                        length,
+                        stride=step,
+                        max_windows=max_windows or None,
+                        on_window=lambda b=bar: b.update(),
+                    )
+                )
+    if quiet:
+        return
+    print(f"{'length':>9}  {'kind':<28} {'perplexity':>12} {'tokens':>10} {'windows':>8}")
+    for one in found:
+        print(f"{one.length:>9,}  {one.kind:<28} {one.value:>12.4f} {one.num_tokens:>10,} {one.num_windows:>8,}")
+    if output is None and csv is None:
+        return
+    from vniah.plots.curves import Curve, curves_csv, save_curves
+
+    kinds = list(dict.fromkeys(one.kind for one in found))
+    curves = [
+        Curve(name=kind, points=tuple((float(one.length), one.value) for one in found if one.kind == kind))
+        for kind in kinds
+    ]
+    panels = {Path(model).name: curves}
+    if output is not None:
+        train = runner.backend.train_tokens
+        inside = train if train and min(wanted) <= train <= max(wanted) else None
+        save_curves(panels, output, x_label="Context length (tokens)", y_label="Perplexity", mark_x=inside)
+        print(f"wrote {output}")
+    if csv is not None:
+        csv.write_text(curves_csv(panels, "context_length", "perplexity"), encoding="utf-8")
+        print(f"wrote {csv}")
