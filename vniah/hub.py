@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vniah.archives import check_relative_name, safe_extract, safe_relative_path
+from vniah.hub_errors import HubUnreachableError, RepositoryMissingError, hub_endpoint, plain_errors
 
 __all__ = [
     "MODEL_FILES",
@@ -39,16 +40,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tikt
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Seconds to wait for the Hub's first answer; the Hub library alone may wait without end.
 ANSWER_TIMEOUT = 10.0
-_AGAIN = "check the network or HF_ENDPOINT and run it again: what has arrived is kept"
 _TRUE = {"1", "ON", "YES", "TRUE"}
-
-
-class HubUnreachableError(OSError):
-    """The Hub did not answer, or offline mode is on, and the cache does not have what was asked for."""
-
-
-class RepositoryMissingError(FileNotFoundError):
-    """The Hub answered, and has no such repository or revision for this user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +66,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def matching(self, allow_patterns: Sequence[str] | None) -> tuple[RemoteFile, ...]:
-        if allow_patterns is None:
-            return self.files
-        return tuple(f for f in self.files if any(fnmatch.fnmatch(f.name, pattern) for pattern in allow_patterns))
-
-
-def hub_endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, or the public Hub."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        return tuple(file for file in self.files if _matches(file.name, allow_patterns))
 
 
 def hub_cache_dir() -> Path:
@@ -105,10 +90,15 @@ def cached_snapshot(
     *,
     allow_patterns: Sequence[str] | None = None,
     cache_dir: Path | None = None,
+    known_whole: bool = True,
 ) -> Path | None:
-    """The snapshot folder if the cache holds all of it; never touches the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The snapshot folder if the cache holds all of it; never touches the network.
+
+    Libraries that fetch single files leave snapshots of which nobody knows what is lacking. Such a one does not
+    count unless ``known_whole`` is False and it has a file that is asked for.
+    """
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
     cache = cache_dir or hub_cache_dir()
     try:
@@ -122,10 +112,14 @@ def cached_snapshot(
         )
     except LocalEntryNotFoundError:
         return None
-    storage = _storage(cache, repo_type, repo_id)
-    # Older Hub libraries keep no listing to compare with; there, an unfinished blob marks a broken snapshot.
-    unfinished = not (storage / "trees").is_dir() and any((storage / "blobs").glob("*.incomplete"))
-    return None if unfinished else Path(found)
+    folder = Path(found)
+    try:
+        # The call above has compared the snapshot with this listing, if there is one.
+        get_cached_repo_tree(repo_id, repo_type=repo_type, revision=folder.name, cache_dir=cache)
+    except CachedRepoTreeNotFoundError:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return folder if not known_whole and any(_matches(name, allow_patterns) for name in names) else None
+    return folder
 
 
 def fetch_snapshot(
@@ -158,7 +152,15 @@ def fetch_snapshot(
         found = cached_snapshot(repo_id, repo_type, revision, allow_patterns=allow_patterns, cache_dir=cache)
         if found is not None:
             return found
-    listing = list_files(repo_id, repo_type, revision)
+    try:
+        listing = list_files(repo_id, repo_type, revision)
+    except HubUnreachableError:
+        found = cached_snapshot(
+            repo_id, repo_type, revision, allow_patterns=allow_patterns, cache_dir=cache, known_whole=False
+        )
+        if found is None or refresh:
+            raise
+        return found
     wanted = listing.matching(allow_patterns)
     storage = _storage(cache, repo_type, repo_id)
     missing = [file for file in wanted if not (storage / "blobs" / file.etag).exists()]
@@ -168,7 +170,7 @@ def fetch_snapshot(
 
     from vniah.hub_resume import fetch_blobs
 
-    with _hub_errors(repo_id, repo_type, revision):
+    with plain_errors(repo_id, repo_type, revision):
         # The Hub library starts a broken file anew, which costs gigabytes for a checkpoint. So the large ones
         # are fetched first, resumably, to where that library looks before it downloads.
         fetch_blobs(repo_id, repo_type, listing.commit, missing, storage, hub_endpoint(), progress=progress)
@@ -230,7 +232,7 @@ def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None
 
     api = HfApi(endpoint=hub_endpoint())
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_TIMEOUT)
-    with _hub_errors(repo_id, repo_type, revision):
+    with plain_errors(repo_id, repo_type, revision):
         commit = api.repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=timeout).sha
         assert commit is not None, "a repository has a commit"
         entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type))
@@ -245,6 +247,10 @@ def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None
     return Listing(commit, tuple(files))
 
 
+def _matches(name: str, allow_patterns: Sequence[str] | None) -> bool:
+    return allow_patterns is None or any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)
+
+
 def _storage(cache: Path, repo_type: str, repo_id: str) -> Path:
     return cache / "--".join([f"{repo_type}s", *repo_id.split("/")])
 
@@ -257,38 +263,6 @@ def _check_room(cache: Path, repo_id: str, needed: int) -> None:
             f"{repo_id} needs {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB free; "
             "make room or set HF_HOME to a larger disk"
         )
-
-
-@contextlib.contextmanager
-def _hub_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
-    """Turn the Hub library's many exceptions into our two, each saying what to do."""
-    from huggingface_hub import errors
-
-    from vniah.hub_resume import http_library
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise RepositoryMissingError(
-            f"{repo_id} is gated: accept its terms on {hub_endpoint()}/{repo_id}, then log in by `hf auth login`"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise RepositoryMissingError(
-            f"no {repo_type} {repo_id!r} on {hub_endpoint()}, or none that you may read; check the name, "
-            "or log in by `hf auth login` if it is private"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise RepositoryMissingError(f"{repo_type} {repo_id!r} has no revision {revision!r}") from None
-    except errors.HfHubHTTPError as error:
-        raise HubUnreachableError(
-            f"{hub_endpoint()} answered {error.response.status_code} for {repo_type} {repo_id!r}; {_AGAIN}"
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, http_library().HTTPError) as error:
-        lines = str(error).strip().splitlines()
-        raise HubUnreachableError(
-            f"{hub_endpoint()} gave no answer for {repo_type} {repo_id!r} "
-            f"({lines[0] if lines else type(error).__name__}); {_AGAIN}"
-        ) from None
 
 
 @contextlib.contextmanager

@@ -57,6 +57,26 @@ def test_partial_cache_is_completed_and_never_passed_as_whole(online: LoopbackHu
     assert (folder / "b.json").exists()
 
 
+def test_snapshot_that_another_library_began(online: LoopbackHub) -> None:
+    """transformers fetches file by file: what it leaves is completed, and serves as it is only without a Hub."""
+    import huggingface_hub
+
+    online.add_repo("org/net", {"config.json": "{}", "model.safetensors": b"12"}, repo_type="model")
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    huggingface_hub.hf_hub_download("org/net", "config.json", cache_dir=cache, endpoint=online.url)
+    assert hub.cached_snapshot("org/net") is None
+    assert (hub.fetch_model("org/net", progress=False) / "model.safetensors").read_bytes() == b"12"
+
+    online.add_repo("org/set", {"a.json": "{}", "b.txt": ""})
+    found = huggingface_hub.hf_hub_download(
+        "org/set", "a.json", repo_type="dataset", cache_dir=cache, endpoint=online.url
+    )
+    online.stop()
+    assert hub.fetch_dataset("org/set", allow_patterns=["*.json"]) == Path(found).parent
+    with pytest.raises(hub.HubUnreachableError):
+        hub.fetch_dataset("org/set", allow_patterns=["*.txt"])
+
+
 def test_refresh_finds_a_new_commit_and_revisions_stay_apart(online: LoopbackHub) -> None:
     first = online.add_repo("org/set", {"a.json": "1"})
     online.add_repo("org/set", {"a.json": "old"}, revision="v0")
