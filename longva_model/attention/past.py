@@ -85,10 +85,12 @@ def ring_attention_with_past(
     q, k, v = (x[:, :, real] for x in (q_BHTD, k_BKTD, v_BKTD))
     with torch.no_grad():
         sums = ring_forward(q, k, v, ring, layout, scale)
-        if travel == "keys":
-            _keys_travel(sums, q, (k_past_BKPD, v_past_BKPD), ring, past_lengths, scale)
-        else:
-            merge_(*sums, *_queries_travel(q, (k_past_BKPD, v_past_BKPD), ring, layout.lengths, scale))
+        if any(past_lengths):
+            past = (k_past_BKPD, v_past_BKPD)
+            if travel == "keys":
+                _keys_travel(sums, q, past, ring, past_lengths, scale)
+            else:
+                merge_(*sums, *_queries_travel(q, past, ring, layout.lengths, scale))
         out_BHTD = torch.zeros_like(q_BHTD)
         out_BHTD[:, :, real] = sums[0]
     return out_BHTD

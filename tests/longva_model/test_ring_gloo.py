@@ -160,6 +160,20 @@ def the_same_bits_each_time(rank: int, world: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+@check
+def a_past_of_nothing_or_on_one_rank_only(rank: int, world: int) -> None:
+    new = 2 * world * 3
+    for past, holder in ((0, 0), (5, world - 1)):
+        q, k, v = draw(past, (1, 4, past + new, 8), (1, 2, past + new, 8), (1, 2, past + new, 8))
+        want, _ = reference_attention(q, k, v, causal=True)
+        held = past if rank == holder else 0
+        mine = [zigzag_shard(x[:, :, past:], rank, world, 2) for x in (q, k, v)]
+        lengths = [past if other == holder else 0 for other in range(world)]
+        for travel in ("keys", "queries"):
+            out = ring_attention_with_past(*mine, k[:, :, :held], v[:, :, :held], past_lengths=lengths, travel=travel)
+            torch.testing.assert_close(out, zigzag_shard(want[:, :, past:], rank, world, 2), atol=1e-5, rtol=0)
+
+
 def shards_of_chunks(x: Tensor, chunks: Sequence[int], rank: int, world: int) -> Tensor:
     """What ``rank`` has cached after each chunk was zigzag-sharded on its own."""
     return torch.cat([zigzag_shard(part, rank, world, 2) for part in x.split(list(chunks), 2)], 2)
