@@ -57,8 +57,14 @@ def _annotations() -> list[dict[str, Any]]:
     """The rows as annotated: of the local folder if it has any, else of the Hub."""
     local = SOURCE.local_folder()
     for path in matching(local, LOCAL_ANNOTATIONS) if local else []:
-        rows = read_rows(path)
-        if rows and {"question", "options", "answer"} <= rows[0].keys():
+        try:
+            # A data set of the Hub may come in several parts, side by side.
+            parts = sorted(path.parent.glob("*.parquet")) if path.suffix == ".parquet" else [path]
+            rows = [row for part in parts for row in read_rows(part)]
+        except ValueError as error:
+            _log.warning("%s; looking on", error)
+            continue
+        if rows and all({"question", "options", "answer"} <= row.keys() for row in rows):
             return rows
     return [row for path in SOURCE.hub_annotations() for row in read_rows(path)]
 

@@ -39,6 +39,11 @@ def hf_home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
 
+def test_our_names_are_listed(manager: Any) -> None:
+    ours = {"videomme_longva", "videomme_longva_subtitle", "mlvu_longva", "mlvu_longva_dev", "mlvu_longva_test"}
+    assert ours | {"longva_paper"} <= set(manager.all_tasks)
+
+
 TABLE_9 = {"ai2d", "chartqa", "docvqa_val", "infovqa_val", "realworldqa", "mmmu_val"}
 TABLE_8 = {"nextqa_mc_test", "nextqa_oe_test", "activitynetqa", "video_dc499"}
 TABLE_8 |= {"videochatgpt_gen", "videochatgpt_temporal", "videochatgpt_consistency"}

@@ -163,6 +163,30 @@ def test_the_yaml_lists_exactly_the_metrics_that_are_computed() -> None:
     assert sorted(listed) == sorted(expected | score.BREAKDOWNS)
 
 
+def test_annotations_are_told_from_other_files_and_read_in_all_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for number, name in enumerate("ab"):
+        write_video(tmp_path / f"{name}.mp4")
+        table = pyarrow.Table.from_pylist([question(name, 1)])
+        (tmp_path / "videomme").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(table, tmp_path / "videomme" / f"test-0000{number}-of-00002.parquet")
+    monkeypatch.setenv("VIDEOMME_VIDEOS", str(tmp_path))
+    assert [row["question_id"] for row in rows()] == ["a-1", "b-1"]
+
+    other = tmp_path / "other"
+    write_video(other / "c.mp4")
+    (other / "about.json").write_text('{"name": "no questions"}')
+    (other / "scores.json").write_text('[{"model": "x", "score": 1}]')
+    (other / "zz.json").write_text(json.dumps([question("c", 1)]))
+    monkeypatch.setenv("VIDEOMME_VIDEOS", str(other))
+    assert [row["question_id"] for row in rows()] == ["c-1"]
+    assert "about.json" in caplog.text
+
+
 def test_options_without_letters_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "v.mp4")
     (tmp_path / "test.jsonl").write_text(json.dumps(question("v", 1, options=["red", "blue"], answer="blue")) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,8 @@ import pytest
 from hub_server import LoopbackHub
 from judge_server import JudgeServer, Step
 from video_files import cut, write_video
+
+from vniah.choices import chosen_letter
 
 DURATIONS = ("short", "medium", "long")
 
@@ -233,11 +236,43 @@ def test_both_benchmarks_from_the_hub(loopback_hub: LoopbackHub, tmp_path: Path,
     assert not any("action_count" in path for _, path, _ in loopback_hub.requests if "resolve" in path)
 
 
-def test_our_task_names_are_listed(tmp_path: Path) -> None:
-    from lmms_eval.tasks import TaskManager
+@pytest.mark.slow
+def test_both_benchmarks_with_longva_ring_from_local_folders(
+    shared: Path, tmp_path: Path, video: bytes, broken: bytes
+) -> None:
+    """A tiny LongVA answers gibberish; the figures must still be those of its own answers."""
+    videomme, mlvu = tmp_path / "videomme", tmp_path / "mlvu"
+    rows = []
+    for index, duration in enumerate(DURATIONS):
+        write_video(videomme / f"{duration}.mp4", index)
+        common = {"videoID": duration, "duration": duration, "domain": "Knowledge", "task_type": "OCR Problems"}
+        options = ["A. One.", "B. Two.", "C. Three.", "D. Four."]
+        rows += [{**common, "question": f"What? ({n})", "options": options, "answer": "ABC"[n]} for n in range(3)]
+    (videomme / "bad.mp4").write_bytes(broken)
+    rows.append({**rows[0], "videoID": "bad"})
+    (videomme / "videomme.json").write_text(json.dumps(rows))
+    for name, content in (("1_plotQA", choices({"plotQA": "AB"})), ("9_summary", frees()[1:])):
+        (mlvu / "json").mkdir(parents=True, exist_ok=True)
+        (mlvu / "json" / f"{name}.json").write_text(json.dumps(content))
+    write_video(mlvu / "video" / "1_plotQA" / "plotQA_1.mp4")
+    write_video(mlvu / "video" / "9_summary" / "1.mp4")
 
-    from vniah.lmms_plugin import tasks_dir
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VNIAH_")}
+    env.update(VIDEOMME_VIDEOS=str(videomme), MLVU_VIDEOS=str(mlvu), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    env.update(HF_HOME=str(tmp_path / "home"), VNIAH_CACHE=str(tmp_path / "cache"))
+    model_args = f"pretrained={shared / 'parity' / 'LongVA-tiny-unires'},dtype=float32,device=cpu,max_frames_num=4"
+    results = run(tmp_path, env, "videomme_longva,mlvu_longva_dev", "longva_ring", model_args)
 
-    manager = TaskManager(include_path=str(tasks_dir()))
-    ours = {"videomme_longva", "videomme_longva_subtitle", "mlvu_longva", "mlvu_longva_dev", "longva_paper"}
-    assert ours <= set(manager.all_tasks)
+    def samples(task: str, metric: str) -> list[dict[str, Any]]:
+        lines = next((tmp_path / "out").rglob(f"*samples_{task}.jsonl")).read_text().splitlines()
+        return [json.loads(line)[metric] for line in lines]
+
+    asked = samples("videomme_longva", "videomme_overall")
+    assert len(asked) == 9 and len({sample["response"] for sample in asked}) > 1
+    right = sum(chosen_letter(sample["response"], 4) == sample["answer"] for sample in asked)
+    found = values(results, "videomme_longva")
+    assert found["videomme_overall"] == pytest.approx(100 * right / 9) and found["videomme_missing_videos"] == 1
+    plot = samples("mlvu_longva_dev_choice", "mlvu_m_avg")
+    right = sum(chosen_letter(sample["response"], 4) == sample["answer"] for sample in plot)
+    assert values(results, "mlvu_longva_dev_choice")["mlvu_m_avg"] == pytest.approx(100 * right / 2)
+    assert values(results, "mlvu_longva_dev_generation")["mlvu_g_avg"] == "not scored"
