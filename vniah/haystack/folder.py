@@ -65,9 +65,12 @@ class FolderHaystack(Haystack):
         for path in self._paths[start:stop]:
             try:
                 with Image.open(path) as image:
-                    yield np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                    frame_HWC = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
             except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 raise _unreadable(path, error) from None
+            if frame_HWC.shape[:2] != self._size:
+                raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self._size)} any more")
+            yield frame_HWC
 
 
 def natural_key(name: str) -> tuple[object, ...]:
@@ -81,17 +84,19 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Asking a PNG for EXIF data that its header has not would read the whole image.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            turned = exif.get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from None
     return (width, height) if turned else (height, width)
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _unreadable(path: Path, error: Exception | str) -> ValueError:
     return ValueError(f"unreadable image {path}: {error}; replace it or take it out of the folder")
 
 
-def _wxh(size: tuple[int, int]) -> str:
+def _wxh(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]}"
 
 

@@ -10,13 +10,15 @@ The approximate mode never decodes such pictures, of any codec, and takes the fr
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -119,12 +121,32 @@ class VideoHaystack(Haystack):
 
 
 class _Live:
-    """A decoder that stands before sample ``position``. Not to be used by a forked process: it shares the file."""
+    """A decoder that stands before sample ``position``.
+
+    A forked process can neither use it, since the two share one file position, nor let go of it, since closing
+    a decoder waits for threads that a fork leaves behind. There it is kept, unused, to the end.
+    """
+
+    _all: ClassVar[weakref.WeakSet[_Live]] = weakref.WeakSet()
+    _orphans: ClassVar[list[_Live]] = []
 
     def __init__(self, frames: Iterator[FrameHWC], position: int) -> None:
         self.frames = frames
         self.position = position
         self.process = os.getpid()
+        _watch_forks()
+        self._all.add(self)
+
+    @classmethod
+    def orphan_all(cls) -> None:
+        """In a process just forked: keep the parent's decoders alive."""
+        cls._orphans.extend(cls._all)
+
+
+@functools.lru_cache(maxsize=1)
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_Live.orphan_all)
 
 
 def _walk(
