@@ -1,0 +1,72 @@
+"""``vniah compose``: the mp4 of one cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    haystack: Annotated[
+        str,
+        typer.Argument(
+            help="A video file, a folder of images, or synthetic[:seed[:num_frames[:WIDTHxHEIGHT]]]. "
+            "'?loop=N' after it repeats it up to N frames."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .mp4 to write.")],
+    needle: Annotated[str | None, typer.Option(help="Id of the needle; none with --control.")] = None,
+    needles: Annotated[
+        str, typer.Option(help="The needle set: a Hub dataset, a folder, builtin, or icons[:seed[:count]].")
+    ] = "builtin",
+    frames: Annotated[int | None, typer.Option(help="Haystack frames; all of them if left out.")] = None,
+    depth: Annotated[int, typer.Option(help="Where the needle goes, from 0 (first) to 100 (last) per cent.")] = 50,
+    control: Annotated[bool, typer.Option("--control", help="The haystack alone, without a needle.")] = False,
+    decoder: Annotated[str, typer.Option(help="pyav, pyav-fast (approximate) or decord.")] = "pyav",
+    cache: Annotated[str, typer.Option(help="Cache folder; VNIAH_CACHE or ~/.cache/vniah if left out.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Write the mp4 of one cell: a haystack with a needle in it, one frame a second.
+
+    The video has one frame more than the haystack part, the needle at its place. The haystack is encoded once
+    and kept in the cache, so that further cells of it are put together without encoding.
+    """
+    from tqdm import tqdm
+
+    from vniah.compose import Composer, SplicedVideo
+    from vniah.grid import Grid
+    from vniah.haystack import open_haystack
+    from vniah.settings import cache_dir
+
+    if output.exists() and not force:
+        raise FileExistsError(f"{output} exists already; choose another name or pass --force")
+    source = open_haystack(haystack, decoder=decoder)
+    num_frames = len(source) if frames is None else frames
+    # Checks both ranges with the errors that a grid gives.
+    (cell,) = Grid(frames=(num_frames,), depths=(depth,)).cells([needle or ""], controls=False)
+    if control:
+        if needle is not None:
+            raise ValueError(f"--control shows no needle, but --needle {needle} was given; drop one of the two")
+        video = SplicedVideo(haystack=source, num_frames=num_frames)
+    else:
+        from vniah.needles import open_needles
+
+        needle_set = open_needles(needles)
+        if needle is None:
+            known = ", ".join(one.id for one in needle_set)
+            raise ValueError(f"give --needle ID, or --control for none; {needles} has {known}")
+        chosen = needle_set.get(needle)
+        video = SplicedVideo(
+            haystack=source,
+            num_frames=num_frames,
+            needle=chosen.image,
+            needle_source=chosen.fingerprint,
+            needle_index=cell.needle_index,
+        )
+    with tqdm(total=num_frames, unit="frame", desc="haystack", disable=None) as bar:
+        composer = Composer(source, cache_dir(cache) / "composed", progress=bar.update)
+        composer.write(video, output, overwrite=force)
+    place = "no needle" if video.needle_index is None else f"needle {needle} at frame {video.needle_index}"
+    typer.echo(f"{output}: {len(video)} frames at 1 fps, {place}; haystack {source.name} ({source.fingerprint})")
