@@ -70,9 +70,9 @@ def test_a_newer_revision_is_found_and_the_cache_serves_without_a_hub(online: Lo
 
 def test_model_comes_without_pickles_and_with_its_towers_configuration(online: LoopbackHub) -> None:
     config = json.dumps({"mm_vision_tower": "openai/clip"})
-    files = {"config.json": config, "model.safetensors": b"1234", "old.bin": b"pickle"}
+    files: dict[str, bytes | str] = {"config.json": config, "model.safetensors": b"1234", "old.bin": b"pickle"}
     online.add_repo("org/net", files, repo_type="model")
-    tower = {"config.json": "{}", "preprocessor_config.json": "[]", "model.safetensors": b"12"}
+    tower: dict[str, bytes | str] = {"config.json": "{}", "preprocessor_config.json": "[]", "model.safetensors": b"12"}
     online.add_repo("openai/clip", tower, repo_type="model")
     output = download("org/net").output
     assert "org/net: model, 2 files" in output and "openai/clip: vision tower, 2 files" in output
