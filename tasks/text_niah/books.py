@@ -81,9 +81,10 @@ def recipe(book: TextBook, row: Mapping[str, Any]) -> str:
     """What makes this prompt this prompt, in a line: stands in logs and caches for a text of megabytes."""
     settings, haystack = book.settings, book.source.haystack
     place = "no needle" if row["control"] else f"depth {row['depth_percent']} %"
+    shared = "shared " if settings.shared_distractors else ""
     return (
         f"text NIAH: {row['context_length']} tokens of {haystack.name} ({haystack.fingerprint[:12]}), {place}, sample "
-        f"{row['sample']}, {settings.num_distractors} distractors, {settings.variant}, seed {settings.seed}"
+        f"{row['sample']}, {settings.num_distractors} {shared}distractors, {settings.variant}, seed {settings.seed}"
         f"{row['question'].removeprefix('</book>.')}"
     )
 

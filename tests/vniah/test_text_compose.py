@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,11 +313,10 @@ def test_a_text_that_makes_no_tokens_is_refused() -> None:
         MeasuredHaystack(open_text_haystack("builtin"), Measure(lambda text: []))
 
 
-@pytest.mark.parametrize("count", [0, 5])
-def test_the_tree_computes_a_shared_haystack_once(count: int) -> None:
-    book = TextBook(
-        TextSettings(lengths="1K-4K:1K", depths="0-100:25", samples=2, haystack="builtin", num_distractors=count)
-    )
+@pytest.mark.parametrize(("count", "shared"), [(0, False), (5, False), (5, True)])
+def test_the_tree_computes_a_shared_haystack_once(count: int, shared: bool) -> None:
+    inputs = {"lengths": "1K-4K:1K", "depths": "0-100:25", "samples": 2, "haystack": "builtin"}
+    book = TextBook(TextSettings(**inputs, num_distractors=count, shared_distractors=shared))  # type: ignore[arg-type]
     encode = characters()[0]
     book.source.bind_tokenizer(encode)
     requests = book.requests()
@@ -341,8 +341,24 @@ def test_the_tree_computes_a_shared_haystack_once(count: int) -> None:
         trunk = max(one.haystack_tokens for one in composed)
         tails = sum(one.haystack_tokens - one.needle.at for one in composed if one.needle is not None)
         assert nodes == trunk + tails
-    assert nodes < 0.8 * sum(len(_letters(book, request.segments)) for request in requests)
+    # Places drawn anew in every prompt leave less to share than one set of distractors a length.
+    assert nodes < (0.7 if count == 0 or shared else 0.9) * sum(map(len, found.values()))
     assert all(isinstance(request.leaf, Target) for request in requests)
+
+
+def test_the_plan_tells_what_sharing_saves() -> None:
+    from typer.testing import CliRunner
+
+    from vniah.cli import app
+
+    saved = []
+    for options in ([], ["--distractors", "5", "--shared-distractors"], ["--distractors", "5"]):
+        result = CliRunner().invoke(app, ["plan", "--text", "4K-16K:4K", "--samples", "2", *options])
+        assert result.exit_code == 0, result.output
+        found = re.search(r"\(([\d.]+)x fewer\)", result.output)
+        assert found is not None
+        saved.append(float(found[1]))
+    assert saved[0] > saved[1] > saved[2] > 1
 
 
 def _letters(book: TextBook, segments: Any) -> list[int]:

@@ -68,6 +68,19 @@ def test_a_control_has_its_distractors_and_no_needle() -> None:
     assert puzzle.answer == puzzle.number not in [one.number for one in puzzle.others]
 
 
+def test_shared_distractors_are_one_set_a_length() -> None:
+    found = [
+        make_puzzle(TextCell(length, depth, sample), seed=1, num_distractors=5, shared_distractors=True)
+        for length in (1000, 2000)
+        for depth in (None, 0, 50)
+        for sample in (0, 1)
+    ]
+    assert len({puzzle.others for puzzle in found[:6]}) == len({puzzle.others for puzzle in found[6:]}) == 1
+    assert found[0].others != found[6].others
+    assert len({puzzle.number for puzzle in found}) == 12
+    assert all(puzzle.number not in [one.number for one in puzzle.others] for puzzle in found)
+
+
 def test_variants() -> None:
     cell, control = TextCell(1000, 50, 0), TextCell(1000, None, 0)
     multi = make_puzzle(cell, seed=1, variant="multi", num_needles=3)
@@ -124,6 +137,9 @@ def test_settings_read_environment_over_metadata_over_the_papers() -> None:
     assert (paper.seed, paper.samples, paper.num_distractors) == (24242424, 5, 0)
     metadata = {"lengths": "1K", "samples": 2, "num_distractors": 3, "version": 1.0}
     found = TextSettings.read(metadata, {"TEXT_NIAH_LENGTHS": "4K", "TEXT_NIAH_SEED": "7", "TEXT_NIAH_DEPTHS": ""})
+    assert not found.shared_distractors
+    assert TextSettings.read({"shared_distractors": True}, {}).shared_distractors
+    assert not TextSettings.read({"shared_distractors": True}, {"TEXT_NIAH_SHARED_DISTRACTORS": "0"}).shared_distractors
     assert (found.lengths, found.seed, found.samples, found.num_distractors) == ("4K", 7, 2, 3)
     assert [cell.depth_percent for cell in found.cells()] == [d for d in range(0, 101, 10) for _ in range(2)] + [None]
 
@@ -134,6 +150,7 @@ def test_settings_read_environment_over_metadata_over_the_papers() -> None:
         ({"TEXT_NIAH_SAMPLES": "0"}, "TEXT_NIAH_SAMPLES must be at least 1"),
         ({"TEXT_NIAH_SAMPLES": "five"}, "TEXT_NIAH_SAMPLES must be a whole number, got 'five'"),
         ({"TEXT_NIAH_SEED": "1.5"}, "TEXT_NIAH_SEED"),
+        ({"TEXT_NIAH_SHARED_DISTRACTORS": "maybe"}, "must be 1 or 0, got 'maybe'"),
     ],
 )
 def test_bad_settings_are_named(environ: dict[str, str], message: str) -> None:

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from vniah.requests import Request
+    from vniah.text import TextSettings
 
 
 def command(
@@ -20,6 +21,10 @@ def command(
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
     text: Annotated[str, typer.Option(help="Plan text NIAH at these lengths instead, as TEXT_NIAH_LENGTHS.")] = "",
     samples: Annotated[int, typer.Option(help="Text NIAH: numbers a cell.", min=1)] = 5,
+    distractors: Annotated[int, typer.Option(help="Text NIAH: distractors a prompt.", min=0, max=6)] = 0,
+    shared_distractors: Annotated[
+        bool, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
+    ] = False,
 ) -> None:
     """Show cells, tokens, FLOPs, memory and time of a grid before running it.
 
@@ -28,11 +33,20 @@ def command(
     from vniah.gpus import UTILISATION, get_gpu
     from vniah.grid import Grid
     from vniah.planning import grid_requests, make_plan, shape_of
+    from vniah.text import TextSettings
 
     shape, device = shape_of(model), get_gpu(gpu)
     if text:
-        cells, controls = _text_requests(text, depths, samples)
-        what = f"text NIAH {text} tokens"
+        settings = TextSettings(
+            lengths=text,
+            depths=depths,
+            samples=samples,
+            haystack="builtin",
+            num_distractors=distractors,
+            shared_distractors=shared_distractors,
+        )
+        cells, controls = _text_requests(settings)
+        what = f"text NIAH {text} tokens, {distractors} distractors"
     else:
         grid = Grid.parse(frames, depths)
         question = "\nFind the frame of the needle. What is it?\nAnswer the question using a single word or phrase."
@@ -73,26 +87,13 @@ def command(
     )
 
 
-def _text_requests(lengths: str, depths: str, samples: int) -> tuple[list[Request], list[Request]]:
-    """Prompts of text NIAH by shape: one haystack's tokens, a needle of about 15 tokens, a question of 40."""
-    from vniah.grid import parse_range
-    from vniah.requests import Request, Segment, Target, Text, Tokens
-    from vniah.text import parse_lengths
+def _text_requests(settings: TextSettings) -> tuple[list[Request], list[Request]]:
+    """The task's own prompts over built-in prose, with lengths estimated: the sharing is that of a run."""
+    from vniah.text import TextBook
 
-    cells: list[Request] = []
-    controls: list[Request] = []
-    for length in parse_lengths(lengths):
-        for depth in parse_range(depths, "depths"):
-            cut = length * depth // 100
-            for sample in range(samples):
-                head = [Tokens("haystack", 0, cut)] if cut else []
-                tail = [Tokens("haystack", cut, length)] if cut < length else []
-                needle = Text("\nThe special magic Singapore number is: " + f"{sample:07d}" + ".\n" + "x" * 12)
-                segments: list[Segment] = [Text("book" * 8), *head, needle, *tail, Text("question" * 20)]
-                cells.append(Request(tuple(segments), Target("1234567" * 4)))
-        whole = (Text("book" * 8), Tokens("haystack", 0, length), Text("question" * 20))
-        controls.append(Request(whole, Target("1" * 28)))
-    return cells, controls
+    book = TextBook(settings)
+    pairs = list(zip(book.cells, book.requests(), strict=True))
+    return [one for cell, one in pairs if not cell.is_control], [one for cell, one in pairs if cell.is_control]
 
 
 def _clock(seconds: float) -> str:

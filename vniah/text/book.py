@@ -83,6 +83,7 @@ class TextBook:
             num_distractors=settings.num_distractors,
             variant=settings.variant,
             num_needles=settings.num_needles,
+            shared_distractors=settings.shared_distractors,
         )
 
     def compose(self, cell: TextCell) -> ComposedText:
@@ -94,7 +95,7 @@ class TextBook:
         return compose(self.source.measured, cell, self.puzzle(cell))
 
     def requests(self) -> list[Request]:
-        """Every cell as segments, in order; needs a bound tokenizer. For planning, and for runs without lmms-eval."""
+        """Every cell as segments with its answer, in order: for planning, and for runs without lmms-eval."""
         return [self.compose(cell).request() for cell in self.cells]
 
     def provenance(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class TextPrompt:
         """Text, spans of haystack tokens, needles, question.
 
         Raises:
-            ValueError: no tokenizer is bound; or the length does not hold one sentence.
+            ValueError: the length does not hold one sentence.
         """
         return self._book.compose(self._cell).segments()
 

@@ -55,7 +55,7 @@ class ComposedText:
         return next((one for one in self.placed if one.insert is self.puzzle.needle), None)
 
     def segments(self) -> tuple[Segment, ...]:
-        """The complete raw prompt; needs a tokenizer (see ``MeasuredHaystack.tokens``)."""
+        """The complete raw prompt. With an estimate for a measure it can be planned, not run."""
         found: list[Segment] = [Text(PREFIX)]
         before = 0
         for one in self.placed:

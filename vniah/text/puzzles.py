@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vniah.grid import parse_range
@@ -104,7 +105,13 @@ def parse_lengths(spec: str) -> tuple[int, ...]:
 
 
 def make_puzzle(
-    cell: TextCell, *, seed: int, num_distractors: int = 0, variant: str = "single", num_needles: int = 1
+    cell: TextCell,
+    *,
+    seed: int,
+    num_distractors: int = 0,
+    variant: str = "single",
+    num_needles: int = 1,
+    shared_distractors: bool = False,
 ) -> Puzzle:
     """Draw the puzzle of a cell.
 
@@ -115,20 +122,27 @@ def make_puzzle(
         variant: "single" (the paper's), "multi" (several numbers asked at once), "keys" (one number, and
             which cities have it), "absent" (may be answered "not there").
         num_needles: cities asked about by "multi" and "keys".
+        shared_distractors: one set of distractors, with its places, for all cells of a length. The paper
+            draws anew in every prompt; shared, a whole length has one haystack that a model reads once.
 
     Raises:
         ValueError: more distractors or needles than there are cities, or no such variant.
     """
     check_puzzle(num_distractors, variant, num_needles)
     draws = _Draws(f"{seed}:{cell.length}:{'control' if cell.is_control else cell.depth_percent}:{cell.sample}")
+    common = _Draws(f"{seed}:{cell.length}:shared") if shared_distractors else draws
     asked = (NEEDLE_CITY, *MORE_CITIES[: num_needles - 1])
-    numbers = draws.numbers(len(asked) + num_distractors)
-    # The asked number is the first draw and distractors follow it, in every variant.
-    first, distracting, further = numbers[0], numbers[1 : 1 + num_distractors], numbers[1 + num_distractors :]
+    if shared_distractors:
+        distracting = common.numbers(num_distractors)
+        first, *further = draws.numbers(len(asked), avoid=distracting)
+    else:
+        # The asked number is the first draw and distractors follow it, in every variant.
+        numbers = draws.numbers(len(asked) + num_distractors)
+        first, distracting, further = numbers[0], numbers[1 : 1 + num_distractors], numbers[1 + num_distractors :]
     values = (first, *(further if variant == "multi" else (first,) * (len(asked) - 1)))
     needles = [Insert(city, n, True, draws.place(city)) for city, n in zip(asked, values, strict=True)]
     distractors = [
-        Insert(city, n, False, draws.place(city))
+        Insert(city, n, False, common.place(city))
         for city, n in zip(DISTRACTOR_CITIES[:num_distractors], distracting, strict=True)
     ]
     if variant == "multi":
@@ -203,7 +217,7 @@ class _Draws:
     def place(self, city: str) -> int:
         return self._bits(f"place:{city}")
 
-    def numbers(self, count: int) -> list[str]:
+    def numbers(self, count: int, avoid: Sequence[str] = ()) -> list[str]:
         """Different numbers of 7 digits; the first k are the same whatever ``count`` is."""
         found: list[str] = []
         attempt = 0
@@ -211,6 +225,6 @@ class _Draws:
             # The bias of the remainder is below 1e-12.
             number = str(_LOWEST + self._bits(f"number:{attempt}") % (_HIGHEST - _LOWEST + 1))
             attempt += 1
-            if number not in found:
+            if number not in found and number not in avoid:
                 found.append(number)
         return found

@@ -17,6 +17,7 @@ PAPER_SEED = 24242424
 
 _STRINGS = ("lengths", "depths", "haystack", "tokenizer")
 _NUMBERS = ("samples", "seed")
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 # Part of what a task is, so its YAML's alone: no variable of the environment.
 _TASK_NUMBERS = ("num_distractors", "num_needles")
 
@@ -32,7 +33,7 @@ class TextSettings:
         haystack: folder of .txt files, Hub dataset id, ``builtin[:seed]``; empty for the paper's essays.
         tokenizer: folder or Hub id of the tokenizer that counts lengths for a model that brings none.
         seed: of all draws.
-        num_distractors, variant, num_needles: see ``make_puzzle``.
+        shared_distractors, num_distractors, variant, num_needles: see ``make_puzzle``.
 
     Raises:
         ValueError: naming the value that is out of bounds.
@@ -44,6 +45,7 @@ class TextSettings:
     haystack: str = ""
     tokenizer: str = ""
     seed: int = PAPER_SEED
+    shared_distractors: bool = False
     num_distractors: int = 0
     variant: str = "single"
     num_needles: int = 1
@@ -67,6 +69,9 @@ class TextSettings:
             value = environ.get(f"TEXT_NIAH_{key.upper()}") or metadata.get(key)
             if value not in (None, ""):
                 values[key] = str(value) if key in _STRINGS else _whole(value, f"TEXT_NIAH_{key.upper()}")
+        shared = environ.get("TEXT_NIAH_SHARED_DISTRACTORS") or metadata.get("shared_distractors")
+        if shared not in (None, ""):
+            values["shared_distractors"] = _switch(shared, "TEXT_NIAH_SHARED_DISTRACTORS")
         for key in _TASK_NUMBERS:
             if metadata.get(key) is not None:
                 values[key] = _whole(metadata[key], key)
@@ -97,3 +102,10 @@ def _whole(value: Any, name: str) -> int:
         return int(str(value))
     except ValueError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _switch(value: Any, name: str) -> bool:
+    word = str(value).strip().lower()
+    if word not in _ON and word not in _OFF:
+        raise ValueError(f"{name} must be 1 or 0, got {value!r}")
+    return word in _ON
