@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
 from vniah.settings import cache_dir
-from vniah.videos import VideoFolders, VideoReport, Wanted, find_videos, unpack_archives
+from vniah.videos import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos, unpack_archives
 
 _log = logging.getLogger(__name__)
 _FAILURE_KEPT_S = 30.0
@@ -150,6 +150,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def first_of(row: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     """The first of several columns that a row has: data sets rename theirs between releases."""
     return next((row[name] for name in names if row.get(name) is not None), default)
+
+
+def playable(
+    questions: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str], found: Mapping[str, VideoInfo]
+) -> list[tuple[dict[str, Any], VideoInfo]]:
+    """The questions whose video is ``found``, with their videos, grouped by video in the order of the first one.
+
+    Grouped, because questions on one video share its prefix, which a model may compute once. Each row also
+    carries the path (``video``) and how many videos and questions were left out (``missing_videos``,
+    ``missing_questions``): lmms-eval hands an aggregation nothing but what the rows give.
+
+    Args:
+        label: the label of a question's video, as in the report.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    missing: dict[str, int] = {}
+    for question in questions:
+        if label(question) in found:
+            groups.setdefault(label(question), []).append(dict(question))
+        else:
+            missing[label(question)] = missing.get(label(question), 0) + 1
+    counts = {"missing_videos": len(missing), "missing_questions": sum(missing.values())}
+    return [
+        ({**row, "video": str(found[name].path.absolute()), **counts}, found[name])
+        for name, rows in groups.items()
+        for row in rows
+    ]
 
 
 def load_once(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:

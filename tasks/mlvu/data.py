@@ -19,8 +19,7 @@ from typing import Any
 
 from vniah.choices import answer_letter, letter_of
 from vniah.tasks.mlvu.kinds import BY_CODE, kind_named
-from vniah.video_source import VideoSource, first_of, load_once, matching, read_rows
-from vniah.videos import VideoInfo
+from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
 
 _log = logging.getLogger(__name__)
 ENV = "MLVU_VIDEOS"
@@ -90,7 +89,7 @@ def load(split: str, generation: bool, key: tuple[str, ...]) -> tuple[Mapping[st
         _log.warning("%s: %s", part, report.summary())
     if unusable:
         _log.warning("%s: %d questions left out, their answer is none of their options", part, unusable)
-    rows = keep_playable(questions, report.found, unusable)
+    rows = [{**row, "unusable_questions": unusable} for row, _ in playable(questions, _label, report.found)]
     if not rows:
         raise ValueError(f"{part}: none of its {len(wanted)} videos is there; point {ENV} at a folder that has them")
     return tuple(rows)
@@ -161,27 +160,6 @@ def with_options(question: str, options: Sequence[str]) -> str:
     if all(option in question for option in options):
         return question
     return "\n".join([question, *(f"({letter_of(index)}) {option}" for index, option in enumerate(options))])
-
-
-def keep_playable(
-    questions: Sequence[Mapping[str, Any]], found: Mapping[str, VideoInfo], unusable: int
-) -> list[dict[str, Any]]:
-    """Questions whose video opens, grouped by video, each with the counts of the rest (see Video-MME's)."""
-    playable: dict[str, list[dict[str, Any]]] = {}
-    missing: dict[str, int] = {}
-    for question in questions:
-        label = _label(question)
-        info = found.get(label)
-        if info is None:
-            missing[label] = missing.get(label, 0) + 1
-            continue
-        playable.setdefault(label, []).append({**question, "video": str(info.path.absolute())})
-    counts = {
-        "missing_videos": len(missing),
-        "missing_questions": sum(missing.values()),
-        "unusable_questions": unusable,
-    }
-    return [{**row, **counts} for rows in playable.values() for row in rows]
 
 
 def _label(question: Mapping[str, Any]) -> str:

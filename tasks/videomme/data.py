@@ -13,8 +13,7 @@ from typing import Any
 
 from vniah.choices import answer_letter, letter_of
 from vniah.tasks.videomme.subtitles import find_subtitles
-from vniah.video_source import VideoSource, first_of, load_once, matching, read_rows
-from vniah.videos import VideoInfo
+from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
 
 _log = logging.getLogger(__name__)
 
@@ -44,13 +43,20 @@ def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     report, roots = SOURCE.locate(wanted)
     if report.missing:
         _log.warning("Video-MME: %s", report.summary())
-    rows = keep_playable(questions, report.found)
+    rows = playable(questions, lambda question: str(question["video_id"]), report.found)
     if not rows:
         raise ValueError(
             f"none of the {len(wanted)} videos of Video-MME is there; point {SOURCE.env} at a folder that has them"
         )
     subtitles = find_subtitles(roots)
-    return tuple({**row, "subtitles": str(subtitles.get(str(row["video_id"]).casefold(), ""))} for row in rows)
+    return tuple(
+        {
+            **row,
+            "subtitles": str(subtitles.get(str(row["video_id"]).casefold(), "")),
+            "last_frame_s": max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0)),
+        }
+        for row, info in rows
+    )
 
 
 def _annotations() -> list[dict[str, Any]]:
@@ -107,23 +113,3 @@ def lettered(index: int, option: str) -> str:
     option = option.strip()
     start = f"{letter_of(index)}."
     return option if option.startswith(start) else f"{start} {option}"
-
-
-def keep_playable(questions: Sequence[Mapping[str, Any]], found: Mapping[str, VideoInfo]) -> list[dict[str, Any]]:
-    """Questions whose video opens, grouped by video in the order of the first one, each with the counts of the rest.
-
-    Grouped, because questions on one video share its prefix, which a model may compute once. The counts
-    travel in every row, since lmms-eval hands an aggregation nothing but the rows' metrics.
-    """
-    playable: dict[str, list[dict[str, Any]]] = {}
-    left_out: dict[str, int] = {}
-    for question in questions:
-        info = found.get(question["video_id"])
-        if info is None:
-            left_out[question["video_id"]] = left_out.get(question["video_id"], 0) + 1
-            continue
-        last_frame_s = max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0))
-        row = {**question, "video": str(info.path.absolute()), "last_frame_s": last_frame_s}
-        playable.setdefault(question["video_id"], []).append(row)
-    counts = {"missing_videos": len(left_out), "missing_questions": sum(left_out.values())}
-    return [{**row, **counts} for rows in playable.values() for row in rows]
