@@ -53,7 +53,7 @@ def build_prompt(
     if any(part.template == "none" for part in parts):
         # A raw prompt: its segments hold every word (text NIAH has no chat template, reference section 4).
         segments = [segment for part in parts for segment in part.segments]
-        return _prompt(segments, parts, leaf)
+        return _prompt([Text(template.bos), *segments], parts, leaf)
     return _prompt(_turn(template.opening(system), text, parts, template.post), parts, leaf)
 
 

@@ -6,9 +6,10 @@ formatted whole. Knows nothing about tokenizers.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-
+_BOS = re.compile(r"<(?:s|bos|\|begin_of_text\|)>")
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
@@ -30,6 +31,12 @@ class PromptTemplate:
     default_system: str = ""
     post: str = ""
     between: str = "\n"
+
+    @property
+    def bos(self) -> str:
+        """The mark that every sequence of this model begins with, raw prompts included; "" for most."""
+        found = _BOS.match(self.system)
+        return found[0] if found else ""
 
     @property
     def pre(self) -> str:
@@ -55,7 +62,6 @@ QWEN_1_5 = PromptTemplate(
     between="<|im_end|>\n<|im_start|>user\n",
 )
 PLAIN = PromptTemplate(name="plain")
-NANO = PromptTemplate(name="nano", system="<bos>")
 MISTRAL = PromptTemplate(name="mistral", system="<s>[INST] ", post=" [/INST]", between="</s>[INST] ")
 VICUNA = PromptTemplate(
     name="vicuna",
