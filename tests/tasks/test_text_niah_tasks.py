@@ -284,3 +284,58 @@ def test_the_prompt_tells_other_models_where_to_go(manager: Any) -> None:
     assert isinstance(visual, TextPrompt)
     with pytest.raises(AttributeError, match="text_niah_generate"):
         _ = visual.size
+
+
+def _adapter_scores(shared: Path, cache: Path, manager: Any, scoring: str, *tasks: str) -> dict[str, Any]:
+    from longva_model.lmms_model import LongVARing
+
+    model = LongVARing(
+        pretrained=str(shared / "parity" / "LongVA-tiny-unires"),
+        dtype="float32",
+        device="cpu",
+        scoring=scoring,
+        journal=str(cache / f"{scoring}.jsonl"),
+    )
+    return evaluate(model, manager, *tasks)
+
+
+def _tree_equals_plain(shared: Path, cache: Path, manager: Any, *tasks: str) -> int:
+    """Score twice; every prediction must agree, and every log-probability within rounding. Returns the cells.
+
+    What the samples say of a prompt's length must be what the model was fed, by the journal.
+    """
+    tree, plain = (_adapter_scores(shared, cache, manager, scoring, *tasks) for scoring in ("tree", "plain"))
+    cells = 0
+    for task in tasks:
+        for fast, slow in zip(every(tree, task), every(plain, task), strict=True):
+            assert fast["predicted_ids"] == slow["predicted_ids"] and len(fast["predicted_ids"]) > 0
+            # Float32 sums over thousands of keys in another order; the parity cases differ by as much.
+            assert fast["answer_logprobs"] == pytest.approx(slow["answer_logprobs"], abs=2e-3)
+            assert fast["num_tokens"] == slow["num_tokens"]
+            assert fast["length_unit"] == "tokens of the model"
+            cells += 1
+    for line in (cache / "tree.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["result"]["prompt_tokens"] == every(tree, row["task"])[row["doc_id"]]["num_tokens"]
+    return cells
+
+
+def test_the_adapter_scores_alike_by_tree_and_plain(
+    shared: Path, tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXT_NIAH_LENGTHS", "300,500")
+    monkeypatch.setenv("TEXT_NIAH_SAMPLES", "1")
+    monkeypatch.setenv("TEXT_NIAH_HAYSTACK", str(shared / "data" / "essays"))
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    assert _tree_equals_plain(shared, tmp_path, manager, "text_niah_0", "text_niah_3") == 16
+
+
+@pytest.mark.slow
+def test_the_adapter_scores_alike_on_one_to_eight_thousand_tokens(
+    shared: Path, tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXT_NIAH_LENGTHS", "1K-8K:1K")
+    monkeypatch.setenv("TEXT_NIAH_SAMPLES", "1")
+    monkeypatch.setenv("TEXT_NIAH_HAYSTACK", str(shared / "data" / "essays"))
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    assert _tree_equals_plain(shared, tmp_path, manager, "text_niah_0", "text_niah_5") == 64
