@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,13 +42,14 @@ class Journal:
 
     Args:
         path: the ``.jsonl`` file; made when absent. A lock file stands beside it while it is open.
+        also: journals that are read too and not held: those of other processes of an earlier run.
 
     Raises:
         ValueError: another process holds it, or a line before the last cannot be read.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], also: Sequence[str | os.PathLike[str]] = ()) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(str(self.path) + ".lock")
@@ -60,43 +61,37 @@ class Journal:
                 "or give this run its own with journal=PATH"
             ) from None
         try:
-            self._rows = self._load()
-            self._file = open(self.path, "ab")  # noqa: SIM115 (held open until close)
+            self._rows = {key: row for other in also for key, row in _read(Path(other))[0].items()}
+            own = self._load()
+            self._own = set(own)
+            self._rows.update(own)
+            # Unbuffered: what a full disk did not take must not be written later, behind other lines.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open until close)
         except BaseException:
             self._lock.release()
             raise
 
     def _load(self) -> dict[str, dict[str, Any]]:
-        rows: dict[str, dict[str, Any]] = {}
+        """The rows of our own file, whose torn end is mended."""
         if not self.path.exists():
-            return rows
-        data = self.path.read_bytes()
-        good = 0
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
-            end = good + len(line)
-            try:
-                row = json.loads(line)
-                rows[row["key"]] = row
-            except (ValueError, KeyError, TypeError):
-                if end < len(data):
-                    raise ValueError(
-                        f"{self.path}:{number} is not a journal line, and lines follow it; the file was changed "
-                        "by something else. Move it away to start over, or mend that line"
-                    ) from None
-                break
-            if not line.endswith(b"\n"):
-                # Whole, but its newline is missing: take it and write the newline before going on.
-                with open(self.path, "ab") as file:
-                    file.write(b"\n")
-                end += 1
-            good = end
-        if good < len(data):
-            with open(self.path, "rb+") as file:
+            return {}
+        rows, good = _read(self.path)
+        size = self.path.stat().st_size
+        with open(self.path, "rb+") as file:
+            if good < size:
                 file.truncate(good)
+            elif good > size:
+                # Whole, but its newline is missing.
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
         return rows
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def holds(self, key: str) -> bool:
+        """Whether ``key`` stands in this very file and not only in those read beside it."""
+        return key in self._own
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The result stored under ``key``, or ``None``."""
@@ -113,8 +108,9 @@ class Journal:
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line)
-            self._file.flush()
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) or 0 :]
             os.fsync(self._file.fileno())
         except OSError as error:
             os.ftruncate(self._file.fileno(), before)
@@ -124,6 +120,7 @@ class Journal:
                 str(self.path),
             ) from error
         self._rows[key] = row
+        self._own.add(key)
 
     def close(self) -> None:
         self._file.close()
@@ -136,3 +133,28 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """The rows of a journal by key, and the length of what is whole: one more than the file's for a missing newline.
+
+    Raises:
+        ValueError: a line that cannot be read and is not the last.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    data = path.read_bytes()
+    good = 0
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        end = good + len(line)
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            if end < len(data):
+                raise ValueError(
+                    f"{path}:{number} is not a journal line, and lines follow it; the file was changed "
+                    "by something else. Move it away to start over, or mend that line"
+                ) from None
+            return rows, good
+        good = end if line.endswith(b"\n") else end + 1
+    return rows, good

@@ -82,6 +82,44 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_line(tmp_path: Path, monkeyp
     journal.close()
 
 
+def test_what_a_full_disk_did_not_take_is_not_written_later(tmp_path: Path) -> None:
+    """A real limit: the kernel takes a part of the line. The lines behind it, after space is free, stay whole."""
+    path = tmp_path / "j.jsonl"
+    code = f"""
+import resource
+from vniah.journal import Journal
+with Journal({str(path)!r}) as journal:
+    journal.put("a", {{"score": 1}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 10, resource.RLIM_INFINITY))
+    try:
+        journal.put("b", {{"score": 2, "text": "x" * 100000}})
+        print("written")
+    except OSError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    journal.put("c", {{"score": 3}})
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cannot write to the journal" in out
+    with Journal(path) as journal:
+        assert (journal.get("a"), journal.get("b"), journal.get("c")) == ({"score": 1}, None, {"score": 3})
+
+
+def test_journals_of_other_processes_are_read_and_not_held(tmp_path: Path) -> None:
+    with Journal(tmp_path / "other") as journal:
+        journal.put("a", {"score": 1})
+        journal.put("b", {"score": 2})
+    torn = (tmp_path / "other").read_bytes()[:-3]
+    (tmp_path / "other").write_bytes(torn)
+    with Journal(tmp_path / "own", also=[tmp_path / "other"]) as journal:
+        assert journal.get("a") == {"score": 1}
+        assert journal.get("b") is None
+        assert not journal.holds("a")
+        journal.put("a", {"score": 1})
+        assert journal.holds("a")
+    assert (tmp_path / "other").read_bytes() == torn
+
+
 def test_the_key_is_the_content() -> None:
     one = content_key("w", [Text("a"), Frames("h", 0, 4)], Target("x"))
     assert one == content_key("w", [Text("a"), Frames("h", 0, 4)], Target("x"))
