@@ -1,8 +1,8 @@
 """A KV cache that is appended to and cropped back: one contiguous buffer a layer.
 
 Walking a tree depth-first needs just this: extend along a branch, score its leaves, crop to where the
-branch began. Buffers grow by doubling up to a known maximum, so appending a chunk copies that chunk and
-nothing else.
+branch began. Buffers are made once, at the length that the tree is known to need; appending a chunk copies
+that chunk and nothing else. (Growing by doubling would leave an allocator holes as large as the cache.)
 
 Shapes: B batch (1 in the tree), K key/value heads, S capacity, D head size.
 """
@@ -39,9 +39,10 @@ class CroppableLayer(CacheLayerMixin):
         capacity = self.keys.shape[-2] if self.keys.ndim == 4 else 0
         if needed <= capacity:
             return
-        grown = max(needed, 2 * capacity, 256)
         if self.max_length is not None and needed <= self.max_length:
-            grown = min(grown, self.max_length)
+            grown = self.max_length
+        else:
+            grown = max(needed, 2 * capacity, 256)
         batch, heads, _, size = like_BKTD.shape
         for name in ("keys", "values"):
             old = getattr(self, name)
@@ -91,7 +92,7 @@ class CroppableCache(Cache):
 
     Args:
         num_layers: decoder layers.
-        max_length: rows that will be needed at most, to stop the doubling there.
+        max_length: rows that will be needed at most; past it, or without it, buffers grow by doubling.
     """
 
     def __init__(self, num_layers: int, max_length: int | None = None) -> None:

@@ -1,0 +1,126 @@
+"""Blocks of frame embeddings on disk: written atomically, read by memory map, the least recently used removed.
+
+Knows tensors and files; nothing of frames or models. Several processes may use one folder at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+BLOCK = 64
+# Other processes fill the folder too, so what it holds is counted anew now and then.
+_COUNT_EVERY = 16
+_ABANDONED_SECONDS = 3600.0
+
+
+class BlockStore:
+    """Tensors by (key, index), in ``folder/key/index.safetensors``.
+
+    A block is of ``BLOCK`` rows but for the last of a source, which says its rows in its name: a source that
+    grows (a haystack whose longer form continues the shorter) must not take a short block for a whole one.
+
+    Args:
+        folder: made when first written to.
+        max_bytes: bound of the folder.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.writable = True
+        self._held: int | None = None
+        self._stored = 0
+
+    def has(self, key: str, index: int, rows: int) -> bool:
+        return self._path(key, index, rows).exists()
+
+    def load(self, key: str, index: int, rows: int) -> torch.Tensor | None:
+        """The block, or ``None`` when it is not there, cannot be read, or is not of so many rows."""
+        path = self._path(key, index, rows)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tokens: torch.Tensor = file.get_tensor("tokens")
+        except (SafetensorError, OSError, KeyError):
+            return None
+        # In a cache that may only be read, the order of use is not kept.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return tokens if tokens.shape[0] == rows else None
+
+    def store(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
+        """Keep a block. A disk that takes no more is a warning, once: what is there is read on."""
+        if not self.writable:
+            return
+        path = self._path(key, index, tokens_NtD.shape[0])
+        try:
+            temporary = self._temporary(path.parent)
+            try:
+                save_file({"tokens": tokens_NtD.contiguous()}, temporary)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            self._make_room(path)
+        except (OSError, SafetensorError) as error:
+            self.writable = False
+            warnings.warn(
+                f"frame embeddings are not kept on disk: {error}; the run goes on and encodes frames again when "
+                "needed. Free space, or choose another folder with VNIAH_CACHE",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _path(self, key: str, index: int, rows: int) -> Path:
+        name = f"{index:06d}" if rows == BLOCK else f"{index:06d}-{rows}"
+        return self.folder / key / f"{name}.safetensors"
+
+    def _temporary(self, folder: Path) -> Path:
+        for _ in range(8):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+            except FileNotFoundError:
+                # Another process took the folder for a left-over in between.
+                continue
+            os.close(handle)
+            return Path(name)
+        raise OSError(f"{folder} is removed as often as it is made")
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the least recently used blocks past ``max_bytes``, never ``newest``."""
+        self._stored += 1
+        if self._held is not None and self._stored % _COUNT_EVERY:
+            self._held += newest.stat().st_size
+            if self._held <= self.max_bytes:
+                return
+        found = []
+        now = time.time()
+        for path in self.folder.glob("*/*"):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                if path.suffix == ".safetensors":
+                    found.append((stat.st_mtime, stat.st_size, path))
+                elif path.suffix == ".part" and now - stat.st_mtime > _ABANDONED_SECONDS:
+                    # Of a process that was killed while it wrote.
+                    path.unlink()
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.max_bytes:
+                break
+            if path != newest:
+                path.unlink(missing_ok=True)
+                total -= size
+        self._held = total
+        for folder in self.folder.iterdir():
+            # Refused unless empty, which is the point.
+            with contextlib.suppress(OSError):
+                folder.rmdir()

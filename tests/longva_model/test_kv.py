@@ -1,0 +1,37 @@
+"""The croppable cache: what was appended is what is read, cropping forgets, buffers are made once."""
+
+from __future__ import annotations
+
+import torch
+
+from longva_model.engine.kv import CroppableCache
+
+
+def rows(start: int, stop: int) -> torch.Tensor:
+    """(1, 2, T, 4), each row its position."""
+    return torch.arange(start, stop, dtype=torch.float32)[None, None, :, None].expand(1, 2, -1, 4)
+
+
+def append(cache: CroppableCache, start: int, stop: int) -> list[torch.Tensor]:
+    return [cache.update(rows(start, stop), -rows(start, stop), layer)[0] for layer in range(2)]
+
+
+def test_rows_come_back_in_order_after_crops() -> None:
+    cache = CroppableCache(2, 600)
+    append(cache, 0, 5)
+    append(cache, 5, 300)
+    cache.crop_to(4)
+    for keys in append(cache, 10, 12):
+        assert keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 10, 11]
+    assert cache.length == 6
+
+
+def test_buffers_of_a_known_length_are_made_once_and_others_grow() -> None:
+    known, unknown = CroppableCache(2, 1000), CroppableCache(2)
+    for start in range(0, 1000, 100):
+        append(known, start, start + 100)
+        append(unknown, start, start + 100)
+        assert known.num_bytes == 2 * 2 * 2 * 1000 * 4 * 4
+    assert unknown.num_bytes >= known.num_bytes
+    for keys in append(known, 1000, 1001):
+        assert keys[0, 0, :, 0].tolist() == list(range(1001))
