@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longva_model.backbone import LongVAModel
     from longva_model.config import LongVAConfig
-    from longva_model.modeling import LongVAForConditionalGeneration, LongVAModel
+    from longva_model.modeling import LongVAForConditionalGeneration
     from longva_model.processing import LongVAProcessor
 
 _NAMES = {

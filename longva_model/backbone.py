@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longva_model.config import LongVAConfig
 from longva_model.layout import UNIRES_POOL
+from longva_model.pretrained import LongVAPreTrainedModel
 from longva_model.visual import LongVAProjector, merge_tiles, pool_tokens, pools_tiles, tower_features
 
 
@@ -37,44 +37,6 @@ class LongVAOutputWithPast(BaseModelOutputWithPast):
 
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
-
-
-class LongVAPreTrainedModel(PreTrainedModel):
-    """What the bare model and the one with a head share."""
-
-    config: LongVAConfig
-    config_class = LongVAConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LongVAModel) and module.image_newline is not None:
-            init.normal_(module.image_newline, mean=0.0, std=self.config.text_config.hidden_size**-0.5)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """Move or cast, but keep RoPE frequencies in fp32.
-
-        Rounded to bf16 (``model.to(torch.bfloat16)``, or an engine that casts every buffer) a frequency is off
-        by up to 2**-9, which at position 400,000 is many turns (reference section 6).
-        """
-        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            parent, _, leaf = name.rpartition(".")
-            module = self.get_submodule(parent)
-            moved = getattr(module, leaf)
-            if moved.dtype != buffer.dtype and not moved.is_meta and not buffer.is_meta:
-                setattr(module, leaf, buffer.to(moved.device))
-        return self
 
 
 class LongVAModel(LongVAPreTrainedModel):
@@ -270,12 +232,13 @@ class LongVAModel(LongVAPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         images = videos = None
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds, images, videos = self.embed(
                 input_ids, pixel_values, image_sizes, pixel_values_videos, video_num_frames
             )
         elif pixel_values is not None or pixel_values_videos is not None:
             raise ValueError("visuals cannot be placed in inputs_embeds; give input_ids with placeholders")
+        assert inputs_embeds is not None
         length = inputs_embeds.shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -311,6 +274,15 @@ class LongVAModel(LongVAPreTrainedModel):
                 "(max_position_embeddings). Give fewer frames or smaller images; or, to measure beyond the "
                 f"context, load with max_position_embeddings={total} or more"
             )
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no output depends on: the tower's layers after the one that is used, and its final norm.
+
+        Distributed training that waits for every gradient should freeze them.
+        """
+        layers = self.vision_tower.encoder.layers
+        used = self.config.vision_feature_layer % (len(layers) + 1)
+        return [*layers[used:].parameters(), *self.vision_tower.post_layernorm.parameters()]
 
     def _in_batches(
         self,

@@ -1,4 +1,4 @@
-"""Chat templates for ``processor.apply_chat_template``, as Jinja, one turn equal to ``vniah.prompts``.
+"""Chat templates for ``processor.apply_chat_template``, as Jinja, made from ``vniah.prompts``.
 
 A message's content is a string, or a list of parts: text, image, video. A visual is followed by a newline
 where text comes next ("<image>" newline question, as the model was trained), by a space before another visual.
@@ -6,7 +6,9 @@ where text comes next ("<image>" newline question, as the model was trained), by
 
 from __future__ import annotations
 
-from vniah.prompts import MISTRAL, PLAIN, QWEN_1_5, VICUNA, PromptTemplate
+from dataclasses import dataclass
+
+from vniah.prompts import TEMPLATES, PromptTemplate
 
 _CONTENT = (
     "{%- macro content(message) -%}"
@@ -24,54 +26,54 @@ _CONTENT = (
 )
 
 
-def _jinja(template: PromptTemplate, *, system: str, user: str, close: str, answer: str, end: str) -> str:
-    """A conversation as Jinja.
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """Where a template's fixed parts may be cut, which Jinja needs and one prompt does not.
 
-    Args:
-        template: what stands before the first question and after each.
-        system: Jinja that replaces ``template.pre`` where there is a system message ``{{ system }}``.
-        user: what stands before each question but the first.
-        close: the part of ``template.post`` that ends a question; the rest opens the answer.
-        answer: between ``template.post`` and an answer.
-        end: after an answer.
+    Attributes:
+        close: the part of ``post`` that ends a question; the rest opens the answer.
+        answer: between ``post`` and the words of an answer.
+        end: the part of ``between`` that ends an answer; the rest opens the next question.
     """
 
-    def quote(text: str) -> str:
-        return "{{ " + repr(text) + " }}"
+    close: str = ""
+    answer: str = ""
+    end: str | None = None
 
-    opening = template.post.removeprefix(close)
+
+_TURNS = {
+    "qwen_1_5": _Turns(close="<|im_end|>\n", end="<|im_end|>\n"),
+    "mistral": _Turns(close=" [/INST]", answer=" ", end="</s>"),
+    "vicuna": _Turns(answer=" ", end="</s>"),
+}
+
+
+def to_jinja(template: PromptTemplate) -> str:
+    """A conversation in this template; one question with a generation prompt is ``pre``, question, ``post``."""
+    turns = _TURNS.get(template.name, _Turns())
+    end = template.between if turns.end is None else turns.end
+    if "{system}" in template.system:
+        before, _, after = template.system.partition("{system}")
+        system = f"{{{{ {before!r} ~ content(message) ~ {after!r} }}}}"
+    else:
+        system = f"{{{{ raise_exception({f'the template {template.name} has no place for a system prompt'!r}) }}}}"
     return (
-        _CONTENT + "{%- set ns = namespace(first=true) -%}"
-        "{%- for message in messages -%}"
-        "{%- if message.role == 'system' -%}{%- set ns.first = false -%}"
-        "{%- set system = content(message) -%}" + system + "{%- elif message.role == 'user' -%}"
-        "{%- if ns.first -%}"
-        + quote(template.pre)
-        + "{%- elif loop.previtem.role != 'system' -%}"
-        + quote(user)
-        + "{%- endif -%}"
-        "{%- set ns.first = false -%}{{ content(message) }}"
-        + quote(close)
-        + "{%- if not loop.last or add_generation_prompt -%}"
-        + quote(opening)
-        + "{%- endif -%}"
-        "{%- else -%}" + quote(answer) + "{% generation %}{{ content(message) ~ " + repr(end) + " }}{% endgeneration %}"
+        _CONTENT + "{%- set ns = namespace(opened=false) -%}{%- for message in messages -%}"
+        "{%- if message.role == 'system' -%}" + system + "{%- set ns.opened = true -%}"
+        "{%- elif message.role == 'user' -%}"
+        f"{{%- if loop.first -%}}{{{{ {template.pre!r} }}}}"
+        f"{{%- elif not ns.opened -%}}{{{{ {template.between.removeprefix(end)!r} }}}}{{%- endif -%}}"
+        "{%- set ns.opened = false -%}{{ content(message) }}"
+        f"{{{{ {turns.close!r} }}}}"
+        f"{{%- if not loop.last or add_generation_prompt -%}}{{{{ {template.post.removeprefix(turns.close)!r} }}}}"
         "{%- endif -%}"
-        "{%- endfor -%}"
+        f"{{%- else -%}}{{{{ {turns.answer!r} }}}}"
+        f"{{% generation %}}{{{{ content(message) ~ {end!r} }}}}{{% endgeneration %}}"
+        "{%- endif -%}{%- endfor -%}"
     )
 
 
-_QWEN_SYSTEM = "{{ '<|im_start|>system\\n' ~ system ~ '<|im_end|>\\n<|im_start|>user\\n' }}"
-CHAT_TEMPLATES: dict[str, str] = {
-    QWEN_1_5.name: _jinja(
-        QWEN_1_5, system=_QWEN_SYSTEM, user="<|im_start|>user\n", close="<|im_end|>\n", answer="", end="<|im_end|>\n"
-    ),
-    PLAIN.name: _jinja(PLAIN, system="{{ system }}", user="", close="", answer="", end="\n"),
-    MISTRAL.name: _jinja(
-        MISTRAL, system="{{ '<s>[INST] ' ~ system ~ '\\n' }}", user="[INST] ", close=" [/INST]", answer=" ", end="</s>"
-    ),
-    VICUNA.name: _jinja(VICUNA, system="{{ system ~ ' USER: ' }}", user="USER: ", close="", answer=" ", end="</s>"),
-}
+CHAT_TEMPLATES: dict[str, str] = {name: to_jinja(template) for name, template in TEMPLATES.items()}
 
 # By the decoder's model_type: what its checkpoints were trained with.
-DEFAULT_TEMPLATES = {"qwen2": QWEN_1_5.name, "mistral": MISTRAL.name, "llama": VICUNA.name}
+DEFAULT_TEMPLATES = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}

@@ -58,21 +58,24 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
     subfolder = options.pop("subfolder", "") or ""
     if os.path.isdir(path):
         return str(Path(path) / subfolder)
-    import huggingface_hub
+    from vniah.hub import MODEL_FILES, HubUnreachableError, cached_snapshot, fetch_snapshot
 
-    hub = {key: options.pop(key) for key in ("cache_dir", "revision", "token", "force_download") if key in options}
-    local_only = bool(options.pop("local_files_only", False))
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
+    patterns = [pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors"]
+    revision, cache_dir = options.pop("revision", None), options.pop("cache_dir", None)
+    refresh, cached_only = bool(options.pop("force_download", False)), bool(options.pop("local_files_only", False))
+    where = {"revision": revision, "allow_patterns": patterns, "cache_dir": Path(cache_dir) if cache_dir else None}
     try:
-        folder = huggingface_hub.snapshot_download(
-            str(path), allow_patterns=patterns, local_files_only=local_only, **hub
-        )
-    except (huggingface_hub.errors.HFValidationError, huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+        if cached_only:
+            folder = cached_snapshot(str(path), **where)
+            if folder is None:
+                raise HubUnreachableError("it is not in the cache, and local_files_only forbids to ask the Hub")
+        else:
+            folder = fetch_snapshot(str(path), refresh=refresh, **where)
+    except (ValueError, OSError) as error:
         raise FileNotFoundError(
-            f"{str(path)!r} is no folder here, and the Hub does not give it ({type(error).__name__}: {error}). "
-            "Check the name, your network and, for a private model, `hf auth login`"
+            f"{str(path)!r} is no folder here, nor to be had as a model of the Hub: {error}"
         ) from error
-    return str(Path(folder) / subfolder)
+    return str(folder / subfolder)
 
 
 def weight_files(folder: str | Path) -> list[Path]:

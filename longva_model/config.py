@@ -55,8 +55,8 @@ class LongVAConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 - transformers' own form
     attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}  # noqa: RUF012
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # a dict before __post_init__, a PreTrainedConfig after it
+    vision_config: Any = None
     image_token_index: int = IMAGE_TOKEN_INDEX
     video_token_index: int = VIDEO_TOKEN_INDEX
     projector_hidden_act: str = "gelu"
@@ -110,7 +110,7 @@ class LongVAConfig(PreTrainedConfig):
             patch_size=int(self.vision_config.patch_size),
             pool_stride=self.mm_spatial_pool_stride,
             pool_mode=self.mm_spatial_pool_mode,
-            pinpoints=self.image_grid_pinpoints or (),
+            pinpoints=tuple(self.image_grid_pinpoints or ()),
         )
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longva_model.preprocess import fit_frame
+from longva_model.preprocess import Mode, fit_frame
 from longva_model.unires import (
     CLIP_TILE,
     Pinpoints,
@@ -137,7 +137,7 @@ class VisualLayout:
         grid = self.grid(image.size)
         if grid is not None:
             return cut_tiles(image, grid)
-        mode = "pad" if self.aspect_ratio == "pad" else "crop"
+        mode: Mode = "pad" if self.aspect_ratio == "pad" else "crop"
         return np.asarray(fit_frame(image, mode, self.tile_size))[None]
 
     def num_tiles(self, image_wh: Size) -> int:

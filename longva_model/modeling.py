@@ -5,6 +5,7 @@ Shapes: B prompts, L tokens, D the decoder's width, N tiles or frames, S their e
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from longva_model import checkpoint, released
-from longva_model.backbone import LongVAModel, LongVAPreTrainedModel
+from longva_model import checkpoint, loading, released
+from longva_model.backbone import LongVAModel
 from longva_model.config import LongVAConfig
+from longva_model.pretrained import LongVAPreTrainedModel
 
 VISUAL_INPUTS = ("pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames")
 
@@ -60,7 +62,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
@@ -188,17 +190,37 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         if kwargs.get("state_dict") is not None or pretrained_model_name_or_path is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs)
-        config = kwargs.pop("config", None)
+        kwargs = loading.meant(kwargs)
+        asked_dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        config = copy.deepcopy(kwargs.pop("config", None))
         if not isinstance(config, LongVAConfig):
             config, kwargs = LongVAConfig.from_pretrained(config or folder, return_unused_kwargs=True, **kwargs)
         if config.released_config is not None:
             config.layout.require_pooling()
+        if "attn_implementation" in kwargs:
+            config._attn_implementation = kwargs["attn_implementation"]
         tensors = checkpoint.read_tensor_index(folder)
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        dtype = loading.resolve_dtype(asked_dtype, config, tensors)
+        with loading.empty_model(dtype):
+            model = cls(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         checkpoint.check_tensors(tensors, expected, folder, tied=config.tie_word_embeddings)
-        model = super().from_pretrained(folder, *args, config=config, key_mapping=released.KEY_MAPPING, **kwargs)
-        return model
+        device = loading.single_device(kwargs.get("device_map"))
+        if args or device is None or kwargs.keys() - loading.PLAIN_OPTIONS or loading.is_sharded_training():
+            kwargs |= {"config": config, "dtype": dtype, "key_mapping": released.KEY_MAPPING}
+            return super().from_pretrained(folder, *args, **kwargs)
+        loading.load_weights(model, tensors, dtype, device)
+        loading.load_generation_config(model, folder)
+        model.config.name_or_path = str(pretrained_model_name_or_path)
+        for part in (model.config, model.config.text_config, model.config.vision_config):
+            part.dtype = dtype
+        return model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, always in our layout; ``vniah convert`` writes the released one."""
+        # Else transformers undoes the renaming of tensors that were loaded from the released layout.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 AutoModel.register(LongVAConfig, LongVAModel, exist_ok=True)

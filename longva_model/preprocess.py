@@ -166,11 +166,10 @@ def check_frames(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> None:
     """
     if len(frames) == 0:
         raise ValueError("an empty video: it has no frames; expected uint8 (N, H, W, 3) or a list of images, N >= 1")
-    if isinstance(frames, np.ndarray):
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise ValueError(
-                f"frames must be uint8 of shape (N, H, W, 3), RGB, got {frames.dtype} of shape {frames.shape}"
-            )
+    if isinstance(frames, np.ndarray) and (
+        frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape
+    ):
+        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3), RGB, got {frames.dtype} of shape {frames.shape}")
 
 
 def run_threaded(work: Callable[[int], None], count: int, num_threads: int | None = None) -> None:

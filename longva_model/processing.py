@@ -90,7 +90,7 @@ class LongVAProcessor(ProcessorMixin):
                 a video where there are no images.
             videos: uint8 (N, H, W, 3), lists of images, or paths of video files.
             preprocess: "crop" or "pad" for video frames; the processor's own unless given.
-            num_frames: evenly many frames of each video; all of them unless given.
+            num_frames: evenly many frames of each video; unless given all of them, but 32 of a file.
             padding: several prompts are padded to the longest unless this is False.
             padding_side: "left" (what generation needs) or "right".
             pad_to_multiple_of: round the padded length up.
@@ -118,14 +118,14 @@ class LongVAProcessor(ProcessorMixin):
         videos = as_list_of_videos(videos)
         data: dict[str, Any] = {}
         if text is None:
-            samples = [(list(images or ()), list(videos or ()), [])]
+            samples: list[tuple[list[Any], list[Any], list[str]]] = [(list(images or ()), list(videos or ()), [])]
         else:
             texts = [text] if isinstance(text, str) else list(text)
             samples = distribute(texts, images, videos)
         all_images = [load_image(image) for sample in samples for image in sample[0]]
         all_videos = [
             fit_frames(load_frames(v, num_frames), mode, self.visual_layout.tile_size) for s in samples for v in s[1]
-        ]  # type: ignore[arg-type]
+        ]
         if text is not None:
             counts = {
                 "image": iter([self.visual_layout.num_image_tokens(image.size) for image in all_images]),
@@ -264,7 +264,7 @@ class LongVAProcessor(ProcessorMixin):
             return super().from_pretrained(folder, **kwargs)
         own = {key: kwargs.pop(key) for key in ("chat_template", "preprocess") if key in kwargs}
         config, kwargs = LongVAConfig.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, **kwargs)
         preprocessor = _preprocessor(folder, config)
         return cls.from_config(
             config,

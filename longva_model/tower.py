@@ -48,37 +48,32 @@ def find_tower(name: str | None, checkpoint: Path, *, local_files_only: bool = F
     for base in (Path(), checkpoint, checkpoint.parent):
         folder = base / name
         if (folder / "config.json").is_file():
-            paths = [folder / file for file in _FILES]
-            return _read([path if path.is_file() else None for path in paths], str(folder))
-    if _HUB_ID.fullmatch(name):
-        found = [_from_hub(name, file, cached_only=True) for file in _FILES]
-        if found[0] is None and not local_files_only:
-            found = [_from_hub(name, file, cached_only=False) for file in _FILES]
-        if found[0] is not None:
-            return _read(found, f"{name} on the Hub")
+            return _read(folder, str(folder))
+    if _HUB_ID.fullmatch(name) and (found := _from_hub(name, local_files_only=local_files_only)) is not None:
+        return _read(found, f"{name} on the Hub")
     logger.info(
         "the vision tower %s is neither here nor on the Hub; taking the known values of CLIP ViT-L/14-336", name
     )
     return Tower(None, None, "known values of CLIP ViT-L/14-336")
 
 
-def _from_hub(repo: str, file: str, *, cached_only: bool) -> Path | None:
-    """A file of a Hub repository, or None where it cannot be had."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_hub(repo: str, *, local_files_only: bool) -> Path | None:
+    """The folder with a Hub repository's config, from the cache or the Hub, or None where it cannot be had."""
+    from vniah.hub import cached_snapshot, fetch_snapshot
 
-    if cached_only:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file)
-        return Path(cached) if isinstance(cached, str) else None
-    try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, etag_timeout=5))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        return None
+    folder = cached_snapshot(repo, allow_patterns=_FILES)
+    if folder is None and not local_files_only:
+        try:
+            folder = fetch_snapshot(repo, allow_patterns=_FILES, progress=False)
+        except (OSError, ValueError) as error:
+            logger.debug("no config of %s from the Hub: %s", repo, error)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
-def _read(paths: list[Path | None], source: str) -> Tower:
+def _read(folder: Path, source: str) -> Tower:
     """Parse the two files; a whole CLIP model's config counts by its vision part."""
-    parts = [None if path is None else json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    paths = [folder / file for file in _FILES]
+    parts = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in paths]
     config = parts[0]
     assert isinstance(config, dict)
     if config.get("model_type") == "clip":

@@ -8,6 +8,8 @@ Shapes: N tiles or frames, S their edge in pixels, P patches a tile, T tokens, V
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ class LongVAProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features_NPV)))
 
 
-def tower_features(tower: nn.Module, pixels_NCHW: torch.Tensor, config: LongVAConfig) -> torch.Tensor:
+def tower_features(tower: Any, pixels_NCHW: torch.Tensor, config: LongVAConfig) -> torch.Tensor:
     """The tower's hidden state ``config.vision_feature_layer``, without what comes after it.
 
     Args:

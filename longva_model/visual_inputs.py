@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from longva_model.preprocess import check_frames, to_rgb
 
+DEFAULT_NUM_FRAMES = 32  # of a video file
 PLACEHOLDER = re.compile(r"<image>|<video>")
 
 
@@ -42,14 +43,11 @@ def load_image(source: Any) -> Image.Image:
             raise ValueError(f"{text[:200]} is no image that PIL can read") from error
     if isinstance(source, np.ndarray) or hasattr(source, "numpy"):
         array = source if isinstance(source, np.ndarray) else source.cpu().numpy()
-        if (
-            array.dtype != np.uint8
-            or array.ndim not in (2, 3)
-            or 0 in array.shape
-            or array.shape[2:] not in ((), (3,), (4,))
-        ):
+        colours_ok = array.shape[2:] in ((), (3,), (4,))
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape or not colours_ok:
             raise ValueError(
-                f"an image array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {array.dtype} of shape {array.shape}"
+                f"an image array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {array.dtype} of shape "
+                f"{array.shape}"
             )
         return to_rgb(Image.fromarray(array))
     if isinstance(source, Image.Image):
@@ -64,14 +62,16 @@ def load_frames(source: Any, num_frames: int | None = None) -> NDArray[np.uint8]
         source: uint8 (N, H, W, 3), a list of images, anything with ``frames(start, stop)`` and a length, or the
             path of a video file.
         num_frames: evenly many of them, ``linspace(0, n - 1, num_frames)`` rounded down as the released code
-            does; all of them unless given.
+            does. Unless given, all of them, but 32 of a file.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no frames, or frames of another shape or type.
     """
     if isinstance(source, (str, Path)):
-        source = _decode(Path(source), num_frames)
+        from vniah.haystack.opening import open_video
+
+        source = open_video(source, num_frames or DEFAULT_NUM_FRAMES)
     elif hasattr(source, "numpy") and not isinstance(source, np.ndarray):
         source = source.cpu().numpy()
     indices = None
@@ -107,8 +107,10 @@ def distribute(
         For each prompt its images, its videos, and the kind ("image" or "video") of each placeholder.
 
     Raises:
-        ValueError: placeholders and visuals that do not match in number.
+        ValueError: placeholders and visuals that do not match in number, or a video without frames.
     """
+    if len(texts) == 1 and any(isinstance(video, (list, tuple)) and not video for video in videos or ()):
+        raise ValueError("an empty video: a list without frames was given")
     image_lists, video_lists = _per_prompt(images, len(texts), "images"), _per_prompt(videos, len(texts), "videos")
     found = [PLACEHOLDER.findall(text) for text in texts]
     if image_lists is None or video_lists is None:  # one list for several prompts: dealt out by placeholders
@@ -174,8 +176,3 @@ def _check_counts(kinds: list[str], num_images: int, num_videos: int, num_texts:
         f"{where} {wanted} placeholders, but {num_images} images and {num_videos} videos were given. Each visual "
         "needs one placeholder: <image> for an image, <video> for a video (or <image>, where there are no images)"
     )
-
-
-def _decode(path: Path, num_frames: int | None) -> Any:
-    """Frames of a video file."""
-    raise NotImplementedError

@@ -1,0 +1,397 @@
+"""Loading and converting checkpoints of both layouts: bit-exact round trips, and an error for each thing amiss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longva_model import LongVAConfig, LongVAForConditionalGeneration, LongVAProcessor, checkpoint, released
+from longva_model.convert import convert
+from longva_model.released import to_our_key, to_released_key
+from longva_model.tower import find_tower
+
+torch.set_num_threads(1)
+
+
+def write_released(folder: Path, model: Any, shards: int = 1, **changes: Any) -> Path:
+    """A checkpoint of the released layout, with the tower's config beside it; changed keys of ``None`` are removed."""
+    folder.mkdir(parents=True)
+    config = {**released.write_config(model.config), **changes}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    (folder / "vision_tower").mkdir()
+    (folder / "vision_tower/config.json").write_text(json.dumps(model.config.vision_config.to_dict()))
+    tensors = {to_released_key(name): tensor.clone() for name, tensor in model.state_dict().items()}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map: dict[str, str] = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[i::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Any]) -> Any:
+    return tiny_model()
+
+
+@pytest.mark.parametrize("tag", ["unires", "anyres"])
+def test_there_and_back_tensors_and_config_keys_are_the_same(tag: str, shared: Path, tmp_path: Path) -> None:
+    source = shared / f"parity/LongVA-tiny-{tag}"
+    assert convert(source, tmp_path / "ours") == "ours"
+    assert convert(tmp_path / "ours", tmp_path / "new/back") == "released"
+    original, back = load_file(source / "model.safetensors"), load_file(tmp_path / "new/back/model.safetensors")
+    assert original.keys() == back.keys()
+    assert all(original[k].dtype == back[k].dtype and torch.equal(original[k], back[k]) for k in original)
+    assert json.loads((source / "config.json").read_text()) == json.loads(
+        (tmp_path / "new/back/config.json").read_text()
+    )
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json", "merges.txt"):
+        assert (source / file).read_bytes() == (tmp_path / "new/back" / file).read_bytes()
+    # All three load alike, the last far away from the tower that its config names.
+    prompt = "<image>\nWhat?"
+    image = torch.zeros(30, 40, 3, dtype=torch.uint8)
+    results = []
+    for folder in (source, tmp_path / "ours", tmp_path / "new/back"):
+        loaded = LongVAForConditionalGeneration.from_pretrained(folder)
+        inputs = LongVAProcessor.from_pretrained(folder)(text=prompt, images=[image], return_tensors="pt")
+        assert loaded.dtype == torch.bfloat16
+        results.append((loaded, loaded(**inputs, logits_to_keep=1).logits))
+        assert checkpoint.weights_fingerprint(folder) == checkpoint.weights_fingerprint(source)
+    for loaded, logits in results[1:]:
+        assert same_weights(loaded, results[0][0]) and torch.equal(logits, results[0][1])
+
+
+@pytest.mark.parametrize("text_type", ["qwen2", "llama", "mistral"])
+@pytest.mark.parametrize("merge", ["unires", "spatial_unpad"])
+def test_models_of_our_own_go_to_the_released_layout_and_back(
+    text_type: str, merge: str, tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e6}
+    model = tiny_model(text_type, text={"rope_parameters": rope}, mm_patch_merge_type=merge)
+    model.save_pretrained(tmp_path / "ours", max_shard_size="50KB")
+    assert len(checkpoint.weight_files(tmp_path / "ours")) > 1
+    convert(tmp_path / "ours", tmp_path / "released")
+    names = set(checkpoint.read_tensor_index(tmp_path / "released"))
+    assert {"model.embed_tokens.weight", "model.mm_projector.0.weight", "lm_head.weight"} <= names
+    assert "model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight" in names
+    assert ("model.image_newline" in names) == (merge == "spatial_unpad")
+    convert(tmp_path / "released", tmp_path / "back")
+    for folder in ("ours", "released", "back"):
+        loaded = LongVAForConditionalGeneration.from_pretrained(tmp_path / folder)
+        assert same_weights(loaded, model) and loaded.config.text_config.model_type == text_type
+        assert loaded.config.text_config.rope_parameters == model.config.text_config.rope_parameters
+        assert loaded.config.layout == model.config.layout
+        ours, theirs = (c.vision_config.to_dict() | {"dtype": None} for c in (loaded.config, model.config))
+        assert ours == theirs
+
+
+def test_a_model_loaded_from_the_released_layout_saves_in_ours(model: Any, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    loaded = LongVAForConditionalGeneration.from_pretrained(write_released(tmp_path / "a", model))
+    loaded.save_pretrained(tmp_path / "b")
+    assert set(load_file(tmp_path / "b/model.safetensors")) == set(model.state_dict())
+    assert type(AutoConfig.from_pretrained(tmp_path / "b")) is LongVAConfig
+    assert same_weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "b"), model)
+
+
+def test_keys_changed_since_reach_the_released_config_and_no_others(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model, rope_theta=1e6, extra_key=[1, None], tokenizer_model_max_length=77)
+    before = json.loads((folder / "config.json").read_text())
+    config = LongVAConfig.from_pretrained(folder)
+    assert released.write_config(config) == before
+    config = LongVAConfig.from_pretrained(folder, rope_theta=2e7, mm_spatial_pool_mode="max")
+    assert config.rope_theta == 2e7 and config.tokenizer_model_max_length == 77
+    assert released.write_config(config) == {**before, "rope_theta": 2e7, "mm_spatial_pool_mode": "max"}
+
+
+def test_sharded_loading_types_and_options(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model, shards=3)
+    load = LongVAForConditionalGeneration.from_pretrained
+    assert same_weights(load(folder), model) and load(folder).dtype == torch.float32
+    for dtype in (torch.bfloat16, "bfloat16"):
+        half = load(folder, dtype=dtype, device_map="cpu", attn_implementation="eager")
+        assert half.dtype == torch.bfloat16 and half.config.text_config.dtype == torch.bfloat16
+        assert half.language_model.rotary_emb.inv_freq.dtype == torch.float32
+        assert (
+            half.language_model.config._attn_implementation == half.vision_tower.config._attn_implementation == "eager"
+        )
+        assert torch.equal(half.lm_head.weight, model.lm_head.weight.bfloat16()) and not half.training
+    changed = load(
+        folder, rope_theta=1e7, rope_scaling={"rope_type": "yarn", "factor": 2.0}, max_position_embeddings=99
+    )
+    assert changed.config.rope_theta == 1e7 and changed.config.context_length == 198
+    with pytest.raises(ValueError, match="float33"):
+        load(folder, dtype="float33")
+    # What a plain load does not know is left to transformers, which gives the same weights.
+    theirs, info = load(folder, output_loading_info=True)
+    assert same_weights(theirs, model) and not info["missing_keys"] and not info["unexpected_keys"]
+    assert same_weights(load(folder, config=theirs.config, device_map={"": "cpu"}), model)
+
+
+def test_weights_are_copies_and_not_views_of_the_file(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model)
+    loaded = LongVAForConditionalGeneration.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"\0" * (folder / "model.safetensors").stat().st_size)
+    assert same_weights(loaded, model)
+
+
+def test_tied_heads_need_no_tensor(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_model(text={"tie_word_embeddings": True})
+    model.save_pretrained(tmp_path / "a")
+    loaded = LongVAForConditionalGeneration.from_pretrained(tmp_path / "a")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight and same_weights(loaded, model)
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+PROJECTOR = "model.mm_projector.0.weight"
+
+
+def drop_layer(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+        del tensors[name]
+
+
+RESHAPED = r"1 of another shape: .*linear_1.weight is \[3, 4\], the config says \[32, 16\]"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(PROJECTOR), "1 missing: model.multi_modal_projector.linear_1.weight"),
+        (lambda t: t.update({"model.more": torch.zeros(1)}), "1 left over: model.more"),
+        (lambda t: t.update({PROJECTOR: torch.zeros(3, 4)}), RESHAPED),
+        (drop_layer, r"12 missing: .* and 4 more"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_listed(
+    change: Callable[[dict[str, torch.Tensor]], None], words: str, model: Any, tmp_path: Path
+) -> None:
+    folder = write_released(tmp_path / "a", model)
+    edit(folder, change)
+    with pytest.raises(ValueError, match=words):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    with pytest.raises(ValueError, match=words):
+        convert(folder, tmp_path / "b")
+    assert not (tmp_path / "b").exists() and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_old_position_indices_are_no_weights(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model)
+    name = "model.vision_tower.vision_tower.vision_model.embeddings.position_ids"
+    edit(folder, lambda tensors: tensors.update({name: torch.arange(17)[None]}))
+    assert same_weights(LongVAForConditionalGeneration.from_pretrained(folder), model)
+
+
+def test_a_tower_of_the_wrong_size_is_named(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model)
+    path = folder / "vision_tower/config.json"
+    tower = json.loads(path.read_text())
+    path.write_text(json.dumps({**tower, "num_hidden_layers": 2, "intermediate_size": 30}))
+    with pytest.raises(ValueError, match="all the vision tower's: mm_vision_tower names a tower of another size"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    path.write_text(json.dumps({**tower, "hidden_size": 64}))
+    with pytest.raises(ValueError, match="hidden_size 64, but the checkpoint says mm_hidden_size 16"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    path.write_text(json.dumps({"model_type": "siglip_vision_model"}))
+    with pytest.raises(ValueError, match="is no CLIP vision tower"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+
+
+def test_a_config_without_pooling_says_what_to_do(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model, mm_spatial_pool_mode=..., mm_spatial_pool_stride=...)
+    with pytest.raises(ValueError, match=r'mm_spatial_pool_mode and mm_spatial_pool_stride absent.*"average"'):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    loaded = LongVAForConditionalGeneration.from_pretrained(
+        folder, mm_spatial_pool_mode="average", mm_spatial_pool_stride=2
+    )
+    assert loaded.config.layout == model.config.layout
+
+
+def test_a_resampler_is_refused_unless_taken_out(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model, mm_resampler_type="spatial_pool")
+    with pytest.raises(ValueError, match=r"'spatial_pool'.*mm_resampler_type=None"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    assert same_weights(LongVAForConditionalGeneration.from_pretrained(folder, mm_resampler_type=None), model)
+
+
+def test_other_projectors_and_features_are_refused(model: Any, tmp_path: Path) -> None:
+    for key, value in (
+        ("mm_projector_type", "linear"),
+        ("mm_vision_select_feature", "cls_patch"),
+        ("mm_patch_merge_type", "spatial"),
+    ):
+        folder = write_released(tmp_path / key, model, **{key: value})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=value):
+            LongVAConfig.from_pretrained(folder)
+
+
+def test_missing_shards_pickles_and_empty_folders(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model, shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 weight files are missing: model-00002-of-00003.safetensors"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    for path in folder.glob("model*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no weights: expected model.safetensors"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pickled weights only \(pytorch_model.bin\).*weights_only=True.*save_file"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+
+
+def test_damaged_files_are_said_to_be(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for data, words in (
+        (whole[:-100], "cut short"),
+        (whole[:20], "header is damaged"),
+        (b"", "header is damaged"),
+        (b"PK" * 40, "no safetensors file"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=words):
+            LongVAForConditionalGeneration.from_pretrained(folder)
+    path.unlink()
+    index = {"weight_map": {"a": "../../etc/passwd"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="outside its folder"):
+        LongVAForConditionalGeneration.from_pretrained(folder)
+
+
+def test_neither_folder_nor_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for name in ("no/such-model", str(tmp_path / "absent")):
+        for load in (LongVAForConditionalGeneration, LongVAProcessor):
+            with pytest.raises(FileNotFoundError, match=Path(name).name):
+                load.from_pretrained(name)
+
+
+def test_from_a_hub(
+    loopback_hub: Any, model: Any, letter_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    folder = write_released(tmp_path / "a", model, shards=2, mm_vision_tower="towers/tiny")
+    letter_tokenizer.save_pretrained(folder)
+    shutil.move(folder / "vision_tower", tmp_path / "tower")
+    (tmp_path / "tower/preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
+    loopback_hub.add_repo("towers/tiny", tmp_path / "tower", repo_type="model")
+    loopback_hub.add_repo("user/model", folder, repo_type="model")
+    assert same_weights(LongVAForConditionalGeneration.from_pretrained("user/model"), model)
+    processor = LongVAProcessor.from_pretrained("user/model")
+    assert processor.image_mean == [0.5] * 3 and processor.image_std == [0.25] * 3
+
+
+def test_towers_are_looked_for_near_before_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    here = tmp_path / "work"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    checkpoint_folder = tmp_path / "models/a"
+    places = [here, checkpoint_folder, tmp_path / "models"]
+    for width, place in enumerate(places):
+        (place / "openai/clip").mkdir(parents=True)
+        (place / "openai/clip/config.json").write_text(
+            json.dumps({"model_type": "clip_vision_model", "hidden_size": width})
+        )
+    for width, place in enumerate(places):
+        assert (find_tower("openai/clip", checkpoint_folder).config or {})["hidden_size"] == width
+        shutil.rmtree(place / "openai")
+    for name in ("openai/clip", None, "no such name at all"):
+        assert find_tower(name, checkpoint_folder).config is None
+    (here / "whole").mkdir()
+    (here / "whole/config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"hidden_size": 5}}))
+    assert find_tower("whole", checkpoint_folder).config == {"model_type": "clip_vision_model", "hidden_size": 5}
+
+
+def test_nothing_is_overwritten_or_converted_twice(model: Any, tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "a", model)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        convert(folder, tmp_path / "full")
+    with pytest.raises(ValueError, match="in the released layout already"):
+        convert(folder, tmp_path / "b", to="released")
+    with pytest.raises(ValueError, match="ours or released"):
+        convert(folder, tmp_path / "b", to="theirs")  # type: ignore[arg-type]
+    (tmp_path / "empty").mkdir()
+    assert convert(folder, tmp_path / "empty") == "ours"
+
+
+def test_the_command(
+    model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vniah import cli
+
+    folder = write_released(tmp_path / "a", model)
+    monkeypatch.setattr("sys.argv", ["vniah", "convert", str(folder), str(tmp_path / "b")])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code and "in the ours layout" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_names_go_both_ways(tiny_model: Callable[..., Any]) -> None:
+    names = list(tiny_model(mm_patch_merge_type="spatial_unpad").state_dict())
+    assert "model.image_newline" in names and len({to_released_key(name) for name in names}) == len(names)
+    for name in names:
+        assert to_our_key(to_released_key(name)) == name == to_our_key(name)
+
+
+def add_one(folder: Path, name: str) -> None:
+    edit(folder, lambda tensors: tensors[name].view(-1)[-1].add_(1))
+
+
+def test_fingerprint_sees_every_tensor_and_no_layout(model: Any, tmp_path: Path) -> None:
+    one = write_released(tmp_path / "one", model)
+    three = write_released(tmp_path / "three", model, shards=3)
+    first = checkpoint.weights_fingerprint(one)
+    assert len(first) == 32 and checkpoint.weights_fingerprint(three) == first
+    for name in (PROJECTOR, "model.norm.weight", "lm_head.weight"):
+        add_one(one, name)
+        changed = checkpoint.weights_fingerprint(one)
+        assert changed != first
+        first = changed
+
+
+def test_fingerprint_samples_large_tensors_from_end_to_end(tmp_path: Path) -> None:
+    tensor = torch.zeros(200_000)
+    seen = set()
+    for place in (None, 0, 199_999, 13_400):
+        changed = tensor.clone()
+        if place is not None:
+            changed[place] = 1
+        save_file({"model.embed_tokens.weight": changed}, tmp_path / "model.safetensors")
+        seen.add(checkpoint.weights_fingerprint(tmp_path))
+    assert len(seen) == 4

@@ -1,0 +1,135 @@
+"""Frames and images become the pixel values that CLIP's own image processor makes, to the bit."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longva_model.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PAD_COLOUR,
+    fit_frame,
+    fit_frames,
+    normalise,
+    preprocess_frames,
+    run_threaded,
+    to_rgb,
+)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(360, 640), (640, 360), (336, 336), (337, 335), (20, 31), (500, 336), (1080, 1920)])
+def test_crop_is_clip_preprocessing(size: tuple[int, int]) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    frame = noise(*size)
+    clip = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    expected = np.asarray(clip(Image.fromarray(frame), return_tensors="np")["pixel_values"])
+    got = preprocess_frames(frame[None])
+    assert got.dtype == np.float32 and got.shape == (1, 3, 336, 336)
+    np.testing.assert_allclose(got, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(36, 64), (64, 36), (50, 50), (51, 50)])
+def test_pad_letterboxes_to_a_square_of_clip_grey(size: tuple[int, int]) -> None:
+    frame = noise(*size)
+    edge = max(size)
+    square = np.empty((edge, edge, 3), np.uint8)
+    square[:] = PAD_COLOUR
+    top, left = (edge - size[0]) // 2, (edge - size[1]) // 2
+    square[top : top + size[0], left : left + size[1]] = frame
+    expected = np.asarray(Image.fromarray(square).resize((28, 28), Image.Resampling.BICUBIC))
+    assert np.array_equal(fit_frames(frame[None], "pad", 28)[0], expected)
+
+
+def test_normalise_is_the_formula() -> None:
+    frames = noise(8, 8)[None]
+    plain = (frames / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    np.testing.assert_allclose(normalise(frames), plain.transpose(0, 3, 1, 2), atol=2e-6, rtol=0)
+
+
+def test_many_frames_on_threads_equal_one_by_one() -> None:
+    frames = np.stack([noise(40, 60, seed) for seed in range(9)])
+    one_by_one = [np.asarray(fit_frame(Image.fromarray(frame), "crop", 28)) for frame in frames]
+    assert np.array_equal(fit_frames(frames, "crop", 28, num_threads=4), np.stack(one_by_one))
+    assert np.array_equal(fit_frames([Image.fromarray(f) for f in frames], "crop", 28), np.stack(one_by_one))
+
+
+def test_frames_of_several_sizes_are_fitted_each() -> None:
+    images = [Image.new("RGB", (60, 40), "red"), Image.new("L", (20, 90), 9)]
+    assert fit_frames(images, "pad", 28).shape == (2, 28, 28, 3)
+
+
+def test_frames_of_the_right_size_are_not_touched() -> None:
+    frames = noise(28, 28)[None]
+    assert fit_frames(frames, "crop", 28) is frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (np.zeros((0, 4, 4, 3), np.uint8), "empty video"),
+        ([], "empty video"),
+        (np.zeros((2, 4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4, 3), np.uint8), r"\(4, 4, 3\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"\(2, 3, 4, 4\)"),
+        (np.zeros((2, 0, 4, 3), np.uint8), r"\(2, 0, 4, 3\)"),
+    ],
+)
+def test_what_is_no_video_is_refused(frames: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit_frames(frames)  # type: ignore[arg-type]
+
+
+def test_an_unknown_mode_names_the_two() -> None:
+    with pytest.raises(ValueError, match="crop, pad"):
+        fit_frames(noise(4, 4)[None], "stretch")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F"])
+def test_every_mode_becomes_rgb_as_pil_converts_it(mode: str) -> None:
+    image = Image.fromarray(noise(6, 9)).convert(mode)
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
+
+
+def test_sixteen_bits_keep_their_top_eight() -> None:
+    levels = np.array([[0, 255, 256, 40_000, 65_535]], np.uint16)
+    for image in (Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
+        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 156, 255]
+    assert np.asarray(to_rgb(Image.fromarray(np.array([[7, 200]], np.int32))))[0, :, 0].tolist() == [7, 200]
+
+
+def test_exif_rotation_is_applied() -> None:
+    image = Image.fromarray(noise(10, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise is needed
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    turned = to_rgb(Image.open(file))
+    assert turned.size == (10, 20)
+    assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_file_cut_short_is_said_to_be(form: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise(200, 200)).save(file, form)
+    cut = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    with pytest.raises(ValueError, match="corrupt or cut short"):
+        to_rgb(cut)
+
+
+def test_an_error_on_a_thread_reaches_the_caller() -> None:
+    def fail(index: int) -> None:
+        if index == 3:
+            raise ValueError("frame 3")
+
+    with pytest.raises(ValueError, match="frame 3"):
+        run_threaded(fail, 8, 4)
