@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from vniah import scoring
@@ -16,6 +17,8 @@ from vniah.tasks.vniah.cells import CellBook, open_cells
 
 # What lmms-eval's models call the number of frames that they sample.
 _FRAME_ARGUMENTS = re.compile(r"(?:^|,)(max_frames_num|max_num_frames|num_frames|nframes|max_frames|frames)=(\d+)")
+# Qwen's video preprocessing merges frames two by two and floors an odd number.
+_EVEN_FRAMES_ONLY = ("qwen2", "qwen3")
 
 
 def _book() -> CellBook:
@@ -27,7 +30,7 @@ def process_docs(dataset: Any) -> Any:
     import datasets
 
     book = _book()
-    warning = frame_count_warning(book.grid.max_frames + 1, sys.argv[1:])
+    warning = frame_count_warning(book.grid.frames, sys.argv[1:])
     if warning:
         warnings.warn(warning, UserWarning, stacklevel=2)
         print(f"vniah_generate: warning: {warning}", file=sys.stderr)
@@ -39,12 +42,17 @@ def _flat(book: CellBook) -> str:
     return "; ".join(f"{key}={value}" for key, value in book.provenance().items())
 
 
-def frame_count_warning(needed: int, argv: list[str]) -> str:
+def frame_count_warning(frames: Sequence[int], argv: list[str]) -> str:
     """Why the model on this command line would miss a one-frame needle, or "" when nothing says so.
 
     lmms-eval tells a task nothing of the model, so its command line is read. Built-in models sample 8 to
     64 frames by default: a needle between two sampled frames is never seen.
+
+    Args:
+        frames: the grid's num_frames, rising; each video has one frame more.
+        argv: the command line's arguments.
     """
+    needed = frames[-1] + 1
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model")
     parser.add_argument("--model_args", default="")
@@ -61,6 +69,12 @@ def frame_count_warning(needed: int, argv: list[str]) -> str:
         return (
             f"{found.group(1)}={found.group(2)} is fewer than the {needed} frames of the longest video, so the model "
             f"may skip the one-frame needle; pass {found.group(1)}={needed}"
+        )
+    odd = [num_frames + 1 for num_frames in frames if (num_frames + 1) % 2]
+    if odd and known.model.startswith(_EVEN_FRAMES_ONLY):
+        return (
+            f"the model {known.model!r} takes an even number of frames and leaves one out of videos of {odd[0]}, which "
+            "may be the needle; choose odd frame counts, such as VNIAH_FRAMES=15,31,63, whose videos have one more"
         )
     return ""
 

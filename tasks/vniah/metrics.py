@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vniah import scoring
+from vniah.quiet import QuietDict
 from vniah.results import ScoredCell
 
 HIGHER_IS_BETTER = {"vniah_acc": True, "vniah_control": False, "vniah_effective_frames": True, "vniah_grid": True}
@@ -78,7 +79,8 @@ def grid(items: list[dict[str, Any]]) -> dict[str, Any]:
         control = scoring.control_mean(cell for cell in cells if cell.num_frames == num_frames)
         if control is not None:
             table.setdefault(str(num_frames), {})["control"] = control
-    return {key: table[key] for key in sorted(table, key=int)}
+    # Whole in results.json, left out of lmms-eval's printed table, which would pad every row to its width.
+    return QuietDict({key: table[key] for key in sorted(table, key=int)})
 
 
 AGGREGATION = {

@@ -1,0 +1,208 @@
+"""The V-NIAH tasks through lmms-eval: rows, metrics, and the reference's predictions end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vniah.scoring import ScoredPair
+
+PARITY_ARGS = "pretrained={},dtype=float32,device=cpu,scoring={}"
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder haystack of 8 frames, two needles, and a grid of 2 x 2 cells by environment."""
+    hay, needles = tmp_path / "hay", tmp_path / "needles"
+    hay.mkdir()
+    needles.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 255, (36, 64, 3), dtype=np.uint8)).save(hay / f"{number}.png")
+    listed = []
+    for name, question, answer in (
+        ("cat", "\nFind the cat. Where is it?\nA. Roof\nB. Tree\nAnswer with the option's letter.", "B"),
+        ("mug", "Find the mug. What colour is it?", "blue"),
+    ):
+        Image.fromarray(rng.integers(0, 255, (50, 40, 3), dtype=np.uint8)).save(needles / f"{name}.png")
+        listed.append({"id": name, "file": f"{name}.png", "question": question, "answer": answer})
+    (needles / "needles.json").write_text(json.dumps(listed))
+    for key, value in {
+        "VNIAH_FRAMES": "4,8",
+        "VNIAH_DEPTHS": "0,50",
+        "VNIAH_HAYSTACK": str(hay),
+        "VNIAH_NEEDLES": str(needles),
+        "VNIAH_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(key, value)
+    return tmp_path
+
+
+def make_task(**metadata: Any) -> Any:
+    from vniah.tasks.vniah.task import VniahTask
+
+    return VniahTask(config={"task": "vniah", "class": VniahTask, "metadata": {"version": 1.0, **metadata}})
+
+
+def test_rows_cover_the_grid_and_its_controls(small: Path) -> None:
+    task = make_task()
+    rows = list(task.test_docs())
+    assert len(rows) == 2 * 2 * 2 + 2 * 2
+    assert [row["needle_index"] for row in rows if row["num_frames"] == 8] == [0, 0, 4, 4, -1, -1]
+    assert sum(row["control"] for row in rows) == 4
+    assert task.config.metadata["haystack_frames"] == 8
+    assert len(task.config.metadata["haystack_fingerprint"]) > 16
+    assert task.config.metadata["frames"] == "4,8"
+
+
+def test_settings_come_from_metadata_where_the_environment_is_silent(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VNIAH_FRAMES")
+    task = make_task(frames="2", depths="100")
+    assert {row["num_frames"] for row in task.test_docs()} == {2}
+    # The environment's depths win over the metadata's.
+    assert {row["depth_percent"] for row in task.test_docs()} == {0, 50, -1}
+
+
+def test_a_haystack_that_is_too_short_names_both_lengths(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNIAH_FRAMES", "4,9")
+    with pytest.raises(ValueError, match=r"(?s)8.*9|9.*8"):
+        make_task()
+
+
+def test_requests_carry_a_string_target_and_a_visual_of_segments(small: Path) -> None:
+    task = make_task()
+    task.build_all_requests(cache_requests=True)
+    assert len(task.instances) == 12
+    context, target, doc_to_visual, doc_id, name, split = task.instances[2].args
+    assert (target, name, split) == ("B", "vniah", "test")
+    (video,) = doc_to_visual(task.dataset[split][doc_id])
+    assert len(video) == 5 and video.preprocess == "pad"
+    assert "Find the cat" in context
+
+
+def test_metrics_by_hand(small: Path) -> None:
+    task = make_task()
+    collected: dict[str, list[Any]] = {}
+    for row in task.test_docs():
+        # Right at 4 frames, wrong at 8; one control of four is guessed.
+        right = (row["num_frames"] == 4 and not row["control"]) or (row["control"] and row["needle"] == "cat")
+        pair = ScoredPair(-0.5, bool(right), {"predicted": "B", "predicted_ids": [3], "answer_ids": [3]})
+        # As lmms-eval hands it over: a string in a list.
+        for name, value in task.process_results(row, [str(pair)]).items():
+            collected.setdefault(name, []).append(value)
+    figures = {name: aggregate(collected[name]) for name, aggregate in task.aggregation().items()}
+    assert figures["vniah_acc"] == 0.5
+    assert figures["vniah_control"] == 0.5
+    assert figures["vniah_effective_frames"] == 4
+    assert dict(figures["vniah_grid"]) == {
+        "4": {"0": 1.0, "50": 1.0, "control": 0.5},
+        "8": {"0": 0.0, "50": 0.0, "control": 0.5},
+    }
+    sample = collected["vniah_acc"][0]
+    wanted = {
+        "num_frames", "depth_percent", "needle", "needle_index", "correct", "predicted_ids", "answer_ids", "predicted",
+        "answer", "answer_logprobs", "control",
+    }  # fmt: skip
+    assert wanted <= set(sample) and sample["predicted_ids"] == [3]
+    assert collected["vniah_control"][0]["depth_percent"] is None
+    json.dumps(figures)
+
+
+def test_generated_answers_are_matched_by_letter_and_by_word(small: Path) -> None:
+    from vniah.tasks.vniah import generate
+
+    rows = generate.process_docs(None)
+    cat = next(row for row in rows if row["needle"] == "cat")
+    mug = next(row for row in rows if row["needle"] == "mug" and not row["control"])
+    assert generate.process_results(cat, ["(B) Tree"])["vniah_acc"]["correct"]
+    assert not generate.process_results(cat, ["Tree"])["vniah_acc"]["correct"]
+    assert generate.process_results(mug, ["It is blue."])["vniah_acc"]["correct"]
+    assert generate.doc_to_text(mug).startswith("Find the mug")
+    (path,) = generate.doc_to_visual(mug)
+    from vniah.haystack import open_video
+
+    assert len(open_video(path, 10**9)) == 5
+
+
+@pytest.mark.parametrize(
+    ("frames", "model_args", "said"),
+    [
+        ((4, 8), "pretrained=x", "its own default number of frames"),
+        ((4, 8), "pretrained=x,max_num_frames=8", "pass max_num_frames=9"),
+        ((4, 8), "pretrained=x,max_num_frames=9", "an even number of frames"),
+        ((3, 7), "pretrained=x,max_num_frames=8", ""),
+    ],
+)
+def test_a_model_that_would_skip_the_needle_is_warned_of(frames: tuple[int, ...], model_args: str, said: str) -> None:
+    from vniah.tasks.vniah.generate import frame_count_warning
+
+    warning = frame_count_warning(frames, ["--model", "qwen2_5_vl", "--model_args", model_args, "--tasks", "x"])
+    assert said in warning if said else warning == ""
+    assert frame_count_warning(frames, ["--model", "longva_ring"]) == ""
+
+
+@pytest.mark.parametrize("scoring", ["plain", "tree"])
+def test_the_references_predictions_on_every_cell(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scoring: str
+) -> None:
+    from lmms_eval.evaluator import simple_evaluate
+
+    parity = shared / "parity"
+    for key, value in {
+        "VNIAH_FRAMES": "4,8",
+        "VNIAH_DEPTHS": "0,50,100",
+        "VNIAH_HAYSTACK": str(parity / "niah" / "haystack"),
+        "VNIAH_NEEDLES": str(parity / "niah" / "needles"),
+        "VNIAH_CACHE": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(key, value)
+    results = simple_evaluate(
+        model="longva_ring",
+        model_args=PARITY_ARGS.format(parity / "LongVA-tiny-unires", scoring),
+        tasks=["vniah"],
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    found = {}
+    for sample in results["samples"]["vniah"]:
+        scored = sample.get("vniah_acc")
+        if scored:
+            found[scored["num_frames"], scored["depth_percent"], scored["needle"]] = scored
+    expected = json.loads((parity / "expected_niah.json").read_text())["cells"]
+    assert len(found) == len(expected) == 12
+    for cell in expected:
+        scored = found[cell["num_frames"], round(cell["depth"] * 100), f"needle_{cell['needle']}"]
+        assert scored["predicted_ids"] == cell["pred_ids"]
+        assert scored["correct"] == bool(cell["correct"])
+        assert scored["answer_logprobs"] == pytest.approx(cell["answer_logprobs"], abs=5e-4)
+    assert results["results"]["vniah"]["vniah_acc,none"] == pytest.approx(
+        sum(cell["correct"] for cell in expected) / len(expected)
+    )
+
+
+@pytest.mark.slow
+def test_a_model_of_lmms_evals_own_answers_on_composed_videos(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmms_eval.evaluator import simple_evaluate
+    from tiny_qwen_vl import write_tiny_qwen_vl
+
+    monkeypatch.setenv("VNIAH_FRAMES", "3,7")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(small / "datasets"))
+    write_tiny_qwen_vl(small / "qwen")
+    results = simple_evaluate(
+        model="qwen2_5_vl",
+        model_args=f"pretrained={small / 'qwen'},device=cpu,device_map=cpu,max_num_frames=8,max_pixels=3136",
+        tasks=["vniah_generate"],
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    samples = results["samples"]["vniah_generate"]
+    assert len(samples) == 12
+    assert all(isinstance(sample["resps"][0], str) for sample in samples)
+    assert set(results["results"]["vniah_generate"]) >= {"vniah_acc,none", "vniah_control,none", "vniah_grid,none"}

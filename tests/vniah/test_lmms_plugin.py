@@ -1,0 +1,83 @@
+"""The plugin: models by entry point, tasks by a hook that never raises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+import warnings
+from typing import Any
+
+import pytest
+
+from vniah import lmms_plugin
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_tasks_are_found_with_no_flag_and_defaults_are_respected() -> None:
+    code = """
+import sys
+import lmms_eval.models
+assert "lmms_eval.tasks" not in sys.modules, "the plugin must not import the tasks by itself"
+from lmms_eval.tasks import TaskManager
+first, second = TaskManager("ERROR"), TaskManager("ERROR", include_path="/nowhere")
+names = {"vniah", "vniah_generate", "vniah_nano", "text_niah", "videomme_longva", "mlvu_longva", "longva_paper"}
+missing = [n for n in sorted(names) if n not in first.all_tasks or n not in second.all_tasks]
+without = TaskManager("ERROR", include_defaults=False)
+print(missing, "mme" in first.all_tasks, len(without.all_tasks))
+"""
+    assert run(code) == "[] True 0"
+
+
+def test_the_model_is_registered_simple_and_chat() -> None:
+    code = """
+from lmms_eval.models import get_model
+print(get_model("longva_ring").__name__, get_model("longva_ring", True).__name__)
+"""
+    assert run(code) == "LongVARingChat LongVARing"
+
+
+def fake_tasks_module() -> Any:
+    class TaskManager:
+        def initialize_tasks(self, include_path: Any = None, include_defaults: bool = True) -> Any:
+            return include_path, include_defaults
+
+    module = types.ModuleType("lmms_eval.tasks")
+    module.TaskManager = TaskManager  # type: ignore[attr-defined]
+    return module
+
+
+def test_extending_twice_adds_our_folder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_tasks_module()
+    monkeypatch.setitem(sys.modules, "lmms_eval.tasks", module)
+    lmms_plugin.install_task_hook()
+    lmms_plugin.install_task_hook()
+    ours = str(lmms_plugin.tasks_dir())
+    assert module.TaskManager().initialize_tasks() == ([ours], True)
+    assert module.TaskManager().initialize_tasks("mine") == (["mine", ours], True)
+    assert module.TaskManager().initialize_tasks(["a"], include_defaults=False) == (["a"], False)
+
+
+def test_a_failure_is_a_warning_that_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_tasks_module()
+    monkeypatch.setitem(sys.modules, "lmms_eval.tasks", module)
+    lmms_plugin.install_task_hook()
+
+    def broken() -> Any:
+        raise ValueError("no tasks here")
+
+    monkeypatch.setattr(lmms_plugin, "tasks_dir", broken)
+    with pytest.warns(RuntimeWarning, match=r"--include_path .*tasks-dir"):
+        assert module.TaskManager().initialize_tasks() == (None, True)
+
+
+def test_manifests_never_import_the_tasks() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manifests = lmms_plugin.manifests()
+    assert [manifest.model_id for manifest in manifests] == ["longva_ring"]
