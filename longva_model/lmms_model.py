@@ -6,6 +6,7 @@ requests which share a video or a haystack share its prefix.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from longva_model.engine.runner import Job, Runner
+from longva_model.engine.runner import Job, Order, Runner
 from longva_model.generation_args import generate_leaf
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt, build_chat, build_prompt
-from vniah.requests import Leaf, Target
+from vniah.requests import Generate, Leaf, Target
 from vniah.scoring import ScoredPair
 
 
@@ -83,35 +84,69 @@ class LongVARing(lmms):
         ]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Generate an answer to each request; sampling settings of the task are honoured."""
-        jobs = []
-        for request in requests:
-            context, settings, doc_to_visual, doc_id, task, split = request.args
-            self._visuals[task] = doc_to_visual
-            jobs.append(_job(request, task, split, doc_id, context, generate_leaf(settings)))
+        """Generate an answer to each request; sampling settings of the task are honoured.
+
+        Requests of chat tasks and of others may come together. A request that comes several times (``--repeats``)
+        is answered once if greedy, and with a seed for each time if sampled.
+        """
+        jobs = numbered_samples([self._generation(request) for request in requests])
         return [result.text.strip() for result in self.runner.run(jobs, self._build, self._about)]
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[Any]:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Rounds of questions, each told the answers before it; one list of answers a request."""
-        answers: list[Any] = []
+        answers = []
         for request in requests:
-            context, settings, doc_to_visual, doc_to_text, doc_id, task, split = request.args
-            doc = self._doc(task, split, doc_id)
-            visuals, text = list(doc_to_visual(doc) or []), context
-            rounds: list[str] = []
-            info: Any = None
-            while True:
-                if rounds:
-                    shown, text, last, outputs, info = doc_to_text(
-                        doc, previous_output=rounds, round_idx=len(rounds), previous_round_info=info
-                    )
-                    visuals = visuals if shown is None else list(shown)
-                    if last:
-                        rounds = list(outputs or rounds)
-                        break
-                rounds.append(self._one_round(self._prompt(text, visuals, generate_leaf(settings))))
-            answers.append(rounds)
+            chat = callable(request.args[1])
+            answers.append(self._chat_rounds(request) if chat else self._simple_rounds(request))
         return answers
+
+    def _generation(self, request: Instance) -> Job:
+        """The job of a request, of either protocol."""
+        if callable(request.args[1]):
+            _, doc_to_messages, settings, doc_id, task, split = request.args
+            self._messages[task] = doc_to_messages
+            context = None
+        else:
+            context, settings, doc_to_visual, doc_id, task, split = request.args
+            self._visuals[task] = doc_to_visual
+        return _job(request, task, split, doc_id, context, self._leaf(settings))
+
+    def _simple_rounds(self, request: Instance) -> list[str]:
+        """lmms-eval asks ``doc_to_text`` for (visuals, text, whether to stop, answers so far, what to tell it next)."""
+        context, settings, doc_to_visual, doc_to_text, doc_id, task, split = request.args
+        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
+        visuals, text = _as_list(doc_to_visual(doc) if doc_to_visual is not None else None), context
+        answers: list[str] = []
+        told: Any = None
+        while True:
+            answers.append(self._one_round(self._prompt(text, visuals, leaf)))
+            visuals, text, stop, so_far, told = doc_to_text(
+                doc, previous_output=list(answers), round_idx=len(answers), previous_round_info=told
+            )
+            answers, visuals = list(answers if so_far is None else so_far), _as_list(visuals)
+            if stop:
+                return answers
+
+    def _chat_rounds(self, request: Instance) -> list[str]:
+        """``doc_to_messages`` gives messages, later (messages, whether to stop, answers so far, what to tell it)."""
+        _, doc_to_messages, settings, doc_id, task, split = request.args
+        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
+        messages = doc_to_messages(doc)
+        answers: list[str] = []
+        told: Any = None
+        while True:
+            prompt = build_chat(messages, leaf, self.backend.template, max_frames=self.args.max_frames_num)
+            answers.append(self._one_round(prompt))
+            turn = doc_to_messages(doc, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
+            if not (isinstance(turn, tuple) and len(turn) == 4):
+                return answers  # a task of one round
+            messages, stop, so_far, told = turn
+            answers = list(answers if so_far is None else so_far)
+            if stop:
+                return answers
+
+    def _leaf(self, settings: Mapping[str, Any] | None) -> Generate:
+        return generate_leaf(settings or {}, self.backend.generation_defaults)
 
     def _one_round(self, prompt: Prompt) -> str:
         return self.runner.run_one(prompt).text.strip()
@@ -128,8 +163,7 @@ class LongVARing(lmms):
             prompt = build_chat(messages, job.leaf, self.backend.template, max_frames=self._max_frames(job))
             return replace(prompt, beyond_context=job.every_frame)
         doc_to_visual = self._visuals.get(job.task)
-        visuals = list(doc_to_visual(doc) or []) if doc_to_visual is not None else []
-        return self._prompt(job.context, [visual for visual in visuals if visual is not None], job.leaf, job)
+        return self._prompt(job.context, _as_list(doc_to_visual(doc) if doc_to_visual else None), job.leaf, job)
 
     def _prompt(self, text: str, visuals: Sequence[Any], leaf: Leaf, job: Job | None = None) -> Prompt:
         for visual in visuals:
@@ -155,37 +189,25 @@ class LongVARingChat(LongVARing):
 
     is_simple = False
 
-    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        jobs = []
-        for request in requests:
-            if not callable(request.args[1]):
-                return super().generate_until(requests)
-            _, doc_to_messages, settings, doc_id, task, split = request.args
-            self._messages[task] = doc_to_messages
-            jobs.append(_job(request, task, split, doc_id, None, generate_leaf(settings)))
-        return [result.text.strip() for result in self.runner.run(jobs, self._build, self._about)]
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[Any]:
-        answers: list[Any] = []
-        for request in requests:
-            if not callable(request.args[1]):
-                return super().generate_until_multi_round(requests)
-            _, doc_to_messages, settings, doc_id, task, split = request.args
-            doc = self._doc(task, split, doc_id)
-            rounds: list[str] = []
-            info: Any = None
-            while True:
-                turn = doc_to_messages(doc, round_idx=len(rounds), previous_output=rounds, previous_round_info=info)
-                messages, last, outputs, info = turn
-                if last:
-                    rounds = list(outputs or rounds)
-                    break
-                prompt = build_chat(
-                    messages, generate_leaf(settings), self.backend.template, max_frames=self.args.max_frames_num
-                )
-                rounds.append(self._one_round(prompt))
-            answers.append(rounds)
-        return answers
+def numbered_samples(jobs: Sequence[Job]) -> list[Job]:
+    """Give jobs that are the same prompt, sampled, a number and a seed of their own."""
+    seen: Counter[Order] = Counter()
+    numbered = []
+    for job in jobs:
+        number = seen[job.order]
+        seen[job.order] += 1
+        if number and isinstance(job.leaf, Generate) and job.leaf.temperature > 0:
+            job = replace(job, sample=number, leaf=replace(job.leaf, seed=job.leaf.seed + number))
+        numbered.append(job)
+    return numbered
+
+
+def _as_list(visuals: Any) -> list[Any]:
+    """What ``doc_to_visual`` returned as a list of visuals: some tasks return one, or nothing, or holes."""
+    if visuals is None:
+        return []
+    return [one for one in (visuals if isinstance(visuals, (list, tuple)) else [visuals]) if one is not None]
 
 
 def _job(request: Instance, task: str, split: str, doc_id: int, context: Any, leaf: Leaf) -> Job:

@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from longva_model.preprocess import to_rgb
 from vniah.haystack import open_video
 from vniah.media import FrameSource, Visual
 from vniah.requests import Frames, Image, Segment
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+_PATH_KEYS = ("url", "path", "video_path", "video", "image")
+_CLIP_KEYS = ("video_start", "video_end", "start_time", "end_time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class ArrayFrames:
         self._frames = frames_NHWC
         digest = hashlib.sha256(str(frames_NHWC.shape).encode())
         for frame in frames_NHWC:
-            digest.update(np.ascontiguousarray(frame))
+            digest.update(np.ascontiguousarray(frame).data)
         self.fingerprint = "array:" + digest.hexdigest()[:32]
 
     def __len__(self) -> int:
@@ -71,12 +75,12 @@ def visual_part(visual: Any, max_frames: int) -> VisualPart:
     """Describe one visual as segments.
 
     Args:
-        visual: a ``vniah.media.Visual``, a path of a video or image, a PIL image, an array of frames, or a
-            list of PIL frames (a video).
+        visual: a ``vniah.media.Visual``, a path of a video or image, a PIL image, an array of frames or of one
+            image, a list of PIL frames (a video), or a dict that holds one of these under "url" or "path".
         max_frames: sample at most so many frames of a video.
 
     Raises:
-        ValueError: something else, an empty video, or a file that is neither a video nor an image.
+        ValueError: something else, an empty video, a corrupt image, or a file that is neither a video nor an image.
         FileNotFoundError: no such file.
     """
     if isinstance(visual, Visual):
@@ -88,14 +92,18 @@ def visual_part(visual: Any, max_frames: int) -> VisualPart:
             template=getattr(visual, "template", None),
             is_visual_prompt=True,
         )
+    if isinstance(visual, Mapping):
+        return visual_part(_unwrapped(visual), max_frames)
     if isinstance(visual, PILImage.Image):
         return _image_part(visual)
     if isinstance(visual, (str, os.PathLike)):
         path = os.fspath(visual)
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if _is_image_file(path):
             return _image_part(_open_image(path))
         return _video_part(open_video(path, max_frames))
     if isinstance(visual, np.ndarray):
+        if visual.dtype == np.uint8 and visual.ndim in (2, 3) and 0 not in visual.shape:
+            return _image_part(PILImage.fromarray(visual))
         return _video_part(_sampled(visual, max_frames))
     if isinstance(visual, (list, tuple)) and visual and all(isinstance(item, PILImage.Image) for item in visual):
         return _video_part(_sampled(_stack(visual), max_frames))
@@ -105,18 +113,44 @@ def visual_part(visual: Any, max_frames: int) -> VisualPart:
     )
 
 
+def _unwrapped(described: Mapping[str, Any]) -> Any:
+    """What a dict such as ``{"type": "video", "url": path}`` holds."""
+    clip = {key: described[key] for key in _CLIP_KEYS if described.get(key) is not None}
+    if clip:
+        asked = ", ".join(f"{key}={value}" for key, value in clip.items())
+        raise ValueError(f"a part of a video is asked for ({asked}); a video is shown whole, so cut it to a file")
+    for key in _PATH_KEYS:
+        if described.get(key) is not None:
+            return described[key]
+    raise ValueError(f'a visual with the keys {", ".join(map(str, described))} names no file; expected "url" or "path"')
+
+
+def _is_image_file(path: str) -> bool:
+    """By its name, else by its content: a picture under an unusual name is no video of one frame."""
+    lower = path.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return True
+    if lower.endswith(VIDEO_SUFFIXES) or not os.path.isfile(path):
+        return False
+    try:
+        with PILImage.open(path) as image:
+            return not getattr(image, "is_animated", False)
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        return False
+
+
 def _stack(images: Sequence[PILImage.Image]) -> NDArray[np.uint8]:
-    sizes = {image.size for image in images}
+    upright = [to_rgb(image) for image in images]
+    sizes = {image.size for image in upright}
     if len(sizes) > 1:
         raise ValueError(f"the frames of a video must be of one size, got {sorted(sizes)}")
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return np.stack([np.asarray(image) for image in upright])
 
 
 def _open_image(path: str) -> PILImage.Image:
     try:
-        image = PILImage.open(path)
-        image.load()
-        return image
+        with PILImage.open(path) as image:
+            return to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
@@ -124,9 +158,9 @@ def _open_image(path: str) -> PILImage.Image:
 
 
 def _image_part(image: PILImage.Image) -> VisualPart:
-    """An image as PIL's users expect it: turned upright by its EXIF tag."""
-    upright = ImageOps.exif_transpose(image)
-    key = hashlib.sha256(repr((upright.size, upright.mode)).encode())
+    """An image as PIL's users expect it: 8-bit RGB of whatever mode it was, turned upright by its EXIF tag."""
+    upright = to_rgb(image)
+    key = hashlib.sha256(repr(upright.size).encode())
     key.update(upright.tobytes())
     source = "image:" + key.hexdigest()[:32]
     return VisualPart(segments=(Image(source, as_frame=False),), media={source: upright})

@@ -62,50 +62,94 @@ def build_chat(
 ) -> Prompt:
     """A conversation in Hugging Face form: roles system, user, assistant; content a string or typed items.
 
+    The string between two visuals is tokenised as one, turns and all, as the processor does with what its chat
+    template makes of the same messages.
+
     Raises:
-        ValueError: no user turn at the end, an unknown role or content type.
+        ValueError: no user turn at the end, an unknown role or content type, or placeholders and visuals of a
+            message that do not match in number.
     """
     system: str | None = None
     segments: list[Segment] = []
     parts: list[VisualPart] = []
     turns = list(messages)
     if turns and turns[0].get("role") == "system":
-        system = _split_content(turns.pop(0)["content"])[0]
+        system = "".join(item for item in _items(turns.pop(0)["content"]) if isinstance(item, str))
     if not turns or turns[-1].get("role") != "user":
         raise ValueError("a conversation must end with a user turn")
     before = template.opening(system)
     for number, message in enumerate(turns):
-        text, visuals = _split_content(message["content"])
-        role = message.get("role")
-        if role == "user":
-            new = [visual_part(visual, max_frames) for visual in visuals]
-            parts += new
-            segments += _turn(before, text, new, template.post)
-        elif role == "assistant" and number > 0:
-            segments.append(Text(text))
-            before = template.between
+        role, items = message.get("role"), _items(message["content"])
+        if role == ("assistant" if number % 2 else "user"):
+            new = [visual_part(item.visual, max_frames) for item in items if isinstance(item, _Shown)]
         else:
             raise ValueError(f"cannot place a turn of role {role!r}; expected user and assistant turns in alternation")
+        if role == "assistant":
+            segments.append(Text(template.answer + "".join(item for item in items if isinstance(item, str))))
+            before = template.between
+        else:
+            parts += new
+            segments += _chat_turn(before, items, new, template.post)
+    if not any(part.is_visual_prompt for part in parts):
+        segments = _joined(segments)
     return _prompt(segments, parts, leaf)
 
 
-def _split_content(content: Any) -> tuple[str, list[Any]]:
-    """The text and the visuals of a message, visuals in order."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A visual among the items of a message."""
+
+    visual: Any
+
+
+def _items(content: Any) -> list[str | _Shown]:
+    """The texts and visuals of a message, in order."""
     if isinstance(content, str):
-        return content, []
-    texts, visuals = [], []
+        return [content]
+    items: list[str | _Shown] = []
     for item in content:
         kind = item.get("type")
         if kind == "text":
-            texts.append(item["text"])
+            items.append(item["text"] or "")
         elif kind in ("image", "video"):
             value = next((item[key] for key in ("url", "path", kind) if item.get(key) is not None), None)
-            if isinstance(value, Mapping):
-                value = value.get("url") or value.get("path") or value.get("video_path")
-            visuals.append(value)
+            clip = {key: item[key] for key in ("start_time", "end_time") if item.get(key) is not None}
+            items.append(_Shown({"url": value, **clip} if clip else value))
         else:
             raise ValueError(f"cannot show content of type {kind!r} to the model; expected text, image or video")
-    return "\n".join(texts), visuals
+    return items
+
+
+def _chat_turn(before: str, items: Sequence[str | _Shown], parts: Sequence[VisualPart], after: str) -> list[Segment]:
+    """The segments of one user message: visuals where they stand among its texts.
+
+    A text with placeholders of its own says better where they stand: lmms-eval puts every visual first in the
+    messages that it makes of a task without messages. A visual is followed by a newline before text, and by a
+    space before another visual (the chat template's rule).
+    """
+    text = "".join(item for item in items if isinstance(item, str))
+    if len(_split_placeholders(text)) > 1 or any(part.is_visual_prompt for part in parts):
+        return _turn(before, text, parts, after)
+    segments: list[Segment] = [Text(before)]
+    coming = iter(parts)
+    last: str | _Shown = ""
+    for item in items:
+        if isinstance(last, _Shown):
+            segments.append(Text(" " if isinstance(item, _Shown) else "" if item.startswith("\n") else "\n"))
+        segments += [Text(item)] if isinstance(item, str) else next(coming).segments
+        last = item
+    return [*segments, Text(after)]
+
+
+def _joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbouring texts as one, for a tokenizer to see them whole."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(joined[-1].text + segment.text)
+        else:
+            joined.append(segment)
+    return joined
 
 
 def _turn(before: str, text: str, parts: Sequence[VisualPart], after: str) -> list[Segment]:
@@ -124,7 +168,8 @@ def _turn(before: str, text: str, parts: Sequence[VisualPart], after: str) -> li
                 shown.append(Text(" "))
             shown += part.segments
         if parts[-1].is_visual_prompt:
-            return [Text(before), *shown, Text(question_text(text)), Text(after)]
+            # A space that would part it from a word has no place before a frame: "[INST]" there, "[INST] " here.
+            return [Text(before.rstrip(" ")), *shown, Text(question_text(text)), Text(after)]
         return [Text(before), *shown, Text("\n" + text + after)]
     if len(pieces) - 1 != len(parts):
         raise ValueError(

@@ -23,6 +23,7 @@ class PromptTemplate:
             user turn's text.
         default_system: the system prompt when none is given.
         post: between a user's turn and the answer.
+        answer: between ``post`` and the words of an answer that is part of the prompt.
         between: between an answer and the next user turn's text.
     """
 
@@ -30,6 +31,7 @@ class PromptTemplate:
     system: str = ""
     default_system: str = ""
     post: str = ""
+    answer: str = ""
     between: str = "\n"
 
     @property
@@ -62,7 +64,7 @@ QWEN_1_5 = PromptTemplate(
     between="<|im_end|>\n<|im_start|>user\n",
 )
 PLAIN = PromptTemplate(name="plain")
-MISTRAL = PromptTemplate(name="mistral", system="<s>[INST] ", post=" [/INST]", between="</s>[INST] ")
+MISTRAL = PromptTemplate(name="mistral", system="<s>[INST] ", post=" [/INST]", answer=" ", between="</s>[INST] ")
 VICUNA = PromptTemplate(
     name="vicuna",
     system="<s>{system} USER: ",
@@ -71,6 +73,7 @@ VICUNA = PromptTemplate(
         "The assistant gives helpful, detailed, and polite answers to the human's questions."
     ),
     post=" ASSISTANT:",
+    answer=" ",
     between="</s>USER: ",
 )
 # The shipped nano model was trained with a question straight after the frames.

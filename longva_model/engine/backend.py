@@ -26,11 +26,23 @@ class Backend(Protocol):
     name: str
     fingerprint: str
     template: PromptTemplate
+    tokenizer: Any
+    model: Any
     decoder: Any
     eos_ids: tuple[int, ...]
     max_length: int
     train_tokens: int | None
     tokens_per_frame: int
+
+    @property
+    def frames_fingerprint(self) -> str:
+        """Of all that decides a frame's visual tokens: not of the decoder's RoPE."""
+        ...
+
+    @property
+    def generation_defaults(self) -> dict[str, Any]:
+        """What the checkpoint's generation config asks for where a task leaves it open."""
+        ...
 
     @property
     def device(self) -> torch.device: ...
@@ -83,7 +95,19 @@ class TextMixin:
     model: Any
     decoder: Any
     lm_head: Any
+    fingerprint: str
     tokens_per_frame: int
+
+    @property
+    def frames_fingerprint(self) -> str:
+        return self.fingerprint
+
+    @property
+    def generation_defaults(self) -> dict[str, Any]:
+        config = getattr(self.model, "generation_config", None)
+        names = ("temperature", "top_p", "top_k", "repetition_penalty", "min_new_tokens")
+        found = {name: getattr(config, name, None) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def device(self) -> torch.device:

@@ -37,7 +37,8 @@ class Conversation:
         self.max_frames = max_frames
         self.system = system
         self.engine.cache = engine.new_cache(room)
-        self._answer: str | None = None
+        self._shown: list[Segment] = []
+        self._answer = ""
 
     @property
     def length(self) -> int:
@@ -55,14 +56,14 @@ class Conversation:
             ValueError: placeholders and visuals that do not match, or a context that is full (both lengths named).
         """
         template = self.engine.backend.template
-        if self._answer is None:
+        if not self._shown:
             prompt = build_prompt(
                 question, self.visuals, leaf, template, max_frames=self.max_frames, system=self.system
             )
             self.engine.show(prompt)
             segments: tuple[Segment, ...] = prompt.request.segments
         else:
-            segments = (Text(self._answer), Text(template.between + question + template.post))
+            segments = (Text(template.answer + self._answer), Text(template.between + question + template.post))
         new = sum(self.engine.embedder.segment_tokens(segment) for segment in segments)
         limit = self.engine.backend.max_length
         if limit and self.length + new + leaf.max_new_tokens > limit:
@@ -70,6 +71,7 @@ class Conversation:
                 f"the conversation would be {self.length + new + leaf.max_new_tokens} tokens and the context of "
                 f"{self.engine.backend.name} is {limit}; start a new one, or show fewer frames"
             )
-        result = self.engine.answer(segments, leaf, on_text)
-        self._answer = result.text or None
+        result = self.engine.answer(segments, leaf, on_text, self._shown)
+        self._shown += segments
+        self._answer = result.text
         return result

@@ -94,7 +94,7 @@ class FrameEmbeddings:
             pass
 
     def _key(self, source: FrameSource, preprocess: str) -> str:
-        parts = (source.fingerprint, self.backend.fingerprint, preprocess, str(self.backend.dtype), str(BLOCK))
+        parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), str(BLOCK))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def _has(self, key: str, index: int, rows: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from longva_model.engine.backend import Backend
+from longva_model.engine.beams import beam_search
 from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
@@ -60,6 +61,7 @@ class TreeEngine:
         self.backend = backend
         self.options = options or EngineOptions()
         self.embedder = Embedder(backend, frames, self.options.preprocess)
+        self.requests: Sequence[Request] = ()
         self.cache: Any = None
         self.peak_kv_bytes = 0
 
@@ -85,6 +87,7 @@ class TreeEngine:
             ValueError: an empty answer, or a source that the media do not name.
         """
         self.embedder.media = dict(media)
+        self.requests = tree.requests
         count = self.embedder.segment_tokens
         self._check_answers(tree)
         longest = max((past + new for _, past, new in walk_tokens(tree, count)), default=0)
@@ -137,12 +140,20 @@ class TreeEngine:
         self.embedder.videos.update(prompt.videos)
 
     def answer(
-        self, segments: Sequence[Segment], leaf: Generate, on_text: Callable[[str], None] | None = None
+        self,
+        segments: Sequence[Segment],
+        leaf: Generate,
+        on_text: Callable[[str], None] | None = None,
+        before: Sequence[Segment] = (),
     ) -> LeafResult:
-        """Continue the cache by segments and generate; the cache then ends where the answer begins."""
+        """Continue the cache by segments and generate; the cache then ends where the answer begins.
+
+        Args:
+            before: the segments that the cache holds.
+        """
         last_1D = self._extend(segments, keep=1)
         end = self.cache.length
-        result = self._generate(leaf, last_1D, on_text)
+        result = self._generate(leaf, last_1D, [*before, *segments], on_text)
         self.cache.crop_to(end)
         return result
 
@@ -183,7 +194,9 @@ class TreeEngine:
         for index, leaf in node.leaves:
             if leaf not in scored:
                 scored[leaf] = (
-                    self._target_after(leaf, last_1D) if isinstance(leaf, Target) else self._generate(leaf, last_1D)
+                    self._target_after(leaf, last_1D)
+                    if isinstance(leaf, Target)
+                    else self._generate(leaf, last_1D, self.requests[index].segments)
                 )
                 self.cache.crop_to(end)
             done(index, scored[leaf])
@@ -210,17 +223,38 @@ class TreeEngine:
         )
 
     def _generate(
-        self, leaf: Generate, last_1D: torch.Tensor, on_token: Callable[[str], None] | None = None
+        self,
+        leaf: Generate,
+        last_1D: torch.Tensor,
+        prompt: Sequence[Segment],
+        on_token: Callable[[str], None] | None = None,
     ) -> LeafResult:
+        """Generate behind the cache, which holds ``prompt`` and whose last hidden state is at hand."""
         prompt_tokens = self.cache.length
+        if leaf.num_beams > 1:
+            text, ids = self._search(leaf, prompt)
+            if on_token is not None:
+                on_token(text)
+        else:
 
-        def step(token: int) -> torch.Tensor:
-            return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
+            def step(token: int) -> torch.Tensor:
+                return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
 
-        text, ids = generate_ids(
-            leaf, self.backend.logits(last_1D)[-1], step, self.backend.decode, self.backend.eos_ids, on_token
-        )
+            text, ids = generate_ids(
+                leaf,
+                self.backend.logits(last_1D)[-1],
+                step,
+                self.backend.decode,
+                self.backend.eos_ids,
+                on_token,
+                set(self.embedder.prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
+            )
         return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt_tokens)
+
+    def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
+        """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
+        embeds_TD = torch.cat(list(self.embedder.stream(prompt)))
+        return beam_search(leaf, self.backend, embeds_TD, self.embedder.prompt_ids(prompt))
 
     def _extend(self, segments: Sequence[Segment], extra_ids: Sequence[int] = (), keep: int = 1) -> torch.Tensor:
         """Append segments and then ids to the cache; returns the last ``keep`` hidden states, (keep, D)."""

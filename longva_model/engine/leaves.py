@@ -5,7 +5,7 @@ Shapes: L answer tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,13 +58,21 @@ def score_answer(logits_LV: torch.Tensor, answer_ids: Sequence[int]) -> tuple[li
     return logits_LV.argmax(dim=-1).tolist(), chosen.tolist()
 
 
-def logits_processors(leaf: Generate, eos_ids: Sequence[int], device: torch.device) -> LogitsProcessorList:
-    """transformers' own processors for the options of a leaf, in the order ``generate`` applies them."""
+def logits_processors(
+    leaf: Generate, eos_ids: Sequence[int], device: torch.device, num_before: int = 0
+) -> LogitsProcessorList:
+    """transformers' own processors for the options of a leaf, in the order ``generate`` applies them.
+
+    Args:
+        num_before: ids that stand before the generated ones in what the processors are shown.
+    """
     chain = LogitsProcessorList()
     if leaf.repetition_penalty != 1.0:
         chain.append(RepetitionPenaltyLogitsProcessor(leaf.repetition_penalty))
     if leaf.min_new_tokens > 0 and eos_ids:
-        chain.append(MinNewTokensLengthLogitsProcessor(0, leaf.min_new_tokens, list(eos_ids), device=str(device)))
+        chain.append(
+            MinNewTokensLengthLogitsProcessor(num_before, leaf.min_new_tokens, list(eos_ids), device=str(device))
+        )
     if leaf.temperature > 0:
         chain.append(TemperatureLogitsWarper(leaf.temperature))
         if leaf.top_k > 0:
@@ -87,6 +95,7 @@ def generate_ids(
     decode: Callable[[list[int]], str],
     eos_ids: Sequence[int],
     on_token: Callable[[str], None] | None = None,
+    prompt_ids: Collection[int] = (),
 ) -> tuple[str, list[int]]:
     """Generate up to ``max_new_tokens``: greedy, or sampled with the leaf's seed.
 
@@ -95,17 +104,19 @@ def generate_ids(
         step: feeds one token and returns the logits after it.
         decode: ids to text, special tokens skipped.
         on_token: called with the text so far after each token (streaming).
+        prompt_ids: ids that occur in the prompt, in any order: what a repetition penalty counts beside the new ones.
 
     Returns:
         The text, cut at a stop string, and the ids without the end token.
     """
     device = first_logits_V.device
-    chain = logits_processors(leaf, eos_ids, device)
+    before = list(prompt_ids) if leaf.repetition_penalty != 1.0 else []
+    chain = logits_processors(leaf, eos_ids, device, len(before))
     chooser = torch.Generator(device="cpu").manual_seed(leaf.seed)
     ids: list[int] = []
     logits_V = first_logits_V
     while len(ids) < leaf.max_new_tokens:
-        so_far = torch.tensor([ids], dtype=torch.long, device=device)
+        so_far = torch.tensor([before + ids], dtype=torch.long, device=device)
         scores_V = chain(so_far, logits_V.float()[None])[0] if chain else logits_V.float()
         if leaf.temperature > 0:
             token = int(torch.multinomial(scores_V.softmax(-1).cpu(), 1, generator=chooser))

@@ -40,7 +40,7 @@ class PlainEngine(TreeEngine):
             else:
                 prompt = sum(self.embedder.segment_tokens(segment) for segment in request.segments)
                 self.cache = self.new_cache(prompt + leaf.max_new_tokens)
-                result = self._generate(leaf, self._extend(request.segments, keep=1))
+                result = self._generate(leaf, self._extend(request.segments, keep=1), request.segments)
             results.append(result)
             if on_result is not None:
                 on_result(index, result)

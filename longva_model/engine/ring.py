@@ -21,6 +21,7 @@ from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.work import rank_and_world
+from vniah.requests import Generate, Segment
 
 # Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.
 _SHORT_PER_RANK = 32
@@ -83,6 +84,9 @@ class RingEngine(TreeEngine):
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
+
+    def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
+        raise ValueError(f"num_beams={leaf.num_beams} needs every key and value on one device; use parallel=branch")
 
     def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
         if chunk_TD.shape[0] < _SHORT_PER_RANK * self.world_size:

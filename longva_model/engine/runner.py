@@ -29,12 +29,16 @@ from vniah.requests import Leaf, RequestTree
 # Images are held in memory while a window of prompts is run; videos and haystacks are not.
 _WINDOW_PIXELS = 64_000_000
 
+# How jobs are sorted and told apart: task, document, request of the document, sample.
+Order = tuple[str, int, int, int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One request by name: what another process needs to build the same prompt.
 
-    ``context`` is ``None`` for a chat task, whose messages hold the text.
+    ``context`` is ``None`` for a chat task, whose messages hold the text. ``sample`` tells several samples of
+    one prompt apart.
     """
 
     task: str
@@ -44,10 +48,11 @@ class Job:
     context: str | None
     leaf: Leaf
     every_frame: bool = False
+    sample: int = 0
 
     @property
-    def order(self) -> tuple[str, int, int]:
-        return (self.task, self.doc_id, self.index)
+    def order(self) -> Order:
+        return (self.task, self.doc_id, self.index, self.sample)
 
 
 Build = Callable[[Job], Prompt]
@@ -92,7 +97,7 @@ class Runner:
         union = [by_order[order] for order in sorted(by_order)]
         if not union:
             return []
-        found: dict[tuple[str, int, int], LeafResult] = {}
+        found: dict[Order, LeafResult] = {}
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
             if self.world_size > 1 and self._mode(union, build) == "ring":
                 found.update(self._run_here(union, build, about, journal, ring=True))
@@ -167,9 +172,9 @@ class Runner:
 
     def _run_here(
         self, jobs: Sequence[Job], build: Build, about: About, journal: Journal | None, *, ring: bool
-    ) -> dict[tuple[str, int, int], LeafResult]:
+    ) -> dict[Order, LeafResult]:
         """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window."""
-        found: dict[tuple[str, int, int], LeafResult] = {}
+        found: dict[Order, LeafResult] = {}
         settings = self.settings_key()
         for window in _windows(jobs, build):
             keys = {job.order: content_key(settings, list(prompt.request.segments), job.leaf) for job, prompt in window}
@@ -191,8 +196,8 @@ class Runner:
     def _run_window(
         self,
         todo: Sequence[tuple[Job, Prompt]],
-        keys: dict[tuple[str, int, int], str],
-        found: dict[tuple[str, int, int], LeafResult],
+        keys: dict[Order, str],
+        found: dict[Order, LeafResult],
         about: About,
         journal: Journal | None,
         *,
@@ -217,7 +222,10 @@ class Runner:
                 if journal is not None:
                     journal.put(keys[job.order], result.as_dict(), **about(job))
 
-            engine.run(tree, media, on_result=done, on_flops=lambda flops: bar.update(flops))
+            def tick(flops: int) -> None:
+                bar.update(flops)
+
+            engine.run(tree, media, on_result=done, on_flops=tick)
 
 
 def _windows(jobs: Sequence[Job], build: Build) -> Iterator[list[tuple[Job, Prompt]]]:

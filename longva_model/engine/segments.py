@@ -70,6 +70,23 @@ class Embedder:
             return self.backend.tokens_per_frame
         return self.backend.image_tokens(self._source(segment.source).size)
 
+    def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
+        """One id a token of the prompt; where a visual stands, the prompt's first id (visual tokens have none)."""
+        pieces: list[list[int] | None] = []
+        for segment in segments:
+            if isinstance(segment, Text):
+                pieces.append(list(self.token_ids(segment.text)))
+            elif isinstance(segment, Tokens):
+                ids = self._source(segment.source).token_ids(segment.start, segment.stop)
+                pieces.append([int(token) for token in ids])
+            else:
+                pieces.append(None)
+        first = next((ids[0] for ids in pieces if ids), 0)
+        found: list[int] = []
+        for segment, piece in zip(segments, pieces, strict=True):
+            found += [first] * self.segment_tokens(segment) if piece is None else piece
+        return found
+
     def stream(self, segments: Sequence[Segment], extra_ids: Sequence[int] = ()) -> Iterator[torch.Tensor]:
         """Yield the embeddings of ``segments`` and then of ``extra_ids`` in order, as (n, D) pieces."""
         for segment in segments:

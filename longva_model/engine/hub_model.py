@@ -1,0 +1,112 @@
+"""What every backend of a Hugging Face checkpoint shares: name, context length, template, fingerprints, attention."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longva_model.engine.backend import TextMixin, eos_token_ids
+from longva_model.model_args import ModelArgs
+from vniah.prompts import PromptTemplate, get_template
+
+TEMPLATE_OF_DECODER = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
+
+
+class HubModel(TextMixin):
+    """What every backend of a Hub checkpoint shares: names, length, template, attention."""
+
+    def _finish(self, folder: str, args: ModelArgs, model: Any, decoder: Any, lm_head: Any, tokenizer: Any) -> None:
+        from longva_model import checkpoint
+
+        self.name = args.pretrained
+        self.model, self.decoder, self.lm_head, self.tokenizer = model.eval(), decoder, lm_head, tokenizer
+        config = decoder.config
+        stated = getattr(model.config, "context_length", None) or getattr(config, "max_position_embeddings", None)
+        self.max_length = args.max_length or int(stated or 0)
+        self.train_tokens = getattr(config, "max_position_embeddings", None)
+        self.eos_ids = eos_token_ids(tokenizer, getattr(model, "generation_config", None))
+        self.template: PromptTemplate = self._template(args)
+        rope = json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, default=str)
+        parts = (checkpoint.weights_fingerprint(folder), type(self).__name__, self._visual_settings())
+        self._frames_fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self.fingerprint = hashlib.sha256(f"{self._frames_fingerprint}\n{rope}".encode()).hexdigest()[:32]
+        self._choose_attention(args)
+
+    @property
+    def frames_fingerprint(self) -> str:
+        return self._frames_fingerprint
+
+    def _visual_settings(self) -> str:
+        """What besides weights decides visual tokens, such as pooling, which arguments may override."""
+        return ""
+
+    def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
+        """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
+        from longva_model.visual import levels_to_pixels
+
+        return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
+
+    def _template(self, args: ModelArgs) -> PromptTemplate:
+        if args.template != "auto":
+            return get_template(args.template)
+        named = getattr(self.model.config, "chat_template_name", None)
+        return get_template(named or TEMPLATE_OF_DECODER.get(self.decoder.config.model_type, "plain"))
+
+    def _choose_attention(self, args: ModelArgs) -> None:
+        """Blocks without a mask for the tree, unless the user names something else; torch's for the plain way."""
+        if args.attn != "auto":
+            name = args.attn
+        elif args.scoring == "plain":
+            name = "sdpa"
+        else:
+            name = "longva_blockwise"
+        if name.startswith("longva_"):
+            from longva_model.attention import register
+
+            register()
+        try:
+            self.decoder.set_attn_implementation(name)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"attn={name!r} cannot be used: {error}") from error
+
+
+def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **load: Any) -> Any:
+    """A model of transformers' own, weights complete.
+
+    Raises:
+        ValueError: tensors that are missing, left over where they matter, or of another shape than the config says.
+    """
+    if args.rope_theta is not None:
+        text = config.get_text_config()
+        parameters = dict(getattr(text, "rope_parameters", None) or {"rope_type": "default"})
+        text.rope_parameters = {**parameters, "rope_theta": args.rope_theta}
+    wanted = {key: value for key, value in load.items() if key in ("dtype", "device_map")}
+    try:
+        model, info = auto.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, **wanted
+        )
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+    if info["missing_keys"]:
+        # transformers would go on with random weights in their place.
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"the weights in {folder} lack {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
+            "check that config.json belongs to these weights"
+        )
+    return model
+
+
+def load_args(args: ModelArgs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    extra: dict[str, Any] = {"dtype": dtype, "device_map": str(device) if device.type != "cpu" else None}
+    if args.rope_theta is not None:
+        extra["rope_theta"] = args.rope_theta
+    for key in ("mm_spatial_pool_mode", "mm_spatial_pool_stride"):
+        if getattr(args, key) is not None:
+            extra[key] = getattr(args, key)
+    return {key: value for key, value in extra.items() if value is not None}
