@@ -210,6 +210,7 @@ class LongVAModel(LongVAPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LongVAOutputWithPast:
         """Run the decoder over a prompt.
@@ -224,6 +225,7 @@ class LongVAModel(LongVAPreTrainedModel):
             position_ids: (B, L); counted from the mask unless given.
             past_key_values: keys and values of what came before.
             inputs_embeds: (B, L, D) instead of ``input_ids``.
+            mm_token_type_ids: not needed; taken because processors are asked for them.
 
         Raises:
             ValueError: neither or both of ids and embeddings; placeholders and visual tokens that do not

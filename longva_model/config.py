@@ -141,6 +141,12 @@ class LongVAConfig(PreTrainedConfig):
                 config_dict, pretrained_model_name_or_path, local_files_only=local_files_only
             )
             config_dict.update(overrides)
+        elif config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {config_dict['model_type']!r} model and no LongVA: expected "
+                f"model_type {cls.model_type!r}, or {', '.join(released.TEXT_TYPES)} (released). A text-only model is "
+                "loaded by transformers' AutoModelForCausalLM"
+            )
         return config_dict, kwargs
 
     @classmethod

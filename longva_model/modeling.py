@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longva_model import checkpoint, loading, released
+from longva_model.attention import register as register_attention
 from longva_model.backbone import LongVAModel
 from longva_model.config import LongVAConfig
 from longva_model.pretrained import LongVAPreTrainedModel
@@ -223,5 +224,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
+register_attention()  # so that attn_implementation="longva_blockwise" and "longva_ring" are known
 AutoModel.register(LongVAConfig, LongVAModel, exist_ok=True)
 AutoModelForImageTextToText.register(LongVAConfig, LongVAForConditionalGeneration, exist_ok=True)

@@ -78,9 +78,11 @@ class LongVAProcessor(ProcessorMixin):
         max_length: int | None = None,
         add_special_tokens: bool = True,
         return_offsets_mapping: bool = False,
+        return_mm_token_type_ids: bool = False,
         return_tensors: str | None = None,
         audio: None = None,
-        **ignored: Any,
+        do_sample_frames: bool | None = None,
+        return_text_replacement_offsets: bool = False,
     ) -> BatchFeature:
         """Prompts and visuals as the model's inputs.
 
@@ -98,7 +100,11 @@ class LongVAProcessor(ProcessorMixin):
             max_length: longest prompt in tokens, visuals included, under ``truncation``.
             add_special_tokens: put the tokenizer's BOS in front, where it has that habit.
             return_offsets_mapping: also where in the text each token stands.
+            return_mm_token_type_ids: also 0 for text, 1 for an image's tokens, 2 for a video's.
             return_tensors: "pt", "np" or None (lists of ids).
+            audio: must be None.
+            do_sample_frames: what ``apply_chat_template`` adds to ``num_frames``; says nothing more.
+            return_text_replacement_offsets: the same for ``return_offsets_mapping``.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, L); with images ``pixel_values`` (images, tiles, 3, S, S),
@@ -146,6 +152,9 @@ class LongVAProcessor(ProcessorMixin):
             )
             if not return_offsets_mapping:
                 data.pop("offset_mapping")
+            if return_mm_token_type_ids:
+                kinds = {self.image_token_index: 1, self.video_token_index: 2}
+                data["mm_token_type_ids"] = [[kinds.get(token, 0) for token in row] for row in data["input_ids"]]
         data |= self._pixels(all_images, all_videos)
         return BatchFeature(data, tensor_type=return_tensors)
 

@@ -116,7 +116,8 @@ def read_config(config_dict: dict[str, Any], path: Any, *, local_files_only: boo
     ours: dict[str, Any] = {
         "text_config": {"model_type": text_type, **_text_keys(config_dict, text_type)},
         "vision_config": vision,
-        "released_config": dict(config_dict),
+        # Word for word, but for what transformers adds when it reads the file.
+        "released_config": {key: value for key, value in config_dict.items() if key != "_commit_hash"},
     }
     for our_key, their_key in _SHARED_KEYS.items():
         if their_key in config_dict:
@@ -181,6 +182,8 @@ def _shared_from(released_config: dict[str, Any], config: Any) -> dict[str, Any]
 
 def _derive(config: Any) -> dict[str, Any]:
     """Released keys computed from our config."""
+    from transformers import PreTrainedConfig
+
     text, text_type = config.text_config.to_dict(), config.text_config.model_type
     rope = dict(config.text_config.rope_parameters or {})
     theta = rope.pop("rope_theta", 10_000.0)
@@ -194,6 +197,7 @@ def _derive(config: Any) -> dict[str, Any]:
         "transformers_version",
     }
     fields = {field.name for field in dataclasses.fields(type(config.text_config))}
+    fields -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
     keys: dict[str, Any] = {key: value for key, value in text.items() if key in fields and key not in skip}
     keys |= {
         "architectures": [ARCHITECTURES.get(text_type, "LlavaQwenForCausalLM")],

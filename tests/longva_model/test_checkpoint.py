@@ -362,6 +362,15 @@ def test_the_command(
     assert done.value.code == 2 and "is there already" in capsys.readouterr().err
 
 
+def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
+    from transformers import Qwen2Config
+
+    Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path)
+    for load in (LongVAConfig, LongVAForConditionalGeneration):
+        with pytest.raises(ValueError, match=r"'qwen2' model and no LongVA.*AutoModelForCausalLM"):
+            load.from_pretrained(tmp_path)
+
+
 def test_names_go_both_ways(tiny_model: Callable[..., Any]) -> None:
     names = list(tiny_model(mm_patch_merge_type="spatial_unpad").state_dict())
     assert "model.image_newline" in names and len({to_released_key(name) for name in names}) == len(names)

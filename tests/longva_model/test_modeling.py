@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,22 @@ def test_attention_implementation_reaches_both_parts(
         "sdpa",
         "eager",
     )
+
+
+@pytest.mark.parametrize("name", ["longva_blockwise", "longva_ring"])
+def test_our_attention_is_in_the_registry(
+    name: str, tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any], tmp_path: Path
+) -> None:
+    from longva_model import LongVAForConditionalGeneration
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    ours = LongVAForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=name)
+    assert ours.language_model.config._attn_implementation == name
+    inputs = tiny_processor(model.config)(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+        assert torch.equal(ours.generate(**inputs, max_new_tokens=4), model.generate(**inputs, max_new_tokens=4))
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16()])

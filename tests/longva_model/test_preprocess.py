@@ -55,6 +55,17 @@ def test_normalise_is_the_formula() -> None:
     np.testing.assert_allclose(normalise(frames), plain.transpose(0, 3, 1, 2), atol=2e-6, rtol=0)
 
 
+def test_normalising_on_the_device_gives_the_same_values() -> None:
+    import torch
+
+    from longva_model.preprocess import level_table
+    from longva_model.visual import levels_to_pixels
+
+    frames = np.stack([noise(8, 8), noise(8, 8, 1)])
+    on_device = levels_to_pixels(torch.from_numpy(frames), level_table())
+    assert np.array_equal(on_device.numpy(), normalise(frames))
+
+
 def test_many_frames_on_threads_equal_one_by_one() -> None:
     frames = np.stack([noise(40, 60, seed) for seed in range(9)])
     one_by_one = [np.asarray(fit_frame(Image.fromarray(frame), "crop", 28)) for frame in frames]

@@ -275,6 +275,36 @@ def test_offsets_point_into_the_prompt(processor: Any) -> None:
     assert {prompt[a:b] for a, b in offsets} == {"a", "b", "<image>", "c"}
 
 
+def test_token_types_tell_text_images_and_videos_apart(processor: Any) -> None:
+    out = processor(text="a<image><video>", images=[picture()], videos=[film()], return_mm_token_type_ids=True)
+    types = out["mm_token_type_ids"][0]
+    counts = processor.visual_layout.num_image_tokens((50, 40)), processor.visual_layout.num_video_tokens(3)
+    assert types == [0, *[1] * counts[0], *[2] * counts[1]]
+    with pytest.raises(TypeError, match="preproces"):
+        processor(text="a", preproces="pad")
+
+
+def test_video_files_are_read_and_sampled(processor: Any, tmp_path: Path) -> None:
+    import av
+
+    from vniah.haystack.opening import open_video
+
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5, width=64, height=48, pix_fmt="yuv420p")
+        for level in range(0, 250, 10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    every = open_video(path, 25).frames(0, 25)
+    expected = processor(videos=[every[np.linspace(0, 24, 4, dtype=int)]])["pixel_values_videos"]
+    assert np.array_equal(processor(videos=[path], num_frames=4)["pixel_values_videos"], expected)
+    talk = [{"role": "user", "content": [{"type": "video", "path": str(path)}, {"type": "text", "text": "Q"}]}]
+    out = processor.apply_chat_template(talk, tokenize=True, return_dict=True, processor_kwargs={"num_frames": 4})
+    assert np.array_equal(out["pixel_values_videos"], expected)
+    assert processor(text="<video>", videos=str(path))["pixel_values_videos"].shape[1] == 25
+
+
 def test_bos_is_put_in_front_once_where_the_tokenizer_has_that_habit(tiny_config: Callable[..., Any]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
