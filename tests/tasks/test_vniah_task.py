@@ -12,6 +12,7 @@ from PIL import Image
 
 from vniah.scoring import ScoredPair
 
+QWEN_ARGS = "device=cpu,device_map=cpu,max_num_frames=8,min_pixels=3136,max_pixels=12544"
 PARITY_ARGS = "pretrained={},dtype=float32,device=cpu,scoring={}"
 
 
@@ -197,12 +198,13 @@ def test_a_model_of_lmms_evals_own_answers_on_composed_videos(small: Path, monke
     write_tiny_qwen_vl(small / "qwen")
     results = simple_evaluate(
         model="qwen2_5_vl",
-        model_args=f"pretrained={small / 'qwen'},device=cpu,device_map=cpu,max_num_frames=8,max_pixels=3136",
+        model_args=f"pretrained={small / 'qwen'},{QWEN_ARGS}",
         tasks=["vniah_generate"],
         log_samples=True,
         verbosity="ERROR",
     )
     samples = results["samples"]["vniah_generate"]
     assert len(samples) == 12
-    assert all(isinstance(sample["resps"][0], str) for sample in samples)
+    scored = [sample.get("vniah_acc") or sample["vniah_control"] for sample in samples]
+    assert all(isinstance(one["predicted"], str) and one["predicted"] for one in scored)
     assert set(results["results"]["vniah_generate"]) >= {"vniah_acc,none", "vniah_control,none", "vniah_grid,none"}
