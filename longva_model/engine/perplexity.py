@@ -89,7 +89,7 @@ def measure(
     *,
     stride: int | None = None,
     max_windows: int | None = None,
-    on_window: Callable[[], None] | None = None,
+    on_window: Callable[[], object] | None = None,
 ) -> Perplexity:
     """Perplexity at one context length over all documents that hold it.
 

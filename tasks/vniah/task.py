@@ -31,7 +31,7 @@ class VniahTask(ConfigurableTask):
 
     def _prepare_metric_and_aggregation(self) -> None:
         self._metric_fn_list = dict.fromkeys(metrics.AGGREGATION)
-        self._metric_fn_kwargs = {name: {} for name in metrics.AGGREGATION}
+        self._metric_fn_kwargs: dict[str, dict[str, Any]] = {name: {} for name in metrics.AGGREGATION}
         self._aggregation_list = dict(metrics.AGGREGATION)
         self._higher_is_better = dict(metrics.HIGHER_IS_BETTER)
 

@@ -48,17 +48,9 @@ def command(
         for step in (None, stride or None) if stride else (None,):
             if step is not None and step >= length:
                 continue
+            limit = max_windows or None
             with tqdm(desc=f"{length} tokens", unit="window", disable=quiet) as bar:
-                found.append(
-                    measure(
-                        engine,
-                        ids,
-                        length,
-                        stride=step,
-                        max_windows=max_windows or None,
-                        on_window=lambda b=bar: b.update(),
-                    )
-                )
+                found.append(measure(engine, ids, length, stride=step, max_windows=limit, on_window=bar.update))
     if quiet:
         return
     print(f"{'length':>9}  {'kind':<28} {'perplexity':>12} {'tokens':>10} {'windows':>8}")
