@@ -180,7 +180,7 @@ class Composer:
         *,
         max_bytes: int = 20_000_000_000,
         codec: str | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         self.haystack = haystack
         self.cache_dir = Path(cache_dir).expanduser()

@@ -34,7 +34,7 @@ _BATCH = 16
 _SECOND = Fraction(1, 1)
 _SETTINGS = {
     "libx264": {"preset": "veryfast", "crf": "18", "g": "1", "bf": "0", "x264-params": "keyint=1:scenecut=0:aud=1"},
-    "mjpeg": {"qmin": "2", "qmax": "3"},
+    "mjpeg": {"qmin": "1", "qmax": "1"},
 }
 # mjpeg is full-range by nature; H.264 is not, unless it says so.
 _PIXELS = {"libx264": "yuv420p", "mjpeg": "yuvj420p"}
@@ -66,7 +66,7 @@ class IntraStore:
     """
 
     def __init__(
-        self, haystack: Haystack, cache_dir: Path, codec: str, progress: Callable[[int], None] | None = None
+        self, haystack: Haystack, cache_dir: Path, codec: str, progress: Callable[[int], object] | None = None
     ) -> None:
         import av
 

@@ -189,16 +189,19 @@ def test_a_size_that_changes_on_the_way_is_refused(tmp_path: Path) -> None:
         haystack.frames(0, len(haystack))
 
 
-def test_approximate_mode_has_the_same_length_and_says_so(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", 160, x264="bframes=3:b-adapt=0:keyint=60")
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libx265"])
+def test_approximate_mode_shows_the_same_frames_a_little_off(tmp_path: Path, codec: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = write_video(tmp_path / "a.mp4", 160, codec=codec)
     exact, fast = open_haystack(str(path)), open_haystack(str(path), decoder="pyav-fast")
     assert "approximate" in fast.fingerprint and "approximate" not in exact.fingerprint
-    frames = fast.frames(0, len(fast))
-    assert frames.shape == exact.frames(0, len(exact)).shape
-    # Each is the sampled picture or one shown at most three pictures earlier, which B-pictures follow.
-    pictures = decode_all(path)
+    pictures = np.stack(decode_all(path)).astype(int)
+    frames = fast.frames(0, len(fast)).astype(int)
+    assert len(fast) == len(exact) == 6
     for i, frame in enumerate(frames):
-        assert any(np.array_equal(frame, pictures[j]) for j in range(max(0, 30 * i - 3), 30 * i + 1))
+        # Nearer to its own picture than to any other, though every picture moves by one pixel.
+        assert np.abs(pictures - frame).mean(axis=(1, 2, 3)).argmin() == 30 * i
     assert np.array_equal(frames[2:4], fast.frames(2, 4))
 
 

@@ -18,7 +18,7 @@ from vniah.haystack.chained import JoinedHaystack, LoopedHaystack
 from vniah.haystack.folder import FolderHaystack
 from vniah.haystack.synthetic import SyntheticHaystack
 
-# pyav: exact. pyav-fast: a sampled frame that no other frame depends on is replaced by the one before it.
+# pyav: exact. pyav-fast: approximate, block edges are not smoothed. decord: as the reference, an extra.
 DECODERS = ("pyav", "pyav-fast", "decord")
 
 

@@ -5,7 +5,8 @@ frame before the next is not decoded, and an H.264 picture that no other refers 
 itself; by the standard nothing else needs it. (They are decord's as well, and so the reference's, but for files
 with open groups of pictures or rolling refresh, where decord decodes from pictures that cannot stand alone.)
 
-The approximate mode never decodes such pictures, of any codec, and takes the frame before in their place.
+The approximate mode takes the same frames and leaves out the filter that smooths block edges, which later
+pictures then inherit: about one level of 255 off on average in ordinary video, for a fifth to a quarter less work.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # Sampled frames that ``frames`` passes over rather than seek anew.
 _SMALL_GAP = 4
+# Codecs whose pictures say for certain that no other is decoded from them. (In HEVC, one of a higher layer may be.)
+_SPARING_CODECS = ("h264",)
 _indices: dict[tuple[object, ...], VideoIndex] = {}
 
 
@@ -42,7 +45,7 @@ class VideoHaystack(Haystack):
     Args:
         path: any file PyAV can decode.
         evenly: sample so many frames evenly over the whole video, not one a second (an ordinary prompt's video).
-        approximate: the mode that skips frames; it is named in the fingerprint.
+        approximate: skip the smoothing of block edges; named in the fingerprint.
         threads: decoding threads; 0 lets FFmpeg choose.
 
     Raises:
@@ -188,11 +191,11 @@ def _pass(
         key = index.key_before(index.stamps[start]) if seek else None
         if key is not None:
             container.seek(key, stream=stream)
-        exact_skip = skip and index.timed and index.codec == "h264" and not approximate
-        context.skip_frame = "NONREF" if approximate and index.timed else "DEFAULT"
+        if approximate:
+            context.options = {"skip_loop_filter": "all"}
+        sparing = skip and index.timed and (approximate or index.codec in _SPARING_CODECS)
         position, number = start, -1
         fed, resume = index.stamps[0], None
-        before: tuple[VideoFrame, int] | None = None
         with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
             for packet in container.demux(stream):
                 if resume is not None:
@@ -201,30 +204,22 @@ def _pass(
                     resume = None
                     context.flush_buffers()
                 fed = max(fed, packet.pts or fed)
-                if exact_skip:
+                if sparing:
                     needed = packet.pts is None or packet.pts in index.wanted
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
                 for frame in stream.decode(packet):
                     number += 1
                     stamp = frame.pts if index.timed else number
                     while position < stop and index.stamps[position] <= stamp:
-                        if index.stamps[position] == stamp:
-                            yield frame, stamp
-                        elif approximate and before is not None:
-                            yield before
-                        else:
+                        if index.stamps[position] != stamp:
                             return
+                        yield frame, stamp
                         position += 1
                     if position == stop:
                         return
-                    before = (frame, stamp)
                 # The next sample can be reached from a key frame still to come: nothing before it is decoded.
                 key = index.key_before(index.stamps[position]) if skip else None
                 resume = key if key is not None and key > fed else None
-        # The last samples of the approximate mode may lie behind the last frame it keeps.
-        while approximate and before is not None and position < stop:
-            yield before
-            position += 1
 
 
 class _RgbConverter:

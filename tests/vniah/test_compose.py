@@ -1,0 +1,343 @@
+"""Composing: the index map, what a spliced video says of itself, and the mp4s, judged by decoding them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vniah import splice
+from vniah.compose import NEEDLE, PAD_COLOUR, Composer, SplicedVideo, letterbox, splice_indices
+from vniah.grid import needle_index
+from vniah.haystack import open_haystack
+from vniah.media import FrameSource, Visual
+from vniah.requests import Frames
+from vniah.requests import Image as ImageSegment
+
+HAYSTACK = "synthetic:0:200:64x48"
+
+
+@pytest.fixture
+def needle() -> Image.Image:
+    """A wide picture unlike any frame of the haystack."""
+    return Image.linear_gradient("L").convert("RGB").resize((90, 30))
+
+
+@pytest.fixture
+def cell(needle: Image.Image):
+    def make(num_frames: int, index: int | None, spec: str = HAYSTACK) -> SplicedVideo:
+        haystack = open_haystack(spec)
+        if index is None:
+            return SplicedVideo(haystack=haystack, num_frames=num_frames)
+        return SplicedVideo(haystack=haystack, num_frames=num_frames, needle=needle, needle_index=index)
+
+    return make
+
+
+def decode(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def subsampled(frames: np.ndarray) -> np.ndarray:
+    """What 4:2:0 leaves of frames, without any coding: the mark that a decoded film is measured by."""
+    pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p") for frame in frames]
+    return np.stack([picture.to_ndarray(format="rgb24") for picture in pictures])
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    error = np.mean((first.astype(float) - second.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@given(st.integers(1, 300), st.data())
+def test_index_map(num_frames: int, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, num_frames))
+    indices = splice_indices(num_frames, index).tolist()
+    assert indices[index] == NEEDLE
+    assert indices[:index] + indices[index + 1 :] == list(range(num_frames))
+    assert splice_indices(num_frames, None).tolist() == list(range(num_frames))
+
+
+def test_index_map_errors() -> None:
+    with pytest.raises(ValueError, match="num_frames must be positive, got 0"):
+        splice_indices(0, 0)
+    for index in (-1, 5):
+        with pytest.raises(ValueError, match=f"must lie from 0 to 4, got {index}"):
+            splice_indices(4, index)
+
+
+def test_letterbox_keeps_the_whole_picture() -> None:
+    frame = letterbox(Image.new("RGB", (90, 30), (250, 0, 0)), (48, 60))
+    assert frame.shape == (48, 60, 3)
+    assert (frame[:14] == PAD_COLOUR).all() and (frame[34:] == PAD_COLOUR).all()
+    assert (frame[14:34] == (250, 0, 0)).all()
+    tall = letterbox(Image.new("RGB", (1, 1000), (0, 250, 0)), (10, 8))
+    assert (tall[:, :3] == PAD_COLOUR).all() and (tall[:, 3] == (0, 250, 0)).all()
+
+
+def test_segments_leave_empty_runs_out(cell) -> None:
+    hay, image = open_haystack(HAYSTACK).fingerprint, cell(8, 3).needle_source
+    assert image
+    assert cell(8, 3).segments() == (Frames(hay, 0, 3), ImageSegment(image), Frames(hay, 3, 8))
+    assert cell(8, 0).segments() == (ImageSegment(image), Frames(hay, 0, 8))
+    assert cell(8, 8).segments() == (Frames(hay, 0, 8), ImageSegment(image))
+    assert cell(8, None).segments() == (Frames(hay, 0, 8),)
+    media = cell(8, 3).media()
+    assert set(media) == {hay, image} and isinstance(media[hay], FrameSource)
+    assert np.array_equal(np.asarray(media[image]), np.asarray(cell(8, 3).needle))
+    assert set(cell(8, None).media()) == {hay}
+
+
+def test_spliced_frames_follow_the_index_map(cell) -> None:
+    hay = open_haystack(HAYSTACK)
+    for index in (0, 3, 7, 8, None):
+        video = cell(8, index)
+        assert isinstance(video, Visual) and isinstance(video, FrameSource) and video.preprocess == "pad"
+        shown = [
+            letterbox(video.needle, hay.size) if i == NEEDLE else hay.frames(i, i + 1)[0]
+            for i in splice_indices(8, index).tolist()
+        ]
+        assert len(video) == len(shown)
+        for start in range(len(shown) + 1):
+            for stop in range(start, len(shown) + 1):
+                got = video.frames(start, stop)
+                assert len(got) == stop - start
+                assert all(np.array_equal(a, b) for a, b in zip(got, shown[start:stop], strict=True))
+
+
+def test_fingerprints_tell_cells_apart(cell, needle: Image.Image) -> None:
+    cells = [cell(8, 3), cell(8, 4), cell(9, 3), cell(8, None), cell(8, 3, "synthetic:1:200:64x48")]
+    cells.append(SplicedVideo(haystack=cells[0].haystack, num_frames=8, needle=needle.rotate(180), needle_index=3))
+    assert len({one.fingerprint for one in cells}) == len(cells)
+    assert cell(8, 3).fingerprint == cells[0].fingerprint
+
+
+def test_spliced_video_errors(cell, needle: Image.Image) -> None:
+    with pytest.raises(ValueError, match="has 200 frames and 201 are needed"):
+        cell(201, 0)
+    with pytest.raises(ValueError, match="must lie from 0 to 8, got 9"):
+        cell(8, 9)
+    with pytest.raises(ValueError, match="a needle was given without a needle_index"):
+        SplicedVideo(haystack=open_haystack(HAYSTACK), num_frames=8, needle=needle)
+    with pytest.raises(ValueError, match="a needle_index was given without a needle"):
+        SplicedVideo(haystack=open_haystack(HAYSTACK), num_frames=8, needle_index=3)
+    with pytest.raises(ValueError, match="frames 3 to 10 were asked of a spliced video of 9"):
+        cell(8, 2).frames(3, 10)
+
+
+def test_depths_reach_both_ends() -> None:
+    """0 % is before the first frame, 100 % after the last."""
+    assert splice_indices(8, needle_index(8, 0))[0] == NEEDLE
+    assert splice_indices(8, needle_index(8, 100))[-1] == NEEDLE
+
+
+@pytest.mark.parametrize("codec", splice.CODECS)
+@pytest.mark.parametrize("index", [0, 1, 35, 69, 70, None])
+def test_mp4_shows_the_needle_at_its_index(tmp_path: Path, cell, codec: str, index: int | None) -> None:
+    """70 frames, so that the haystack spans two chunks of its encoding."""
+    video = cell(70, index)
+    path = Composer(video.haystack, tmp_path, codec=codec).write(video, tmp_path / "cell.mp4")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == stream.guessed_rate == 1
+        assert stream.frames == len(video)
+        times = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.size]
+    assert times == list(range(len(video)))
+    decoded, expected = decode(path), subsampled(video.frames(0, len(video)))
+    assert decoded.shape == expected.shape
+    similar = [psnr(*pair) for pair in zip(decoded, expected, strict=True)]
+    assert min(similar) > 35
+    if index is not None:
+        # No other frame shows it.
+        assert all(psnr(frame, expected[index]) < 20 for i, frame in enumerate(decoded) if i != index)
+    # The composed film is itself a haystack of one frame a second.
+    assert len(open_haystack(str(path))) == len(video)
+
+
+@pytest.mark.parametrize("reader", ["decord", "cv2"])
+def test_other_readers_see_the_same(tmp_path: Path, cell, reader: str) -> None:
+    if importlib.util.find_spec(reader) is None:
+        pytest.skip(f"{reader} is not installed")
+    video = cell(70, 65)
+    path = str(Composer(video.haystack, tmp_path).cached(video))
+    if reader == "decord":
+        import decord
+
+        film = decord.VideoReader(path)
+        assert film.get_avg_fps() == 1.0
+        decoded = film.get_batch(range(len(film))).asnumpy()
+        assert np.array_equal(film[65].asnumpy(), decoded[65])
+    else:
+        import cv2
+
+        film, frames = cv2.VideoCapture(path), []
+        assert film.get(cv2.CAP_PROP_FPS) == 1.0 and film.get(cv2.CAP_PROP_FRAME_COUNT) == 71
+        while (got := film.read())[0]:
+            frames.append(got[1][..., ::-1])
+        decoded = np.stack(frames)
+    expected = subsampled(video.frames(0, len(video)))
+    assert decoded.shape == expected.shape
+    assert min(psnr(*pair) for pair in zip(decoded, expected, strict=True)) > 30
+    assert psnr(decoded[65], expected[65]) > 35
+
+
+def test_cells_share_one_encoding(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    real = splice.encode_intra
+
+    def counting(frames, file, codec):
+        frames = list(frames)
+        encoded.append(len(frames))
+        real(frames, file, codec)
+
+    monkeypatch.setattr(splice, "encode_intra", counting)
+    composer = Composer(open_haystack(HAYSTACK), tmp_path)
+    paths = {composer.cached(cell(n, n * d // 100)) for n in (40, 80, 120) for d in (0, 50, 100)}
+    assert len(paths) == 9
+    # Two chunks of the haystack, and one needle.
+    assert sorted(encoded) == [1, 64, 64] and composer.encoded_frames == 128
+    assert {composer.cached(cell(80, 40))} <= paths and len(encoded) == 3
+    # Another run finds all of it on disk, also what it has not composed itself.
+    again = Composer(open_haystack(HAYSTACK), tmp_path)
+    assert len(decode(again.cached(cell(100, 7)))) == 101 and again.encoded_frames == 0
+
+
+def test_longer_haystacks_go_on_where_shorter_ones_ended(tmp_path: Path, cell) -> None:
+    """A loop or synthetic film has one fingerprint at any length, and its last chunk must not stay short."""
+    for spec, num_frames in (("synthetic:0:70:64x48", 70), (HAYSTACK, 100), (HAYSTACK, 70)):
+        video = cell(num_frames, 66, spec)
+        decoded = decode(Composer(video.haystack, tmp_path).cached(video))
+        assert min(psnr(*pair) for pair in zip(decoded, subsampled(video.frames(0, num_frames + 1)), strict=True)) > 35
+
+
+def test_odd_sizes_grow_to_even_ones(tmp_path: Path, cell) -> None:
+    video = cell(3, 1, "synthetic:0:9:33x47")
+    decoded = decode(Composer(video.haystack, tmp_path).cached(video))
+    assert decoded.shape == (4, 48, 34, 3)
+    assert psnr(decoded[1, :47, :33], video.frames(1, 2)[0]) > 30
+
+
+def test_disk_use_is_bounded(tmp_path: Path, cell) -> None:
+    cells = tmp_path / "cells"
+    one = Composer(open_haystack(HAYSTACK), tmp_path).cached(cell(60, 0))
+    size = one.stat().st_size
+    hay = sum(path.stat().st_size for path in tmp_path.glob("haystack-*/*.mp4"))
+    composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=hay + 6 * size)
+    for index in range(1, 20):
+        path = composer.cached(cell(60, index))
+        os.utime(path, (1000 + index, 1000 + index))  # older and older than what follows
+        assert path.exists()
+    left = sorted(cells.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+    assert 4 <= len(left) <= 6
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.mp4")) <= hay + 6 * size
+    # What was used last is still there; a limit below everything keeps the newest four and the encoding.
+    assert composer.cached(cell(60, 19)) in left
+    tiny = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
+    assert tiny.cached(cell(60, 19)).exists() and tiny.encoded_frames == 0
+    assert len(list(cells.glob("*.mp4"))) == 4
+
+
+def test_encodings_of_other_haystacks_go_only_when_unused(tmp_path: Path, cell) -> None:
+    Composer(open_haystack("synthetic:9:64:64x48"), tmp_path).cached(cell(60, 0, "synthetic:9:64:64x48"))
+    (other,) = tmp_path.glob("haystack-*/*.mp4")
+    composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
+    composer.cached(cell(60, 0))
+    assert other.exists()
+    abandoned, fresh = tmp_path / "cells" / ".x.mp4.1-1.part", tmp_path / "cells" / ".y.mp4.1-1.part"
+    long_ago = time.time() - 100_000
+    for path in (abandoned, fresh):
+        path.write_bytes(b"half")
+    for path in (other, abandoned):
+        os.utime(path, (long_ago, long_ago))
+    composer.cached(cell(60, 1))
+    assert not other.exists() and not abandoned.exists() and fresh.exists()
+
+
+_CHILD = """
+import sys
+from PIL import Image
+from vniah.compose import Composer, SplicedVideo
+from vniah.haystack import open_haystack
+
+haystack = open_haystack("synthetic:0:200:64x48")
+needle = Image.new("RGB", (9, 9), (255, 0, 0))
+composer = Composer(haystack, sys.argv[1])
+video = SplicedVideo(haystack=haystack, num_frames=70, needle=needle, needle_index=int(sys.argv[2]))
+print("done", composer.cached(video), composer.encoded_frames)
+"""
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    """Two of one cell and one of another, all at once."""
+    indices = (5, 5, 6)
+    children = [
+        subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True)
+        for i in indices
+    ]
+    encoded = 0
+    for child, index in zip(children, indices, strict=True):
+        printed, _ = child.communicate(timeout=120)
+        assert child.returncode == 0
+        _, path, count = printed.split()
+        encoded += int(count)
+        decoded = decode(Path(path))
+        assert len(decoded) == 71 and decoded[index][24, 32, 0] > 230
+    assert encoded == 128
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = cell(70, 3)
+    composer = Composer(video.haystack, tmp_path)
+
+    def broken(start: int, stop: int) -> np.ndarray:
+        raise ValueError("the film tears here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video.haystack.__class__, "frames", lambda self, start, stop: broken(start, stop))
+        with pytest.raises(ValueError, match="tears"):
+            composer.write(video, tmp_path / "out.mp4")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+    assert len(decode(composer.write(video, tmp_path / "out.mp4"))) == 71
+
+
+def test_a_needle_of_another_configuration_is_refused(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = cell(4, 1)
+    composer = Composer(video.haystack, tmp_path)
+    composer.cached(cell(4, None))
+    monkeypatch.setitem(splice._SETTINGS["libx264"], "x264-params", "keyint=1:scenecut=0:aud=1:cabac=0")
+    with pytest.raises(RuntimeError, match="differs from the haystack's"):
+        composer.cached(video)
+
+
+def test_write_errors(tmp_path: Path, cell) -> None:
+    video = cell(4, 1)
+    composer = Composer(video.haystack, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"must be an \.mp4 file, got .*cell\.avi"):
+        composer.write(video, tmp_path / "cell.avi")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write cell\.mp4"):
+        composer.write(video, tmp_path / "nowhere" / "cell.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.mp4 is a folder"):
+        composer.write(video, tmp_path / "folder.mp4")
+    path = tmp_path / "cell.mp4"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"cell\.mp4 exists already"):
+        composer.write(video, path)
+    assert path.read_text() == "mine"
+    assert len(decode(composer.write(video, path, overwrite=True))) == 5
+    with pytest.raises(ValueError, match="this composer is for 'synthetic:0' and not for 'synthetic:1'"):
+        composer.cached(cell(4, 1, "synthetic:1:9"))
+    with pytest.raises(ValueError, match="no codec 'av2' for composing; expected one of libx264, mjpeg"):
+        Composer(video.haystack, tmp_path, codec="av2")

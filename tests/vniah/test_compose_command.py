@@ -1,0 +1,96 @@
+"""``vniah compose`` from the command line to the file, and its errors with their exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vniah import cli
+from vniah.compose import letterbox
+from vniah.haystack import open_haystack
+
+
+@pytest.fixture
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs ``vniah compose ARGUMENTS``; returns (exit code, output, errors)."""
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vniah", "compose", *arguments])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(done.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def needles(tmp_path: Path) -> Path:
+    folder = tmp_path / "needles"
+    folder.mkdir()
+    Image.new("RGB", (60, 30), (200, 30, 30)).save(folder / "red.png")
+    (folder / "needles.json").write_text(
+        '[{"id": "red", "file": "red.png", "question": "What colour is the sign?", "answer": "red"}]'
+    )
+    return folder
+
+
+def test_writes_one_cell(compose, needles: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cell.mp4"
+    arguments = ["synthetic:0:50:64x48", "--frames", "8", "--depth", "50", "--needles", str(needles)]
+    code, printed, _ = compose(*arguments, "--needle", "red", "-o", str(out))
+    assert code == 0 and "9 frames at 1 fps, needle red at frame 4" in printed
+    film = open_haystack(str(out))
+    assert len(film) == 9 and film.size == (48, 64)
+    frame = film.frames(4, 5)[0].astype(int)
+    want = letterbox(Image.open(needles / "red.png"), (48, 64)).astype(int)
+    assert np.abs(frame - want).mean() < 3
+    assert list((tmp_path / "cache" / "composed").glob("haystack-*/*.mp4"))
+    # Not overwritten unless asked to.
+    before = out.read_bytes()
+    code, _, err = compose(*arguments, "--needle", "red", "-o", str(out))
+    assert code == 2 and "exists already" in err and "--force" in err and out.read_bytes() == before
+    code, printed, _ = compose(*arguments, "--control", "--force", "-o", str(out))
+    assert code == 0 and "8 frames at 1 fps, no needle" in printed and len(open_haystack(str(out))) == 8
+
+
+def test_all_frames_by_default(compose, tmp_path: Path) -> None:
+    code, printed, _ = compose("synthetic:0:12:32x32", "--control", "-o", str(tmp_path / "c.mp4"))
+    assert code == 0 and "12 frames at 1 fps" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.mp4", "--control"], "no haystack at nowhere.mp4"),
+        (["synthetic:0:5", "--control", "--frames", "6"], "has 5 frames and 6 are needed"),
+        (["synthetic:0:5", "--control", "--frames", "0"], "num_frames must be positive, got 0"),
+        (["synthetic:0:5", "--needle", "red", "--depth", "101"], "from 0 to 100, got 101"),
+        (["synthetic:0:5", "--needle", "blue"], "blue"),
+        (["synthetic:0:5"], "give --needle ID, or --control for none"),
+        (["synthetic:0:5", "--needle", "red", "--control"], "drop one of the two"),
+        (["synthetic:0:5", "--control", "-o", "cell.gif"], "must be an .mp4 file"),
+        (["synthetic:0:5", "--control", "-o", "no/where/cell.mp4"], "no folder no/where"),
+        (["synthetic:0:5", "--control", "--decoder", "vlc"], "no decoder 'vlc'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    compose,
+    needles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "-o" not in arguments:
+        arguments = [*arguments, "-o", "cell.mp4"]
+    code, _, err = compose(*arguments, "--needles", str(needles))
+    errors = [line for line in err.splitlines() if line.startswith("vniah: error:")]
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "cell.mp4").exists()
