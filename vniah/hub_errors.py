@@ -19,7 +19,10 @@ class RepositoryMissingError(FileNotFoundError):
 
 def hub_endpoint() -> str:
     """The Hub's address: HF_ENDPOINT, or the public Hub."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    from huggingface_hub import constants
+
+    # ``constants.ENDPOINT`` is what HF_ENDPOINT was when the library was imported.
+    return (os.environ.get("HF_ENDPOINT") or constants.HUGGINGFACE_CO_URL_HOME).rstrip("/")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import LoopbackHub
+from huggingface_hub import constants
 
 from vniah import hub, hub_resume
 
@@ -176,7 +177,7 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     assert hub.hub_cache_dir() == Path.home() / ".cache" / "huggingface" / "hub"
-    assert hub.hub_endpoint() == "https://huggingface.co"
+    assert hub.hub_endpoint() == constants.HUGGINGFACE_CO_URL_HOME.rstrip("/")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert hub.hub_cache_dir() == tmp_path / "hub"
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
