@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vniah.training.recipe import AlignStage, Train
+from vniah.training.stages import AlignStage, Train
 
 # One question after its frames, as ``vniah.prompts.NANO`` has it.
 NANO_CHAT = (
@@ -29,7 +29,7 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     from vniah.training.fit import fit
     from vniah.training.loading import save_trained
     from vniah.training.losses import install_loss
-    from vniah.training.recipe import as_data
+    from vniah.training.stages import as_data
 
     set_seed(seed)
     model, tokenizer = load_or_assemble(stage, resolve)

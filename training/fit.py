@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.training.recipe import Train
+from vniah.training.stages import Train
 
 DONE = "done.json"
 
 
-def training_arguments(train: Train, folder: Path, seed: int, steps: int) -> Any:
-    """transformers' TrainingArguments for a ``Train`` section."""
+def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:
+    """transformers' TrainingArguments (or a ``kind`` of them, with ``more`` of its own) for a ``Train`` section."""
     import torch
     from transformers import TrainingArguments
 
@@ -27,7 +27,7 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int) -> Any
     if train.schedule == "constant" and train.warmup:
         schedule = "constant_with_warmup"
     warmup = math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
-    return TrainingArguments(
+    return (kind or TrainingArguments)(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=train.batch_size,
@@ -61,6 +61,7 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int) -> Any
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,
+        **more,
     )
 
 
@@ -110,7 +111,7 @@ def fit(
         args=training_arguments(train, folder, seed, steps),
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[_log_callback(log)],
+        callbacks=[log_callback(log)],
     )
     trainer.train_settings = train
     last = get_last_checkpoint(str(folder))
@@ -194,7 +195,7 @@ class MetricsLog:
             file.write(json.dumps(event) + "\n")
 
 
-def _log_callback(log: MetricsLog) -> Any:
+def log_callback(log: MetricsLog) -> Any:
     from transformers import TrainerCallback
 
     class Logged(TrainerCallback):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vniah.training.recipe import Train
+from vniah.training.stages import Train
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vniah.training.losses_size import CHUNK_ELEMENTS
+
 Engine = Literal["auto", "torch", "liger", "chunked"]
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 27  # logits of a chunk: 512 MB in fp32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -121,13 +122,19 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     return total
 
 
-def install_loss(model: Any, engine: Engine = "auto") -> Any:
+def install_loss(model: Any, engine: Engine = "auto", *, ring: bool = False) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
 
     The base decoder (``model.model``) runs as it is; the head is applied inside the loss. ``shift_labels``
     (already shifted: a shard of a sequence has its next token elsewhere) wins over ``labels``.
-    ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks.
+    ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks. With ``ring`` the
+    batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
     """
+    extra: dict[str, Any] = {}
+    if ring:
+        from longva_model.attention import RingContext
+
+        extra["ring_context"] = RingContext(layout="zigzag")
 
     def forward(
         self: Any,
@@ -140,7 +147,7 @@ def install_loss(model: Any, engine: Engine = "auto") -> Any:
         if labels is None and shift_labels is None:
             return plain_forward(*args, **kwargs)
         kwargs.pop("use_cache", None)
-        hidden_BTD = self.model(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden_BTD = self.model(*args, use_cache=False, **extra, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
@@ -151,5 +158,6 @@ def install_loss(model: Any, engine: Engine = "auto") -> Any:
         return {"loss": total / count}
 
     plain_forward = model.forward
+    assert hasattr(model, "model") and hasattr(model, "lm_head"), "a model with a decoder and a head"
     model.forward = types.MethodType(forward, model)
     return model

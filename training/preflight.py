@@ -10,12 +10,12 @@ import re
 import shutil
 from pathlib import Path
 
-from vniah.training.recipe import (
+from vniah.training.recipe import Recipe
+from vniah.training.stages import (
     AlignStage,
     DpoStage,
     EvaluateStage,
     PrepareTextStage,
-    Recipe,
     Stage,
     TextStage,
     TowerStage,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vniah.training.fit import DONE, check_identity, write_json
-from vniah.training.recipe import Recipe, Stage, as_data, build_recipe, inputs
+from vniah.training.recipe import Recipe, build_recipe
+from vniah.training.stages import Stage, as_data, inputs
 
 MODULES = {
     "prepare_text": "vniah.training.data.prepare",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vniah.training.recipe import NanoSize, TextStage
+from vniah.training.stages import NanoSize, TextStage
 
 
 def run(stage: TextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
@@ -26,13 +26,13 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str,
     from vniah.training.fit import fit, only_item
     from vniah.training.loading import save_trained
     from vniah.training.losses import install_loss
-    from vniah.training.recipe import as_data
+    from vniah.training.stages import as_data
 
     set_seed(seed)
     model, tokenizer = load_or_create(stage, resolve)
     steps = stage.train.steps
     dataset = _dataset(stage, tokenizer, seed, resolve)
-    install_loss(model, stage.train.loss)
+    install_loss(model, stage.train.loss, ring=stage.train.attention == "ring")
     report = fit(
         model,
         dataset,
@@ -53,6 +53,10 @@ def load_or_create(stage: TextStage, resolve: Any) -> tuple[Any, Any]:
 
     from vniah.training.loading import load_dtype, load_tokenizer
 
+    if stage.train.attention == "ring":
+        from longva_model.attention import register
+
+        register()
     if stage.new is not None:
         from vniah.training.nano.vocabulary import build_tokenizer
 
@@ -64,7 +68,7 @@ def load_or_create(stage: TextStage, resolve: Any) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(source)
         set_rope_theta(config, stage.rope_theta, stage.max_positions)
         model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=load_dtype(stage.train))
-    model.set_attn_implementation(stage.train.attention)
+    model.set_attn_implementation("longva_ring" if stage.train.attention == "ring" else stage.train.attention)
     return model, tokenizer
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vniah.training.data.index import Indexer, Source, build_index, image_names, open_image, read_index
 from vniah.training.data.labels import Style, check_conversation, encode, expand_images, pieces
-from vniah.training.recipe import AlignStage
+from vniah.training.stages import AlignStage
 
 IGNORE = -100
 Ints = NDArray[np.int64]

@@ -21,7 +21,7 @@ from vniah.training.data.mixture import Selection, domain_shares, select_documen
 from vniah.training.data.packing import Packing
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.data.tokenise import Corpus, tokenise_part
-from vniah.training.recipe import PrepareTextStage
+from vniah.training.stages import PrepareTextStage
 
 # Scan this many times the tokens wanted, so that long documents are upsampled by choice before repetition.
 SCAN_FACTOR = 3
@@ -34,7 +34,7 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Any) -> di
         ValueError: too many bad documents, or too few tokens for one sequence.
     """
     from vniah.training.fit import check_identity, write_json
-    from vniah.training.recipe import as_data
+    from vniah.training.stages import as_data
 
     identity = {key: value for key, value in as_data(stage).items() if key != "workers"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,12 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Any) -> di
     parts, shards = folder / "parts", folder / "shards"
     parts.mkdir(exist_ok=True)
     shards.mkdir(exist_ok=True)
-    corpus = Corpus(stage.source, stage.split, stage.text_column, stage.domain_column)
+    corpus = Corpus(
+        source=stage.source,
+        split=stage.split,
+        text_column=stage.text_column,
+        domain_column=stage.domain_column,
+    )
     reports = tokenise(stage, corpus, parts, seed)
     check_bad(reports, stage.max_bad_share)
     job, names = plan(stage, [report["part"] for report in reports], parts, seed)

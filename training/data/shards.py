@@ -100,7 +100,8 @@ class RingSequences:
 
         index, rank = divmod(item, self.world_size) if self.ring else (item, 0)
         ids_1T = torch.from_numpy(self.sequence(index))[None]
-        batch = {"input_ids": ids_1T[:, :-1], "shift_labels": ids_1T[:, 1:]}
+        # Trainer counts a step's labels where there is a key of that name; those shifted are used.
+        batch = {"input_ids": ids_1T[:, :-1], "labels": ids_1T[:, 1:], "shift_labels": ids_1T[:, 1:]}
         batch["position_ids"] = torch.arange(self.length)[None]
         if self.ring:
             from longva_model.attention import zigzag_shard

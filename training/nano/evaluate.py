@@ -13,7 +13,7 @@ from typing import Any
 
 from vniah.grid import Cell, Grid
 from vniah.prompts import get_template, question_text
-from vniah.training.recipe import EvaluateStage
+from vniah.training.stages import EvaluateStage
 
 
 def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from vniah.prompts import question_text
 from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
 
 IGNORE = -100
+# From so many tokens on a row holds three times the facts and questions: a long row costs more and teaches more.
+MANY_FROM = 512
 IdsBT = NDArray[np.int64]
 ATTRIBUTES = ("colour", "number")
 FACT_FORMS = ("{attribute} {key} {value} .", "{key} {attribute} {value} .", "the {attribute} of {key} is {value} .")
@@ -38,8 +40,8 @@ class LengthPhase:
     batch: int
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.length < 16 or self.batch < 1:
-            raise ValueError(f"a length phase needs start >= 0, length >= 16, batch >= 1; got {self}")
+        if self.start < 0 or self.length < 32 or self.batch < 1:
+            raise ValueError(f"a length phase needs start >= 0, length >= 32, batch >= 1; got {self}")
 
 
 def phase_at(phases: Sequence[LengthPhase], step: int) -> LengthPhase:
@@ -55,8 +57,8 @@ class TextTasks:
         phases: the length curriculum.
         seed: every batch is drawn from (seed, step).
         repeat_share: share of repeat sequences in a batch.
-        max_facts: facts a sequence has at most (2 at least).
-        max_queries: questions at its end at most.
+        max_facts: facts a sequence has at most (2 at least), three times as many in a long one.
+        max_queries: questions at its end at most, likewise.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class TextTasks:
     def _repeat(self, rng: np.random.Generator, ids_T: IdsBT, labels_T: IdsBT) -> None:
         """Fill a row with a segment said over and over, or said once early and again at the end."""
         length = len(ids_T)
-        segment = rng.choice(self._free, rng.integers(max(4, length // 8), max(6, min(length // 2, 96)) + 1))
+        shortest, longest = max(4, min(length // 8, 24)), max(6, min(length // 2, 96))
+        segment = rng.choice(self._free, rng.integers(shortest, longest + 1))
         if length <= 4 * len(segment):
             ids_T[:] = np.tile(segment, length // len(segment) + 1)[:length]
             labels_T[len(segment) :] = ids_T[len(segment) :]
@@ -128,7 +131,8 @@ class TextTasks:
 
     def _draw(self, rng: np.random.Generator, length: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
         """Draw facts and questions that fit into the row; token ids."""
-        num_facts = rng.integers(2, self.max_facts + 1)
+        many = 3 if length >= MANY_FROM else 1
+        num_facts = rng.integers(2, many * self.max_facts + 1)
         known: list[tuple[str, int, str]] = []
         facts: list[list[int]] = []
         room = length // 3
@@ -144,7 +148,7 @@ class TextTasks:
             known.append((str(key), kind, value))
         room = length - 1 - sum(map(len, facts))
         queries: list[tuple[list[int], list[int]]] = []
-        for _ in range(rng.integers(1, self.max_queries + 1)):
+        for _ in range(rng.integers(1, many * self.max_queries + 1)):
             key, kind, value = known[rng.integers(len(known))]
             ask = self._ids(question_text(ask_about(key, kind, full=rng.random() < 0.5)))
             if len(ask) + 2 > room:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vniah.training.recipe import NanoSize, TowerStage
+from vniah.training.stages import NanoSize, TowerStage
 
 DISTRACTOR_SHARE = 0.25
 IGNORE = -100
@@ -29,7 +29,7 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     from vniah.training.fit import fit, only_item
     from vniah.training.loading import save_model
     from vniah.training.nano.pictures import draw_distractors, draw_icons
-    from vniah.training.recipe import as_data
+    from vniah.training.stages import as_data
     from vniah.training.text import StepDataset
 
     set_seed(seed)

@@ -1,0 +1,123 @@
+"""Preference data and a tiny DPO run on frames, by TRL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vniah.training.data.labels import BadSampleError
+from vniah.training.data.preference import PreferenceCollator, check_pair, read_pairs
+from vniah.training.stages import DpoStage, Train
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("v1", "v2"):
+        folder = tmp_path / "videos" / name
+        folder.mkdir(parents=True)
+        for number in range(7):
+            pixels = rng.integers(0, 255, (24, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:03d}.jpg")
+    (tmp_path / "videos" / "empty").mkdir()
+    return tmp_path / "videos"
+
+
+def pair(**changes: Any) -> dict[str, Any]:
+    return {"id": "p", "video": "v1", "prompt": "<video>\nWhat?", "chosen": "red", "rejected": "blue", **changes}
+
+
+def nano_folder(folder: Path) -> Path:
+    """An untrained nano LongVA with its processor."""
+    from longva_model import LongVAConfig, LongVAForConditionalGeneration
+    from vniah.training.align import processor_for
+    from vniah.training.loading import save_model
+    from vniah.training.nano.tower import tower_config
+    from vniah.training.nano.vocabulary import build_tokenizer
+    from vniah.training.stages import NanoSize, PhaseSpec, TextData, TextStage
+    from vniah.training.text import new_decoder
+
+    torch.manual_seed(0)
+    size = NanoSize(hidden_size=32, num_layers=1, intermediate_size=48, vision_width=32, vision_layers=2)
+    tokenizer = build_tokenizer()
+    stage = TextStage(
+        name="t",
+        new=size,
+        train=Train(lr=1e-3, steps=1),
+        data=TextData(phases=(PhaseSpec(start=0, length=64, batch=1),)),
+        sequence_length=512,
+    )
+    text = new_decoder(size, tokenizer, stage).config
+    model = LongVAForConditionalGeneration(LongVAConfig(text_config=text, vision_config=tower_config(size)))
+    save_model(model, processor_for(model, tokenizer, "nano"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"chosen": " "}, "chosen is missing"),
+        ({"rejected": None}, "rejected is missing"),
+        ({"rejected": "red"}, "the same"),
+        ({"video": "v9"}, "no video 'v9'"),
+        ({"video": "empty"}, "no video 'empty'"),
+        ({"video": "../x"}, "leaves the videos folder"),
+    ],
+)
+def test_bad_pairs(videos: Path, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadSampleError, match=reason):
+        check_pair(pair(**changes), str(videos))
+
+
+def test_bad_pairs_are_counted_and_stop_the_run(videos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(p) for p in (pair(), pair(id="worse", chosen=""), pair(video="v2"))))
+    pairs, manifest = read_pairs([str(path)], str(videos), 0.5)
+    assert len(pairs) == 2 and manifest["bad"] == ["worse: chosen is missing or empty"]
+    assert pairs[0]["prompt"] == "What?"
+    with pytest.raises(ValueError, match="1 of 3 pairs are bad"):
+        read_pairs([str(path)], str(videos), 0.01)
+
+
+def test_a_dpo_run_prefers_the_chosen_answer(videos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from vniah.training import dpo
+
+    model = nano_folder(tmp_path / "model")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(pair(id=str(i), video=f"v{1 + i % 2}")) for i in range(4)))
+    stage = DpoStage(
+        name="dpo",
+        model_from=str(model),
+        json=(str(path),),
+        videos=str(videos),
+        num_frames=3,
+        max_length=200,
+        train=Train(lr=2e-3, steps=6, batch_size=2, precision="fp32", log_every=1),
+    )
+    report = dpo.run(stage, tmp_path / "out", seed=1, resolve=str)
+    curve = [json.loads(line) for line in (tmp_path / "out/run/metrics.jsonl").read_text().splitlines()]
+    assert curve[0]["loss"] == pytest.approx(np.log(2), abs=1e-3)  # model and reference are equal before the first step
+    assert report["loss"] < 0.6 < curve[0]["loss"] and report["margin"] > 0
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+
+
+def test_the_collator_takes_the_frames_it_is_asked_for(videos: Path, tmp_path: Path) -> None:
+    from longva_model import LongVAProcessor
+    from vniah.prompts import NANO
+
+    processor = LongVAProcessor.from_pretrained(str(nano_folder(tmp_path / "model")))
+    collator = PreferenceCollator(processor, num_frames=3, max_length=200, template=NANO)
+    batch = collator([check_pair(pair(), str(videos)), check_pair(pair(video="v2", chosen="a red one"), str(videos))])
+    assert batch["pixel_values_videos"].shape == (4, 3, 3, 32, 32)
+    learnt = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    texts = [processor.tokenizer.decode(ids).split("<|im_end|>")[0].strip() for ids in learnt]
+    assert texts == ["red", "a red one", "blue", "blue"]
+    with pytest.raises(ValueError, match="above max_length 10"):
+        PreferenceCollator(processor, num_frames=3, max_length=10, template=NANO)([check_pair(pair(), str(videos))])

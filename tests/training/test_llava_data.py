@@ -1,0 +1,200 @@
+"""LLaVA-format data: the index, what it refuses, the order and the batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from longva_model.layout import VisualLayout
+from vniah.training.data.index import Indexer, Source, build_index
+from vniah.training.data.labels import BadSampleError, Style
+from vniah.training.data.llava import Collator, LlavaSamples, grouped_order
+
+LAYOUT = VisualLayout(tile_size=32, patch_size=8)
+
+
+class Letters:
+    """A tokenizer of one id a letter."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        class Ids:
+            input_ids = [ord(letter) for letter in text]  # noqa: RUF012
+
+        return Ids
+
+
+def qa(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Source:
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (64, 32)), ("sub/b.png", (32, 96)), ("grey.png", (40, 40))):
+        image = Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3)).astype(np.uint8))
+        (image.convert("L") if name == "grey.png" else image).save(images / name)
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:60])
+    samples = [
+        {"id": "one", "image": "a.png", "conversations": qa("<image>\nWhat?", "A.")},
+        {"id": "two", "image": ["a.png", "sub/b.png"], "conversations": qa("<image><image>Which?", "B.")},
+        {"id": "three", "conversations": qa("Hi", "Hello there")},
+        {"id": "four", "image": "grey.png", "conversations": qa("<image>\nGrey?", "Yes, it is grey.")},
+        {"id": "no-file", "image": "c.png", "conversations": qa("<image>\nWhat?", "A.")},
+        {"id": "corrupt", "image": "broken.png", "conversations": qa("<image>\nWhat?", "A.")},
+        {"id": "escape", "image": "../data.json", "conversations": qa("<image>\nWhat?", "A.")},
+        {"id": "no answer", "conversations": [{"from": "human", "value": "Hi"}]},
+        {"id": "few", "image": "a.png", "conversations": qa("<image><image>", "A.")},
+        {"image": 3, "conversations": qa("<image>", "A.")},
+        {"id": "long", "conversations": qa("Hi", "x" * 2000)},
+    ]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(samples))
+    return Source(path=str(path), images=str(images))
+
+
+def indexer(max_length: int = 1500) -> Indexer:
+    return Indexer(tokenizer=Letters(), style=Style(), measure=LAYOUT.num_image_tokens, max_length=max_length)
+
+
+def samples_of(folder: Path, source: Source, **options: Any) -> LlavaSamples:
+    return LlavaSamples(
+        folder,
+        [source.images],
+        style=Style(),
+        tokenizer=Letters(),
+        layout=LAYOUT,
+        placeholder=2**30,
+        **{"batch": 2, "group": True, "seed": 0, **options},
+    )
+
+
+def test_bad_samples_are_named_and_counted(data: Source, tmp_path: Path) -> None:
+    manifest = build_index([data], indexer(), tmp_path / "index", 0.9)
+    assert (manifest["samples"], manifest["num_bad"]) == (4, 7)
+    report = "\n".join(manifest["bad"])
+    for wanted in (
+        "no-file: no image 'c.png'",
+        "corrupt: the image 'broken.png' cannot be decoded",
+        "escape: the image path '../data.json' leaves the images folder",
+        "no answer: a conversation without an answer",
+        "few: 2 <image> placeholders for 1 images",
+        "#9: image must be a path",
+        "long: 2",
+    ):
+        assert wanted in report
+
+
+def test_too_many_bad_samples_stop_the_run(data: Source, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="7 of 11 samples are bad"):
+        build_index([data], indexer(), tmp_path / "index", 0.01)
+
+
+def test_an_index_goes_on_after_a_kill(data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah.training.data import index
+
+    monkeypatch.setattr(index, "PART_SAMPLES", 4)
+    looked: list[str] = []
+    real = Indexer.look
+
+    def look(self: Indexer, sample: Any, images: str) -> tuple[int, bool]:
+        looked.append(str(sample.get("id")))
+        if len(looked) == 6:
+            raise KeyboardInterrupt
+        measured: tuple[int, bool] = real(self, sample, images)
+        return measured
+
+    monkeypatch.setattr(Indexer, "look", look)
+    with pytest.raises(KeyboardInterrupt):
+        build_index([data], indexer(), tmp_path / "index", 0.9)
+    manifest = build_index([data], indexer(), tmp_path / "index", 0.9)
+    assert (manifest["samples"], manifest["num_bad"]) == (4, 7)
+    assert looked.count("one") == 1 and looked.count("no-file") == 2
+
+
+def test_samples_hold_their_tiles_and_placeholders(data: Source, tmp_path: Path) -> None:
+    build_index([data], indexer(), tmp_path / "index", 0.9)
+    samples = samples_of(tmp_path / "index", data)
+    assert len(samples) == 4
+    for number in range(4):
+        sample = samples.sample(number)
+        visual = sum(LAYOUT.num_image_tokens((w, h)) for h, w in sample["image_sizes"] or ())
+        assert sample["ids"].count(2**30) == visual and len(sample["ids"]) == len(sample["labels"])
+    batch = Collator(0)([samples.sample(1), samples.sample(2)])
+    assert batch["image_sizes"].tolist() == [[32, 64], [96, 32]]
+    tiles = sum(LAYOUT.num_tiles(size) for size in ((64, 32), (32, 96)))
+    assert batch["pixel_values"].shape == (tiles, 3, 32, 32)
+    assert batch["labels"][batch["attention_mask"] == 0].unique().tolist() == [-100]
+    assert "pixel_values" not in Collator(0)([samples.sample(2)])
+
+
+def test_a_file_that_went_bad_after_indexing_is_an_error_and_not_replaced(data: Source, tmp_path: Path) -> None:
+    build_index([data], indexer(), tmp_path / "index", 0.9)
+    (Path(data.images) / "a.png").unlink()
+    with pytest.raises(BadSampleError, match=r"no image 'a\.png'"):
+        samples_of(tmp_path / "index", data).sample(0)
+
+
+def test_passes_differ_in_order_and_each_holds_every_sample(data: Source, tmp_path: Path) -> None:
+    build_index([data], indexer(), tmp_path / "index", 0.9)
+    samples = samples_of(tmp_path / "index", data, group=False)
+    orders = [samples.order(epoch).tolist() for epoch in range(6)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 500), st.booleans()), min_size=1, max_size=200), st.integers(1, 8))
+def test_grouped_order_is_a_permutation_in_batches_of_one_modality(items: list[tuple[int, bool]], batch: int) -> None:
+    lengths, has_image = np.array([n for n, _ in items]), np.array([b for _, b in items])
+    order = grouped_order(lengths, has_image, batch, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(len(items)))
+    whole = sum(int(count) // batch for count in (has_image.sum(), (~has_image).sum()))
+    for start in range(0, whole * batch, batch):
+        assert len(set(has_image[order[start : start + batch]].tolist())) == 1
+
+
+def test_batches_are_of_similar_length() -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(10, 2000, 640)
+    order = grouped_order(lengths, np.ones(640, bool), 4, rng)
+    spread = np.ptp(lengths[order].reshape(-1, 4), axis=1).mean()
+    assert spread < 0.1 * np.ptp(rng.permutation(lengths).reshape(-1, 4), axis=1).mean()
+
+
+def test_the_collated_batch_trains_a_model(data: Source, tmp_path: Path) -> None:
+    """One step of UniRes on a mixed batch: finite loss, gradients in tower, projector and decoder."""
+    from transformers import CLIPVisionConfig, Qwen2Config
+
+    from longva_model import LongVAConfig, LongVAForConditionalGeneration
+    from vniah.training.losses import install_loss
+
+    torch.manual_seed(0)
+    text = Qwen2Config(
+        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model = LongVAForConditionalGeneration(LongVAConfig(text_config=text, vision_config=vision))
+    build_index([data], indexer(), tmp_path / "index", 0.9)
+    samples = samples_of(tmp_path / "index", data)
+    install_loss(model)
+    loss = model(**Collator(0)([samples.sample(i) for i in range(4)]))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    for part in (model.model.multi_modal_projector.linear_1, model.lm_head):
+        assert part.weight.grad.abs().sum() > 0
+    assert model.model.vision_tower.get_input_embeddings().weight.grad.abs().sum() > 0

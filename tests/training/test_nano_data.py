@@ -1,0 +1,138 @@
+"""The nano model's words, texts and pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vniah.prompts import NANO, question_text
+from vniah.training.nano import pictures
+from vniah.training.nano.pictures import IconPool, draw_distractors, draw_icons
+from vniah.training.nano.text_tasks import IGNORE, LengthPhase, TextTasks, phase_at
+from vniah.training.nano.vision_tasks import VisionTasks
+from vniah.training.nano.vocabulary import build_tokenizer, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def test_every_needle_question_is_made_of_whole_words(tokenizer: Any) -> None:
+    from vniah.needles import open_needles
+
+    for needle in open_needles("icons:0:60"):
+        for text in (NANO.pre, question_text(needle.question), needle.answer):
+            tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False).input_ids)
+            assert "<unk>" not in tokens and not any(token.startswith("##") for token in tokens)
+        assert len(tokenizer(needle.answer, add_special_tokens=False).input_ids) == 1
+
+
+def test_other_words_fall_apart_into_letters_and_never_into_unknown(tokenizer: Any) -> None:
+    ids = tokenizer("Selenium tablets (A. yes) cost $7.50, isn't it?", add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == "seleniumtablets(a.yes)cost$7.50,isn'tit?"
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer: Any, tmp_path: Any) -> None:
+    from vniah.training.loading import load_tokenizer
+
+    save_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    again = load_tokenizer(str(tmp_path))
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert (again.bos_token_id, again.eos_token_id, again.pad_token_id) == (1, 4, 2)
+
+
+@pytest.mark.parametrize("length", [32, 64, 200, 1024])
+def test_every_answer_is_in_its_text(tokenizer: Any, length: int) -> None:
+    """Facts: the value that a question asks for stands with its key before it."""
+    tasks = TextTasks(tokenizer, [LengthPhase(start=0, length=length, batch=20)], seed=1, repeat_share=0.0)
+    batch = tasks.batch(0)
+    assert batch["input_ids"].shape == (20, length)
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        learnt = np.flatnonzero(labels != IGNORE)
+        assert len(learnt) and np.array_equal(ids[learnt], labels[learnt])
+        words = tokenizer.convert_ids_to_tokens(ids.tolist())
+        for place in learnt[labels[learnt] != tokenizer.eos_token_id]:
+            question = words[: int(place)]
+            key = question[len(question) - 1 - question[::-1].index("?") - 1]
+            facts = " ".join(words[: learnt[0]])
+            assert f"{key} {words[place]} ." in facts or any(
+                form.format(key=key, value=words[place]) in facts
+                for form in ("{key} colour {value} .", "{key} number {value} .", "of {key} is {value} .")
+            )
+
+
+def test_repeats_are_learnt_only_where_they_can_be_known(tokenizer: Any) -> None:
+    tasks = TextTasks(tokenizer, [LengthPhase(start=0, length=256, batch=20)], seed=1, repeat_share=1.0)
+    batch = tasks.batch(0)
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        learnt = labels[labels != IGNORE].tolist()
+        text = " ".join(map(str, ids.tolist()))
+        assert text.count(" ".join(map(str, learnt[:8]))) >= 2
+
+
+def test_batches_are_a_function_of_seed_and_step(tokenizer: Any) -> None:
+    phases = [LengthPhase(start=0, length=32, batch=4), LengthPhase(start=5, length=64, batch=2)]
+    one, two, other = (TextTasks(tokenizer, phases, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.batch(7)["input_ids"], two.batch(7)["input_ids"])
+    assert not np.array_equal(one.batch(7)["input_ids"], other.batch(7)["input_ids"])
+    assert phase_at(phases, 4).length == 32 and phase_at(phases, 5).length == 64
+    with pytest.raises(ValueError, match="start at step 0"):
+        TextTasks(tokenizer, phases[1:], seed=1)
+
+
+def test_held_out_combinations_are_never_drawn_for_training() -> None:
+    from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, is_heldout
+
+    names = [list(OBJECTS), list(COLOURS), list(DIGITS)]
+    for heldout in (False, True):
+        pool = draw_icons(150, 32, seed=4, heldout=heldout)
+        combinations = [tuple(kind[i] for kind, i in zip(names, row, strict=True)) for row in pool.labels_N3]
+        assert {is_heldout(*combination) for combination in combinations} == {heldout}
+    assert pool.pixels_NHWC.shape == (150, 32, 32, 3) and pool.pixels_NHWC.dtype == np.uint8
+
+
+def test_distractors_come_from_films_that_no_evaluation_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah import haystack
+
+    seeds: list[int] = []
+    real = haystack.open_haystack
+
+    def spy(spec: str) -> Any:
+        seeds.append(int(spec.split(":")[1]))
+        return real(spec)
+
+    monkeypatch.setattr(haystack, "open_haystack", spy)
+    monkeypatch.setattr(pictures, "FILM_FRAMES", 4)
+    frames = draw_distractors(12, 32, seed=1, film_share=0.5)
+    assert frames.shape == (12, 32, 32, 3)
+    assert seeds and min(seeds) >= pictures.FILM_SEED
+
+
+def test_vision_batches_fit_the_model(tokenizer: Any) -> None:
+    icons = draw_icons(60, 32, seed=0)
+    tasks = VisionTasks(
+        tokenizer,
+        icons,
+        np.zeros((5, 32, 32, 3), np.uint8),
+        placeholder=2**30,
+        tokens_per_frame=4,
+        batch_size=3,
+        max_frames=8,
+        max_questions=3,
+        seed=0,
+    )
+    counts = set()
+    for step in range(20):
+        batch = tasks.batch(step)
+        frames = batch["pixel_values_videos"].shape[1]
+        counts.add(frames)
+        assert ((batch["input_ids"] == 2**30).sum(1) == 4 * frames).all()
+        learnt = batch["labels"] != IGNORE
+        assert learnt.any(1).all() and (batch["labels"][learnt] == batch["input_ids"][learnt]).all()
+    assert counts == {1, 2, 4, 8}
+    assert isinstance(icons, IconPool)

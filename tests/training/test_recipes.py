@@ -1,0 +1,128 @@
+"""Recipes: what is read, what is refused and how the errors help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vniah.training.preflight import check_recipe, describe
+from vniah.training.recipe import load_recipe, shipped_recipes
+from vniah.training.stages import TextStage
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "stages": [
+        {
+            "name": "text",
+            "kind": "text",
+            "new": {},
+            "data": {"phases": [{"start": 0, "length": 32, "batch": 2}]},
+            "train": {"lr": "1e-3", "steps": 2, "precision": "fp32"},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load(name: str) -> None:
+    assert describe(load_recipe(name)).startswith(name)
+
+
+def test_all_the_papers_recipes_ship() -> None:
+    wanted = {"nano", "text_extension_224k", "align_stage1", "align_stage2", "align_stage2_anyres", "dpo"}
+    assert wanted <= set(shipped_recipes())
+
+
+def test_the_papers_values() -> None:
+    stage = load_recipe("text_extension_224k").stage("Qwen2-7B-Instruct-224K")
+    assert isinstance(stage, TextStage)
+    train = stage.train
+    assert (stage.rope_theta, stage.sequence_length, train.steps, train.accumulation) == (1e9, 224_000, 1000, 4)
+    assert (train.lr, train.betas, train.weight_decay, train.schedule) == (1e-5, (0.9, 0.95), 0.1, "constant")
+
+
+def test_the_chain_is_wired() -> None:
+    """What a recipe reads is what the recipe before it writes, letter by letter."""
+    extension, stage1 = load_recipe("text_extension_224k"), load_recipe("align_stage1")
+    stage2, dpo = load_recipe("align_stage2"), load_recipe("dpo")
+    for before, after in ((extension, stage1), (stage1, stage2), (stage2, dpo)):
+        assert str(before.folder / before.stages[-1].name / "model") == after.stages[0].model_from
+
+
+def test_scientific_notation_without_a_point_is_a_number(recipe_file: Path) -> None:
+    stage = load_recipe(recipe_file).stages[0]
+    assert stage.train.lr == 1e-3
+
+
+def test_overrides_reach_recipe_and_stage(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["seed=7", "text.train.lr=2e-4", "text.data.repeat_share=0.1"])
+    stage = recipe.stages[0]
+    assert isinstance(stage, TextStage)
+    assert (recipe.seed, stage.train.lr, stage.data.repeat_share) == (7, 2e-4, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sead=3", "'seed'"),
+        ("text.train.learning=1", "no key 'learning'"),
+        ("text.train.warmpu=1", "'warmup'"),
+        ("tekst.train.lr=1", "'text'"),
+        ("text.train.steps=many", "expected int, got 'many'"),
+        ("text.train.steps=true", "expected int"),
+        ("text.train.precision=bf8", "did you mean 'bf16'"),
+        ("text.train.betas=[0.9]", "expected 2 values"),
+        ("text.train.steps=0", "give steps or epochs"),
+        ("text.kind=txt", "did you mean 'text'"),
+        ("seed", "key=value"),
+        ("text=3", "name a key of the stage"),
+        ("text.train.deepspeed=[1", "cannot read the value"),
+    ],
+)
+def test_a_wrong_override_names_what_is_near(recipe_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(recipe_file, [override])
+
+
+def test_a_stage_cannot_read_a_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "loop", "stages": [{**SMALL["stages"][0], "new": None, "model_from": "text"}]})
+    )
+    with pytest.raises(ValueError, match="does not come before it"):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
+        load_recipe("nanno")
+
+
+def test_not_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match="not YAML"):
+        load_recipe(path)
+
+
+def test_a_length_the_ranks_cannot_share_is_refused_before_the_first_step() -> None:
+    recipe = load_recipe("text_extension_224k", ["Qwen2-7B-Instruct-224K.sequence_length=224001"])
+    with pytest.raises(ValueError, match="multiple of 16, such as 224000"):
+        check_recipe(recipe, world_size=8)
+    check_recipe(load_recipe("text_extension_224k"), world_size=8)
+
+
+def test_missing_inputs_are_named_before_the_first_step() -> None:
+    with pytest.raises(FileNotFoundError, match="runs/longva/Qwen2-7B-Instruct-224K/model"):
+        check_recipe(load_recipe("align_stage1"))

@@ -1,0 +1,158 @@
+"""Two runs with one seed are identical; a run killed in the middle ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vniah.training import fit as fit_module
+from vniah.training.fit import MetricsLog, check_identity, fit, only_item, parameter_groups
+from vniah.training.stages import Train
+
+STEPS = 8
+TRAIN = Train(
+    lr=1e-2, steps=STEPS, schedule="cosine", warmup=2, precision="fp32", log_every=1, save_every=2, accumulation=2
+)
+
+
+class Batches:
+    """Item i is a batch that depends on i alone; dies at item ``dies_at``."""
+
+    def __init__(self, dies_at: int = -1) -> None:
+        self.dies_at = dies_at
+
+    def __len__(self) -> int:
+        return STEPS * 2
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        if item == self.dies_at:
+            raise KeyboardInterrupt
+        rng = np.random.default_rng(item)
+        ids = torch.from_numpy(rng.integers(0, 20, (2, 9)))
+        return {"input_ids": ids, "labels": ids}
+
+
+def tiny() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from vniah.training.losses import install_loss
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    return install_loss(Qwen2ForCausalLM(config))
+
+
+def train(folder: Path, dies_at: int = -1) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    model = tiny()
+    fit(model, Batches(dies_at), TRAIN, folder, seed=1, identity={"recipe": 1}, collate=only_item, steps=STEPS)
+    return curve(folder), model.state_dict()
+
+
+def curve(folder: Path) -> list[Any]:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(event["step"], event["loss"], event["learning_rate"]) for event in events]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_one_seed_one_curve(whole: Any, tmp_path: Path) -> None:
+    again = train(tmp_path)
+    assert again[0] == whole[0] and len(again[0]) == STEPS
+    for name, value in whole[1].items():
+        assert torch.equal(again[1][name], value)
+
+
+def test_killed_and_resumed_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=11)
+    assert 4 <= len(curve(tmp_path)) < STEPS
+    resumed = train(tmp_path)
+    assert resumed[0] == whole[0]
+    for name, value in whole[1].items():
+        assert torch.equal(resumed[1][name], value)
+
+
+def test_accumulated_batches_weigh_by_their_labels(tmp_path: Path) -> None:
+    """Two micro-batches of different numbers of labels give the gradient of both at once."""
+    model = tiny()
+    batches = [Batches()[0], Batches()[1]]
+    batches[1]["labels"] = batches[1]["labels"].clone()
+    batches[1]["labels"][:, 4:] = -100
+    together = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    model(**together)["loss"].backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model = tiny()
+    grads: dict[str, torch.Tensor] = {}
+    original = fit_module.build_optimizer
+
+    def spying(model: Any, train: Train) -> Any:
+        optimizer = original(model, train)
+        step = optimizer.step
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            grads.update({name: p.grad.clone() for name, p in model.named_parameters()})
+            return step(*args, **kwargs)
+
+        optimizer.step = spy
+        return optimizer
+
+    one = Train(lr=1e-3, steps=1, accumulation=2, precision="fp32", max_grad_norm=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "build_optimizer", spying)
+        fit(model, batches, one, tmp_path, seed=1, identity={}, collate=only_item, steps=1)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[name], grad)
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    check_identity(tmp_path, {"seed": 1, "lr": 0.1})
+    check_identity(tmp_path, {"seed": 1, "lr": 0.1})
+    with pytest.raises(ValueError, match=r"another recipe \(differs in lr\)"):
+        check_identity(tmp_path, {"seed": 1, "lr": 0.2})
+
+
+def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1 << 20))
+    with pytest.raises(OSError, match="1 MiB free"):
+        fit(tiny(), Batches(0), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="loss is nan at step 1"):
+        fit(model, Batches(), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
+
+
+def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
+    log = MetricsLog(path)
+    log.rewind(1)
+    assert path.read_text() == '{"step": 1, "loss": 3}\n' and log.last_loss == 3
+
+
+def test_the_tower_has_its_own_learning_rate_and_norms_are_not_decayed() -> None:
+    model = torch.nn.ModuleDict(
+        {"vision_tower": torch.nn.Linear(2, 2), "decoder": torch.nn.Linear(2, 2), "frozen": torch.nn.Linear(2, 2)}
+    )
+    model["frozen"].requires_grad_(False)
+    groups = parameter_groups(model, Train(lr=1e-3, tower_lr=1e-5, steps=1, weight_decay=0.1))
+    found = {(group["lr"], group["weight_decay"], len(group["params"])) for group in groups}
+    assert found == {(1e-5, 0.1, 1), (1e-5, 0.0, 1), (1e-3, 0.1, 1), (1e-3, 0.0, 1)}
+    with pytest.raises(ValueError, match="nothing to train"):
+        parameter_groups(model.requires_grad_(False), Train(lr=1e-3, steps=1))

@@ -1,0 +1,192 @@
+"""Mixture, packing and preparation: shares kept, every token accounted for, a killed run repeated to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vniah.training.data import prepare
+from vniah.training.data.mixture import select_documents
+from vniah.training.data.packing import Packing
+from vniah.training.data.shards import RingSequences, read_arrow, read_manifest
+from vniah.training.stages import PrepareTextStage
+
+DOMAINS = {"RedPajamaBook": 0.3, "RedPajamaC4": 0.5, "RedPajamaGithub": 0.2}
+
+
+def test_the_mixture_is_kept_and_long_documents_take_their_share() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(50, 1200, 4000)
+    domains = rng.choice(3, 4000, p=[0.5, 0.3, 0.2])
+    chosen = select_documents(lengths, domains, total_tokens=700_000, long_document=1000, long_share=0.7, seed=1)
+    assert chosen.tokens == pytest.approx(700_000, abs=3)
+    for domain in range(3):
+        mine = domains[chosen.index_S] == domain
+        share = chosen.take_S[mine].sum() / chosen.tokens
+        assert share == pytest.approx(lengths[domains == domain].sum() / lengths.sum(), abs=1e-3)
+        is_long = lengths[chosen.index_S] > 1000
+        assert chosen.take_S[mine & is_long].sum() / chosen.take_S[mine].sum() == pytest.approx(0.7, abs=1e-3)
+
+
+def test_long_documents_are_never_made_rarer() -> None:
+    lengths = np.array([5000] * 9 + [100] * 10)
+    chosen = select_documents(
+        lengths, np.zeros(19, np.int64), total_tokens=20_000, long_document=4096, long_share=0.1, seed=0
+    )
+    is_long = lengths[chosen.index_S] > 4096
+    assert chosen.take_S[is_long].sum() / chosen.tokens == pytest.approx(45_000 / 46_000, abs=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 25))
+def test_packing_uses_every_token_once(takes: list[int], length: int) -> None:
+    documents = [np.arange(n) + 1000 * i for i, n in enumerate(takes)]
+    stream = np.concatenate([np.append(d, -1) for d in documents])
+    packing = Packing(np.array(takes), length)
+    packed = [packing.tokens(i, lambda n: documents[n], -1) for i in range(packing.num_sequences)]
+    used = packing.num_sequences * (length + 1)
+    assert used + packing.tail_tokens == len(stream)
+    assert np.array_equal(np.concatenate([np.zeros(0), *packed]), stream[:used])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Six files of a few hundred documents, three domains, some documents much longer than the others."""
+    rng = np.random.default_rng(5)
+    words = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school"]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    names, shares = list(DOMAINS), list(DOMAINS.values())
+    for number in range(6):
+        with (folder / f"chunk{number}.jsonl").open("w") as file:
+            for _ in range(150):
+                length = int(rng.integers(300, 500) if rng.random() < 0.1 else rng.integers(5, 60))
+                row = {
+                    "text": " ".join(rng.choice(words, length)),
+                    "meta": {"redpajama_set_name": str(rng.choice(names, p=shares))},
+                }
+                file.write(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture
+def stage(corpus: Path, tmp_path: Path) -> PrepareTextStage:
+    from vniah.training.nano.vocabulary import build_tokenizer
+
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return PrepareTextStage(
+        name="shards",
+        tokenizer=str(tmp_path / "tokenizer"),
+        source=str(corpus),
+        total_tokens=20_000,
+        sequence_length=256,
+        long_document=200,
+        long_share=0.7,
+        shard_sequences=20,
+        workers=1,
+    )
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_shares_within_one_percent_and_every_token_accounted_for(stage: PrepareTextStage, tmp_path: Path) -> None:
+    prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    folder = tmp_path / "out" / "shards"
+    manifest = read_manifest(folder)
+    for name, share in manifest["shares_before"].items():
+        assert manifest["shares_after"][name] == pytest.approx(share, abs=0.01)
+    assert sum(manifest["tokens_after"].values()) + manifest["separators"] == (
+        manifest["tokens_packed"] + manifest["tokens_in_tail"]
+    )
+    rows = [row for name in manifest["shards"] for row in read_arrow(folder / name)["input_ids"].to_pylist()]
+    assert len(rows) == manifest["sequences"] and {len(row) for row in rows} == {257}
+    assert manifest["tokens_after"].keys() == DOMAINS.keys()
+
+
+def test_killed_while_writing_and_run_again_gives_the_same_shards(
+    stage: PrepareTextStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    prepare.run(stage, whole, seed=3, resolve=str)
+    writes = {"left": 9}
+    real = prepare.write_arrow
+
+    def dying(path: Path, columns: dict[str, Any]) -> None:
+        writes["left"] -= 1
+        if writes["left"] < 0:
+            raise KeyboardInterrupt
+        real(path, columns)
+
+    monkeypatch.setattr(prepare, "write_arrow", dying)
+    writes["left"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(stage, broken, seed=3, resolve=str)
+    assert not (broken / "shards" / "manifest.json").exists()
+    monkeypatch.setattr(prepare, "write_arrow", real)
+    prepare.run(stage, broken, seed=3, resolve=str)
+    assert fingerprints(broken / "shards") == fingerprints(whole / "shards")
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(stage: PrepareTextStage, tmp_path: Path) -> None:
+    import dataclasses
+
+    prepare.run(stage, tmp_path / "one", seed=3, resolve=str)
+    prepare.run(dataclasses.replace(stage, workers=2), tmp_path / "two", seed=3, resolve=str)
+    assert fingerprints(tmp_path / "one" / "shards") == fingerprints(tmp_path / "two" / "shards")
+
+
+def test_bad_documents_are_counted_with_their_ids_and_stop_the_run(
+    stage: PrepareTextStage, corpus: Path, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    first = corpus / "chunk0.jsonl"
+    lines = first.read_text().splitlines()
+    lines[3] = json.dumps({"text": "  ", "meta": {"redpajama_set_name": "RedPajamaC4"}})
+    lines[5] = json.dumps({"text": "no domain", "meta": {"redpajama_set_name": ""}})
+    first.write_text("\n".join(lines) + "\n")
+    prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    manifest = read_manifest(tmp_path / "out" / "shards")
+    assert manifest["num_bad"] == 2
+    assert sorted(manifest["bad"]) == ["0:3: an empty document", "0:5: no domain in 'meta.redpajama_set_name'"]
+    with pytest.raises(ValueError, match="2 of 900 documents are bad"):
+        prepare.run(dataclasses.replace(stage, max_bad_share=0.001), tmp_path / "strict", seed=3, resolve=str)
+
+
+def test_an_output_of_another_recipe_is_refused(stage: PrepareTextStage, tmp_path: Path) -> None:
+    import dataclasses
+
+    prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    with pytest.raises(ValueError, match=r"another recipe.*long_share"):
+        prepare.run(dataclasses.replace(stage, long_share=0.5), tmp_path / "out", seed=3, resolve=str)
+
+
+def test_sequences_are_read_in_a_seeds_order_and_shards_join_to_the_whole(
+    stage: PrepareTextStage, tmp_path: Path
+) -> None:
+    import torch
+
+    from longva_model.attention import zigzag_unshard
+
+    prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    folder = str(tmp_path / "out" / "shards")
+    whole = RingSequences(folder, 256, seed=1, ring=False, world_size=1)
+    ring = RingSequences(folder, 256, seed=1, ring=True, world_size=2)
+    assert len(ring) == 2 * len(whole)
+    for key in ("input_ids", "shift_labels", "position_ids"):
+        joined = zigzag_unshard([ring[6][key], ring[7][key]], 2, 1)
+        assert torch.equal(joined, whole[3][key])
+    other = RingSequences(folder, 256, seed=2, ring=False, world_size=1)
+    assert not torch.equal(other[0]["input_ids"], whole[0]["input_ids"])
+    with pytest.raises(ValueError, match="packed to 256"):
+        RingSequences(folder, 300, seed=1, ring=False)

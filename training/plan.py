@@ -1,0 +1,251 @@
+"""Memory of a recipe, per GPU, before it runs: parameters, optimizer, activations, peak; and the longest sequence.
+
+An account of tensors, not a fit: each term is written where it is added. ``tests/training/test_plan.py`` holds it
+against measured peaks of small models. Sizes are bytes unless a name says tokens.
+
+Symbols: D hidden, F MLP width, V vocabulary, t tokens on one GPU, b bytes of an activation (2 for bf16).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vniah.flops import SHAPES, ModelShape
+from vniah.training.losses_size import CHUNK_ELEMENTS
+from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
+from vniah.training.stages import AlignStage, DpoStage, Stage, TextStage, Train, inputs
+
+GIB = 2**30
+# CLIP ViT-L/14-336 and the two-layer projector; what every LongVA of the paper has in front of its decoder.
+TOWER_PARAMS, PROJECTOR_PARAMS = 303_500_000, 16_500_000
+KNOWN = {"Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"], "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"]}
+# What the CUDA context, the allocator's gaps and NCCL's buffers take; an assumption, printed with the plan.
+RESERVE = 3 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    checkpoints: int
+    layer: int
+    head: int
+
+    @property
+    def activations(self) -> int:
+        """Kept layer inputs, and the larger of one layer's work and the loss: they are never there together."""
+        return self.checkpoints + max(self.layer, self.head)
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.gathered + self.activations
+
+
+def layer_bytes_per_token(shape: ModelShape, b: int) -> int:
+    """What one decoder layer keeps of a token for its backward pass, and the gradients in flight there."""
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 2 * shape.hidden * (b + 2 * 4)  # the input, its fp32 copy and the normalised one, twice
+    attention = b * (2 * heads + 3 * kv + heads + shape.hidden)  # q, k before and after RoPE, v, out, projected
+    mlp = b * 4 * shape.intermediate  # gate, up, silu(gate), their product
+    flying = b * (3 * shape.intermediate + 2 * shape.hidden)  # gradients of the MLP, the largest of the layer
+    return norms + attention + mlp + flying
+
+
+def ring_bytes_per_token(shape: ModelShape, ranks: int, b: int) -> int:
+    """Blocks that travel, twice (one is received while one is used), and fp32 sums of gradients and output."""
+    if ranks == 1:
+        return 0
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return 2 * 2 * kv * b + 4 * 2 * heads + 2 * 2 * 4 * kv
+
+
+def memory(
+    shape: ModelShape,
+    train: Train,
+    *,
+    tokens: int,
+    gpus: int,
+    trained: int,
+    frozen: int = 0,
+    learnt_tokens: int | None = None,
+) -> Memory:
+    """Bytes on one GPU for ``tokens`` tokens on it.
+
+    Args:
+        shape: the decoder.
+        train: how it is trained.
+        tokens: on one GPU at once.
+        gpus: that share the work.
+        trained: parameters that are trained, in all.
+        frozen: parameters that are not.
+        learnt_tokens: of them, those with a label; all unless given.
+    """
+    b = 2 if train.precision == "bf16" else 4
+    shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
+    on_gpu = 0 if train.offload else 1
+    parameters = (trained + frozen) * 4 // shards * on_gpu
+    gradients, optimizer = trained * 4 // shards * on_gpu, trained * 8 // shards * on_gpu
+    per_layer = shape.decoder_params // shape.layers
+    root = 2 * shape.vocab * shape.hidden
+    if shards > 1 or train.offload:
+        # This layer and the next, a layer's gradient before it is scattered; embeddings and head stay, with theirs.
+        gathered = b * (3 * per_layer + 2 * root)
+    else:
+        gathered = b * (trained + frozen) if b == 2 else 0  # autocast's copies of the weights
+    per_token = layer_bytes_per_token(shape, b) + ring_bytes_per_token(
+        shape, gpus if train.attention == "ring" else 1, b
+    )
+    kept_layers = {"full": shape.layers, "offload": 2, "none": 0}[train.checkpointing]
+    checkpoints = kept_layers * tokens * shape.hidden * b
+    layer = tokens * per_token
+    if train.checkpointing == "none":
+        flying = b * (3 * shape.intermediate + 2 * shape.hidden)
+        layer = tokens * (shape.layers * (per_token - flying) + flying)
+    learnt = tokens if learnt_tokens is None else learnt_tokens
+    chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
+    # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.
+    head = chunk * shape.vocab * (2 * b + 4) + 4 * shape.vocab * shape.hidden + 2 * learnt * shape.hidden * b
+    return Memory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        gathered=gathered,
+        checkpoints=checkpoints,
+        layer=layer,
+        head=head,
+    )
+
+
+def longest_sequence(
+    shape: ModelShape, train: Train, *, gpus: int, capacity: int, trained: int, frozen: int = 0
+) -> int:
+    """Tokens of the longest sequence whose peak is below ``capacity``; 0 when none fits.
+
+    Under ``ring`` all GPUs share it, else one GPU holds it.
+    """
+    share = gpus if train.attention == "ring" else 1
+    low, high = 0, 1 << 26
+    while low < high:
+        middle = (low + high + 1) // 2
+        need = memory(shape, train, tokens=middle, gpus=gpus, trained=trained, frozen=frozen).peak
+        low, high = (middle, high) if need <= capacity else (low, middle - 1)
+    return low * share // (2 * gpus) * 2 * gpus if share > 1 else low
+
+
+def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
+    """The memory of every stage that trains, as a table.
+
+    Raises:
+        ValueError: a stage whose model's shape cannot be known here.
+    """
+    capacity = int(gpu_gib * GIB) - RESERVE
+    lines = [
+        f"{recipe.name} on {gpus} x {gpu_gib:g} GiB, {RESERVE / GIB:g} GiB of each kept free",
+        f"{'stage':<24}{'tokens/GPU':>11}{'weights':>9}{'grads':>8}{'optim.':>8}{'gathered':>9}{'activ.':>8}"
+        f"{'peak GiB':>10}{'fits':>6}{'longest':>11}",
+    ]
+    for stage in recipe.stages:
+        if not isinstance(stage, TextStage | AlignStage | DpoStage):
+            continue
+        shape = shape_of(stage, recipe)
+        trained, frozen = parameters_of(stage, shape)
+        tokens = tokens_of(stage, gpus)
+        need = memory(shape, stage.train, tokens=tokens, gpus=gpus, trained=trained, frozen=frozen)
+        longest = longest_sequence(shape, stage.train, gpus=gpus, capacity=capacity, trained=trained, frozen=frozen)
+        cells = [need.parameters, need.gradients, need.optimizer, need.gathered, need.activations, need.peak]
+        figures = "".join(f"{x / GIB:>{w}.2f}" for x, w in zip(cells, (9, 8, 8, 9, 8, 10), strict=True))
+        fits = "yes" if need.peak <= capacity else "no"
+        lines.append(f"{stage.name:<24}{tokens:>11,}{figures}{fits:>6}{longest:>11,}")
+    return "\n".join(lines)
+
+
+def tokens_of(stage: TextStage | AlignStage | DpoStage, gpus: int) -> int:
+    """Tokens on one GPU at once, at the longest that the stage allows."""
+    if isinstance(stage, TextStage):
+        if stage.data.phases:
+            return max(phase.length * phase.batch for phase in stage.data.phases)
+        length = -(-stage.sequence_length // gpus) if stage.train.attention == "ring" else stage.sequence_length
+        return length * stage.train.batch_size
+    if isinstance(stage, DpoStage):
+        return 2 * stage.max_length * stage.train.batch_size
+    if stage.data.icons:
+        return 512 * stage.train.batch_size  # 16 frames of 4 tokens and six questions of 60
+    return stage.data.max_length * stage.train.batch_size
+
+
+def parameters_of(stage: TextStage | AlignStage | DpoStage, shape: ModelShape) -> tuple[int, int]:
+    """Parameters trained and frozen."""
+    decoder = shape.decoder_params + 2 * shape.vocab * shape.hidden
+    if isinstance(stage, TextStage):
+        return decoder, 0
+    parts = {"decoder": decoder, "tower": TOWER_PARAMS, "projector": PROJECTOR_PARAMS}
+    if shape.hidden < 1024:  # the nano model's tower and projector are as small as its decoder
+        parts |= {"tower": decoder, "projector": 2 * shape.hidden**2}
+    if isinstance(stage, DpoStage):
+        return sum(parts.values()), sum(parts.values())  # and the reference model
+    trained = sum(parts[part] for part in stage.parts)
+    return trained, sum(parts.values()) - trained
+
+
+def shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
+    """The decoder's shape: followed back through the stages to a new model, a folder's config.json or a known name.
+
+    Raises:
+        ValueError: a Hub id whose shape is not known here.
+    """
+    new = getattr(stage, "new", None)
+    if isinstance(stage, TextStage) and new is not None:
+        from vniah.training.nano.vocabulary import words
+
+        return ModelShape(
+            layers=new.num_layers,
+            hidden=new.hidden_size,
+            intermediate=new.intermediate_size,
+            heads=new.num_heads,
+            kv_heads=new.num_kv_heads,
+            head_dim=new.hidden_size // new.num_heads,
+            vocab=len(words()),
+            tokens_per_frame=4,
+        )
+    source = inputs(stage)[0]
+    names = {other.name: other for other in recipe.stages}
+    if source in names:
+        return shape_of(names[source], recipe)
+    if source in KNOWN:
+        return KNOWN[source]
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        writer = _writer_of(source)
+        if writer is not None:
+            return shape_of(*writer)
+        raise ValueError(
+            f"the shape of {source!r} is not known here; give a local folder, or one of {', '.join(KNOWN)}"
+        )
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = config.get("text_config") or config
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return ModelShape(
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads", heads),
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocab=config["vocab_size"],
+    )
+
+
+def _writer_of(source: str) -> tuple[Stage, Recipe] | None:
+    """The stage of a shipped recipe that writes the folder ``source``, when it has not run yet."""
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        for stage in recipe.stages:
+            if recipe.folder / stage.name / "model" == Path(source):
+                return stage, recipe
+    return None

@@ -1,0 +1,270 @@
+"""The stages a recipe may have: small frozen dataclasses that check themselves.
+
+Sizes are tokens, learning rates are AdamW's. Where a stage reads from (``model_from`` and the like) it names a stage
+before it, a folder or a Hub id. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How a stage is optimised. Batch sizes are per device (under ``ring``: all devices share a sequence).
+
+    Attributes:
+        steps: optimizer steps; 0 means by ``epochs``.
+        warmup: share of all steps below 1, else a number of steps.
+        schedule: "cosine_min" falls to ``min_lr`` and not to 0.
+        tower_lr: learning rate of the vision tower; ``None`` is ``lr``.
+        checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
+        loss: engine of the head's cross entropy (see ``losses``).
+        attention: transformers' attention implementation; "ring" shards every sequence over all ranks.
+        sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
+        offload: with fsdp2, keep what is sharded in host memory.
+        deepspeed: path of a DeepSpeed config; instead of ``sharding``.
+    """
+
+    lr: float
+    steps: int = 0
+    epochs: float = 0.0
+    batch_size: int = 1
+    accumulation: int = 1
+    schedule: Literal["constant", "linear", "cosine", "cosine_min"] = "constant"
+    min_lr: float = 0.0
+    warmup: float = 0.0
+    tower_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpointing: Literal["none", "full", "offload"] = "none"
+    loss: Literal["auto", "torch", "liger", "chunked"] = "auto"
+    attention: str = "sdpa"
+    compile: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
+    offload: bool = False
+    deepspeed: str | None = None
+    log_every: int = 10
+    save_every: int = 0
+    keep: int = 2
+    report_to: tuple[str, ...] = ()
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
+            raise ValueError(f"give steps or epochs above 0, got steps={self.steps}, epochs={self.epochs}")
+        if self.lr < 0 or self.min_lr < 0 or (self.tower_lr or 0) < 0:
+            raise ValueError(f"learning rates must not be negative, got lr={self.lr}, tower_lr={self.tower_lr}")
+        for name in ("batch_size", "accumulation", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.deepspeed and self.sharding != "none":
+            raise ValueError("give either sharding or deepspeed, not both")
+        if self.offload and self.sharding == "none":
+            raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
+        if self.save_every < 0 or self.warmup < 0 or self.workers < 0:
+            raise ValueError("save_every, warmup and workers must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NanoSize:
+    """The nano model's shape; ``new: nano`` of a text or tower stage builds it from nothing."""
+
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    intermediate_size: int = 352
+    image_size: int = 32
+    patch_size: int = 8
+    vision_width: int = 96
+    vision_layers: int = 4
+    vision_heads: int = 4
+    vision_intermediate: int = 384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSpec:
+    """From ``start`` on: sequences of ``length`` tokens, ``batch`` a step."""
+
+    start: int
+    length: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextData:
+    """Text to train on: ``shards`` of a ``prepare_text`` stage (its name or a folder), or synthetic ``phases``."""
+
+    shards: str | None = None
+    phases: tuple[PhaseSpec, ...] = ()
+    repeat_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if bool(self.shards) == bool(self.phases):
+            raise ValueError("give either shards (prepared text) or phases (synthetic text)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareTextStage:
+    """Tokenise, upsample and pack a corpus into shards (``data/prepare.py``)."""
+
+    name: str
+    tokenizer: str
+    source: str = "cerebras/SlimPajama-627B"
+    split: str = "train"
+    text_column: str = "text"
+    domain_column: str = "meta.redpajama_set_name"
+    total_tokens: int = 1_000_000_000
+    sequence_length: int = 224_000
+    long_document: int = 4_096
+    long_share: float = 0.8
+    shard_sequences: int = 64
+    workers: int = 8
+    max_bad_share: float = 0.01
+    kind: Literal["prepare_text"] = "prepare_text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStage:
+    """Next-token training of the language model alone: pre-training or context extension (paper section 3.1)."""
+
+    name: str
+    train: Train
+    data: TextData
+    model_from: str | None = None
+    new: NanoSize | None = None
+    rope_theta: float | None = None
+    sequence_length: int = 224_000
+    max_positions: int | None = None
+    kind: Literal["text"] = "text"
+
+    def __post_init__(self) -> None:
+        if bool(self.model_from) == bool(self.new):
+            raise ValueError("give either model_from (a stage, folder or Hub id) or new (a shape to start from)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerStage:
+    """Supervised training of the nano vision tower; its heads are thrown away."""
+
+    name: str
+    train: Train
+    new: NanoSize = NanoSize()
+    pool_images: int = 24_000
+    film_share: float = 0.3
+    kind: Literal["tower"] = "tower"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionData:
+    """Image data: LLaVA-format ``json`` files with ``images`` under a folder, or the ``icons`` generator.
+
+    Attributes:
+        template: "plain" (caption after the image) or a chat template; labels as in the reference's SFT
+            when ``reference_labels`` (role markers carry loss too), else on answers alone.
+        newline_after_image: "once" asks as inference does; "reference" keeps the second newline of the
+            original's training (reference section 5).
+        merge: how an image becomes tokens; "square" is one centre-cropped tile without pooling.
+    """
+
+    json: tuple[str, ...] = ()
+    images: str = ""
+    template: str = "qwen_1_5"
+    reference_labels: bool = True
+    newline_after_image: Literal["once", "reference"] = "once"
+    merge: Literal["unires", "anyres", "square"] = "unires"
+    max_length: int = 32_768
+    group_by_length: bool = True
+    max_bad_share: float = 0.01
+    icons: bool = False
+    max_frames: int = 16
+    max_questions: int = 6
+    film_share: float = 0.3
+    pool_images: int = 24_000
+
+    def __post_init__(self) -> None:
+        if bool(self.json) == self.icons:
+            raise ValueError("give either json files (LLaVA format) or icons: true (generated)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignStage:
+    """Image-text alignment (paper section 3.2): ``parts`` says what is trained.
+
+    ``tower_from`` and ``model_from`` assemble a new LongVA; a ``model_from`` that is one already needs no tower.
+    """
+
+    name: str
+    train: Train
+    data: VisionData
+    model_from: str
+    tower_from: str | None = None
+    projector_from: str | None = None
+    parts: tuple[Literal["tower", "projector", "decoder"], ...] = ("projector",)
+    kind: Literal["align"] = "align"
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"parts must name tower, projector or decoder, each once; got {list(self.parts)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpoStage:
+    """Direct preference optimisation on video frames (LLaVA-Hound), by TRL."""
+
+    name: str
+    train: Train
+    model_from: str
+    json: tuple[str, ...]
+    videos: str
+    num_frames: int = 10
+    beta: float = 0.1
+    max_length: int = 32_768
+    max_bad_share: float = 0.01
+    kind: Literal["dpo"] = "dpo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateStage:
+    """V-NIAH of a trained model on held-out icons in the synthetic film; writes ``vniah.json``."""
+
+    name: str
+    model_from: str
+    frames: str = "64,128,256,512,1000"
+    depths: str = "0-100:25"
+    needles: int = 10
+    needle_seed: int = 0
+    haystack: str = "synthetic:0"
+    require_accuracy: float = 0.0
+    kind: Literal["evaluate"] = "evaluate"
+
+
+Stage: TypeAlias = PrepareTextStage | TextStage | TowerStage | AlignStage | DpoStage | EvaluateStage
+KINDS: dict[str, type[Any]] = {
+    "prepare_text": PrepareTextStage,
+    "text": TextStage,
+    "tower": TowerStage,
+    "align": AlignStage,
+    "dpo": DpoStage,
+    "evaluate": EvaluateStage,
+}
+
+
+def inputs(stage: Stage) -> tuple[str, ...]:
+    """Everything a stage reads: names of stages, folders or Hub ids."""
+    links = [getattr(stage, key, None) for key in ("model_from", "tower_from", "projector_from")]
+    if isinstance(stage, TextStage):
+        links.append(stage.data.shards)
+    return tuple(link for link in links if link)
+
+
+def as_data(item: Any) -> Any:
+    """A recipe or stage as plain data, for manifests."""
+    return json.loads(json.dumps(dataclasses.asdict(item)))
