@@ -242,7 +242,7 @@ class LongVAModel(LongVAPreTrainedModel):
             raise ValueError("visuals cannot be placed in inputs_embeds; give input_ids with placeholders")
         assert inputs_embeds is not None
         length = inputs_embeds.shape[1]
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         self.check_length(past, length, position_ids)

@@ -143,7 +143,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
 
         Placeholders are put back into the prompt part of what is returned. Inside, they are replaced by a token
         of the prompt, so that repetition penalties and the like meet vocabulary ids only, and beams share one
-        encoding.
+        encoding. Visuals that ``past_key_values`` hold already need not be given again.
 
         Args:
             inputs: (B, L) ids, unless given as ``input_ids``.
@@ -162,12 +162,15 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         self.model.check_length(0, ids_BL.shape[1] if mask is None else int(mask.sum(-1).max()))
         if not visuals and not special.any():
             return super().generate(inputs=ids_BL, **kwargs)
-        embeds_BLD, _, _ = self.model.embed(ids_BL, **visuals)
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if visuals or special[:, past:].any():
+            kwargs["inputs_embeds"] = self.model.embed(ids_BL, **visuals)[0]
         stand_in = torch.stack(
             [row[~skip][0] if (~skip).any() else row.new_zeros(()) for row, skip in zip(ids_BL, special, strict=True)]
         )
         safe_BL = torch.where(special, stand_in[:, None], ids_BL)
-        out = super().generate(inputs=safe_BL, inputs_embeds=embeds_BLD, **kwargs)
+        out = super().generate(inputs=safe_BL, **kwargs)
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
         length = ids_BL.shape[1]
         sequences[:, :length] = ids_BL.repeat_interleave(len(sequences) // len(ids_BL), dim=0)

@@ -108,6 +108,10 @@ def test_a_model_loaded_from_the_released_layout_saves_in_ours(model: Any, tmp_p
     loaded = LongVAForConditionalGeneration.from_pretrained(write_released(tmp_path / "a", model))
     loaded.save_pretrained(tmp_path / "b")
     assert set(load_file(tmp_path / "b/model.safetensors")) == set(model.state_dict())
+    # The same after transformers' own loader, which remembers the names it found.
+    theirs, _ = LongVAForConditionalGeneration.from_pretrained(tmp_path / "a", output_loading_info=True)
+    theirs.save_pretrained(tmp_path / "c")
+    assert set(load_file(tmp_path / "c/model.safetensors")) == set(model.state_dict())
     assert type(AutoConfig.from_pretrained(tmp_path / "b")) is LongVAConfig
     assert same_weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "b"), model)
 

@@ -188,6 +188,21 @@ def test_generation_options_meet_placeholders(
     assert "\nwhat?" in processor.batch_decode(sequences)[0].replace(" ", "")
 
 
+def test_logits_processors_see_ids_of_the_prompt_only(
+    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
+) -> None:
+    model = tiny_model()
+    inputs = tiny_processor(model.config)(text="<image>zy", images=[picture(50, 40)], return_tensors="pt")
+    seen: list[torch.Tensor] = []
+
+    def look(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(ids)
+        return scores
+
+    model.generate(**inputs, max_new_tokens=1, logits_processor=[look])
+    assert set(seen[0][0].tolist()) == {i for i in inputs["input_ids"][0].tolist() if i < 120}
+
+
 def test_beams_of_a_batch_equal_beams_of_each_prompt(
     tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
 ) -> None:
@@ -200,6 +215,21 @@ def test_beams_of_a_batch_equal_beams_of_each_prompt(
     for i in range(2):
         alone = processor(text=prompts[i], images=[images[i]], return_tensors="pt")
         assert model.generate(**alone, **options)[0, -5:].tolist() == out[i, -5:].tolist()
+
+
+def test_a_follow_up_needs_neither_the_visuals_nor_the_past_again(
+    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
+) -> None:
+    model = tiny_model()
+    inputs = tiny_processor(model.config)(text="<image>\nwhat?", images=[picture(50, 40)], return_tensors="pt")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    first = model.generate(**inputs, **options, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)
+    mask = torch.ones_like(ids)
+    whole = model.generate(**{**inputs, "input_ids": ids, "attention_mask": mask}, **options)
+    seen = count_tiles(model)
+    again = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **options)
+    assert torch.equal(again, whole) and not seen
 
 
 def test_logits_only_where_asked(tiny_model: Callable[..., Any]) -> None:
