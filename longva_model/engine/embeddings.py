@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -23,8 +24,20 @@ from longva_model.engine.backend import Backend
 from longva_model.engine.block_store import BLOCK, BlockStore
 from vniah.media import FrameSource
 
-__all__ = ["BLOCK", "FrameEmbeddings"]
+__all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range"]
 _MEMORY_BLOCKS = 8
+
+
+class FrameTokens(Protocol):
+    """Where the engine takes the visual tokens of frames from."""
+
+    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
+        """Yield the visual tokens of frames ``start`` to ``stop`` in order, as (n, t, D) pieces on the device."""
+        ...
+
+    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
+        """A single frame, such as a needle: (t, D)."""
+        ...
 
 
 class FrameEmbeddings:
@@ -93,6 +106,15 @@ class FrameEmbeddings:
         for _ in self._encode_blocks(source, blocks, preprocess):
             pass
 
+    def keep(self, source: FrameSource, index: int, preprocess: str, tokens_NtD: torch.Tensor) -> None:
+        """Take in a block that another process encoded, if it is missing here."""
+        key = self._key(source, preprocess)
+        if not self._has(key, index, tokens_NtD.shape[0]):
+            tokens_NtD = tokens_NtD.cpu()
+            self._remember(key, index, tokens_NtD)
+            if self.store is not None:
+                self.store.store(key, index, tokens_NtD)
+
     def _key(self, source: FrameSource, preprocess: str) -> str:
         parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), str(BLOCK))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -127,7 +149,8 @@ class FrameEmbeddings:
                 left = _rows(source, index)
                 while left:
                     pixels_NHWC = next(pixels)
-                    parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
+                    with torch.inference_mode():
+                        parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
                     left -= len(pixels_NHWC)
                     self.frames_encoded += len(pixels_NHWC)
                     if self.on_frames is not None:

@@ -9,7 +9,7 @@ Shapes: T tokens of a chunk, n of this process's share, D hidden size, L kept po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ import torch.distributed as dist
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
 from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
-from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.engine import EngineOptions, OnFlops, OnResult, TreeEngine
 from longva_model.engine.kv import CroppableCache
+from longva_model.engine.leaves import LeafResult
+from longva_model.engine.together import SharedFrames
 from longva_model.engine.work import rank_and_world
-from vniah.requests import Generate, Segment
+from vniah.requests import Generate, RequestTree, Segment
 
 # Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.
 _SHORT_PER_RANK = 32
@@ -35,8 +37,9 @@ class RingCache:
     """
 
     def __init__(self, num_layers: int, room: int, rank: int, world_size: int) -> None:
-        # Replicated segments land on the emptiest process, so shares stay near equal.
-        self.local = CroppableCache(num_layers, room // world_size + 1024)
+        # Replicated segments land on the emptiest process, so shares stay near equal; while one is computed it
+        # stands on every process.
+        self.local = CroppableCache(num_layers, room // world_size + 2 * _SHORT_PER_RANK * world_size + 256)
         self.rank = rank
         self.marks: list[tuple[int, tuple[int, ...]]] = [(0, (0,) * world_size)]
 
@@ -68,19 +71,33 @@ class RingCache:
 
 
 class RingEngine(TreeEngine):
-    """Walks a tree with the keys and values sharded over the process group.
+    """Walks a tree with the keys and values sharded over the process group; each frame is encoded by one process.
 
     Args:
         backend: the model; its decoder is switched to the attention "longva_ring".
+        frames: of this process. Caches may lie on one disk or on several.
     """
 
     cache: RingCache
 
     def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
         super().__init__(backend, frames, options)
+        self.shared_frames = SharedFrames(frames)
+        self.embedder.frames = self.shared_frames
         register()
         backend.decoder.set_attn_implementation("longva_ring")
         self.rank, self.world_size = rank_and_world()
+
+    def run(
+        self,
+        tree: RequestTree,
+        media: Mapping[str, Any],
+        on_result: OnResult | None = None,
+        on_flops: OnFlops | None = None,
+    ) -> list[LeafResult]:
+        """As ``TreeEngine.run``. Collective: every process walks the same tree and has all results."""
+        self.shared_frames.expect(tree)
+        return super().run(tree, media, on_result, on_flops)
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)

@@ -1,8 +1,8 @@
 """The runner: jobs in, results out, whatever is between: journal, sharing of prefixes, several processes.
 
 Every process holds every task, so jobs travel between processes as names and each process builds the
-prompts it needs. With several processes the jobs of all are put together, sorted as documents are, and
-either dealt out in contiguous runs of about equal cost ("branch") or computed by all together ("ring").
+prompts it needs. With several processes the jobs of all are put together, and either dealt out in runs of
+about equal cost that share prefixes ("branch") or computed by all together ("ring").
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from tqdm import tqdm
 
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.dealing import Costs, Planned, shared_sources
+from longva_model.engine.embeddings import FrameEmbeddings, block_range
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
+from longva_model.engine.together import Block, encode_together
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt
-from vniah.flops import longest_path, plain_flops, tree_flops
+from vniah.flops import plain_flops, tree_flops
 from vniah.journal import Journal, content_key
-from vniah.requests import Leaf, RequestTree
+from vniah.requests import Frames, Image, Leaf, Request, RequestTree
 
 # Images are held in memory while a window of prompts is run; videos and haystacks are not.
 _WINDOW_PIXELS = 64_000_000
@@ -72,6 +74,7 @@ class Runner:
         self.args = args
         self.rank, self.world_size = work.rank_and_world()
         self.device = backend.device
+        self._attention = backend.decoder.config._attn_implementation
         self.frames = FrameEmbeddings(backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch)
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
 
@@ -97,16 +100,81 @@ class Runner:
         union = [by_order[order] for order in sorted(by_order)]
         if not union:
             return []
-        found: dict[Order, LeafResult] = {}
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
-            if self.world_size > 1 and self._mode(union, build) == "ring":
-                found.update(self._run_here(union, build, about, journal, ring=True))
+            if self.world_size > 1:
+                found = self._run_together(union, build, about, journal)
             else:
-                mine = work.contiguous_share(union, self.rank, self.world_size)
-                found.update(self._run_here(mine, build, about, journal, ring=False))
-                for part in work.gather(found):
-                    found.update(part)
+                found = self._run_here(union, build, about, journal, ring=False)
         return [found[job.order] for job in jobs]
+
+    def _run_together(
+        self, union: Sequence[Job], build: Build, about: About, journal: Journal | None
+    ) -> dict[Order, LeafResult]:
+        """Run the jobs of all processes, computing none that any journal holds; every process gets all results."""
+        plan = self._plan(union, build, journal)
+        found = {order: LeafResult(**planned.row) for order, planned in plan.items() if planned.row is not None}
+        todo = [job for job in union if job.order not in found]
+        if todo:
+            requests = [plan[job.order].request for job in todo]
+            sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens}
+            costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
+            if self._mode(costs.longest(requests)) == "ring":
+                # Every process has every result, so one of them keeps the journal.
+                found.update(self._run_here(todo, build, about, journal if self.rank == 0 else None, ring=True))
+            else:
+                shares = costs.deal_out(requests, self.world_size)
+                self._encode_shared(todo, requests, shares, build)
+                share = [todo[index] for index in shares[self.rank]]
+                mine = self._run_here(share, build, about, journal, ring=False)
+                for part in work.gather(mine):
+                    found.update(part)
+        if journal is not None and self.rank == 0:
+            # The first journal ends whole, however many processes there were: it is the one that is read later.
+            for job in union:
+                if not journal.holds(plan[job.order].key):
+                    journal.put(plan[job.order].key, found[job.order].as_dict(), **about(job))
+        return found
+
+    def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
+        """What every process must know of every job; each looks at its part of them."""
+        mine: dict[Order, Planned] = {}
+        for job in work.contiguous_share(union, self.rank, self.world_size):
+            prompt = build(job)
+            key = self._key(job, prompt)
+            images = {
+                segment.source: self.backend.image_tokens(prompt.media[segment.source].size)
+                for segment in prompt.request.segments
+                if isinstance(segment, Image) and not segment.as_frame
+            }
+            row = journal.get(key) if journal is not None else None
+            mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=tuple(images.items()))
+        return {order: planned for part in work.gather(mine) for order, planned in part.items()}
+
+    def _encode_shared(
+        self, todo: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
+    ) -> None:
+        """Encode the frames that several processes will need, each block by one of them. Collective."""
+        until = shared_sources(requests, shares, self.rank)
+        left = set(until)
+        wanted: dict[Block, Any] = {}
+        for index in shares[self.rank]:
+            named = {item.source for item in requests[index].segments if isinstance(item, Frames)} & left
+            if not named:
+                continue
+            prompt = build(todo[index])
+            for name in named:
+                source, fitted = prompt.media[name], self._preprocess(prompt, name)
+                wanted.update({Block(name, fitted, block): source for block in block_range(0, until[name])})
+            left -= named
+        encode_together(self.frames, wanted)
+
+    def _preprocess(self, prompt: Prompt, source: str) -> str:
+        return prompt.preprocess.get(source, "crop") if self.args.preprocess == "auto" else self.args.preprocess
+
+    def _key(self, job: Job, prompt: Prompt) -> str:
+        """The journal key: all that decides the result, up to rounding."""
+        fitted = [sorted(prompt.preprocess.items()), sorted(prompt.videos)]
+        return content_key(self.settings_key(), list(prompt.request.segments), fitted, job.leaf)
 
     def run_one(self, prompt: Prompt) -> LeafResult:
         """Run a single prompt in this process, outside any journal.
@@ -141,19 +209,17 @@ class Runner:
             self.args.preprocess,
             self.args.rope_theta,
             self.backend.template.name,
+            self.backend.eos_ids,
         ]
 
-    def _mode(self, union: Sequence[Job], build: Build) -> str:
+    def _mode(self, longest: int) -> str:
         """ "branch" or "ring": as asked, or by whether the longest prompt's KV fits beside the weights."""
         if self.args.parallel != "auto":
             return self.args.parallel
-        longest = 0
-        for job in union:
-            if job.leaf is not None and (job.every_frame or len(union) <= 4096):
-                tree = RequestTree([build(job).request])
-                longest = max(longest, longest_path(tree, self.backend.shape))
         fits = longest * self.backend.shape.kv_bytes_per_token < 0.7 * work.free_bytes(self.device)
-        return str(work.broadcast("branch" if fits else "ring"))
+        # The plain way is for one device.
+        branch = self.args.scoring == "plain" or all(work.gather(fits))
+        return "branch" if branch else "ring"
 
     def engine(self, *, ring: bool) -> TreeEngine:
         """A new engine: plain or tree as ``args.scoring`` says, or over all processes.
@@ -167,6 +233,8 @@ class Runner:
             if self.args.scoring == "plain":
                 raise ValueError("scoring=plain runs on one device; use scoring=tree with parallel=ring")
             return RingEngine(self.backend, self.frames, self.options)
+        # A ring before this one has switched the decoder to its own.
+        self.backend.decoder.set_attn_implementation(self._attention)
         kind = PlainEngine if self.args.scoring == "plain" else TreeEngine
         return kind(self.backend, self.frames, self.options)
 
@@ -175,12 +243,9 @@ class Runner:
     ) -> dict[Order, LeafResult]:
         """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window."""
         found: dict[Order, LeafResult] = {}
-        settings = self.settings_key()
         for window in _windows(jobs, build):
-            keys = {job.order: content_key(settings, list(prompt.request.segments), job.leaf) for job, prompt in window}
+            keys = {job.order: self._key(job, prompt) for job, prompt in window}
             known = {job.order: journal.get(keys[job.order]) for job, _ in window} if journal is not None else {}
-            if ring:
-                known = work.broadcast(known)
             todo = []
             for job, prompt in window:
                 row = known.get(job.order)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as PILImage
 
 from longva_model.engine.backend import Backend
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.embeddings import FrameTokens
 from vniah.requests import Frames, Image, Segment, Text, Tokens
 
 _TOKENS_AT_ONCE = 8192
@@ -41,7 +41,7 @@ class Embedder:
         preprocess: "pad", "crop", or "auto" (each source's own ``preprocess``, else crop).
     """
 
-    def __init__(self, backend: Backend, frames: FrameEmbeddings, preprocess: str = "auto") -> None:
+    def __init__(self, backend: Backend, frames: FrameTokens, preprocess: str = "auto") -> None:
         self.backend = backend
         self.frames = frames
         self.preprocess = preprocess

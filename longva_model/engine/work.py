@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -103,23 +104,36 @@ def cache_bytes() -> int:
 def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:
     """The journal of this run: at ``journal=PATH``, in the cache for ``auto``, nothing for ``none``.
 
-    Several processes write one file each (``PATH`` and ``PATH.rank1`` ...).
+    Several processes write one file each (``PATH`` and ``PATH.rank1`` ...) and read all of them, those of a run
+    with another number of processes included. Collective: where one process is refused, all are.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it is damaged.
         OSError: its folder cannot be written.
     """
     if args.journal == "none":
         return contextlib.nullcontext(None)
     if args.journal == "auto":
         folder = Settings.read().cache_dir / "journals"
-        _forget_old(folder)
+        if rank == 0:
+            _forget_old(folder)
         path = folder / f"{run_key}.jsonl"
     else:
         path = Path(args.journal).expanduser()
-    if rank > 0:
-        path = path.with_name(f"{path.name}.rank{rank}")
-    return Journal(path)
+    own = path if rank == 0 else path.with_name(f"{path.name}.rank{rank}")
+    journal, problem = None, None
+    try:
+        others = [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.rank*"))]
+        readable = [other for other in others if other != own and other.suffix != ".lock" and other.is_file()]
+        journal = Journal(own, also=readable)
+    except (ValueError, OSError) as error:
+        problem = error
+    problems = [other for other in gather(problem) if other is not None]
+    if problems:
+        if journal is not None:
+            journal.close()
+        raise problem or problems[0]
+    return cast(AbstractContextManager["Journal | None"], journal)
 
 
 def _forget_old(folder: Path) -> None:

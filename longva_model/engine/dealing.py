@@ -1,0 +1,81 @@
+"""Dealing jobs out to several processes: what all must know of each job, what jobs cost, which frames are shared.
+
+No communication: the runner gathers and calls.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longva_model.engine.backend import Backend
+from vniah.flops import segment_tokens
+from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target
+from vniah.shares import deal_out, leaf_costs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A job as its builder saw it.
+
+    Attributes:
+        key: of the journal.
+        row: the journal's result, if it has one.
+        request: the prompt without its media.
+        image_tokens: tokens of each image that is no frame, by source.
+    """
+
+    key: str
+    row: dict[str, Any] | None
+    request: Request
+    image_tokens: tuple[tuple[str, int], ...]
+
+
+class Costs:
+    """What requests cost on a model.
+
+    Args:
+        image_tokens: tokens of images that are no frames, by source.
+        shared: whether requests share prefixes.
+    """
+
+    def __init__(self, backend: Backend, image_tokens: Mapping[str, int], *, shared: bool) -> None:
+        self._shape = backend.shape
+        self._image_tokens = image_tokens
+        self._shared = shared
+        self._count = functools.cache(lambda text: len(backend.token_ids(text)))
+
+    def longest(self, requests: Sequence[Request]) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return max((self._total(request) for request in requests), default=0)
+
+    def deal_out(self, requests: Sequence[Request], parts: int) -> list[list[int]]:
+        """Indices of ``requests``, in ``parts`` runs of about equal FLOPs that share as much as they can."""
+        costs = leaf_costs(RequestTree(requests), self._shape, self._tokens, self._count, shared=self._shared)
+        return [[leaf.index for leaf in run] for run in deal_out(costs, parts)]
+
+    def _total(self, request: Request) -> int:
+        leaf = request.leaf
+        answer = self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+        return sum(self._tokens(segment) for segment in request.segments) + answer
+
+    def _tokens(self, segment: Segment) -> int:
+        if isinstance(segment, Image) and not segment.as_frame:
+            return self._image_tokens[segment.source]
+        return segment_tokens(segment, self._shape, self._count)
+
+
+def shared_sources(requests: Sequence[Request], shares: Sequence[Sequence[int]], part: int) -> dict[str, int]:
+    """Sources of frames that ``shares[part]`` and another share read, and how far this one reads each."""
+    reach: list[dict[str, int]] = []
+    for share in shares:
+        until: dict[str, int] = {}
+        for segment in (segment for index in share for segment in requests[index].segments):
+            if isinstance(segment, Frames):
+                until[segment.source] = max(until.get(segment.source, 0), segment.stop)
+        reach.append(until)
+    users = Counter(source for until in reach for source in until)
+    return {source: stop for source, stop in reach[part].items() if users[source] > 1}

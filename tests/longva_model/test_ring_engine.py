@@ -1,0 +1,472 @@
+"""The executor and the runner over several real gloo processes give what one process gives.
+
+One launch (``ring_processes.py``) a number of processes runs all ``CHECKS``; the tests then read what each check
+said on each rank. Every rank also computes the single-process answer, with a backend of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from longva_model.engine import work
+from longva_model.engine.embeddings import BLOCK, FrameEmbeddings
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.leaves import LeafResult
+from longva_model.engine.perplexity import measure
+from longva_model.engine.ring import RingEngine
+from longva_model.engine.runner import Job, Runner
+from longva_model.model_args import ModelArgs
+from longva_model.prompting import Prompt
+from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
+
+if "tiny_backends" in sys.modules:
+    tiny: Any = sys.modules["tiny_backends"]
+else:
+    _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
+    assert _SPEC is not None and _SPEC.loader is not None
+    tiny = importlib.util.module_from_spec(_SPEC)
+    sys.modules["tiny_backends"] = tiny
+    _SPEC.loader.exec_module(tiny)
+
+CHECKS: dict[str, Callable[[int, int], None]] = {}
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+# 17 tokens a frame: no chunk or world size divides it.
+TOKENS = 17
+HAY = tiny.NoiseFrames(24)
+MEDIA = {HAY.fingerprint: HAY, **{f"needle{number}": tiny.needle_image(number) for number in range(3)}}
+
+
+def check(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Every process runs ``function(rank, world)``; an exception in one of them fails the test of that name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+@functools.cache
+def backend(kind: str = "qwen2", attn: str = "longva_blockwise") -> Any:
+    """One a check's side: a ring engine leaves its backend with the attention of rings."""
+    return tiny.TinyBackend(kind, attn, TOKENS)
+
+
+def cell(num_frames: int, index: int | None, needle: int, leaf: Leaf, source: str = HAY.fingerprint) -> Request:
+    segments: list[Segment] = [Text("system")]
+    if index is None:
+        segments.append(Frames(source, 0, num_frames))
+    else:
+        if index:
+            segments.append(Frames(source, 0, index))
+        segments.append(Image(f"needle{needle}"))
+        if index < num_frames:
+            segments.append(Frames(source, index, num_frames))
+    return Request((*segments, Text(f"what is {needle}?"), Text("it is")), leaf)
+
+
+def grid(seed: int, count: int, leaves: Sequence[Leaf]) -> list[Request]:
+    """The same random cells on every rank."""
+    draw = random.Random(seed)
+    cells = []
+    for _ in range(count):
+        frames = draw.randint(1, len(HAY))
+        index = None if draw.random() < 0.2 else frames * draw.randint(0, 100) // 100
+        cells.append(cell(frames, index, draw.randrange(3), draw.choice(leaves)))
+    return cells
+
+
+def one_process(requests: Sequence[Request], kind: str = "qwen2", media: Any = None) -> list[LeafResult]:
+    model = backend(kind)
+    return TreeEngine(model, FrameEmbeddings(model)).run(RequestTree(requests), media or MEDIA)
+
+
+def ring(kind: str = "qwen2", chunk_tokens: int = 8192, frames: FrameEmbeddings | None = None) -> RingEngine:
+    model = backend(kind, "longva_ring") if frames is None else frames.backend
+    return RingEngine(model, frames or FrameEmbeddings(model), EngineOptions(chunk_tokens=chunk_tokens))
+
+
+def assert_same(ours: Sequence[LeafResult], reference: Sequence[LeafResult]) -> None:
+    for number, (one, other) in enumerate(zip(ours, reference, strict=True)):
+        assert dataclasses.replace(one, answer_logprobs=[]) == dataclasses.replace(other, answer_logprobs=[]), number
+        torch.testing.assert_close(
+            torch.tensor(one.answer_logprobs), torch.tensor(other.answer_logprobs), atol=2e-4, rtol=2e-4
+        )
+
+
+@contextmanager
+def shared_folder(rank: int) -> Iterator[Path]:
+    """One folder for all processes."""
+    folder = Path(work.broadcast(tempfile.mkdtemp() if rank == 0 else ""))
+    yield folder
+    work.gather(None)
+    if rank == 0:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# The engine
+
+
+def targets(rank: int, world: int, *, kind: str, chunk_tokens: int, seed: int) -> None:
+    requests = grid(seed, 9, [Target("a"), Target("no"), Target("abcde")])
+    engine = ring(kind, chunk_tokens)
+    assert_same(engine.run(RequestTree(requests), MEDIA), one_process(requests, kind))
+    # Identical to the bit on every rank: else a tie could part them and leave one waiting for the other.
+    assert (
+        len({json.dumps([r.as_dict() for r in part]) for part in work.gather(engine.run(RequestTree(requests), MEDIA))})
+        == 1
+    )
+
+
+for _kind, _chunk, _seed in [
+    ("qwen2", 8192, 0), ("qwen2", 311, 1), ("qwen2", 128, 2), ("llama", 257, 3), ("mistral", 8192, 4),
+]:  # fmt: skip
+    CHECKS[f"targets_{_kind}_in_chunks_of_{_chunk}"] = functools.partial(
+        targets, kind=_kind, chunk_tokens=_chunk, seed=_seed
+    )
+
+
+@check
+def targets_in_chunks_of_one_token(rank: int, world: int) -> None:
+    requests = [cell(3, 1, 0, Target("ab")), cell(3, 1, 1, Target("a"))]
+    assert_same(ring(chunk_tokens=1).run(RequestTree(requests), MEDIA), one_process(requests))
+
+
+@check
+def generation(rank: int, world: int) -> None:
+    leaf = Generate(max_new_tokens=9)
+    requests = [cell(20, index, index % 3, leaf) for index in (0, 11, 20)] + [cell(7, None, 0, leaf)]
+    assert_same(ring(chunk_tokens=200).run(RequestTree(requests), MEDIA), one_process(requests))
+
+
+@check
+def sampled_generation_by_seed(rank: int, world: int) -> None:
+    requests = [cell(9, 4, 0, Generate(max_new_tokens=8, temperature=1.5, top_k=20, seed=seed)) for seed in range(3)]
+    assert_same(ring().run(RequestTree(requests), MEDIA), one_process(requests))
+
+
+@check
+def leaves_of_both_kinds_on_one_prompt(rank: int, world: int) -> None:
+    leaves: list[Leaf] = [Target("abc"), Generate(max_new_tokens=4), Target("xy"), Target("abc")]
+    requests = [cell(14, 5, 0, leaf) for leaf in leaves] + grid(5, 4, leaves)
+    assert_same(ring(chunk_tokens=256).run(RequestTree(requests), MEDIA), one_process(requests))
+
+
+@check
+def every_length_around_the_limit_of_short_chunks(rank: int, world: int) -> None:
+    """Text prompts of 32 tokens a process, one less, one more: replicated, or dealt out with uneven shares."""
+    for length in (1, 2 * world, 32 * world - 1, 32 * world, 32 * world + 1, 40 * world + 3):
+        requests = [Request((Text("x" * length), Text("y" * more)), Target("abc")) for more in (1, 5, 32 * world)]
+        assert_same(ring().run(RequestTree(requests), {}), one_process(requests, media={"none": None}))
+
+
+@check
+def keys_and_values_are_spread(rank: int, world: int) -> None:
+    """The rows that each process really holds, at the longest prompt."""
+    engine = ring(chunk_tokens=256)
+    shares: list[tuple[int, ...]] = []
+    crop = type(engine.new_cache(10)).crop_to
+
+    class Watched(type(engine.new_cache(10))):  # type: ignore[misc]
+        def crop_to(self, length: int) -> None:
+            shares.append(self.shares)
+            crop(self, length)
+
+    engine.new_cache = lambda room: Watched(engine.backend.shape.layers, room, engine.rank, engine.world_size)  # type: ignore[method-assign]
+    requests = [cell(24, index, 0, Target("a")) for index in (0, 7, 24)] + [cell(8, 3, 1, Target("ab"))]
+    engine.run(RequestTree(requests), MEDIA)
+    longest = max(shares, key=sum)
+    assert sum(longest) >= 24 * TOKENS
+    assert max(longest) - min(longest) <= 32 * world + 8
+
+
+@check
+def perplexity(rank: int, world: int) -> None:
+    documents = [np.random.default_rng(seed).integers(1, tiny.VOCAB, 700).tolist() for seed in range(2)]
+    one = TreeEngine(backend(), FrameEmbeddings(backend()), EngineOptions(chunk_tokens=97))
+    for length, stride, chunk in [(300, None, 8192), (301, 64, 128), (50, 7, 33)]:
+        ours = measure(ring(chunk_tokens=chunk), documents, length, stride=stride, max_windows=4)
+        reference = measure(one, documents, length, stride=stride, max_windows=4)
+        assert (ours.num_tokens, ours.num_windows) == (reference.num_tokens, reference.num_windows)
+        assert abs(ours.nll - reference.nll) < 2e-4
+
+
+# Frames
+
+
+def encoded_by_each(rank: int, folder: Path | None) -> list[int]:
+    """Frames that each rank encoded for a grid on 5 blocks of frames and 2 needles; the results are compared."""
+    hay = tiny.NoiseFrames(4 * BLOCK + 30, seed=7)
+    media = {**MEDIA, hay.fingerprint: hay}
+    requests = [
+        cell(frames, index, needle, Target("ab"), hay.fingerprint)
+        for frames in (20, len(hay))
+        for index in (0, frames // 2)
+        for needle in range(2)
+    ]
+    # One token a frame, and a backend of its own, whose count begins at 0.
+    model = tiny.TinyBackend("qwen2", "longva_ring", 1)
+    results = ring(frames=FrameEmbeddings(model, folder), chunk_tokens=200).run(RequestTree(requests), media)
+    alone = tiny.TinyBackend("qwen2", tokens_per_frame=1)
+    assert_same(results, TreeEngine(alone, FrameEmbeddings(alone)).run(RequestTree(requests), media))
+    assert alone.frames_encoded == len(hay) + 2
+    return work.gather(model.frames_encoded)
+
+
+@check
+def frames_are_encoded_once_with_a_shared_folder(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder:
+        counts = encoded_by_each(rank, folder)
+        assert sum(counts) == 4 * BLOCK + 30 + 2
+        # 5 blocks in contiguous runs.
+        assert max(counts) <= -(-5 // world) * BLOCK + 2
+        assert sum(encoded_by_each(rank, folder)) == 0
+
+
+@check
+def frames_are_encoded_once_with_a_folder_each(rank: int, world: int) -> None:
+    """As on several machines: what another has encoded comes by the network."""
+    with tempfile.TemporaryDirectory() as folder:
+        assert sum(encoded_by_each(rank, Path(folder))) == 4 * BLOCK + 30 + 2
+        assert sum(encoded_by_each(rank, Path(folder))) == 0
+
+
+@check
+def frames_are_encoded_once_without_a_folder(rank: int, world: int) -> None:
+    assert sum(encoded_by_each(rank, None)) == 4 * BLOCK + 30 + 2
+
+
+@check
+def one_rank_has_the_frames_already(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder:
+        hay = tiny.NoiseFrames(70, seed=8)
+        model = tiny.TinyBackend("qwen2", "longva_ring", 1)
+        frames = FrameEmbeddings(model, folder / str(rank))
+        if rank == world - 1:
+            frames.prepare(hay, [0, 1], "crop")
+        requests = [cell(70, 10, 0, Target("ab"), hay.fingerprint)]
+        ring(frames=frames).run(RequestTree(requests), {**MEDIA, hay.fingerprint: hay})
+        assert sum(work.gather(model.frames_encoded)) == 70 + 1
+
+
+class BrokenFrames(tiny.NoiseFrames):  # type: ignore[misc]
+    """Frames that cannot be read past the first block."""
+
+    def frames(self, start: int, stop: int) -> Any:
+        if start >= BLOCK:
+            raise ValueError("frame 64 is damaged")
+        return super().frames(start, stop)
+
+
+@check
+def frames_that_one_rank_cannot_read_are_an_error_on_all(rank: int, world: int) -> None:
+    hay = BrokenFrames(2 * BLOCK)
+    request = cell(2 * BLOCK, 10, 0, Target("ab"), hay.fingerprint)
+    with pytest.raises(ValueError, match="frame 64 is damaged"):
+        ring().run(RequestTree([request]), {**MEDIA, hay.fingerprint: hay})
+
+
+# The runner
+
+
+def jobs() -> list[Job]:
+    """30 documents as a task lists them: by frames, then depth; two of them twice."""
+    leaves: list[Leaf] = [Target("abc"), Target("d"), Generate(max_new_tokens=3)]
+    return [
+        Job(task="grid", split="test", doc_id=number, index=0, context="", leaf=leaves[number % 3])
+        for number in range(30)
+    ]
+
+
+def build(job: Job) -> Prompt:
+    frames, needle = 4 + 4 * (job.doc_id // 6), job.doc_id % 3
+    index = frames * (job.doc_id % 6) // 5
+    request = cell(frames, index, needle, job.leaf)
+    media = {name: MEDIA[name] for name in (HAY.fingerprint, f"needle{needle}")}
+    return Prompt(request=request, media=media, preprocess=dict.fromkeys(media, "pad"))
+
+
+def about(job: Job) -> dict[str, Any]:
+    return {"doc_id": job.doc_id}
+
+
+@functools.cache
+def expected() -> dict[int, LeafResult]:
+    results = one_process([build(job).request for job in jobs()])
+    return {job.doc_id: result for job, result in zip(jobs(), results, strict=True)}
+
+
+def run_share(rank: int, world: int, args: ModelArgs) -> tuple[Runner, list[LeafResult]]:
+    """Run this rank's documents, every ``world``-th as lmms-eval deals them out, and compare their results."""
+    runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
+    mine = jobs()[rank::world]
+    mine += mine[:1]  # lmms-eval repeats a request where ranks have unequal numbers
+    results = runner.run(mine, build, about)
+    assert_same(results, [expected()[job.doc_id] for job in mine])
+    return runner, results
+
+
+def parallel(rank: int, world: int, *, parallel: str, free: int | None, mode: str) -> None:
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        free_bytes = work.free_bytes
+        if free is not None:
+            work.free_bytes = lambda device: free
+        try:
+            args = ModelArgs(parallel=parallel, journal=str(folder / "journal.jsonl"), chunk_tokens=256)
+            runner, _ = run_share(rank, world, args)
+            assert (runner.backend.decoder.config._attn_implementation == "longva_ring") == (mode == "ring")
+            # The haystack by one process each block; in branches a needle by each process that shows it.
+            counts = work.gather(runner.frames.frames_encoded)
+            assert len(HAY) <= sum(counts) <= len(HAY) + 3 * (1 if mode == "ring" else world)
+            lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+            assert sorted(line["doc_id"] for line in lines) == list(range(30))
+            # Again: everything is known, and nothing is computed.
+            again = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
+            again.engine = None  # type: ignore[assignment, method-assign]
+            mine = jobs()[rank::world]
+            assert_same(again.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+        finally:
+            work.free_bytes = free_bytes
+
+
+for _name, _parallel, _free, _mode in [
+    ("branches", "branch", None, "branch"),
+    ("the_ring", "ring", None, "ring"),
+    ("auto_with_room", "auto", None, "branch"),
+    ("auto_without_room", "auto", 1000, "ring"),
+]:
+    CHECKS[f"the_runner_in_{_name}"] = functools.partial(parallel, parallel=_parallel, free=_free, mode=_mode)
+
+
+@check
+def journals_of_a_run_with_more_processes_are_used(rank: int, world: int) -> None:
+    """Half of the rows in the file of a process that is no longer there, a quarter in this process's."""
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        path = folder / "journal.jsonl"
+        args = ModelArgs(parallel="branch", journal=str(path), chunk_tokens=256)
+        run_share(rank, world, args)
+        work.gather(None)
+        if rank == 0:
+            lines = path.read_text().splitlines(keepends=True)
+            for other in folder.glob("journal.jsonl.rank*"):
+                other.unlink()
+            path.write_text("".join(lines[:8]))
+            (folder / f"journal.jsonl.rank{world + 3}").write_text("".join(lines[8:23]))
+        work.gather(None)
+        runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
+        computed: list[Job] = []
+        run_window = runner._run_window
+
+        def watched(todo: Any, *others: Any, **named: Any) -> None:
+            computed.extend(job for job, _ in todo)
+            run_window(todo, *others, **named)
+
+        runner._run_window = watched  # type: ignore[method-assign]
+        mine = jobs()[rank::world]
+        assert_same(runner.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+        counts = work.gather(len(computed))
+        assert sum(counts) == 7
+        assert min(counts) > 0  # what is left is dealt out anew
+        assert len(path.read_text().splitlines()) == 30
+
+
+@check
+def a_ring_and_then_branches_in_one_process(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), ModelArgs(parallel="ring", journal="none"))
+        mine = jobs()[rank::world]
+        runner.run(mine, build, about)
+        runner.args = dataclasses.replace(runner.args, parallel="branch")
+        assert_same(runner.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+        # Not even in step.
+        for job in mine[: rank + 1]:
+            assert_same([runner.run_one(build(job))], [expected()[job.doc_id]])
+
+
+@check
+def a_rank_without_documents(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        for parallel in ("ring", "branch"):
+            args = ModelArgs(parallel=parallel, journal="none")
+            runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
+            mine = jobs()[:2] if rank == 0 else []
+            assert_same(runner.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+
+
+@check
+def a_journal_that_one_rank_is_refused_is_refused_to_all(rank: int, world: int) -> None:
+    from vniah.journal import Journal
+
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        args = ModelArgs(journal=str(folder / "journal.jsonl"))
+        runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
+        held = Journal(folder / "journal.jsonl.rank1") if rank == 0 else None
+        work.gather(None)
+        with pytest.raises(ValueError, match=r"journal\.jsonl\.rank1 is in use by another process"):
+            runner.run(jobs()[rank::world], build, about)
+        work.gather(None)
+        if held is not None:
+            held.close()
+        work.gather(None)
+        assert_same(runner.run(jobs()[rank::world], build, about), [expected()[j.doc_id] for j in jobs()[rank::world]])
+
+
+@check
+def plain_scoring_is_dealt_out_and_never_a_ring(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        run_share(rank, world, ModelArgs(parallel="auto", scoring="plain", journal="none"))
+        with pytest.raises(ValueError, match="scoring=plain runs on one device"):
+            run_share(rank, world, ModelArgs(parallel="ring", scoring="plain", journal="none"))
+
+
+# The tests
+
+
+@functools.cache
+def reports(world: int) -> dict[int, Any]:
+    """What each rank of ``world`` wrote; one launch for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="ring-engine"))
+    try:
+        program = Path(__file__).with_name("ring_processes.py")
+        command = [sys.executable, str(program), __file__, str(folder), str(world)]
+        log = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600).stdout
+        written = {rank: folder / f"{world}-{rank}.json" for rank in range(world)}
+        missing = [f"rank {rank}" for rank, path in written.items() if not path.is_file()]
+        assert not missing, f"no report of {', '.join(missing)} of {world}:\n{log[-3000:]}"
+        return {rank: json.loads(path.read_text()) for rank, path in written.items()}
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", list(CHECKS))
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_ring_engine(world: int, name: str) -> None:
+    for rank, report in reports(world).items():
+        assert name in report["seconds"]
+        assert name not in report["failed"], f"rank {rank} of {world}:\n{report['failed'][name]}"
