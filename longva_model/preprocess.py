@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max(initial=0) > 255):
             levels = np.asarray(image).clip(0, 65535).astype(np.uint32) >> 8
-            image = Image.fromarray(levels.astype(np.uint8), mode="L")
+            image = Image.fromarray(levels.astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNG files
         name = getattr(image, "filename", "") or "an image"
