@@ -60,6 +60,10 @@ class ArrayFrames:
     def __len__(self) -> int:
         return len(self._frames)
 
+    @property
+    def pixels_in_memory(self) -> int:
+        return self._frames.size // 3
+
     def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
         return self._frames[start:stop]
 

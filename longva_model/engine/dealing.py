@@ -1,4 +1,4 @@
-"""Dealing jobs out to several processes: what all must know of each job, what jobs cost, which frames are shared.
+"""Dealing jobs out: to windows that fit in memory, and to several processes by what they cost.
 
 No communication: the runner gathers and calls.
 """
@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from PIL import Image as PILImage
 
 from longva_model.engine.backend import Backend
+from longva_model.prompt_visuals import ArrayFrames
+from longva_model.prompting import Prompt
 from vniah.flops import segment_tokens
 from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target
 from vniah.shares import deal_out, leaf_costs
+
+J = TypeVar("J")
+# Images and frames that tasks hand over are held in memory while a window of prompts is run; videos and
+# haystacks are not.
+_WINDOW_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +88,28 @@ def shared_sources(requests: Sequence[Request], shares: Sequence[Sequence[int]],
         reach.append(until)
     users = Counter(source for until in reach for source in until)
     return {source: stop for source, stop in reach[part].items() if users[source] > 1}
+
+
+def windows(jobs: Sequence[J], build: Callable[[J], Prompt]) -> Iterator[list[tuple[J, Prompt]]]:
+    """Group consecutive jobs so that the pixels in memory stay within ``_WINDOW_PIXELS``."""
+    window: list[tuple[J, Prompt]] = []
+    sources: set[str] = set()
+    pixels = 0
+    for job in jobs:
+        prompt = build(job)
+        added = {name: _pixels_in_memory(item) for name, item in prompt.media.items() if name not in sources}
+        if window and pixels + sum(added.values()) > _WINDOW_PIXELS:
+            yield window
+            window, sources, pixels = [], set(), 0
+            added = {name: _pixels_in_memory(item) for name, item in prompt.media.items()}
+        window.append((job, prompt))
+        sources.update(added)
+        pixels += sum(added.values())
+    if window:
+        yield window
+
+
+def _pixels_in_memory(item: Any) -> int:
+    if isinstance(item, PILImage.Image):
+        return item.width * item.height
+    return item.pixels_in_memory if isinstance(item, ArrayFrames) else 0

@@ -8,7 +8,7 @@ about equal cost that share prefixes ("branch") or computed by all together ("ri
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
-from longva_model.engine.dealing import Costs, Planned, shared_sources
+from longva_model.engine.dealing import Costs, Planned, shared_sources, windows
 from longva_model.engine.embeddings import FrameEmbeddings, block_range
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
@@ -243,7 +243,7 @@ class Runner:
     ) -> dict[Order, LeafResult]:
         """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window."""
         found: dict[Order, LeafResult] = {}
-        for window in _windows(jobs, build):
+        for window in windows(jobs, build):
             keys = {job.order: self._key(job, prompt) for job, prompt in window}
             known = {job.order: journal.get(keys[job.order]) for job, _ in window} if journal is not None else {}
             todo = []
@@ -251,8 +251,10 @@ class Runner:
                 row = known.get(job.order)
                 if row is None:
                     todo.append((job, prompt))
-                else:
-                    found[job.order] = LeafResult(**row)
+                    continue
+                found[job.order] = LeafResult(**row)
+                if journal is not None and not journal.holds(keys[job.order]):
+                    journal.put(keys[job.order], row, **about(job))
             if not todo:
                 continue
             self._run_window(todo, keys, found, about, journal, ring=ring)
@@ -291,22 +293,3 @@ class Runner:
                 bar.update(flops)
 
             engine.run(tree, media, on_result=done, on_flops=tick)
-
-
-def _windows(jobs: Sequence[Job], build: Build) -> Iterator[list[tuple[Job, Prompt]]]:
-    """Group consecutive jobs so that the images in memory stay within ``_WINDOW_PIXELS``."""
-    window: list[tuple[Job, Prompt]] = []
-    sources: set[str] = set()
-    pixels = 0
-    for job in jobs:
-        prompt = build(job)
-        new = {name: item for name, item in prompt.media.items() if name not in sources and hasattr(item, "size")}
-        added = sum(item.size[0] * item.size[1] for item in new.values() if isinstance(item.size, tuple))
-        if window and pixels + added > _WINDOW_PIXELS:
-            yield window
-            window, sources, pixels = [], set(), 0
-        window.append((job, prompt))
-        sources.update(new)
-        pixels += added
-    if window:
-        yield window

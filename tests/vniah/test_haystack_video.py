@@ -147,6 +147,10 @@ def test_a_call_that_goes_on_does_not_open_the_file_again(tmp_path: Path, monkey
     parts = [haystack.frames(i, i + 2) for i in range(0, 10, 2)]
     assert len(opened) == 1
     assert np.array_equal(np.concatenate(parts), every(path, 30))
+    # Read to its end, a video holds no decoder: a benchmark has hundreds of them.
+    assert haystack._live is None
+    haystack.frames(0, 3)
+    assert haystack._live is not None
     opened.clear()
     list(haystack.iter_batches(0, 10, 3))
     assert len(opened) == 1

@@ -94,7 +94,8 @@ class VideoHaystack(Haystack):
             for row in range(stop - start):
                 frames_NHWC[row] = next(live.frames)
             live.position = stop
-            self._live = live
+            # Nothing follows the end, and a benchmark has hundreds of videos: an open decoder is large.
+            self._live = live if stop < len(self) else None
         return frames_NHWC
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
