@@ -156,13 +156,22 @@ class LongVARing(lmms):
         return doc
 
     def _build(self, job: Job) -> Prompt:
-        """The prompt of any rank's job, from this rank's copy of the task."""
+        """The prompt of any rank's job, from this rank's copy of the task.
+
+        Raises:
+            ValueError: this rank was given no document of the task, and so does not know how its prompts look.
+        """
+        if job.task not in (self._messages if job.context is None else self._visuals):
+            raise ValueError(
+                f"process {self._rank} of {self._world_size} was given no document of {job.task}; "
+                "a task needs a document for each process, so use fewer processes or raise --limit"
+            )
         doc = self._doc(job.task, job.split, job.doc_id)
         if job.context is None:
             messages = self._messages[job.task](doc)
             prompt = build_chat(messages, job.leaf, self.backend.template, max_frames=self._max_frames(job))
             return replace(prompt, beyond_context=job.every_frame)
-        doc_to_visual = self._visuals.get(job.task)
+        doc_to_visual = self._visuals[job.task]
         return self._prompt(job.context, _as_list(doc_to_visual(doc) if doc_to_visual else None), job.leaf, job)
 
     def _prompt(self, text: str, visuals: Sequence[Any], leaf: Leaf, job: Job | None = None) -> Prompt:
