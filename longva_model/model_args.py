@@ -7,6 +7,7 @@ again here, and an unknown key is an error that names the nearest one.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -111,6 +112,8 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{key}={value!r}: expected a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{key}={value!r}: expected a finite number")
     if kind.startswith("int"):
         if number != int(number) or isinstance(value, bool):
             raise ValueError(f"{key}={value!r}: expected a whole number")

@@ -111,11 +111,12 @@ class TextBackend(HubModel):
     tokens_per_frame = 0
 
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         try:
             config = AutoConfig.from_pretrained(folder)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, StrictDataclassError) as error:
             raise ValueError(f"pretrained={args.pretrained!r} is of no kind that is known here: {error}") from error
         model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
         tokenizer = AutoTokenizer.from_pretrained(folder)
