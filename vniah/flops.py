@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vniah.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text, Tokens
+from vniah.requests import Frames, Image, Leaf, Node, Request, RequestTree, Segment, Target, Text, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +95,15 @@ def walk_tokens(tree: RequestTree, tokens: Callable[[Segment], int]) -> Iterator
         yield node, past, new
 
 
+def answer_flops(leaf: Leaf, end: int, shape: ModelShape, count: TokenCount) -> int:
+    """FLOPs of a leaf behind a prompt of ``end`` tokens."""
+    answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+    return shape.forward_flops(max(0, answer - 1), end) + shape.logits_flops(answer)
+
+
 def leaf_flops(node: Node, end: int, shape: ModelShape, count: TokenCount) -> int:
     """FLOPs of the leaves that hang on a node which ends at token ``end``."""
-    total = 0
-    for _, leaf in node.leaves:
-        answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
-        total += shape.forward_flops(max(0, answer - 1), end) + shape.logits_flops(answer)
-    return total
+    return sum(answer_flops(leaf, end, shape, count) for _, leaf in node.leaves)
 
 
 def tree_flops(tree: RequestTree, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:

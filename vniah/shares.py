@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vniah.flops import ModelShape, TokenCount, walk_tokens
-from vniah.requests import Leaf, RequestTree, Segment, Target
+from vniah.flops import ModelShape, TokenCount, answer_flops, walk_tokens
+from vniah.requests import RequestTree, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +39,10 @@ def leaf_costs(
         paths.append((paths[-1] if paths else 0) + cost)
         fresh += cost
         for index, leaf in node.leaves:
-            own = _answer_flops(leaf, past + new, shape, count)
+            own = answer_flops(leaf, past + new, shape, count)
             found.append(LeafCost(index=index, first=paths[-1] + own, next=(fresh if shared else paths[-1]) + own))
             fresh = 0
     return found
-
-
-def _answer_flops(leaf: Leaf, end: int, shape: ModelShape, count: TokenCount) -> int:
-    answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
-    return shape.forward_flops(max(0, answer - 1), end) + shape.logits_flops(answer)
 
 
 def run_cost(run: Sequence[LeafCost]) -> int:

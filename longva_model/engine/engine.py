@@ -9,7 +9,7 @@ Shapes: T tokens, D hidden size, V vocabulary, L answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder
+from longva_model.engine.steps import Step, steps
 from longva_model.prompting import Prompt
-from vniah.flops import ModelShape, leaf_flops, walk_tokens
-from vniah.requests import Generate, Node, Request, RequestTree, Segment, Target
+from vniah.flops import ModelShape
+from vniah.requests import Generate, Request, RequestTree, Segment, Target
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
@@ -75,54 +76,53 @@ class TreeEngine:
         media: Mapping[str, Any],
         on_result: OnResult | None = None,
         on_flops: OnFlops | None = None,
+        known: Mapping[int, LeafResult] | None = None,
     ) -> list[LeafResult]:
         """Score every leaf; results in the order of the tree's requests.
 
         Args:
             media: maps segment sources to frames, images or token lists (see ``vniah.media.Visual``).
             on_result: called with (request index, result) as each leaf is done.
-            on_flops: called with the FLOPs of each finished node.
+            on_flops: called with the FLOPs of each finished step.
+            known: results of an earlier run, by request index. They are not computed again, and what is
+                computed is what that run would have, to the bit.
 
         Raises:
             ValueError: an empty answer, or a source that the media do not name.
         """
         self.embedder.media = dict(media)
         self.requests = tree.requests
-        count = self.embedder.segment_tokens
         self._check_answers(tree)
-        longest = max((past + new for _, past, new in walk_tokens(tree, count)), default=0)
-        room = longest + max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
-        self.cache = self.new_cache(room)
-        results: dict[int, LeafResult] = {}
+        results: dict[int, LeafResult] = dict(known or {})
 
         def done(index: int, result: LeafResult) -> None:
             results[index] = result
             if on_result is not None:
                 on_result(index, result)
 
-        shape = self.shape()
-        # ``starts[depth]`` is the cache length at which the node at that depth begins.
-        pending: list[Segment] = []
+        self._walk(tree, results, done, on_flops)
+        return [results[index] for index in range(len(tree.requests))]
+
+    def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
+        """What ``run`` will tell ``on_flops`` in all; the media must be known (see ``show``)."""
+        return sum(step.flops(self.shape(), self._count) for step in steps(tree, self.embedder.segment_tokens, known))
+
+    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
+        """Compute what is not known, depth-first in one cache."""
+        count = self.embedder.segment_tokens
+        room = max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
+        self.cache = self.new_cache(max((step.past + step.new for step in steps(tree, count)), default=0) + room)
+        # ``starts[depth]`` is the cache length at which a node at that depth begins.
         starts: list[int] = [0]
-        for depth, node in tree.walk():
-            assert node.segment is not None
-            if not pending:
-                del starts[depth + 1 :]
-                self.cache.crop_to(starts[depth])
-            pending.append(node.segment)
-            if len(node.children) == 1 and not node.leaves:
-                # A chain: run it together with what follows.
-                starts.append(starts[-1])
-                continue
-            past = self.cache.length
-            end = self._finish(node, pending, done)
-            pending = []
-            starts.append(end)
-            if on_flops is not None:
-                on_flops(shape.forward_flops(end - past, past) + leaf_flops(node, end, shape, self._count))
+        for step in steps(tree, count, set(known)):
+            del starts[step.depth + 1 :]
+            self.cache.crop_to(starts[step.depth])
+            end = self._finish(step, done)
+            starts += [end] * len(step.segments)
+            if tick is not None:
+                tick(step.flops(self.shape(), self._count))
         self.peak_kv_bytes = max(self.peak_kv_bytes, self.cache.num_bytes)
         self.cache = None
-        return [results[index] for index in range(len(tree.requests))]
 
     def _count(self, text: str) -> int:
         return len(self.backend.token_ids(text))
@@ -177,21 +177,22 @@ class TreeEngine:
                 "max_length=N to go beyond what the checkpoint states"
             )
 
-    def _finish(self, node: Node, segments: Sequence[Segment], done: OnResult) -> int:
-        """Extend the cache by a chain of segments and score the leaves at its end; returns the prompt's length."""
+    def _finish(self, step: Step, done: OnResult) -> int:
+        """Extend the cache by a step and score the leaves at its end; returns the prompt's length."""
+        node = step.node
         lone = node.leaves[0][1] if len(node.leaves) == 1 and not node.children else None
         if isinstance(lone, Target):
             # The only leaf: its forced tokens ride in the same forward.
             answer = self.backend.token_ids(lone.text)
-            hidden_LD = self._extend(segments, extra_ids=answer[:-1], keep=len(answer))
+            hidden_LD = self._extend(step.segments, extra_ids=answer[:-1], keep=len(answer))
             # The walk crops the forced tokens away with the branch.
             end = self.cache.length - (len(answer) - 1)
             done(node.leaves[0][0], self._target(answer, hidden_LD, end))
-            return end
-        last_1D = self._extend(segments, keep=1)
+            return int(end)
+        last_1D = self._extend(step.segments, keep=1)
         end = self.cache.length
         scored: dict[Target | Generate, LeafResult] = {}
-        for index, leaf in node.leaves:
+        for index, leaf in step.leaves:
             if leaf not in scored:
                 scored[leaf] = (
                     self._target_after(leaf, last_1D)
@@ -200,7 +201,7 @@ class TreeEngine:
                 )
                 self.cache.crop_to(end)
             done(index, scored[leaf])
-        return end
+        return int(end)
 
     def _target_after(self, leaf: Target, last_1D: torch.Tensor) -> LeafResult:
         """Score a forced answer behind the cache, whose last hidden state is at hand."""

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 
 from longva_model.engine.engine import OnFlops, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
-from vniah.requests import RequestTree, Target
+from vniah.requests import Request, RequestTree, Target
 
 
 class PlainEngine(TreeEngine):
     """Scores each request on its own. Generation leaves have a cache of their own, unshared."""
 
-    @torch.inference_mode()
-    def run(
-        self,
-        tree: RequestTree,
-        media: Mapping[str, Any],
-        on_result: OnResult | None = None,
-        on_flops: OnFlops | None = None,
-    ) -> list[LeafResult]:
-        """As ``TreeEngine.run``: same arguments, results and errors."""
-        self.embedder.media = dict(media)
-        self._check_answers(tree)
-        shape = self.shape()
-        results: list[LeafResult] = []
-        for index, request in enumerate(tree.requests):
-            leaf = request.leaf
-            if isinstance(leaf, Target):
-                answer = self.backend.token_ids(leaf.text)
-                embeds_TD = torch.cat(list(self.embedder.stream(request.segments, answer[:-1])))
-                positions = torch.arange(embeds_TD.shape[0], device=embeds_TD.device)
-                out = self.backend.decoder(inputs_embeds=embeds_TD[None], position_ids=positions[None], use_cache=False)
-                hidden_LD = out.last_hidden_state[0, -len(answer) :]
-                result = self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1))
-            else:
-                prompt = sum(self.embedder.segment_tokens(segment) for segment in request.segments)
-                self.cache = self.new_cache(prompt + leaf.max_new_tokens)
-                result = self._generate(leaf, self._extend(request.segments, keep=1), request.segments)
-            results.append(result)
-            if on_result is not None:
-                on_result(index, result)
-            if on_flops is not None:
-                on_flops(shape.forward_flops(result.prompt_tokens + len(result.answer_ids or result.predicted_ids)))
+    def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
+        todo = (request for index, request in enumerate(tree.requests) if index not in known)
+        return sum(self._request_flops(request) for request in todo)
+
+    def _request_flops(self, request: Request) -> int:
+        prompt, answer = self._prompt_tokens(request), self._leaf_room(request.leaf)
+        return self.shape().forward_flops(prompt + max(0, answer - 1)) + self.shape().logits_flops(answer)
+
+    def _prompt_tokens(self, request: Request) -> int:
+        return sum(self.embedder.segment_tokens(segment) for segment in request.segments)
+
+    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
+        todo = [index for index in range(len(tree.requests)) if index not in known]
+        for index in todo:
+            request = tree.requests[index]
+            done(index, self._score(request))
+            if tick is not None:
+                tick(self._request_flops(request))
         self.cache = None
-        return results
+
+    def _score(self, request: Request) -> LeafResult:
+        leaf = request.leaf
+        if isinstance(leaf, Target):
+            answer = self.backend.token_ids(leaf.text)
+            embeds_TD = torch.cat(list(self.embedder.stream(request.segments, answer[:-1])))
+            positions = torch.arange(embeds_TD.shape[0], device=embeds_TD.device)
+            out = self.backend.decoder(inputs_embeds=embeds_TD[None], position_ids=positions[None], use_cache=False)
+            hidden_LD = out.last_hidden_state[0, -len(answer) :]
+            return self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1))
+        self.cache = self.new_cache(self._prompt_tokens(request) + leaf.max_new_tokens)
+        return self._generate(leaf, self._extend(request.segments, keep=1), request.segments)

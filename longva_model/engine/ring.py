@@ -88,16 +88,10 @@ class RingEngine(TreeEngine):
         backend.decoder.set_attn_implementation("longva_ring")
         self.rank, self.world_size = rank_and_world()
 
-    def run(
-        self,
-        tree: RequestTree,
-        media: Mapping[str, Any],
-        on_result: OnResult | None = None,
-        on_flops: OnFlops | None = None,
-    ) -> list[LeafResult]:
-        """As ``TreeEngine.run``. Collective: every process walks the same tree and has all results."""
+    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
+        """Every process walks the same tree and has all results."""
         self.shared_frames.expect(tree)
-        return super().run(tree, media, on_result, on_flops)
+        super()._walk(tree, known, done, tick)
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)

@@ -18,13 +18,12 @@ from longva_model.engine import work
 from longva_model.engine.backend import Backend
 from longva_model.engine.dealing import Costs, Planned, shared_sources, windows
 from longva_model.engine.embeddings import FrameEmbeddings, block_range
-from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
 from longva_model.engine.together import Block, encode_together
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt
-from vniah.flops import plain_flops, tree_flops
 from vniah.journal import Journal, content_key
 from vniah.requests import Frames, Image, Leaf, Request, RequestTree
 
@@ -113,20 +112,19 @@ class Runner:
         """Run the jobs of all processes, computing none that any journal holds; every process gets all results."""
         plan = self._plan(union, build, journal)
         found = {order: LeafResult(**planned.row) for order, planned in plan.items() if planned.row is not None}
-        todo = [job for job in union if job.order not in found]
-        if todo:
-            requests = [plan[job.order].request for job in todo]
+        if len(found) < len(union):
+            # Dealt out whatever is known, so that a run that goes on gives each process what it had.
+            requests = [plan[job.order].request for job in union]
             sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens}
             costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
             if self._mode(costs.longest(requests)) == "ring":
                 # Every process has every result, so one of them keeps the journal.
-                found.update(self._run_here(todo, build, about, journal if self.rank == 0 else None, ring=True))
+                found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
             else:
                 shares = costs.deal_out(requests, self.world_size)
-                self._encode_shared(todo, requests, shares, build)
-                share = [todo[index] for index in shares[self.rank]]
-                mine = self._run_here(share, build, about, journal, ring=False)
-                for part in work.gather(mine):
+                self._encode_shared(union, requests, shares, build)
+                share = [union[index] for index in shares[self.rank]]
+                for part in work.gather(self._run_here(share, build, about, journal, ring=False)):
                     found.update(part)
         if journal is not None and self.rank == 0:
             # The first journal ends whole, however many processes there were: it is the one that is read later.
@@ -151,7 +149,7 @@ class Runner:
         return {order: planned for part in work.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
-        self, todo: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
+        self, jobs: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
     ) -> None:
         """Encode the frames that several processes will need, each block by one of them. Collective."""
         until = shared_sources(requests, shares, self.rank)
@@ -161,7 +159,7 @@ class Runner:
             named = {item.source for item in requests[index].segments if isinstance(item, Frames)} & left
             if not named:
                 continue
-            prompt = build(todo[index])
+            prompt = build(jobs[index])
             for name in named:
                 source, fitted = prompt.media[name], self._preprocess(prompt, name)
                 wanted.update({Block(name, fitted, block): source for block in block_range(0, until[name])})
@@ -241,55 +239,50 @@ class Runner:
     def _run_here(
         self, jobs: Sequence[Job], build: Build, about: About, journal: Journal | None, *, ring: bool
     ) -> dict[Order, LeafResult]:
-        """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window."""
+        """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window.
+
+        Windows hold what is known already too: a run that goes on computes what the first one would have.
+        """
         found: dict[Order, LeafResult] = {}
         for window in windows(jobs, build):
             keys = {job.order: self._key(job, prompt) for job, prompt in window}
-            known = {job.order: journal.get(keys[job.order]) for job, _ in window} if journal is not None else {}
-            todo = []
-            for job, prompt in window:
-                row = known.get(job.order)
-                if row is None:
-                    todo.append((job, prompt))
+            known: dict[int, LeafResult] = {}
+            for index, (job, _) in enumerate(window):
+                row = journal.get(keys[job.order]) if journal is not None else None
+                if row is None or journal is None:
                     continue
-                found[job.order] = LeafResult(**row)
-                if journal is not None and not journal.holds(keys[job.order]):
+                known[index] = found[job.order] = LeafResult(**row)
+                if not journal.holds(keys[job.order]):
                     journal.put(keys[job.order], row, **about(job))
-            if not todo:
-                continue
-            self._run_window(todo, keys, found, about, journal, ring=ring)
-        return found
 
-    def _run_window(
-        self,
-        todo: Sequence[tuple[Job, Prompt]],
-        keys: dict[Order, str],
-        found: dict[Order, LeafResult],
-        about: About,
-        journal: Journal | None,
-        *,
-        ring: bool,
-    ) -> None:
-        tree = RequestTree([prompt.request for _, prompt in todo])
-        engine = self.engine(ring=ring)
-        media: dict[str, Any] = {}
-        for _, prompt in todo:
-            media.update(prompt.media)
-            self._show(engine, prompt)
-        count = plain_flops if self.args.scoring == "plain" else tree_flops
-        total = count(tree, self.backend.shape, lambda text: len(engine.embedder.token_ids(text)))
-        quiet = self.rank != 0 or total < 1e9
-        bar = tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr)
-        # A prompt may be longer than a progress tick: the bar moves node by node.
-        with bar:
-
-            def done(index: int, result: LeafResult) -> None:
-                job = todo[index][0]
+            def done(index: int, result: LeafResult, window: Any = window, keys: Any = keys) -> None:
+                job = window[index][0]
                 found[job.order] = result
                 if journal is not None:
                     journal.put(keys[job.order], result.as_dict(), **about(job))
 
+            if ring:
+                known = work.broadcast(known)
+                found.update({window[index][0].order: result for index, result in known.items()})
+            if len(known) < len(window):
+                self._run_window([prompt for _, prompt in window], known, done, ring=ring)
+        return found
+
+    def _run_window(
+        self, prompts: Sequence[Prompt], known: dict[int, LeafResult], done: OnResult, *, ring: bool
+    ) -> None:
+        tree = RequestTree([prompt.request for prompt in prompts])
+        engine = self.engine(ring=ring)
+        media: dict[str, Any] = {}
+        for prompt in prompts:
+            media.update(prompt.media)
+            self._show(engine, prompt)
+        total = engine.planned_flops(tree, known)
+        quiet = self.rank != 0 or total < 1e9
+        # A prompt may be longer than a progress tick: the bar moves step by step.
+        with tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr) as bar:
+
             def tick(flops: int) -> None:
                 bar.update(flops)
 
-            engine.run(tree, media, on_result=done, on_flops=tick)
+            engine.run(tree, media, on_result=done, on_flops=tick, known=known)

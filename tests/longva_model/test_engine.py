@@ -82,6 +82,33 @@ def test_tree_equals_plain_on_random_grids(kind: str, cells: list[Any], chunk_to
     assert_same(tree_engine(backend, chunk_tokens).run(tree, MEDIA), plain)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells=CELLS, chunk_tokens=st.sampled_from([1, 7, 64]), data=st.data())
+def test_what_is_known_is_not_computed_and_the_rest_is_the_same_to_the_bit(
+    cells: list[Any], chunk_tokens: int, data: st.DataObject
+) -> None:
+    requests = [
+        cell(frames, None if depth is None else frames * depth // 100, needle, Target(answer))
+        for frames, depth, needle, answer in cells
+    ] + [cell(9, 4, 0, Generate(max_new_tokens=3))]
+    tree, backend = RequestTree(requests), BACKENDS["qwen2"]
+    whole = tree_engine(backend, chunk_tokens).run(tree, MEDIA)
+    known = data.draw(st.sets(st.integers(0, len(requests) - 1)))
+    told: list[int] = []
+    flops: list[int] = []
+    engine = tree_engine(backend, chunk_tokens)
+    rest = engine.run(
+        tree,
+        MEDIA,
+        on_result=lambda index, _: told.append(index),
+        on_flops=flops.append,
+        known={index: whole[index] for index in known},
+    )
+    assert rest == whole
+    assert sorted(told) == [index for index in range(len(requests)) if index not in known]
+    assert sum(flops) == engine.planned_flops(tree, known)
+
+
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_the_plain_way_is_the_models_own_forward(kind: str) -> None:
     """No cache, no mask of ours: embeddings through transformers' model with its eager attention."""
