@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -65,11 +66,12 @@ class BlockStore:
             temporary = self._temporary(path.parent)
             try:
                 save_file({"tokens": tokens_NtD.contiguous()}, temporary)
+                size = temporary.stat().st_size
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            self._make_room(path)
+            self._make_room(path, size)
         except (OSError, SafetensorError) as error:
             self.writable = False
             warnings.warn(
@@ -95,16 +97,17 @@ class BlockStore:
             return Path(name)
         raise OSError(f"{folder} is removed as often as it is made")
 
-    def _make_room(self, newest: Path) -> None:
+    def _make_room(self, newest: Path, newest_bytes: int) -> None:
         """Remove the least recently used blocks past ``max_bytes``, never ``newest``."""
         self._stored += 1
         if self._held is not None and self._stored % _COUNT_EVERY:
-            self._held += newest.stat().st_size
+            self._held += newest_bytes
             if self._held <= self.max_bytes:
                 return
         found = []
         now = time.time()
-        for path in self.folder.glob("*/*"):
+        for path in self._files():
+            # Other processes remove files and folders at any time.
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 if path.suffix == ".safetensors":
@@ -117,10 +120,16 @@ class BlockStore:
             if total <= self.max_bytes:
                 break
             if path != newest:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
                 total -= size
         self._held = total
-        for folder in self.folder.iterdir():
+        for folder in list(self.folder.iterdir()):
             # Refused unless empty, which is the point.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def _files(self) -> Iterator[Path]:
+        for folder in list(self.folder.iterdir()):
+            with contextlib.suppress(OSError):
+                yield from list(folder.iterdir())

@@ -1,0 +1,371 @@
+"""Frame embeddings: encoded once, bounded in memory and on disk, mended when damaged, never taken for others."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from longva_model.engine import block_store
+from longva_model.engine.block_store import BLOCK, BlockStore
+from longva_model.engine.embeddings import FrameEmbeddings
+
+if "tiny_backends" in sys.modules:
+    tiny: Any = sys.modules["tiny_backends"]
+else:
+    _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
+    assert _SPEC is not None and _SPEC.loader is not None
+    tiny = importlib.util.module_from_spec(_SPEC)
+    sys.modules["tiny_backends"] = tiny
+    _SPEC.loader.exec_module(tiny)
+
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class CountingFrames(tiny.NoiseFrames):  # type: ignore[misc]
+    """Notes which frames are asked for; a longer one continues a shorter one, as looped haystacks do."""
+
+    def __init__(self, count: int, seed: int = 0, fingerprint: str = "film", fails_at: int | None = None) -> None:
+        super().__init__(count, seed)
+        self._frames = np.random.default_rng(seed).integers(0, 256, (1000, 4, 4, 3), dtype=np.uint8)[:count]
+        self.fingerprint = fingerprint
+        self.fails_at = fails_at
+        self.asked: list[tuple[int, int]] = []
+        self.readers: set[str] = set()
+
+    def frames(self, start: int, stop: int) -> Any:
+        self.asked.append((start, stop))
+        self.readers.add(threading.current_thread().name)
+        if self.fails_at is not None and start <= self.fails_at < stop:
+            raise ValueError(f"frame {self.fails_at} cannot be decoded")
+        return super().frames(start, stop)
+
+
+@pytest.fixture
+def backend() -> Any:
+    return tiny.TinyBackend(tokens_per_frame=2)
+
+
+def expected(backend: Any, source: Any, start: int, stop: int) -> torch.Tensor:
+    """The definition: every frame through the tower."""
+    flat = torch.from_numpy(source._frames[start:stop].copy()).float().div(255).flatten(1)
+    tokens: torch.Tensor = (flat @ backend.frame_map).view(stop - start, backend.tokens_per_frame, -1)
+    return tokens
+
+
+def read(frames: FrameEmbeddings, source: Any, start: int, stop: int, preprocess: str = "pad") -> torch.Tensor:
+    return torch.cat(list(frames.get(source, start, stop, preprocess)))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+RANGES = [(0, 1), (0, 64), (0, 200), (63, 65), (64, 128), (100, 101), (130, 200), (199, 200)]
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 16, 100])
+def test_any_range_is_what_the_tower_gives(backend: Any, tmp_path: Path, on_disk: bool, batch_size: int) -> None:
+    source = CountingFrames(200)
+    for start, stop in RANGES:
+        fresh = FrameEmbeddings(backend, tmp_path / f"{start}-{stop}" if on_disk else None, batch_size=batch_size)
+        kept = FrameEmbeddings(backend, tmp_path / "kept" if on_disk else None, batch_size=batch_size)
+        for frames in (fresh, kept, kept):
+            torch.testing.assert_close(read(frames, source, start, stop), expected(backend, source, start, stop))
+    with pytest.raises(ValueError, match="frames up to 201 are asked of a source that has 200"):
+        read(fresh, source, 0, 201)
+
+
+def test_a_run_that_was_interrupted_goes_on_at_its_block(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(200)
+    first = FrameEmbeddings(backend, tmp_path).get(source, 0, 200, "pad")
+    next(first), next(first)
+    first.close()
+    assert len(files(tmp_path)) == 2
+    again = CountingFrames(200)
+    frames = FrameEmbeddings(backend, tmp_path)
+    torch.testing.assert_close(read(frames, again, 0, 200), expected(backend, again, 0, 200))
+    assert min(start for start, _ in again.asked) == 2 * BLOCK
+    assert frames.frames_encoded == 200 - 2 * BLOCK
+
+
+def test_progress_is_told(backend: Any) -> None:
+    told: list[int] = []
+    frames = FrameEmbeddings(backend, batch_size=10, on_frames=told.append)
+    read(frames, CountingFrames(100), 0, 100)
+    assert sum(told) == frames.frames_encoded == 100
+
+
+def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, tmp_path: Path) -> None:
+    batches: list[int] = []
+    pixels: list[weakref.ref[torch.Tensor]] = []
+    most_pixels = 0
+    fit, encode = backend.pixels, backend.encode_pixels
+
+    def counting_fit(frames_NHWC: Any, preprocess: str) -> torch.Tensor:
+        nonlocal most_pixels
+        fitted: torch.Tensor = fit(frames_NHWC, preprocess).clone()
+        pixels.append(weakref.ref(fitted))
+        most_pixels = max(most_pixels, sum(reference() is not None for reference in pixels))
+        return fitted
+
+    def counting_encode(pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        batches.append(len(pixels_NHWC))
+        time.sleep(0.002)  # the thread may run ahead
+        encoded: torch.Tensor = encode(pixels_NHWC)
+        return encoded
+
+    backend.pixels, backend.encode_pixels = counting_fit, counting_encode
+    source = CountingFrames(1000)
+    frames = FrameEmbeddings(backend, tmp_path, batch_size=8)
+    blocks: list[weakref.ref[torch.Tensor]] = []
+    remember, most_blocks = frames._remember, 0
+
+    def counting_remember(key: str, index: int, tokens_NtD: torch.Tensor) -> None:
+        nonlocal most_blocks
+        remember(key, index, tokens_NtD)
+        blocks.append(weakref.ref(tokens_NtD))
+        most_blocks = max(most_blocks, sum(reference() is not None for reference in blocks))
+
+    frames._remember = counting_remember  # type: ignore[method-assign]
+    for _ in range(2):
+        for _piece in frames.get(source, 0, 1000, "pad"):
+            pass
+    assert max(batches) == 8
+    assert max(stop - start for start, stop in source.asked) == 8
+    # Two in the queue, one in the thread's hands, one in the tower, and one on its way between.
+    assert most_pixels <= 5
+    gc.collect()
+    assert most_blocks <= block_count_in_memory() + 2
+    assert sum(batches) == 1000
+
+
+def block_count_in_memory() -> int:
+    from longva_model.engine import embeddings
+
+    return embeddings._MEMORY_BLOCKS
+
+
+def test_the_least_recently_used_blocks_go_first(backend: Any, tmp_path: Path) -> None:
+    old, new = CountingFrames(3 * BLOCK, fingerprint="old"), CountingFrames(3 * BLOCK, seed=1, fingerprint="new")
+    read(FrameEmbeddings(backend, tmp_path), old, 0, 3 * BLOCK)
+    size = files(tmp_path)[0].stat().st_size
+    for age, path in enumerate(files(tmp_path)):
+        os.utime(path, (1e9 + age, 1e9 + age))
+    # Used again: no longer the oldest.
+    read(FrameEmbeddings(backend, tmp_path), old, 0, 1)
+    frames = FrameEmbeddings(backend, tmp_path, max_bytes=int(4.5 * size))
+    read(frames, new, 0, 3 * BLOCK)
+    left = {
+        path.parent.name: [int(p.stem) for p in files(tmp_path) if p.parent == path.parent] for path in files(tmp_path)
+    }
+    assert sorted(map(len, left.values())) == [1, 3]
+    assert [0] in left.values()
+    torch.testing.assert_close(read(frames, old, 0, 3 * BLOCK), expected(backend, old, 0, 3 * BLOCK))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 4.5 * size
+
+
+def test_a_limit_below_one_block_keeps_the_newest_and_stays_right(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(5 * BLOCK)
+    frames = FrameEmbeddings(backend, tmp_path, max_bytes=1)
+    for _ in range(2):
+        torch.testing.assert_close(read(frames, source, 0, 5 * BLOCK), expected(backend, source, 0, 5 * BLOCK))
+    assert len(files(tmp_path)) == 1
+
+
+def test_the_limit_holds_when_other_processes_fill_the_folder(tmp_path: Path) -> None:
+    block = torch.zeros(BLOCK, 1, 16)
+    size = block.nbytes
+    stores = [BlockStore(tmp_path, 20 * size) for _ in range(3)]
+    for number in range(40):
+        for which, store in enumerate(stores):
+            store.store(f"film{which}", number, block)
+    assert sum(path.stat().st_size for path in files(tmp_path)) < 20 * size + 3 * 16 * size + 40 * 200
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "other rows"])
+def test_a_damaged_block_is_made_anew(backend: Any, tmp_path: Path, damage: str) -> None:
+    source = CountingFrames(200)
+    read(FrameEmbeddings(backend, tmp_path), source, 0, 200)
+    path = files(tmp_path)[1]
+    whole = path.read_bytes()
+    if damage == "other rows":
+        from safetensors.torch import save_file
+
+        save_file({"tokens": torch.zeros(3, 2, 32)}, path)
+    else:
+        path.write_bytes({"cut": whole[:-100], "garbage": os.urandom(len(whole)), "empty": b""}[damage])
+    frames = FrameEmbeddings(backend, tmp_path)
+    torch.testing.assert_close(read(frames, source, 0, 200), expected(backend, source, 0, 200))
+    assert frames.frames_encoded == BLOCK
+    assert path.read_bytes() == whole
+
+
+def test_a_block_that_goes_while_it_is_wanted_is_made_anew(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(200)
+    read(FrameEmbeddings(backend, tmp_path), source, 0, 200)
+    pieces = FrameEmbeddings(backend, tmp_path).get(source, 0, 200, "pad")
+    first = next(pieces)
+    for path in files(tmp_path):
+        path.unlink()
+    torch.testing.assert_close(torch.cat([first, *pieces]), expected(backend, source, 0, 200))
+
+
+def test_a_film_that_grew_does_not_take_its_old_end_for_a_whole_block(backend: Any, tmp_path: Path) -> None:
+    short, long = CountingFrames(100), CountingFrames(180)
+    assert short.fingerprint == long.fingerprint
+    for folder in (tmp_path, None):
+        frames = FrameEmbeddings(backend, folder)
+        for source in (short, long, short):
+            torch.testing.assert_close(read(frames, source, 0, len(source)), expected(backend, source, 0, len(source)))
+        # The first block serves both; the shorter one's end is kept beside the longer one's.
+        assert frames.frames_encoded == 100 + (180 - BLOCK)
+
+
+def test_what_decides_a_frames_tokens_keeps_them_apart(tmp_path: Path) -> None:
+    source = CountingFrames(10)
+    for name in ("weights", "dtype", "preprocess", "source"):
+        ours, other = tiny.TinyBackend(tokens_per_frame=2), tiny.TinyBackend(tokens_per_frame=2)
+        preprocess, film = "pad", source
+        if name == "weights":
+            other.fingerprint = "tiny-other"
+        elif name == "dtype":
+            other.decoder.to(torch.bfloat16)
+        elif name == "preprocess":
+            preprocess = "crop"
+        else:
+            film = CountingFrames(10, seed=1, fingerprint="another film")
+        read(FrameEmbeddings(ours, tmp_path), source, 0, 10)
+        frames = FrameEmbeddings(other, tmp_path)
+        assert frames.missing(film, [0], preprocess) == [0], name
+        read(frames, film, 0, 10, preprocess)
+        assert frames.frames_encoded == 10
+
+
+def test_an_error_of_the_decoder_is_raised_and_what_was_done_is_kept(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(200, fails_at=140)
+    with pytest.raises(ValueError, match="frame 140 cannot be decoded"):
+        read(FrameEmbeddings(backend, tmp_path), source, 0, 200)
+    assert len(files(tmp_path)) == 2
+    no_thread_is_left()
+    assert "decode frames" in source.readers
+
+
+def test_an_error_of_the_tower_ends_the_thread(backend: Any) -> None:
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    backend.encode_pixels = broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        read(FrameEmbeddings(backend), CountingFrames(200), 0, 200)
+    no_thread_is_left()
+
+
+def test_closing_early_ends_the_thread(backend: Any) -> None:
+    pieces = FrameEmbeddings(backend, batch_size=4).get(CountingFrames(1000), 0, 1000, "pad")
+    next(pieces)
+    assert any(thread.name == "decode frames" for thread in threading.enumerate())
+    pieces.close()
+    no_thread_is_left()
+
+
+def no_thread_is_left() -> None:
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode frames"]
+
+
+def test_a_full_disk_is_a_warning_and_what_is_there_is_read_on(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = CountingFrames(300)
+    read(FrameEmbeddings(backend, tmp_path), source, 0, 2 * BLOCK)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(block_store, "save_file", full)
+    frames = FrameEmbeddings(backend, tmp_path)
+    with pytest.warns(RuntimeWarning, match="not kept on disk: .*No space left") as told:
+        torch.testing.assert_close(read(frames, source, 0, 300), expected(backend, source, 0, 300))
+    assert len(told) == 1
+    assert frames.frames_encoded == 300 - 2 * BLOCK
+    assert not list(tmp_path.glob("*/*.part"))
+
+
+def test_left_overs_of_killed_processes_are_removed_when_old(backend: Any, tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    (tmp_path / "gone").mkdir()
+    old, young = tmp_path / "key/old.part", tmp_path / "key/young.part"
+    for path in (old, young):
+        path.write_bytes(b"half a block")
+    os.utime(old, (1e9, 1e9))
+    read(FrameEmbeddings(backend, tmp_path), CountingFrames(10), 0, 10)
+    assert not old.exists() and young.exists()
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to become another user")
+def test_a_cache_that_may_only_be_read_is_read(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(100)
+    read(FrameEmbeddings(backend, tmp_path), source, 0, 100)
+    store = BlockStore(tmp_path, 10**9)
+    path = files(tmp_path)[0]
+    path.parent.chmod(0o555)
+    path.chmod(0o444)
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.stat().st_uid == 0 and str(folder) not in ("/", "/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        found = store.load(path.parent.name, 0, BLOCK) is not None
+        try:
+            os.utime(path)
+        except PermissionError:
+            os._exit(0 if found else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+_ONE_OF_TWO = """
+import importlib.util, sys, time, torch
+from pathlib import Path
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
+tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
+backend = tests.tiny.TinyBackend(tokens_per_frame=2)
+for folder, max_bytes in (("roomy", 10**9), ("narrow", 25_000)):
+    Path(sys.argv[2], f"ready-{folder}-{sys.argv[3]}").touch()
+    while len(list(Path(sys.argv[2]).glob(f"ready-{folder}-*"))) < 2: time.sleep(0.005)
+    for number in range(12):
+        source = tests.CountingFrames(300, seed=number, fingerprint=f"film {number}")
+        frames = tests.FrameEmbeddings(backend, Path(sys.argv[2]) / folder, max_bytes)
+        torch.testing.assert_close(tests.read(frames, source, 0, 300), tests.expected(backend, source, 0, 300))
+        assert frames.store.writable
+"""
+
+
+def test_two_processes_at_once(backend: Any, tmp_path: Path) -> None:
+    """With room for all; and for a block and a half, where each removes what the other has just written."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", _ONE_OF_TWO, __file__, str(tmp_path)]
+    both = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True) for number in range(2)]
+    errors = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
+    source = CountingFrames(300, seed=5, fingerprint="film 5")
+    frames = FrameEmbeddings(backend, tmp_path / "roomy")
+    torch.testing.assert_close(read(frames, source, 0, 300), expected(backend, source, 0, 300))
+    assert frames.frames_encoded == 0
+    assert not list(tmp_path.glob("*/*/*.part"))
+    assert len(files(tmp_path / "narrow")) <= 2
