@@ -39,7 +39,7 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     if stage.data.merge == "square":
         model.config.image_aspect_ratio = None
     dataset, collate, train, notes = _data(stage, model, tokenizer, seed, folder)
-    install_loss(model, train.loss)
+    install_loss(model, train.loss, without_visuals=lambda: empty_picture(model))
     steps, passes = steps_and_passes(train, len(dataset))
     if passes > 1:
         dataset.passes = passes
@@ -60,6 +60,16 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
         save=save,
     )
     return {**report, **notes}
+
+
+def empty_picture(model: Any) -> Any:
+    """Zero, with a graph through tower and projector: what a batch without images adds to its loss."""
+    import torch
+
+    edge = model.config.layout.tile_size
+    parameter = model.model.multi_modal_projector.linear_1.weight
+    pixels = torch.zeros(1, 3, edge, edge, device=parameter.device, dtype=parameter.dtype)
+    return model.model.encode_tiles(pixels).float().sum() * 0.0
 
 
 def steps_and_passes(train: Train, samples: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -122,13 +123,16 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     return total
 
 
-def install_loss(model: Any, engine: Engine = "auto", *, ring: bool = False) -> Any:
+def install_loss(
+    model: Any, engine: Engine = "auto", *, ring: bool = False, without_visuals: Callable[[], Tensor] | None = None
+) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
 
     The base decoder (``model.model``) runs as it is; the head is applied inside the loss. ``shift_labels``
     (already shifted: a shard of a sequence has its next token elsewhere) wins over ``labels``.
     ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks. With ``ring`` the
-    batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
+    batch is this rank's zigzag shard of a sequence, and attention goes round all ranks. ``without_visuals`` gives a
+    zero that is added where a batch has no images: sharded towers must run on every rank or on none.
     """
     extra: dict[str, Any] = {}
     if ring:
@@ -154,6 +158,8 @@ def install_loss(model: Any, engine: Engine = "auto", *, ring: bool = False) -> 
         total = linear_cross_entropy(
             hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), self.lm_head.weight, shift_labels.reshape(-1), engine
         )
+        if without_visuals is not None and kwargs.keys().isdisjoint(("pixel_values", "pixel_values_videos")):
+            total = total + without_visuals()
         count = num_items_in_batch if num_items_in_batch is not None else (shift_labels != IGNORE).sum().clamp(min=1)
         return {"loss": total / count}
 

@@ -82,7 +82,8 @@ def _check_source(name: str, link: str) -> None:
 
 def _files(stage: Stage) -> list[str]:
     if isinstance(stage, AlignStage) and not stage.data.icons:
-        return [*stage.data.json, *([stage.data.images] if stage.data.images else [])]
+        files = [path for path in stage.data.json if Path(path).suffix in (".json", ".jsonl")]
+        return [*files, *([stage.data.images] if stage.data.images else [])]
     if isinstance(stage, DpoStage):
         return [*stage.json, stage.videos]
     return []

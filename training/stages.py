@@ -152,13 +152,18 @@ class TextStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerStage:
-    """Supervised training of the nano vision tower; its heads are thrown away."""
+    """Supervised training of the nano vision tower; its heads are thrown away.
+
+    ``feature_penalty`` weighs the mean square of the features in the loss. CLIP's have a size near 1; without it
+    a supervised tower's grow large, and visual tokens drown what the decoder adds to them.
+    """
 
     name: str
     train: Train
     new: NanoSize = NanoSize()
     pool_images: int = 24_000
     film_share: float = 0.3
+    feature_penalty: float = 0.02
     kind: Literal["tower"] = "tower"
 
 

@@ -7,6 +7,7 @@ is ever put in its place. Parts of the index go on where they were after a kill.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ Measure = Callable[[tuple[int, int]], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One data file in LLaVA's format, or a Hub data set whose rows hold their images.
+    """One data file in LLaVA's format, or a data set that holds its images.
 
     Attributes:
-        path: a .json (list) or .jsonl file, or a Hub id.
-        images: folder that image paths are relative to.
+        path: a .json (list) or .jsonl file; else what ``datasets.load_dataset`` takes (a Hub id, a folder of
+            parquet files) with columns ``conversations`` and ``image``.
+        images: folder that a file's image paths are relative to.
     """
 
     path: str
@@ -38,11 +40,14 @@ class Source:
         return Path(self.path).suffix in (".json", ".jsonl")
 
     def samples(self) -> list[Any]:
-        """All samples of a file.
+        """All samples, without pixels; those of a data set carry their row.
 
         Raises:
             ValueError: the file is not JSON, or not a list of samples.
         """
+        if not self.is_file:
+            texts = _dataset(self.path).remove_columns("image")
+            return [{**row, "row": number} for number, row in enumerate(texts)]
         text = Path(self.path).read_text(encoding="utf-8")
         try:
             if self.path.endswith(".jsonl"):
@@ -53,6 +58,30 @@ class Source:
         if not isinstance(samples, list):
             raise ValueError(f"{self.path}: expected a list of samples, got {type(samples).__name__}")
         return samples
+
+    def open_images(self, sample: Any) -> list[Any]:
+        """The images of a sample, decoded to RGB.
+
+        Raises:
+            BadSampleError: one that is missing or cannot be decoded.
+        """
+        if self.is_file:
+            return [open_image(self.images, name) for name in image_names(sample)]
+        from longva_model.preprocess import to_rgb
+
+        try:
+            found = _dataset(self.path)[int(sample["row"])]["image"]
+            images = [] if found is None else found if isinstance(found, list) else [found]
+            return [to_rgb(image) for image in images]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadSampleError(f"the image of row {sample['row']} cannot be decoded ({error})") from None
+
+
+@functools.cache
+def _dataset(path: str) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(path, split="train")
 
 
 def image_names(sample: Any) -> list[str]:
@@ -107,22 +136,22 @@ class Indexer:
     measure: Measure
     max_length: int
 
-    def look(self, sample: Any, images: str) -> tuple[int, bool]:
+    def look(self, sample: Any, source: Source) -> tuple[int, bool]:
         """Length in tokens and whether there are images.
 
         Raises:
             BadSampleError: why the sample cannot be used.
         """
-        names = image_names(sample)
-        turns = check_conversation(sample.get("conversations") if isinstance(sample, dict) else None, len(names))
-        visual = sum(self.measure(open_image(images, name).size) for name in names)
+        images = source.open_images(sample)
+        turns = check_conversation(sample.get("conversations") if isinstance(sample, dict) else None, len(images))
+        visual = sum(self.measure(image.size) for image in images)
         ids, labels = encode(pieces(turns, self.style), lambda t: self.tokenizer(t, add_special_tokens=False).input_ids)
         if all(label < 0 for label in labels):
             raise BadSampleError("nothing to learn")
-        length = len(ids) - len(names) + visual
+        length = len(ids) - len(images) + visual
         if length > self.max_length:
             raise BadSampleError(f"{length} tokens, longer than max_length {self.max_length}")
-        return length, bool(names)
+        return length, bool(images)
 
 
 def build_index(sources: list[Source], indexer: Indexer, folder: Path, max_bad_share: float) -> dict[str, Any]:
@@ -168,7 +197,7 @@ def _index_part(
     bad: list[str] = []
     for row, sample in chunk:
         try:
-            length, has_image = indexer.look(sample, source.images)
+            length, has_image = indexer.look(sample, source)
         except BadSampleError as error:
             bad.append(f"{sample_id(sample, row)}: {error}")
             continue

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.training.data.index import Indexer, Source, build_index, image_names, open_image, read_index
+from vniah.training.data.index import Indexer, Source, build_index, read_index
 from vniah.training.data.labels import Style, check_conversation, encode, expand_images, pieces
 from vniah.training.stages import AlignStage
 
@@ -45,7 +45,7 @@ def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, fol
     world = int(os.environ.get("WORLD_SIZE", "1"))
     dataset = LlavaSamples(
         index,
-        [source.images for source in sources],
+        sources,
         style=style,
         tokenizer=tokenizer,
         layout=layout,
@@ -70,7 +70,7 @@ class LlavaSamples:
 
     Args:
         index: folder of a finished index.
-        images: images folder of each source.
+        sources: what the index was built from, in order.
         style: how conversations are written down.
         tokenizer: the decoder's.
         layout: the model's ``VisualLayout``.
@@ -83,7 +83,7 @@ class LlavaSamples:
     def __init__(
         self,
         index: Path,
-        images: Sequence[str],
+        sources: Sequence[Source],
         *,
         style: Style,
         tokenizer: Any,
@@ -94,7 +94,7 @@ class LlavaSamples:
         seed: int,
     ) -> None:
         self._table = read_index(index)
-        self._images, self._style, self._layout = list(images), style, layout
+        self._sources, self._style, self._layout = list(sources), style, layout
         self._tokenise = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._placeholder, self._batch, self._group, self._seed = placeholder, batch, group, seed
         self._lengths = self._table["num_tokens"].to_numpy()
@@ -130,10 +130,8 @@ class LlavaSamples:
         from longva_model.preprocess import normalise
 
         sample = json.loads(self._table["sample"][number].as_py())
-        folder = self._images[self._table["source"][number].as_py()]
-        names = image_names(sample)
-        turns = check_conversation(sample["conversations"], len(names))
-        images = [open_image(folder, name) for name in names]
+        images = self._sources[self._table["source"][number].as_py()].open_images(sample)
+        turns = check_conversation(sample["conversations"], len(images))
         ids, labels = encode(pieces(turns, self._style), self._tokenise)
         counts = [self._layout.num_image_tokens(image.size) for image in images]
         ids, labels = expand_images(ids, labels, counts, self._placeholder)

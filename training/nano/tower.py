@@ -4,8 +4,8 @@ A tower of 0.4M parameters has no CLIP to start from, so it learns to name objec
 whether there is an icon at all, through heads that are thrown away. Said in the model card: the nano
 tower has seen labels; no language has reached it.
 
-Shape legend: N pictures, P patches, W tower width. Features are ``hidden_states[-2]`` without CLS, as the
-projector reads them.
+Shape legend: N pictures, T visual tokens of each, W width, K classes. Features are ``hidden_states[-2]`` without
+CLS, as the projector reads them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     size = stage.new.image_size
     icons = draw_icons(stage.pool_images, size, seed=seed)
     distractors_NHWC = draw_distractors(stage.pool_images // 4, size, seed=seed, film_share=stage.film_share)
-    model = supervised_tower(stage.new)
+    model = supervised_tower(stage.new, stage.feature_penalty)
     batches = TowerBatches(icons, distractors_NHWC, stage.train.batch_size, seed)
     report = fit(
         model,
@@ -86,13 +86,17 @@ def tower_config(size: NanoSize) -> Any:
     )
 
 
-def supervised_tower(size: NanoSize) -> Any:
-    """A CLIPVisionModel with heads for object, colour, digit and presence. Returns the loss, or the logits."""
+def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
+    """A CLIPVisionModel with heads for object, colour, digit and presence. Returns the loss, or the logits.
+
+    Each of a frame's visual tokens has to tell all of it, wherever the icon stands, as a decoder would like it.
+    """
     import torch
     import torch.nn.functional as F
     from torch import nn
     from transformers import CLIPVisionModel
 
+    from longva_model.visual import pool_tokens
     from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
     class SupervisedTower(nn.Module):
@@ -105,12 +109,16 @@ def supervised_tower(size: NanoSize) -> Any:
 
         def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
             hidden = self.vision_tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-2]
-            pooled_NW = self.mix(hidden[:, 1:]).mean(1)
-            logits = [head(pooled_NW) for head in self.heads]
+            pooled_NTW = pool_tokens(self.mix(hidden[:, 1:]), 2, "average")
+            logits_NTK = [head(pooled_NTW) for head in self.heads]
             if labels is None:
-                return logits
-            losses = [F.cross_entropy(z, labels[:, i], ignore_index=IGNORE) for i, z in enumerate(logits)]
-            return {"loss": torch.stack(losses).sum()}
+                return [z.mean(1) for z in logits_NTK]
+            repeated_NT4 = labels[:, None].expand(-1, pooled_NTW.shape[1], -1)
+            losses = [
+                F.cross_entropy(z.flatten(0, 1), repeated_NT4[..., i].flatten(), ignore_index=IGNORE)
+                for i, z in enumerate(logits_NTK)
+            ]
+            return {"loss": torch.stack(losses).sum() + feature_penalty * hidden.square().mean()}
 
     return SupervisedTower()
 
