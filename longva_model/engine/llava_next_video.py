@@ -62,7 +62,8 @@ class LlavaNextVideoBackend(HubModel):
 
         config = self.model.config
         out = self.model.model.get_video_features(
-            pixel_values_videos=self._levels(pixels_NHWC, level_table())[None],
+            # By place: older transformers name it otherwise.
+            self._levels(pixels_NHWC, level_table())[None],
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             output_hidden_states=True,
