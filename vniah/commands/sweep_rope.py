@@ -1,0 +1,198 @@
+"""``vniah sweep-rope``: V-NIAH at several RoPE bases, the training-free extrapolation of the paper's Figure 4 (iv)."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vniah.results import ScoredCell
+
+# The bases that the paper chooses from (section 5.1).
+PAPER_THETAS = "3e6,1e7,3e7,1e8,3e8,1e9"
+_SUMMARY = "sweep.json"
+# What must not change within one output folder.
+_IDENTITY = ("model", "model_args", "haystack_fingerprint", "needles_fingerprint")
+
+
+def command(
+    model: Annotated[str, typer.Option(help="A checkpoint folder or a Hub id, or nano.")],
+    thetas: Annotated[str, typer.Option(help="RoPE bases, with commas between.")] = PAPER_THETAS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for one run a base, and sweep.json.")] = Path(
+        "rope_sweep"
+    ),
+    frames: Annotated[str | None, typer.Option(help="Frame counts; VNIAH_FRAMES unless given.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths in percent; VNIAH_DEPTHS unless given.")] = None,
+    haystack: Annotated[str | None, typer.Option(help="VNIAH_HAYSTACK unless given.")] = None,
+    needles: Annotated[str | None, typer.Option(help="VNIAH_NEEDLES unless given.")] = None,
+    model_args: Annotated[
+        str, typer.Option(help="More model arguments, key=value,... as longva_ring takes them.")
+    ] = "",
+) -> None:
+    """Score a grid at several RoPE bases and name the best.
+
+    Frames are encoded once for all bases. Each base has a folder with a journal in OUTPUT, which `vniah heatmap`
+    reads; a sweep that was stopped goes on where it was.
+    """
+    from dataclasses import replace
+
+    from longva_model.model_args import parse_model_args
+    from vniah.settings import Settings
+    from vniah.tasks.vniah.cells import open_cells
+
+    bases = parse_thetas(thetas)
+    extra = parse_model_args(model_args)
+    for key, instead in (("rope_theta", "--thetas"), ("journal", "--output"), ("pretrained", "--model")):
+        if key in extra:
+            raise ValueError(f"{key} is not for --model-args here; use {instead}")
+    given = {"frames": frames, "depths": depths, "haystack": haystack, "needles": needles}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value}
+    settings = replace(Settings.read(), **chosen)
+    book = open_cells(settings)
+    about = {"model": model, "model_args": model_args, **book.provenance()}
+    _check_folder(output, about)
+    scores: dict[float, dict[str, Any]] = {}
+    for base in bases:
+        folder = output / f"rope_theta_{label(base)}"
+        cells, is_first = _score(
+            book, {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
+        )
+        scores[base] = summary(cells)
+        if is_first:
+            print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
+            _write(output / _SUMMARY, {**about, "bases": {label(one): found for one, found in scores.items()}})
+    if is_first:
+        print("\n" + table(scores))
+        print(f"best RoPE base: {label(best(scores))}")
+        print(f"draw them: vniah heatmap {output}/rope_theta_* -o sweep.png")
+
+
+def parse_thetas(text: str) -> list[float]:
+    """``"3e6,1e7"`` as rising numbers.
+
+    Raises:
+        ValueError: naming a piece that is no number above 1, or that comes twice; or nothing at all.
+    """
+    found: dict[str, float] = {}
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            base = float(piece)
+        except ValueError:
+            base = 0.0
+        if not 1.0 < base < float("inf"):
+            raise ValueError(
+                f"cannot read the RoPE base {piece!r} in {text!r}; expected numbers such as {PAPER_THETAS}"
+            )
+        if label(base) in found:
+            raise ValueError(f"the RoPE base {piece} comes twice in {text!r}")
+        found[label(base)] = base
+    if not found:
+        raise ValueError(f"no RoPE bases are given; expected numbers such as {PAPER_THETAS}")
+    return sorted(found.values())
+
+
+def label(base: float) -> str:
+    """A base as people write it: 3e6, 5e8, 500000."""
+    text = f"{base:.6g}".replace("e+0", "e").replace("e+", "e")
+    return f"{text[0]}e{len(text) - 1}" if text.isdigit() and set(text[1:]) == {"0"} else text
+
+
+def _score(book: Any, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
+    """Score every cell of the grid at one base; also whether this process is the one that prints."""
+    from longva_model.engine.runner import Job, Runner
+    from longva_model.model_args import ModelArgs
+    from longva_model.prompting import Prompt, build_prompt
+    from vniah.requests import Target
+    from vniah.results import ScoredCell
+
+    # The model of the base before is gone by now: two 7B models do not fit one device.
+    runner = Runner.load(ModelArgs.read(dict(args)))
+    rows = book.rows()
+    name = f"{args['pretrained']}, RoPE base {label(float(args['rope_theta']))}"
+
+    def build(job: Job) -> Prompt:
+        row = rows[job.doc_id]
+        return build_prompt(row["question"], [book.video(row)], job.leaf, runner.backend.template, max_frames=1)
+
+    def about(job: Job) -> dict[str, Any]:
+        return {"task": "vniah", "model": name, "doc_id": job.doc_id, "doc": rows[job.doc_id]}
+
+    jobs = [
+        Job(task="vniah", split="test", doc_id=number, index=0, context=row["question"], leaf=Target(row["answer"]))
+        for number, row in enumerate(rows)
+    ]
+    results = runner.run(jobs, build, about)
+    cells = [
+        ScoredCell(
+            num_frames=row["num_frames"],
+            depth_percent=None if row["control"] else row["depth_percent"],
+            needle=row["needle"],
+            correct=result.is_greedy,
+            control=row["control"],
+        )
+        for row, result in zip(rows, results, strict=True)
+    ]
+    return cells, runner.rank == 0
+
+
+def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
+    """The figures of one base."""
+    from vniah import scoring
+
+    return {
+        "mean": scoring.grid_mean(cells),
+        "effective_frames": scoring.effective_frames(cells),
+        "control": scoring.control_mean(cells),
+        "by_frames": {str(frames): mean for frames, mean in scoring.column_means(cells).items()},
+    }
+
+
+def best(scores: Mapping[float, Mapping[str, Any]]) -> float:
+    """The base with the highest mean; of equals the one with more effective frames, then the smallest."""
+    return max(scores, key=lambda base: (scores[base]["mean"], scores[base]["effective_frames"], -base))
+
+
+def table(scores: Mapping[float, Mapping[str, Any]]) -> str:
+    """Bases down; mean, effective frames, control, and the mean of each frame count across."""
+    frames = list(next(iter(scores.values()))["by_frames"])
+    heads = ["RoPE base", "mean", "effective", "control", *frames]
+    lines = ["  ".join(f"{head:>9}" for head in heads)]
+    for base, found in scores.items():
+        control = "-" if found["control"] is None else f"{found['control']:.3f}"
+        row = [label(base), f"{found['mean']:.3f}", str(found["effective_frames"]), control]
+        row += [f"{found['by_frames'][one]:.2f}" for one in frames]
+        lines.append("  ".join(f"{value:>9}" for value in row))
+    return "\n".join(lines)
+
+
+def _check_folder(output: Path, about: Mapping[str, Any]) -> None:
+    """Refuse to mix two sweeps in one folder.
+
+    Raises:
+        ValueError: the folder holds a sweep of something else; says of what.
+    """
+    before = output / _SUMMARY
+    output.mkdir(parents=True, exist_ok=True)
+    if not before.exists():
+        _write(before, {**about, "bases": {}})
+        return
+    told = json.loads(before.read_text(encoding="utf-8"))
+    for key in _IDENTITY:
+        if told.get(key) != about[key]:
+            raise ValueError(
+                f"{output} holds a sweep of {key} {told.get(key)!r}, and this one has {about[key]!r}; "
+                "choose another folder with -o"
+            )
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+    os.replace(temporary, path)
