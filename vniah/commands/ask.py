@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -29,26 +30,29 @@ def command(
 
     Follow-up questions reuse what was computed for the video and the turns before.
     """
-    from pathlib import Path
-
     from longva_model.engine.conversation import Conversation
     from longva_model.engine.runner import Runner
+    from longva_model.generation_args import generate_leaf
     from longva_model.model_args import ModelArgs, parse_model_args
-    from vniah.requests import Generate
 
-    *paths, question = visuals_and_question
-    if not paths and Path(question).is_file():
+    *named, question = visuals_and_question
+    # A question may be longer than any path: os.path says no where pathlib would raise.
+    if os.path.isfile(os.path.expanduser(question)):
         raise ValueError(f"a question is missing behind {question!r}; give it last, in quotes")
+    paths = [os.path.expanduser(path) for path in named]
     for path in paths:
-        if not Path(path).expanduser().is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"no file {path!r}; give videos or images first and the question last, in quotes")
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}
     runner = Runner.load(ModelArgs.read(args))
-    talk = Conversation(runner.engine(ring=False), [Path(path).expanduser() for path in paths], max_frames=frames)
-    leaf = Generate(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    questions = [question, *(follow_up or [])]
-    while questions:
-        asked = questions.pop(0)
+    talk = Conversation(runner.engine(ring=False), paths, max_frames=runner.args.max_frames_num)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    leaf = generate_leaf(options, runner.backend.generation_defaults)
+    given = [question, *(follow_up or [])]
+    while given or chat:
+        asked = given.pop(0) if given else _from_terminal()
+        if not asked:
+            break
         if follow_up or chat:
             print(f"> {asked}")
         shown = ""
@@ -61,8 +65,13 @@ def command(
                 shown = text
 
         result = talk.ask(asked, leaf, stream)
-        rest = result.text[len(shown) :] if result.text.startswith(shown) else ""
+        # Rarely a later token changes how an earlier one reads: then the whole answer, on a line of its own.
+        rest = result.text[len(shown) :] if result.text.startswith(shown) else "\n" + result.text
         print(rest, flush=True)
-        if chat and not questions and sys.stdin.isatty():
-            again = input("> ").strip()
-            questions = [again] if again else []
+
+
+def _from_terminal() -> str:
+    """The next question; nothing at an empty line or the end of the input. Questions may come through a pipe too."""
+    if sys.stdin.isatty():
+        print("? ", end="", flush=True)
+    return sys.stdin.readline().strip()

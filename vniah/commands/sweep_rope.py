@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -111,7 +112,8 @@ def _score(book: Any, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
     from vniah.requests import Target
     from vniah.results import ScoredCell
 
-    # The model of the base before is gone by now: two 7B models do not fit one device.
+    # The model of the base before must be gone by now: two of 7B do not fit one device.
+    gc.collect()
     runner = Runner.load(ModelArgs.read(dict(args)))
     rows = book.rows()
     name = f"{args['pretrained']}, RoPE base {label(float(args['rope_theta']))}"
