@@ -30,6 +30,7 @@ class LongVARing(lmms):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.args = ModelArgs.read(kwargs)
+        self._system = self._resolve_system_prompt(self.args.system_prompt or "") or None
         self.runner = Runner.load(self.args)
         self.backend = self.runner.backend
         self._rank, self._world_size = self.runner.rank, self.runner.world_size
@@ -135,7 +136,7 @@ class LongVARing(lmms):
         answers: list[str] = []
         told: Any = None
         while True:
-            prompt = build_chat(messages, leaf, self.backend.template, max_frames=self.args.max_frames_num)
+            prompt = self._chat(messages, leaf, self.args.max_frames_num)
             answers.append(self._one_round(prompt))
             turn = doc_to_messages(doc, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
             if not (isinstance(turn, tuple) and len(turn) == 4):
@@ -169,17 +170,20 @@ class LongVARing(lmms):
         doc = self._doc(job.task, job.split, job.doc_id)
         if job.context is None:
             messages = self._messages[job.task](doc)
-            prompt = build_chat(messages, job.leaf, self.backend.template, max_frames=self._max_frames(job))
+            prompt = self._chat(messages, job.leaf, self._max_frames(job))
             return replace(prompt, beyond_context=job.every_frame)
         doc_to_visual = self._visuals[job.task]
         return self._prompt(job.context, _as_list(doc_to_visual(doc) if doc_to_visual else None), job.leaf, job)
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]], leaf: Leaf, max_frames: int) -> Prompt:
+        return build_chat(messages, leaf, self.backend.template, max_frames=max_frames, system=self._system)
 
     def _prompt(self, text: str, visuals: Sequence[Any], leaf: Leaf, job: Job | None = None) -> Prompt:
         for visual in visuals:
             if hasattr(visual, "bind_tokenizer"):
                 visual.bind_tokenizer(self.backend.token_ids)
         frames = self._max_frames(job) if job is not None else self.args.max_frames_num
-        prompt = build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames)
+        prompt = build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames, system=self._system)
         return replace(prompt, beyond_context=prompt.beyond_context or (job is not None and job.every_frame))
 
     def _max_frames(self, job: Job) -> int:

@@ -18,7 +18,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
 }
 # What lmms-eval adds to the arguments of every model.
-_FROM_LMMS_EVAL = ("max_batch_size", "use_cache", "system_prompt", "log_folder")
+_FROM_LMMS_EVAL = ("max_batch_size", "use_cache")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,7 @@ class ModelArgs:
         chunk_tokens: tokens of one prefill chunk.
         frame_batch: frames of one tower call.
         template: prompt template, ``auto`` or a name of ``vniah.prompts``.
+        system_prompt: instead of the template's, text or a file of text; a system message of a chat task wins.
         mm_spatial_pool_mode, mm_spatial_pool_stride: for released configs that lack them.
         batch_size: accepted for lmms-eval; the tree shares prefixes instead of batching.
     """
@@ -62,6 +63,7 @@ class ModelArgs:
     chunk_tokens: int = 8192
     frame_batch: int = 16
     template: str = "auto"
+    system_prompt: str | None = None
     mm_spatial_pool_mode: str | None = None
     mm_spatial_pool_stride: int | None = None
     batch_size: int = 1

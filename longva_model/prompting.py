@@ -58,9 +58,16 @@ def build_prompt(
 
 
 def build_chat(
-    messages: Sequence[Mapping[str, Any]], leaf: Leaf, template: PromptTemplate, *, max_frames: int
+    messages: Sequence[Mapping[str, Any]],
+    leaf: Leaf,
+    template: PromptTemplate,
+    *,
+    max_frames: int,
+    system: str | None = None,
 ) -> Prompt:
     """A conversation in Hugging Face form: roles system, user, assistant; content a string or typed items.
+
+    A system message comes before ``system``, which comes before the template's own.
 
     The string between two visuals is tokenised as one, turns and all, as the processor does with what its chat
     template makes of the same messages.
@@ -69,7 +76,6 @@ def build_chat(
         ValueError: no user turn at the end, an unknown role or content type, or placeholders and visuals of a
             message that do not match in number.
     """
-    system: str | None = None
     segments: list[Segment] = []
     parts: list[VisualPart] = []
     turns = list(messages)

@@ -313,6 +313,20 @@ def test_chat_and_simple_requests_may_come_together(chat: LongVARing, lm: LongVA
     assert chat.generate_until(requests) == generate(lm, docs, settings) * 2
 
 
+def test_a_system_prompt_replaces_the_templates(checkpoint: Path, model: Any, processor: Any, tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Be brief.\n")
+    image, wanted = picture(seed=4), []
+    for system in ("Be brief.", "Be long."):
+        prompt = prompt_of("What?", 1).replace("You are a helpful assistant.", system)
+        wanted.append(expected(model, processor, prompt, images=[image]))
+    lm = make(checkpoint, system_prompt=str(tmp_path / "system.txt"))
+    assert generate(lm, [{"text": "What?", "visuals": [image]}]) == wanted[:1]
+    told = {"role": "system", "content": "Be long."}
+    messages = [user(("image", image), "What?"), [told, *user(("image", image), "What?")]]
+    chat = make(checkpoint, LongVARingChat, system_prompt="Be brief.")
+    assert generate_chat(chat, [{"messages": one} for one in messages]) == wanted
+
+
 def test_a_document_without_visuals_may_say_so_in_any_way(lm: LongVARing) -> None:
     answers = generate(lm, [{"text": "Why?", "visuals": visuals} for visuals in ([], None, [None])])
     assert len(set(answers)) == 1
