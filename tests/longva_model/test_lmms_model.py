@@ -5,6 +5,7 @@ What a request must give is worked out without the engine: by the processor and 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,19 @@ def test_a_video_is_the_same_however_it_is_handed_over(
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "another cache"))
     other_batch = make(tmp_path / "model", frame_batch=1)
     torch.testing.assert_close(embeddings(other_batch, prompts[0]), first, atol=1e-5, rtol=1e-4)
+
+
+def test_images_of_any_kind_are_shown(lm: LongVARing, model: Any, processor: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    out = io.BytesIO()
+    picture(60, 30).save(out, "jpeg", exif=exif)
+    deep = Image.fromarray(np.random.default_rng(3).integers(0, 65536, (30, 50)).astype(np.uint16))
+    images = [Image.new("RGB", (1, 1), (9, 99, 199)), Image.open(out), deep, Image.new("L", (20_000, 100), 77)]
+    images += [picture(seed=5).convert(mode) for mode in ("L", "P", "RGBA", "CMYK")]
+    wanted = [expected(model, processor, prompt_of("What?", 1), images=[image]) for image in images]
+    assert generate(lm, [{"text": "What?", "visuals": [image]} for image in images]) == wanted
+    assert len(set(wanted)) > 3
 
 
 def test_anyres_videos_and_images_are_the_models_own(tmp_path: Path, video: Path) -> None:
