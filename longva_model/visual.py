@@ -72,8 +72,11 @@ def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> t
     Returns:
         float32 pixel values, (N, 3, S, S).
     """
-    lookup = torch.from_numpy(table).to(frames_NHWC.device)
-    return torch.stack([lookup[c][frames_NHWC[..., c].int()] for c in range(3)], dim=1)
+    device = frames_NHWC.device
+    # One look-up for all channels: the second channel's levels are 256 to 511, the third's 512 to 767.
+    rows_NCHW = frames_NHWC.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)
+    rows_NCHW += torch.arange(0, 768, 256, dtype=torch.int32, device=device)[:, None, None]
+    return torch.from_numpy(table).to(device).flatten().index_select(0, rows_NCHW.flatten()).view(rows_NCHW.shape)
 
 
 def merge_tiles(

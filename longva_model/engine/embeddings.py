@@ -13,19 +13,21 @@ import hashlib
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from longva_model.engine.backend import Backend
 from longva_model.engine.block_store import BLOCK, BlockStore
-from vniah.media import FrameSource
+from vniah.media import FramesNHWC, FrameSource
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range"]
 _MEMORY_BLOCKS = 8
+T = TypeVar("T")
 
 
 class FrameTokens(Protocol):
@@ -139,11 +141,11 @@ class FrameEmbeddings:
             self._recent.popitem(last=False)
 
     def _encode_blocks(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
-        """Encode ``blocks`` in order; a thread decodes and preprocesses ahead of the tower."""
+        """Encode ``blocks`` in order; one thread decodes and one preprocesses ahead of the tower."""
         if not blocks:
             return
         key = self._key(source, preprocess)
-        with closing(_ahead(self._pixels(source, blocks, preprocess))) as pixels:
+        with closing(_ahead(self._pixels(source, blocks, preprocess), limit=2, name="fit frames")) as pixels:
             for index in blocks:
                 parts: list[torch.Tensor] = []
                 left = _rows(source, index)
@@ -161,13 +163,18 @@ class FrameEmbeddings:
                     self.store.store(key, index, tokens)
                 yield tokens
 
-    def _pixels(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Iterator[torch.Tensor]:
+    def _pixels(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
         """Frames of ``blocks`` fitted to the tower, in batches that do not cross blocks."""
+        # Frames as they come are large (a 4K one 25 MB), so no more than one batch of them waits.
+        with closing(_ahead(self._frames(source, blocks), limit=1, name="decode frames")) as frames:
+            for frames_NHWC in frames:
+                yield self.backend.pixels(frames_NHWC, preprocess)
+
+    def _frames(self, source: FrameSource, blocks: Sequence[int]) -> Generator[FramesNHWC]:
         for index in blocks:
             stop = index * BLOCK + _rows(source, index)
             for start in range(index * BLOCK, stop, self.batch_size):
-                end = min(start + self.batch_size, stop)
-                yield self.backend.pixels(source.frames(start, end), preprocess)
+                yield source.frames(start, min(start + self.batch_size, stop))
 
 
 def block_range(start: int, stop: int) -> range:
@@ -179,12 +186,15 @@ def _rows(source: FrameSource, index: int) -> int:
     return min(BLOCK, len(source) - index * BLOCK)
 
 
-def _ahead(items: Iterator[torch.Tensor]) -> Generator[torch.Tensor]:
-    """``items``, worked out by a thread up to two ahead. Its errors are raised here; closing this ends it."""
-    ready: queue.Queue[torch.Tensor | BaseException | None] = queue.Queue(maxsize=2)
+def _ahead(items: Generator[T], *, limit: int, name: str) -> Generator[T]:
+    """``items``, worked out by a thread that keeps up to ``limit`` ready.
+
+    Its errors are raised here. Closing this closes ``items`` and ends the thread.
+    """
+    ready: queue.Queue[T | _Raised | None] = queue.Queue(maxsize=limit)
     stopped = threading.Event()
 
-    def put(item: torch.Tensor | BaseException | None) -> None:
+    def put(item: T | _Raised | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)
@@ -193,22 +203,28 @@ def _ahead(items: Iterator[torch.Tensor]) -> Generator[torch.Tensor]:
 
     def produce() -> None:
         try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
+            with closing(items):
+                for item in items:
+                    put(item)
+                    if stopped.is_set():
+                        return
             put(None)
         except BaseException as error:
-            put(error)
+            put(_Raised(error))
 
-    thread = threading.Thread(target=produce, name="decode frames", daemon=True)
+    thread = threading.Thread(target=produce, name=name, daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
+            if isinstance(item, _Raised):
+                raise item.error
             yield item
     finally:
         stopped.set()
         # A source may be read by one thread at a time.
         thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
