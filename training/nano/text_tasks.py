@@ -4,8 +4,8 @@ Two kinds of sequence, both with loss only where the answer is in the context:
 
 * repeats: a random segment said again; the loss is on what is said again. It teaches copying,
   from which retrieval grows without anything being built into the weights.
-* facts: ``colour oslo red .`` in filler words, then ``What colour is the oslo? red``; the loss
-  is on the answers. Questions are drawn independently, so that nothing follows by elimination.
+* facts: ``colour oslo red .`` or ``7 oslo red .`` in filler words, then ``What colour is the oslo? red``;
+  the loss is on the answers. Questions are drawn independently, so that nothing follows by elimination.
 
 Shape legend: B sequences, T tokens. ``ids_BT`` int64; ``labels_BT`` int64, -100 where there is no loss.
 Every batch is a pure function of (seed, step).
@@ -57,6 +57,7 @@ class TextTasks:
         phases: the length curriculum.
         seed: every batch is drawn from (seed, step).
         repeat_share: share of repeat sequences in a batch.
+        description_share: share of facts that tell colour and number at once, in any order.
         max_facts: facts a sequence has at most (2 at least), three times as many in a long one.
         max_queries: questions at its end at most, likewise.
     """
@@ -68,6 +69,7 @@ class TextTasks:
         *,
         seed: int,
         repeat_share: float = 0.5,
+        description_share: float = 0.5,
         max_facts: int = 8,
         max_queries: int = 8,
     ) -> None:
@@ -76,7 +78,8 @@ class TextTasks:
         if not phases or phases[0].start != 0 or [p.start for p in phases] != sorted({p.start for p in phases}):
             raise ValueError(f"length phases must start at step 0 and rise, got {list(phases)}")
         self.phases, self.seed = tuple(phases), seed
-        self.repeat_share, self.max_facts, self.max_queries = repeat_share, max_facts, max_queries
+        self.repeat_share, self.description_share = repeat_share, description_share
+        self.max_facts, self.max_queries = max_facts, max_queries
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._bos, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._free = np.array([i for i in range(len(tokenizer)) if i >= len(SPECIAL_TOKENS)])
@@ -129,6 +132,16 @@ class TextTasks:
             row += answer
         ids_T[:] = row
 
+    def _fact(self, rng: np.random.Generator, key: str) -> tuple[str, list[tuple[str, int, str]]]:
+        """A fact's text, and the (key, attribute, value) it tells: one attribute, or both in any order."""
+        values = [str(rng.choice(self._values[kind])) for kind in (0, 1)]
+        if rng.random() < self.description_share:
+            words = rng.permutation([key, *values])
+            return " ".join(words) + " .", [(key, 0, values[0]), (key, 1, values[1])]
+        kind = int(rng.integers(2))
+        form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
+        return form.format(attribute=ATTRIBUTES[kind], key=key, value=values[kind]), [(key, kind, values[kind])]
+
     def _draw(self, rng: np.random.Generator, length: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
         """Draw facts and questions that fit into the row; token ids."""
         many = 3 if length >= MANY_FROM else 1
@@ -137,15 +150,13 @@ class TextTasks:
         facts: list[list[int]] = []
         room = length // 3
         for key in rng.choice(self._keys, num_facts, replace=False):
-            kind = int(rng.integers(2))
-            value = str(rng.choice(self._values[kind]))
-            form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
-            fact = self._ids(form.format(attribute=ATTRIBUTES[kind], key=key, value=value))
+            text, told = self._fact(rng, str(key))
+            fact = self._ids(text)
             if facts and len(fact) > room:
                 break
             room -= len(fact)
             facts.append(fact)
-            known.append((str(key), kind, value))
+            known += told
         room = length - 1 - sum(map(len, facts))
         queries: list[tuple[list[int], list[int]]] = []
         for _ in range(rng.integers(1, many * self.max_queries + 1)):
