@@ -177,10 +177,10 @@ def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> A
         tokenizer,
         draw_icons(data.pool_images, layout.tile_size, seed=seed + 10),
         draw_distractors(data.pool_images // 4, layout.tile_size, seed=seed + 10, film_share=data.film_share),
-        placeholder=config.video_token_index,
-        tokens_per_frame=layout.tokens_per_frame,
+        layout=layout,
+        placeholder=config.image_token_index,
         batch_size=stage.train.batch_size,
-        max_frames=data.max_frames,
+        max_tiles=data.max_tiles,
         max_questions=data.max_questions,
         seed=seed,
     )

@@ -189,7 +189,7 @@ class VisionData:
     group_by_length: bool = True
     max_bad_share: float = 0.01
     icons: bool = False
-    max_frames: int = 16
+    max_tiles: int = 16
     max_questions: int = 6
     film_share: float = 0.3
     pool_images: int = 24_000

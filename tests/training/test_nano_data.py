@@ -9,9 +9,9 @@ import pytest
 
 from vniah.prompts import NANO, question_text
 from vniah.training.nano import pictures
-from vniah.training.nano.pictures import IconPool, draw_distractors, draw_icons
+from vniah.training.nano.pictures import draw_distractors, draw_icons
 from vniah.training.nano.text_tasks import IGNORE, LengthPhase, TextTasks, phase_at
-from vniah.training.nano.vision_tasks import VisionTasks
+from vniah.training.nano.vision_tasks import VisionTasks, montage
 from vniah.training.nano.vocabulary import build_tokenizer, save_tokenizer
 
 
@@ -110,26 +110,43 @@ def test_distractors_come_from_films_that_no_evaluation_reads(monkeypatch: pytes
     assert seeds and min(seeds) >= pictures.FILM_SEED
 
 
-def test_vision_batches_fit_the_model(tokenizer: Any) -> None:
-    icons = draw_icons(60, 32, seed=0)
+@pytest.mark.parametrize("merge", ["unires", "spatial_unpad"])
+def test_vision_batches_fit_the_model(tokenizer: Any, merge: str) -> None:
+    from longva_model.layout import VisualLayout
+
+    layout = VisualLayout(merge_type=merge, tile_size=32, patch_size=8)
     tasks = VisionTasks(
         tokenizer,
-        icons,
+        draw_icons(60, 32, seed=0),
         np.zeros((5, 32, 32, 3), np.uint8),
+        layout=layout,
         placeholder=2**30,
-        tokens_per_frame=4,
         batch_size=3,
-        max_frames=8,
+        max_tiles=8,
         max_questions=3,
         seed=0,
     )
     counts = set()
     for step in range(20):
         batch = tasks.batch(step)
-        frames = batch["pixel_values_videos"].shape[1]
-        counts.add(frames)
-        assert ((batch["input_ids"] == 2**30).sum(1) == 4 * frames).all()
+        sizes = [(int(width), int(height)) for height, width in batch["image_sizes"]]
+        counts |= {layout.num_tiles(size) - 1 for size in sizes}
+        assert len(batch["pixel_values"]) == sum(layout.num_tiles(size) for size in sizes)
+        for ids, size in zip(batch["input_ids"], sizes, strict=True):
+            assert (ids == 2**30).sum() == layout.num_image_tokens(size)
+            if merge == "unires":  # as many tokens as the same pictures make as frames of a video
+                assert layout.num_image_tokens(size) == layout.num_video_tokens(layout.num_tiles(size) - 1)
         learnt = batch["labels"] != IGNORE
         assert learnt.any(1).all() and (batch["labels"][learnt] == batch["input_ids"][learnt]).all()
-    assert counts == {1, 2, 4, 8}
-    assert isinstance(icons, IconPool)
+    assert counts == ({2, 3, 4, 8} if merge == "unires" else {2, 3, 4})
+
+
+def test_a_montage_cut_into_tiles_gives_its_pictures_back() -> None:
+    from PIL import Image
+
+    from longva_model.layout import VisualLayout
+
+    pictures_NHWC = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3)).astype(np.uint8)
+    image = Image.fromarray(montage(pictures_NHWC, 4, 2))
+    layout = VisualLayout(tile_size=32, patch_size=8)
+    assert np.array_equal(layout.tiles(image)[1:], pictures_NHWC)

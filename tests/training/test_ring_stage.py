@@ -18,7 +18,7 @@ def recipe(folder: Path, name: str, attention: str, sharding: str) -> Path:
     corpus = folder / "corpus"
     if not corpus.exists():
         corpus.mkdir()
-        words = "time year people way day man thing woman life child world school".split()
+        words = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school"]
         rows = [
             {"text": " ".join(rng.choice(words, int(rng.integers(20, 200)))), "meta": {"redpajama_set_name": "book"}}
             for _ in range(60)

@@ -1,10 +1,11 @@
-"""Image data for the nano model: a few frames, some of them icons, and questions about the icons.
+"""Image data for the nano model: pictures side by side in one image, some of them icons, and questions about those.
 
-The frames never number more than 16 (64 visual tokens), and held-out combinations never occur: what the
-model then does over thousands of tokens and with unseen combinations comes from its text training.
+An image of 2 to 16 tiles goes through the model's own image path: under UniRes each tile makes the tokens of a
+video frame, under AnyRes it does not. No video is seen, no more than 64 visual tokens, and held-out combinations
+never occur: what the model then does over thousands of frames and with unseen combinations comes from its text.
 
-Shape legend: B sequences, F frames of each, S the tower's edge, T tokens. ``input_ids`` hold the config's
-video placeholder, one for each visual token. Every batch is a pure function of (seed, step).
+Shape legend: B images, N tiles of all of them, S the tower's edge, T tokens. ``input_ids`` hold the config's image
+placeholder, one for each visual token. Every batch is a pure function of (seed, step).
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from vniah.training.nano.pictures import IconPool, PicturesNHWC
 from vniah.training.nano.tower import pixel_values, shifted
 
 IGNORE = -100
-FRAME_COUNTS = (1, 2, 4, 8, 16)
+TILE_COUNTS = (2, 3, 4, 8, 16)
 
 
 class VisionTasks:
-    """Batches of frames, questions and answers by step.
+    """Batches of images, questions and answers by step.
 
     Args:
         tokenizer: the nano tokenizer.
         icons: pictures with labels, training combinations only.
-        distractors_NHWC: frames without icons.
-        placeholder: the config's ``video_token_index``.
-        tokens_per_frame: visual tokens of one frame.
-        batch_size: sequences a batch.
-        max_frames: frames of a sequence at most.
-        max_questions: questions of a sequence at most.
+        distractors_NHWC: pictures without icons.
+        layout: the model's ``VisualLayout``.
+        placeholder: the config's ``image_token_index``.
+        batch_size: images a batch.
+        max_tiles: tiles of an image at most.
+        max_questions: questions about an image at most.
         seed: every batch is drawn from (seed, step).
+
+    Raises:
+        ValueError: no canvas of the layout has so few tiles.
     """
 
     def __init__(
@@ -42,10 +46,10 @@ class VisionTasks:
         icons: IconPool,
         distractors_NHWC: PicturesNHWC,
         *,
+        layout: Any,
         placeholder: int,
-        tokens_per_frame: int,
         batch_size: int,
-        max_frames: int,
+        max_tiles: int,
         max_questions: int,
         seed: int,
     ) -> None:
@@ -55,18 +59,22 @@ class VisionTasks:
         self._pre, self._end, self._pad = self._ids(NANO.pre), tokenizer.eos_token_id, tokenizer.pad_token_id
         self._names = ([str(o) for o in OBJECTS], [str(c) for c in COLOURS], [str(d) for d in DIGITS])
         self._icons, self._distractors_NHWC = icons, distractors_NHWC
-        self._placeholder, self._tokens = placeholder, tokens_per_frame
+        self._layout, self._placeholder = layout, placeholder
         self._batch_size, self._max_questions, self._seed = batch_size, max_questions, seed
-        self._counts = [count for count in FRAME_COUNTS if count <= max_frames]
+        self._shapes = canvas_shapes(layout, max_tiles)
+        if not self._shapes:
+            raise ValueError(f"no canvas has 2 to {max_tiles} tiles; raise max_tiles")
 
     def batch(self, step: int) -> dict[str, Any]:
-        """``pixel_values_videos`` (B, F, 3, S, S), ``input_ids``, ``labels`` and ``attention_mask`` (B, T)."""
+        """``pixel_values`` (N, 3, S, S), ``image_sizes`` (B, 2); ids, labels and mask (B, T)."""
         rng = np.random.default_rng((self._seed, step, 5))
-        num_frames = int(rng.choice(self._counts))
-        rows, pictures = [], []
+        counts = sorted(self._shapes)
+        shapes = self._shapes[counts[rng.integers(len(counts))]]
+        rows, tiles, sizes = [], [], []
         for _ in range(self._batch_size):
-            frames_FHWC, row, labels = self._sequence(rng, num_frames)
-            pictures.append(frames_FHWC)
+            tiles_NHWC, size, row, labels = self._sample(rng, *shapes[rng.integers(len(shapes))])
+            tiles.append(tiles_NHWC)
+            sizes.append(size)
             rows.append((row, labels))
         longest = max(len(row) for row, _ in rows)
         ids_BT = np.full((len(rows), longest), self._pad, np.int64)
@@ -75,30 +83,27 @@ class VisionTasks:
         for index, (row, labels) in enumerate(rows):
             ids_BT[index, : len(row)], labels_BT[index, : len(row)] = row, labels
             mask_BT[index, : len(row)] = 1
-        pixels = pixel_values(np.concatenate(pictures))
-        pixels_BFCHW = pixels.reshape(len(rows), num_frames, *pixels.shape[1:])
-        return {
-            "pixel_values_videos": pixels_BFCHW,
-            "input_ids": ids_BT,
-            "labels": labels_BT,
-            "attention_mask": mask_BT,
-        }
+        batch = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
+        return {**batch, "pixel_values": pixel_values(np.concatenate(tiles)), "image_sizes": np.array(sizes)}
 
-    def _sequence(self, rng: np.random.Generator, num_frames: int) -> tuple[Any, list[int], list[int]]:
-        """Frames, token ids and labels of one sequence."""
-        num_icons = int(rng.integers(1, min(num_frames, 6) + 1))
-        chosen = self._draw_icons(rng, num_icons)
-        places = rng.choice(num_frames, len(chosen), replace=False)
-        frames_FHWC = self._distractors_NHWC[rng.integers(0, len(self._distractors_NHWC), num_frames)]
-        frames_FHWC[places] = self._icons.pixels_NHWC[chosen]
-        row = [*self._pre, *[self._placeholder] * (num_frames * self._tokens)]
+    def _sample(self, rng: np.random.Generator, columns: int, rows: int) -> tuple[Any, Any, list[int], list[int]]:
+        """Tiles, (height, width), token ids and labels of one image."""
+        from PIL import Image
+
+        count = columns * rows
+        chosen = self._draw_icons(rng, int(rng.integers(1, min(count, 6) + 1)))
+        places = rng.choice(count, len(chosen), replace=False)
+        pictures_NHWC = self._distractors_NHWC[rng.integers(0, len(self._distractors_NHWC), count)]
+        pictures_NHWC[places] = self._icons.pixels_NHWC[chosen]
+        image = Image.fromarray(montage(shifted(pictures_NHWC, rng, reach=1), columns, rows))
+        row = [*self._pre, *[self._placeholder] * self._layout.num_image_tokens(image.size)]
         labels = [IGNORE] * len(row)
         for _ in range(int(rng.integers(1, self._max_questions + 1))):
             question, answer = self._question(rng, chosen[rng.integers(len(chosen))])
             ask, tell = self._ids(question_text(question)), [*self._ids(answer), self._end]
             row += [*ask, *tell]
             labels += [*[IGNORE] * len(ask), *tell]
-        return shifted(frames_FHWC, rng, reach=1), row, labels
+        return self._layout.tiles(image), (image.height, image.width), row, labels
 
     def _draw_icons(self, rng: np.random.Generator, count: int) -> list[int]:
         """Icons of different objects, so that a question names one of them."""
@@ -118,3 +123,20 @@ class VisionTasks:
         questions = list(icon_questions(*names))
         question, answer = questions[rng.integers(len(questions))]
         return question, answer
+
+
+def canvas_shapes(layout: Any, max_tiles: int) -> dict[int, list[tuple[int, int]]]:
+    """(columns, rows) of the layout's canvases by their number of tiles, up to ``max_tiles``."""
+    shapes: dict[int, list[tuple[int, int]]] = {}
+    for width, height in layout.pinpoints:
+        columns, rows = width // layout.tile_size, height // layout.tile_size
+        if columns * rows in TILE_COUNTS and columns * rows <= max_tiles:
+            shapes.setdefault(columns * rows, []).append((columns, rows))
+    return shapes
+
+
+def montage(pictures_NHWC: PicturesNHWC, columns: int, rows: int) -> PicturesNHWC:
+    """Pictures in rows, row-major: (rows * S, columns * S, 3)."""
+    _, height, width, channels = pictures_NHWC.shape
+    grid = pictures_NHWC.reshape(rows, columns, height, width, channels)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
