@@ -238,7 +238,10 @@ class DpoStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateStage:
-    """V-NIAH of a trained model on held-out icons in the synthetic film; writes ``vniah.json``."""
+    """V-NIAH of a trained model on held-out icons in the synthetic film; writes ``vniah.json``.
+
+    ``rope_thetas``: try each as the RoPE base and keep the best; the model's own unless given.
+    """
 
     name: str
     model_from: str
@@ -247,6 +250,7 @@ class EvaluateStage:
     needles: int = 10
     needle_seed: int = 0
     haystack: str = "synthetic:0"
+    rope_thetas: tuple[float, ...] = ()
     require_accuracy: float = 0.0
     kind: Literal["evaluate"] = "evaluate"
 

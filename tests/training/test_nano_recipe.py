@@ -1,0 +1,96 @@
+"""The nano recipe, smaller: from nothing to retrieval far above chance; and the shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vniah.training.nano.figure4 import collect, spread, table
+from vniah.training.recipe import load_recipe
+from vniah.training.runner import run_recipe
+
+SMALLER = [
+    "text.train.steps=560",
+    "text.data.phases=[{start: 0, length: 32, batch: 96}, {start: 480, length: 64, batch: 48}]",
+    "tower.train.steps=700",
+    "tower.pool_images=8000",
+    "extension.train.steps=60",
+    "extension.sequence_length=512",
+    "extension.data.phases=[{start: 0, length: 128, batch: 24}, {start: 30, length: 256, batch: 12}]",
+    "align1.train.steps=150",
+    "align2.train.steps=300",
+    "align1.data.pool_images=3000",
+    "align2.data.pool_images=3000",
+    "evaluate.frames=4,16",
+    "evaluate.depths=0,50,100",
+    "evaluate.needles=20",
+    "evaluate.require_accuracy=0",
+]
+
+
+@pytest.mark.slow
+def test_a_smaller_recipe_retrieves_far_above_chance(tmp_path: Path) -> None:
+    run_recipe(load_recipe("nano", [f"output={tmp_path / 'nano'}", *SMALLER]))
+    report = json.loads((tmp_path / "nano" / "evaluate" / "vniah.json").read_text())
+    # Chance is about 0.11: 8 colours and 10 digits.
+    assert report["accuracy"] > 0.4 and report["control"] < 0.3, report
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Any:
+    from longva_model import LongVAForConditionalGeneration
+
+    return LongVAForConditionalGeneration.from_pretrained(str(shipped_folder())).eval()
+
+
+def shipped_folder() -> Path:
+    import longva_model.nano
+
+    assert longva_model.nano.__file__ is not None
+    return Path(longva_model.nano.__file__).parent
+
+
+def test_the_shipped_model_is_small_and_complete() -> None:
+    folder = shipped_folder()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json", "README.md"):
+        assert (folder / name).is_file(), name
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000
+
+
+def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
+    from vniah.training.loading import load_tokenizer
+    from vniah.training.nano.vocabulary import build_tokenizer
+
+    assert load_tokenizer(str(shipped_folder())).get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None:
+    from vniah.grid import Grid
+    from vniah.training.loading import load_tokenizer
+    from vniah.training.nano.evaluate import score_grid, summary
+
+    cells = score_grid(
+        shipped,
+        load_tokenizer(str(shipped_folder())),
+        Grid.parse("16,128", "0,50,100"),
+        haystack="synthetic:3",
+        needles="icons:5:10",
+    )
+    report = summary(cells)
+    assert report["accuracy"] >= 0.9 and report["control"] <= 0.35, report
+
+
+def test_the_table_gives_mean_and_spread(tmp_path: Path) -> None:
+    for seed, accuracy in ((1, 0.9), (2, 1.0)):
+        folder = tmp_path / str(seed) / "longva"
+        folder.mkdir(parents=True)
+        report = {"by_frames": {"64": accuracy, "512": 0.5}, "control": 0.1}
+        (folder / "vniah.json").write_text(json.dumps(report))
+    text = table(collect([tmp_path / "1", tmp_path / "2"]))
+    assert "| LongVA" not in text and "0.95 (0.90-1.00) | 0.50 (0.50-0.50) | 0.10 (0.10-0.10) | 2 |" in text
+    assert spread([0.25]) == "0.25"
+    with pytest.raises(FileNotFoundError, match="nano_figure4"):
+        collect([tmp_path / "none"])
