@@ -1,39 +1,38 @@
-"""The lmms-eval model against the model itself: same prompts, same tokens, same log-probabilities.
-
-What a request must give is worked out without the engine: by the processor and one forward, or ``generate``.
-"""
+"""The lmms-eval model against the model itself: same prompts, same tokens, same log-probabilities."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lmms_requests import (
+    expected,
+    film,
+    generate,
+    generate_chat,
+    instance,
+    make,
+    picture,
+    prompt_of,
+    show,
+    user,
+    visuals_of,
+)
 from PIL import Image
 from tiny_checkpoints import write_longva
 from video_files import write_video
 
-pytest.importorskip("lmms_eval")
-from lmms_eval.api.instance import Instance
-
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
-from longva_model.lmms_model import LongVARing, LongVARingChat
 from vniah.prompts import QWEN_1_5
 from vniah.scoring import ScoredPair
 
+pytest.importorskip("lmms_eval")
 torch.set_num_threads(1)
-
-
-def picture(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def film(frames: int = 5, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (frames, 30, 40, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def make(checkpoint: Path, kind: type[LongVARing] = LongVARing, **args: Any) -> LongVARing:
-    lm = kind(pretrained=str(checkpoint), dtype="float32", device="cpu", journal="none", **args)
-    lm.task_dict = {}
-    return lm
-
-
 @pytest.fixture(scope="module")
-def lm(checkpoint: Path) -> LongVARing:
+def lm(checkpoint: Path) -> Any:
     return make(checkpoint)
 
 
 @pytest.fixture(scope="module")
-def chat(checkpoint: Path) -> LongVARing:
-    return make(checkpoint, LongVARingChat)
+def chat(checkpoint: Path) -> Any:
+    return make(checkpoint, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,70 +70,6 @@ def model(checkpoint: Path) -> Any:
 @pytest.fixture(scope="module")
 def processor(checkpoint: Path) -> Any:
     return LongVAProcessor.from_pretrained(checkpoint)
-
-
-def instance(
-    kind: str, arguments: tuple[Any, ...], doc_id: int = 0, idx: int = 0, task: str = "task", repeats: int = 1
-) -> Instance:
-    metadata = {"task": task, "doc_id": doc_id, "repeats": repeats, "split": "test"}
-    return Instance(request_type=kind, arguments=arguments, idx=idx, metadata=metadata)
-
-
-def show(lm: LongVARing, docs: Sequence[Mapping[str, Any]], task: str = "task") -> None:
-    lm.task_dict[task] = {"test": list(docs)}
-
-
-def visuals_of(doc: Mapping[str, Any]) -> Any:
-    return doc["visuals"]
-
-
-def generate(lm: LongVARing, docs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None) -> list[str]:
-    """Answers to ``doc["text"]`` about ``doc["visuals"]`` by the simple protocol."""
-    show(lm, docs)
-    settings = settings or {"max_new_tokens": 8, "until": ["\n\n"]}
-    requests = [
-        instance("generate_until", (doc["text"], dict(settings), visuals_of, number, "task", "test"), number)
-        for number, doc in enumerate(docs)
-    ]
-    return lm.generate_until(requests)
-
-
-def user(*items: Any) -> list[dict[str, Any]]:
-    """A user message of strings (text) and (kind, visual) pairs."""
-    content = [
-        {"type": "text", "text": item} if isinstance(item, str) else {"type": item[0], "url": item[1]} for item in items
-    ]
-    return [{"role": "user", "content": content}]
-
-
-def generate_chat(
-    lm: LongVARing, docs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Answers to ``doc["messages"]`` by the chat protocol."""
-    show(lm, docs)
-    settings = settings or {"max_new_tokens": 8}
-    requests = [
-        instance("generate_until", ("", lambda doc: doc["messages"], dict(settings), number, "task", "test"), number)
-        for number, _ in enumerate(docs)
-    ]
-    return lm.generate_until(requests)
-
-
-def prompt_of(text: str, num_visuals: int = 0) -> str:
-    """One user turn as a string, placeholders first as lmms-eval's LongVA has it."""
-    before = " ".join(["<image>"] * num_visuals) + "\n" if num_visuals else ""
-    return QWEN_1_5.pre + before + text + QWEN_1_5.post
-
-
-def expected(model: Any, processor: Any, prompt: str, *, num_frames: int | None = None, **given: Any) -> str:
-    """What ``model.generate`` answers: ``given`` are images, videos, and options of ``generate``."""
-    visuals = {key: given.pop(key) for key in ("images", "videos") if key in given}
-    inputs = processor(text=prompt, **visuals, num_frames=num_frames, return_tensors="pt")
-    options = {"max_new_tokens": 8, "do_sample": False, **given}
-    out = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-    end = model.generation_config.eos_token_id
-    ids = out[: out.index(end)] if end in out else out
-    return str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 # --- teacher forcing
@@ -197,7 +126,7 @@ def test_loglikelihood_is_that_of_a_forward_counted_after_the_visuals(
                 assert scored[1] == (predicted == scored.details["answer_ids"])
 
 
-def test_a_target_is_greedy_exactly_when_it_is_what_the_model_says(lm: LongVARing) -> None:
+def test_a_target_is_greedy_exactly_when_it_is_what_the_model_says(lm: Any) -> None:
     docs = [{"visuals": [picture(seed=seed)], "text": "What is it?"} for seed in range(9)]
     answers = generate(lm, docs, {"max_new_tokens": 4, "min_new_tokens": 4})
     # Spaces at the ends and special tokens are lost on the way from ids to an answer.
@@ -252,7 +181,7 @@ def prompts_of(cases: Mapping[str, tuple[str, list[Any], dict[str, Any]]]) -> li
     return [prompt_of(text, 0 if "<image>" in text else len(visuals)) for text, visuals, _ in cases.values()]
 
 
-def test_simple_generation_is_the_models_own(lm: LongVARing, model: Any, processor: Any, video: Path) -> None:
+def test_simple_generation_is_the_models_own(lm: Any, model: Any, processor: Any, video: Path) -> None:
     cases = cases_of(video)
     docs = [{"text": text, "visuals": visuals} for text, visuals, _ in cases.values()]
     wanted = [
@@ -266,7 +195,7 @@ def test_simple_generation_is_the_models_own(lm: LongVARing, model: Any, process
     assert [generate(lm, [doc])[0] for doc in docs] == wanted
 
 
-def test_chat_generation_is_the_models_own(chat: LongVARing, model: Any, processor: Any, video: Path) -> None:
+def test_chat_generation_is_the_models_own(chat: Any, model: Any, processor: Any, video: Path) -> None:
     cases = cases_of(video)
     messages = []
     for text, visuals, given in cases.values():
@@ -281,7 +210,7 @@ def test_chat_generation_is_the_models_own(chat: LongVARing, model: Any, process
 
 
 def test_visuals_between_texts_and_earlier_turns_are_as_the_chat_template_says(
-    chat: LongVARing, model: Any, processor: Any
+    chat: Any, model: Any, processor: Any
 ) -> None:
     first, second = picture(60, 30, 7), picture(30, 60, 8)
     conversations = [
@@ -302,7 +231,7 @@ def test_visuals_between_texts_and_earlier_turns_are_as_the_chat_template_says(
     assert wanted[0] != wanted[1]
 
 
-def test_chat_and_simple_requests_may_come_together(chat: LongVARing, lm: LongVARing) -> None:
+def test_chat_and_simple_requests_may_come_together(chat: Any, lm: Any) -> None:
     docs = [{"visuals": [picture()], "text": "What?", "messages": user(("image", picture()), "What?")}]
     show(chat, docs)
     show(chat, docs, "other")
@@ -324,11 +253,11 @@ def test_a_system_prompt_replaces_the_templates(checkpoint: Path, model: Any, pr
     assert generate(lm, [{"text": "What?", "visuals": [image]}]) == wanted[:1]
     told = {"role": "system", "content": "Be long."}
     messages = [user(("image", image), "What?"), [told, *user(("image", image), "What?")]]
-    chat = make(checkpoint, LongVARingChat, system_prompt="Be brief.")
+    chat = make(checkpoint, chat=True, system_prompt="Be brief.")
     assert generate_chat(chat, [{"messages": one} for one in messages]) == wanted
 
 
-def test_a_document_without_visuals_may_say_so_in_any_way(lm: LongVARing) -> None:
+def test_a_document_without_visuals_may_say_so_in_any_way(lm: Any) -> None:
     answers = generate(lm, [{"text": "Why?", "visuals": visuals} for visuals in ([], None, [None])])
     assert len(set(answers)) == 1
     assert generate(lm, [{"text": "Why?", "visuals": picture()}]) == generate(
@@ -336,7 +265,7 @@ def test_a_document_without_visuals_may_say_so_in_any_way(lm: LongVARing) -> Non
     )
 
 
-def embeddings(lm: LongVARing, prompt: Any) -> torch.Tensor:
+def embeddings(lm: Any, prompt: Any) -> torch.Tensor:
     engine = lm.runner.engine(ring=False)
     engine.show(prompt)
     return torch.cat(list(engine.embedder.stream(prompt.request.segments)))
@@ -372,7 +301,7 @@ def test_a_video_is_the_same_however_it_is_handed_over(
     torch.testing.assert_close(embeddings(other_batch, prompts[0]), first, atol=1e-5, rtol=1e-4)
 
 
-def test_images_of_any_kind_are_shown(lm: LongVARing, model: Any, processor: Any) -> None:
+def test_images_of_any_kind_are_shown(lm: Any, model: Any, processor: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     out = io.BytesIO()
@@ -407,143 +336,7 @@ def test_max_frames_num_samples_evenly(checkpoint: Path, model: Any, processor: 
     assert [expected(model, processor, prompt, videos=[video]) for video in videos] != answers
 
 
-# --- options
-
-
-def test_beams_and_penalties_are_transformers_own(lm: LongVARing, model: Any, processor: Any) -> None:
-    image = picture(seed=4)
-    docs: list[dict[str, Any]] = [
-        {"text": text, "visuals": [image]} for text in ("What is it?", "Why is it so?", "Who?")
-    ]
-    greedy = generate(lm, docs)
-    for settings in (
-        {"num_beams": 3},
-        {"num_beams": 2, "repetition_penalty": 1.4},
-        {"repetition_penalty": 1.7},
-        {"min_new_tokens": 12, "max_new_tokens": 12},
-    ):
-        wanted = [
-            expected(model, processor, prompt_of(doc["text"], 1), images=doc["visuals"], **settings) for doc in docs
-        ]
-        assert generate(lm, docs, {"max_new_tokens": 8, **settings}) == wanted, settings
-        assert wanted != greedy, f"{settings} must change an answer for this test to mean anything"
-
-
-def test_what_the_checkpoint_prefers_holds_where_the_task_says_nothing(tmp_path: Path) -> None:
-    folder = write_longva(tmp_path / "picky")
-    model = LongVAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    model.generation_config.repetition_penalty = 1.9
-    model.generation_config.save_pretrained(folder)
-    lm, processor = make(folder), LongVAProcessor.from_pretrained(folder)
-    docs = [{"text": "What is it?", "visuals": [picture()]}]
-    settings = {"max_new_tokens": 16}
-    penalised = expected(model, processor, prompt_of("What is it?", 1), images=[picture()], **settings)
-    plain = expected(
-        model, processor, prompt_of("What is it?", 1), images=[picture()], repetition_penalty=1.0, **settings
-    )
-    assert penalised != plain
-    assert generate(lm, docs, settings) == [penalised]
-    assert generate(lm, docs, {**settings, "repetition_penalty": 1.0}) == [plain]
-
-
-def test_sampling_is_by_seed_and_repeats_are_samples(lm: LongVARing) -> None:
-    docs = [{"text": "What is it?", "visuals": [picture()]}]
-    sampled = {"max_new_tokens": 12, "do_sample": True, "temperature": 3.0, "top_k": 0}
-    once = generate(lm, docs, sampled)
-    assert generate(lm, docs, sampled) == once
-    request = instance("generate_until", ("What is it?", dict(sampled), visuals_of, 0, "task", "test"), repeats=4)
-    answers = lm.generate_until([request] * 4)
-    assert answers[0] == once[0] and len(set(answers)) == 4
-    greedy = generate(lm, docs, {"max_new_tokens": 12})
-    for settings in ({"top_k": 1}, {"top_p": 0.0}, {"do_sample": False}):
-        assert generate(lm, docs, {**sampled, **settings}) == greedy, settings
-
-
-def test_answers_end_before_a_stop_string_but_not_at_lmms_evals_own(lm: LongVARing) -> None:
-    docs = [{"text": "What is it?", "visuals": [picture(seed=4)]}]
-    free = generate(lm, docs, {"max_new_tokens": 12, "min_new_tokens": 12, "until": ["\n\n"]})[0]
-    assert len(free) > 6
-    stopped = generate(lm, docs, {"max_new_tokens": 12, "min_new_tokens": 12, "until": [free[4:6]]})[0]
-    assert stopped == free[: free.index(free[4:6])].strip()
-    assert generate(lm, docs, {"max_new_tokens": 3})[0] == free[:3].strip()
-
-
-# --- rounds
-
-
-def test_rounds_are_told_the_answers_before(lm: LongVARing, chat: LongVARing) -> None:
-    images = [picture(seed=1), picture(seed=2)]
-    doc = {"visuals": [images[0]]}
-    show(lm, [doc])
-    show(chat, [doc])
-    told: list[Any] = []
-
-    def to_text(doc: Any, previous_output: Any = None, round_idx: Any = None, previous_round_info: Any = None) -> Any:
-        told.append((list(previous_output), round_idx, previous_round_info))
-        if round_idx == 1:
-            return [images[1]], f"You said {previous_output[-1]}. And <image>?", False, previous_output, {"round": 1}
-        if round_idx == 2:
-            return None, "No picture now.", False, previous_output, {"round": 2}
-        return None, None, True, [*previous_output, "closing"], None
-
-    def to_messages(doc: Any, **about: Any) -> Any:
-        if not about:
-            return user(("image", images[0]), "What is it?")
-        visuals, text, stop, answers, info = to_text(doc, **about)
-        messages = None if stop else user(*(("image", one) for one in visuals or []), text)
-        return messages, stop, answers, info
-
-    settings = {"max_new_tokens": 5, "min_new_tokens": 5}
-    simple = ("What is it?", settings, visuals_of, to_text, 0, "task", "test")
-    (answers,) = lm.generate_until_multi_round([instance("generate_until_multi_round", simple)])
-    first = generate(lm, [{"text": "What is it?", "visuals": [images[0]]}], settings)
-    second = generate(lm, [{"text": f"You said {first[0]}. And <image>?", "visuals": [images[1]]}], settings)
-    third = generate(lm, [{"text": "No picture now.", "visuals": []}], settings)
-    assert answers == [*first, *second, *third, "closing"]
-    assert told == [
-        (first, 1, None),
-        ([*first, *second], 2, {"round": 1}),
-        ([*first, *second, *third], 3, {"round": 2}),
-    ]
-    request = instance("generate_until_multi_round", ("", to_messages, settings, 0, "task", "test"))
-    assert chat.generate_until_multi_round([request]) == [answers]
-
-
-# --- refusals
-
-
-def test_bad_prompts_are_refused_by_name(lm: LongVARing, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 placeholders.*1 visuals"):
-        generate(lm, [{"text": "<image> or <image>?", "visuals": [picture()]}])
-    with pytest.raises(ValueError, match="cannot show a float"):
-        generate(lm, [{"text": "What?", "visuals": [0.5]}])
-    with pytest.raises(FileNotFoundError, match=r"no video at .*gone\.mp4"):
-        generate(lm, [{"text": "What?", "visuals": [str(tmp_path / "gone.mp4")]}])
-    short = make(checkpoint, max_length=100)
-    with pytest.raises(ValueError, match=r"a prompt of \d+ tokens and 8 for its answer.*context of 100 tokens"):
-        generate(short, [{"text": "What?" * 30, "visuals": []}])
-    with pytest.raises(ValueError, match="has no tokens"):
-        show(lm, [{"visuals": []}])
-        lm.loglikelihood([instance("loglikelihood", ("What?", "", visuals_of, 0, "task", "test"))])
-
-
-def test_a_needle_grid_may_go_beyond_the_context(checkpoint: Path) -> None:
-    from vniah.compose import SplicedVideo
-    from vniah.haystack import SyntheticHaystack
-
-    lm = make(checkpoint, max_length=64)
-    video = SplicedVideo(
-        haystack=SyntheticHaystack(0, num_frames=20, width=32, height=32),
-        num_frames=20,
-        needle=picture(),
-        needle_index=3,
-    )
-    show(lm, [{"visuals": [video]}])
-    scored: Any = lm.loglikelihood([instance("loglikelihood", ("Where?", "here", visuals_of, 0, "task", "test"))])[0]
-    assert scored.details["prompt_tokens"] > 64
-
-
-def test_answers_do_not_change_with_the_company_of_other_documents(lm: LongVARing) -> None:
+def test_answers_do_not_change_with_the_company_of_other_documents(lm: Any) -> None:
     """Each answer alone, and in a crowd that shares its video, its question, or nothing."""
     shared = film(6, 3)
     docs = [{"text": f"What of {n}?", "visuals": [shared]} for n in range(3)]
