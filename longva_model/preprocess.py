@@ -9,17 +9,16 @@ Shapes: N frames, H and W pixels, S the edge of the tower's input (336), 3 chann
 
 from __future__ import annotations
 
-import functools
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from longva_model.letterbox import Canvas, letterbox, part_of
 
 Mode: TypeAlias = Literal["crop", "pad"]
 MODES: tuple[Mode, ...] = ("crop", "pad")
@@ -27,8 +26,6 @@ MODES: tuple[Mode, ...] = ("crop", "pad")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_SIZE = 336
-# CLIP's mean as 8-bit RGB: what a letterboxed frame is padded with (reference section 3).
-PAD_COLOUR = (122, 116, 104)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -59,7 +56,7 @@ def fit_frame(frame: Image.Image, mode: Mode, size: int = CLIP_SIZE) -> Image.Im
     44 % of its picture). ``pad``: letterboxed to a square first, so that nothing is lost (V-NIAH).
     """
     if mode == "pad":
-        frame = _letterbox(frame)
+        frame = letterbox(frame)
     width, height = frame.size
     short, long = sorted(frame.size)
     if short != size:
@@ -102,14 +99,16 @@ def fit_frames(
         return frames
     out_NHWC = np.empty((len(frames), size, size, 3), dtype=np.uint8)
 
-    part = (
-        _part_of(frames.shape[2], frames.shape[1], size) if mode == "pad" and isinstance(frames, np.ndarray) else None
-    )
+    part = part_of(frames.shape[2], frames.shape[1], size) if mode == "pad" and isinstance(frames, np.ndarray) else None
+    # One canvas a thread: fresh memory costs about as much as what is done to it.
+    canvases: list[Canvas] = []
 
     def fit(index: int) -> None:
         frame = frames[index]
-        if part is not None:
-            _fit_part(np.asarray(frame), part, out_NHWC[index])
+        if part is not None and isinstance(frame, np.ndarray):
+            canvas = canvases.pop() if canvases else Canvas(part)
+            canvas.fit(frame, out_NHWC[index])
+            canvases.append(canvas)
             return
         image = Image.fromarray(frame) if isinstance(frame, np.ndarray) else to_rgb(frame)
         out_NHWC[index] = np.asarray(fit_frame(image, mode, size))
@@ -192,88 +191,3 @@ def run_threaded(work: Callable[[int], None], count: int, num_threads: int | Non
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, range(count)):
             pass
-
-
-def _letterbox(frame: Image.Image) -> Image.Image:
-    """The frame centred on a square of the padding colour, as large as its longer edge."""
-    width, height = frame.size
-    if width == height:
-        return frame
-    edge = max(width, height)
-    square = Image.new("RGB", (edge, edge), PAD_COLOUR)
-    square.paste(frame, ((edge - width) // 2, (edge - height) // 2))
-    return square
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """What of a letterboxed frame must be resized: the rest is padding before and after.
-
-    Along the padded axis, output pixels ``first`` to ``last`` come from pixels ``start`` to ``stop`` of the square,
-    with ``margin`` pixels before and ``margin_after`` behind them for the filter; the frame begins at ``offset`` of
-    what is resized. The other axis is whole.
-    """
-
-    portrait: bool
-    edge: int
-    first: int
-    last: int
-    start: int
-    stop: int
-    margin: int
-    margin_after: int
-    offset: int
-
-
-@functools.lru_cache(maxsize=64)
-def _part_of(width: int, height: int, size: int) -> _Part | None:
-    """The part for frames of a size, or ``None`` where nothing is saved.
-
-    The part begins and ends where output and input pixels meet, so that the filter's taps are those of the whole
-    square. That its pixels are too is tried out once for each size of frame.
-    """
-    edge, short = max(width, height), min(width, height)
-    step = size // math.gcd(edge, size)
-    offset = (edge - short) // 2
-    reach = math.ceil(2 * max(edge / size, 1.0)) + 1  # bicubic: two pixels of the coarser grid
-    first = (offset - reach) * size // edge // step * step
-    last = -(-(offset + short + reach) * size // edge // step) * step
-    first, last = max(first, 0), min(last, size)
-    if edge == short or last - first > 0.9 * size:
-        return None
-    start, stop = first * edge // size, last * edge // size
-    margin, margin_after = min(reach, start), min(reach, edge - stop)
-    part = _Part(
-        portrait=height > width, edge=edge, first=first, last=last, start=start, stop=stop, margin=margin,
-        margin_after=margin_after, offset=offset - start + margin,
-    )  # fmt: skip
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    out_HWC = np.empty((size, size, 3), dtype=np.uint8)
-    _fit_part(noise, part, out_HWC)
-    return part if np.array_equal(out_HWC, np.asarray(fit_frame(Image.fromarray(noise), "pad", size))) else None
-
-
-def _fit_part(frame_HWC: NDArray[np.uint8], part: _Part, out_HWC: NDArray[np.uint8]) -> None:
-    """``fit_frame(frame, "pad")`` into ``out``, resizing no more than the frame and what is next to it."""
-    height, width, _ = frame_HWC.shape
-    length = part.stop - part.start + part.margin + part.margin_after
-    box = (part.margin, part.margin + part.stop - part.start)
-    count, size = part.last - part.first, len(out_HWC)
-    canvas_HWC = np.empty((height, length, 3) if part.portrait else (length, width, 3), np.uint8)
-    # The padded axis first, whichever it is.
-    canvas, frame, out = (x.swapaxes(0, 1) if part.portrait else x for x in (canvas_HWC, frame_HWC, out_HWC))
-    canvas[: part.offset] = PAD_COLOUR
-    canvas[part.offset : part.offset + len(frame)] = frame
-    canvas[part.offset + len(frame) :] = PAD_COLOUR
-    image = Image.fromarray(canvas_HWC)
-    # PIL resizes a square in rows first; for other shapes it may choose otherwise, and the order shows.
-    if part.portrait:
-        rows = image.resize((count, height), Image.Resampling.BICUBIC, box=(box[0], 0, box[1], height))
-        fitted = rows.resize((count, size), Image.Resampling.BICUBIC)
-    else:
-        rows = image.resize((size, length), Image.Resampling.BICUBIC)
-        fitted = rows.resize((size, count), Image.Resampling.BICUBIC, box=(0, box[0], size, box[1]))
-    resized = np.asarray(fitted)
-    out[: part.first] = PAD_COLOUR
-    out[part.first : part.last] = resized.swapaxes(0, 1) if part.portrait else resized
-    out[part.last :] = PAD_COLOUR

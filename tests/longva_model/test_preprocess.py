@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from longva_model.letterbox import PAD_COLOUR
 from longva_model.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
-    PAD_COLOUR,
     fit_frame,
     fit_frames,
     normalise,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
-from longva_model.preprocess import _part_of, fit_frame, fit_frames
+from longva_model.letterbox import part_of
+from longva_model.preprocess import fit_frame, fit_frames
 
 
 def noise(width: int, height: int, count: int = 2) -> np.ndarray:
@@ -23,7 +24,7 @@ def one_by_one(frames_NHWC: np.ndarray, size: int) -> np.ndarray:
     ("width", "height"), [(576, 1024), (1280, 720), (640, 360), (854, 480), (720, 480), (480, 270), (1920, 800)]
 )
 def test_frames_of_common_films_are_resized_in_part(width: int, height: int) -> None:
-    assert _part_of(width, height, 336) is not None
+    assert part_of(width, height, 336) is not None
     frames = noise(width, height)
     assert np.array_equal(fit_frames(frames, "pad", 336), one_by_one(frames, 336))
 
