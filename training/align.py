@@ -32,7 +32,7 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     from vniah.training.stages import as_data
 
     set_seed(seed)
-    model, tokenizer = load_or_assemble(stage, resolve)
+    model, tokenizer = load_or_assemble(stage, resolve, seed=seed)
     train_only(model, stage.parts)
     model.set_attn_implementation(stage.train.attention)
     aspect_ratio = model.config.image_aspect_ratio
@@ -82,7 +82,7 @@ def steps_and_passes(train: Train, samples: int) -> tuple[int, int]:
     return steps, math.ceil(steps * per_step / samples)
 
 
-def load_or_assemble(stage: AlignStage, resolve: Any) -> tuple[Any, Any]:
+def load_or_assemble(stage: AlignStage, resolve: Any, *, seed: int) -> tuple[Any, Any]:
     """A LongVA and its tokenizer: loaded whole, or made of a decoder and a tower.
 
     Raises:
@@ -101,7 +101,12 @@ def load_or_assemble(stage: AlignStage, resolve: Any) -> tuple[Any, Any]:
         return LongVAForConditionalGeneration.from_pretrained(source, dtype=dtype), tokenizer
     if stage.tower_from is None:
         raise ValueError(f"{source} is a {kind} decoder; stage {stage.name!r} needs tower_from to make a LongVA of it")
-    return assemble(source, resolve(stage.tower_from), merge=stage.data.merge, dtype=dtype), tokenizer
+    model = assemble(source, resolve(stage.tower_from), merge=stage.data.merge, dtype=dtype)
+    if stage.data.icons:
+        from vniah.training.nano.calibrate import calibrate_projector
+
+        calibrate_projector(model, seed=seed)
+    return model, tokenizer
 
 
 def assemble(decoder: str, tower: str, *, merge: str, dtype: Any) -> Any:
