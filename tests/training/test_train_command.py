@@ -105,8 +105,11 @@ def test_evaluation_below_its_bar_is_an_error(monkeypatch: pytest.MonkeyPatch, t
 
     class Nothing:
         @staticmethod
-        def from_pretrained(_: str) -> Any:
+        def from_pretrained(_: str, **options: Any) -> Any:
             return Nothing()
+
+        class config:  # noqa: N801
+            rope_theta = 1e6
 
         def eval(self) -> Any:
             return self
