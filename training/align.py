@@ -125,6 +125,8 @@ def assemble(decoder: str, tower: str, *, merge: str, dtype: Any) -> Any:
 
     language = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype)
     vision = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
+    # Where the parts lay on this machine is nobody's business.
+    language.config._name_or_path = vision.config._name_or_path = ""
     config = LongVAConfig(
         text_config=language.config,
         vision_config=vision.config,
