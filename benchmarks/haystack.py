@@ -6,8 +6,9 @@ The reference's style (reference section 3): decord in batches of 32, each frame
 through transformers' CLIPImageProcessor (its PIL backend, which is what there was) one by one, then the vision tower.
 Ours: the package's own pipeline, ``FrameEmbeddings`` on a haystack, exact ("pyav") and approximate ("pyav-fast"). Both
 are measured without a tower (frames to pixel values) and with a small random one, which is the same for both; pixel
-values are compared. ``--minutes`` repeats a video's packets until the film is so long. Sides take turns, each round in
-a fork of this process; the fastest round of each counts, since other programs only ever slow one down. Needs decord.
+values are compared. ``--minutes`` repeats a video's packets until the film is so long. Sides take turns; the fastest
+round of each counts, since other programs only ever slow one down. Memory is measured in a round before them, in a
+fork of this process. Needs decord.
 """
 
 from __future__ import annotations
@@ -117,13 +118,13 @@ def compare(path: Path, options: argparse.Namespace) -> None:
 
     import vniah.haystack.video  # noqa: F401
 
-    torch.set_num_threads(1)  # threads of this process would not survive the forks
+    torch.set_num_threads(1)  # the tower stands in for one on a device
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=2,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=1,
         image_size=336,
         patch_size=14,
     )
@@ -140,19 +141,18 @@ def compare(path: Path, options: argparse.Namespace) -> None:
     for what, model in (("decode and preprocess", None), ("with a small tower", tower)):
         pipeline = Pipeline(model, options.threads)
         rounds: dict[str, list[Any]] = {way: [] for way in ways}
-        for _ in range(options.rounds):
+        for number in range(options.rounds + 1):
             for way, tokens in ways.items():
-                work = functools.partial(run, functools.partial(tokens, path=path, pipeline=pipeline), options.threads)
-                rounds[way].append(in_a_process(work))
+                work = functools.partial(run, functools.partial(tokens, path=path, pipeline=pipeline))
+                # The first round is for memory, in a process of its own; then time, in this one.
+                rounds[way].append(work() if number else in_a_process(work))
         show(what, rounds)
 
 
-def run(tokens: Callable[[], Any], threads: int) -> dict[str, Any]:
-    """One round of one side, in a process of its own."""
-    import torch
+def run(tokens: Callable[[], Any]) -> dict[str, Any]:
+    """One round of one side."""
     from random_backend import Spent, clock, peak_bytes
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     spent, before = Spent(), peak_bytes(anew=True)
     with clock(spent):
         found = tokens()
@@ -174,11 +174,11 @@ def show(what: str, rounds: dict[str, list[Any]]) -> None:
         f"{'':<26}{'wall s':>8}{'CPU s':>8}{'frames/s':>10}{'ratio: wall':>13}{'CPU':>6}{'resident MB':>13}  difference"
     )
     for way, done in rounds.items():
-        wall, cpu = (min(one[clock] for one in done) for clock in ("wall", "cpu"))
-        base_wall, base_cpu = (min(one[clock] for one in first) for clock in ("wall", "cpu"))
+        wall, cpu = (min(one[clock] for one in done[1:]) for clock in ("wall", "cpu"))
+        base_wall, base_cpu = (min(one[clock] for one in first[1:]) for clock in ("wall", "cpu"))
         assert done[0]["frames"] == first[0]["frames"], (way, done[0]["frames"], first[0]["frames"])
         apart = max(abs(a - b) for a, b in pairs(done[0]["sample"], first[0]["sample"]))
-        resident = max(one["resident"] for one in done) / 1e6
+        resident = done[0]["resident"] / 1e6
         print(
             f"{way:<26}{wall:>8.2f}{cpu:>8.2f}{done[0]['frames'] / wall:>10.1f}{base_wall / wall:>12.2f}x"
             f"{base_cpu / cpu:>5.2f}x{resident:>+13.1f}  {apart:.1e}"

@@ -20,7 +20,7 @@ from longva_model.engine.beams import beam_search
 from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
-from longva_model.engine.segments import Embedder
+from longva_model.engine.segments import Embedder, rechunk
 from longva_model.engine.steps import Step, steps
 from longva_model.prompting import Prompt
 from vniah.flops import ModelShape
@@ -57,6 +57,10 @@ class TreeEngine:
         frames: frame embeddings (see ``embeddings.py``).
         options: chunking and preprocessing.
     """
+
+    # Of those that walk one tree together.
+    rank = 0
+    world_size = 1
 
     def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
         self.backend = backend
@@ -261,7 +265,7 @@ class TreeEngine:
         """Append segments and then ids to the cache; returns the last ``keep`` hidden states, (keep, D)."""
         tail: list[torch.Tensor] = []
         kept = 0
-        for chunk_TD in _rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
+        for chunk_TD in rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
             hidden_TD = self.hidden(chunk_TD, keep)
             tail.append(hidden_TD)
             kept += hidden_TD.shape[0]
@@ -283,20 +287,3 @@ class TreeEngine:
 def _leaves(tree: RequestTree) -> Iterator[tuple[int, Target | Generate]]:
     for _, node in tree.walk():
         yield from node.leaves
-
-
-def _rechunk(pieces: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
-    """Regroup (n, D) pieces into chunks of ``size`` rows, the last one shorter."""
-    held: list[torch.Tensor] = []
-    rows = 0
-    for piece in pieces:
-        while piece.shape[0]:
-            take = min(size - rows, piece.shape[0])
-            held.append(piece[:take])
-            rows += take
-            piece = piece[take:]
-            if rows == size:
-                yield torch.cat(held) if len(held) > 1 else held[0]
-                held, rows = [], 0
-    if rows:
-        yield torch.cat(held) if len(held) > 1 else held[0]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from longva_model.engine import work
 from longva_model.engine.engine import TreeEngine
 
 # Rows of logits at a time: 512 x 152,064 in fp32 is 311 MB.
@@ -73,13 +74,15 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
         if keep <= 0:
             continue
         targets_T = torch.tensor(list(ids[first + 1 : stop + 1]), device=hidden_TD.device)
-        for row in range(0, keep, _LOGIT_ROWS):
-            logits_TV = engine.backend.logits(hidden_TD[row : row + _LOGIT_ROWS])
-            losses = torch.nn.functional.cross_entropy(logits_TV, targets_T[row : row + _LOGIT_ROWS], reduction="sum")
+        # Every process has the hidden states; each makes the logits of its rows.
+        rows = min(_LOGIT_ROWS, -(-keep // engine.world_size))
+        for row in range(rows * engine.rank, keep, rows * engine.world_size):
+            logits_TV = engine.backend.logits(hidden_TD[row : row + rows])
+            losses = torch.nn.functional.cross_entropy(logits_TV, targets_T[row : row + rows], reduction="sum")
             total += float(losses)
         count += keep
     engine.cache = None
-    return total, count
+    return (total if engine.world_size == 1 else sum(work.gather(total))), count
 
 
 def measure(

@@ -141,3 +141,20 @@ class Embedder:
             return self.media[name]
         except KeyError:
             raise ValueError(f"a segment names the source {name!r}, which the media do not hold") from None
+
+
+def rechunk(pieces: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """Regroup (n, D) pieces into chunks of ``size`` rows, the last one shorter."""
+    held: list[torch.Tensor] = []
+    rows = 0
+    for piece in pieces:
+        while piece.shape[0]:
+            take = min(size - rows, piece.shape[0])
+            held.append(piece[:take])
+            rows += take
+            piece = piece[take:]
+            if rows == size:
+                yield torch.cat(held) if len(held) > 1 else held[0]
+                held, rows = [], 0
+    if rows:
+        yield torch.cat(held) if len(held) > 1 else held[0]
