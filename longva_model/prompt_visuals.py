@@ -21,6 +21,7 @@ from longva_model.preprocess import to_rgb
 from vniah.haystack import open_video
 from vniah.media import FrameSource, Visual
 from vniah.requests import Frames, Image, Segment
+from vniah.whole_images import whole_images
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -137,7 +138,7 @@ def _is_image_file(path: str) -> bool:
     if lower.endswith(VIDEO_SUFFIXES) or not os.path.isfile(path):
         return False
     try:
-        with PILImage.open(path) as image:
+        with whole_images(), PILImage.open(path) as image:
             return not getattr(image, "is_animated", False)
     except (UnidentifiedImageError, OSError, SyntaxError):
         return False
@@ -153,7 +154,7 @@ def _stack(images: Sequence[PILImage.Image]) -> NDArray[np.uint8]:
 
 def _open_image(path: str) -> PILImage.Image:
     try:
-        with PILImage.open(path) as image:
+        with whole_images(), PILImage.open(path) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {path}") from None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from longva_model.preprocess import check_frames, to_rgb
+from vniah.whole_images import whole_images
 
 DEFAULT_NUM_FRAMES = 32  # of a video file
 PLACEHOLDER = re.compile(r"<image>|<video>")
@@ -37,7 +38,7 @@ def load_image(source: Any) -> Image.Image:
                 from transformers.image_utils import load_image as fetch
 
                 return to_rgb(fetch(text))
-            with Image.open(text) as opened:
+            with whole_images(), Image.open(text) as opened:
                 return to_rgb(opened)
         except UnidentifiedImageError as error:
             raise ValueError(f"{text[:200]} is no image that PIL can read") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from vniah.training.data.labels import BadSampleError, Style, check_conversation, encode, pieces, sample_id
 from vniah.training.data.shards import read_arrow, write_arrow
+from vniah.whole_images import whole_images
 
 PART_SAMPLES = 5_000
 BAD_KEPT = 1_000
@@ -114,7 +115,7 @@ def open_image(folder: str, name: str) -> Any:
     if not path.is_file():
         raise BadSampleError(f"no image {name!r}")
     try:
-        with Image.open(path) as opened:
+        with whole_images(), Image.open(path) as opened:
             return to_rgb(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadSampleError(f"the image {name!r} cannot be decoded ({error})") from None

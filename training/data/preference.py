@@ -15,6 +15,7 @@ import numpy as np
 
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.data.labels import BadSampleError, sample_id
+from vniah.whole_images import whole_images
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MARKS = ("<image>", "<video>")
@@ -151,6 +152,6 @@ class PreferenceCollator:
         chosen = np.unique(np.linspace(0, len(files) - 1, self.num_frames, dtype=int))
         images = []
         for index in chosen:
-            with Image.open(files[int(index)]) as opened:
+            with whole_images(), Image.open(files[int(index)]) as opened:
                 images.append(opened.convert("RGB"))
         return images

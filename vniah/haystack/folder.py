@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
+from vniah.whole_images import whole_images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _EXIF_ORIENTATION = 0x0112
@@ -64,7 +65,7 @@ class FolderHaystack(Haystack):
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for path in self._paths[start:stop]:
             try:
-                with Image.open(path) as image:
+                with whole_images(), Image.open(path) as image:
                     frame_HWC = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
             except (OSError, SyntaxError, Image.DecompressionBombError) as error:
                 raise _unreadable(path, error) from None
@@ -82,7 +83,7 @@ def natural_key(name: str) -> tuple[object, ...]:
 def _image_size(path: Path) -> tuple[int, int]:
     """(height, width) from the header alone, after the EXIF orientation."""
     try:
-        with Image.open(path) as image:
+        with whole_images(), Image.open(path) as image:
             width, height = image.size
             # Asking a PNG for EXIF data that its header has not would read the whole image.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}

@@ -17,6 +17,8 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
+from vniah.whole_images import whole_images
+
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*\S", re.MULTILINE)
 
 
@@ -45,7 +47,7 @@ class Picture:
         if self.draw is not None:
             return self.draw()
         try:
-            with Image.open(io.BytesIO(self._bytes())) as opened:
+            with whole_images(), Image.open(io.BytesIO(self._bytes())) as opened:
                 return ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, FileNotFoundError):
