@@ -87,11 +87,12 @@ class BlockStore:
 
     def _temporary(self, folder: Path) -> Path:
         for _ in range(8):
-            folder.mkdir(parents=True, exist_ok=True)
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-            except FileNotFoundError:
-                # Another process took the folder for a left-over in between.
+            except (FileNotFoundError, FileExistsError):
+                # Another process took the folder for a left-over in between. mkdir says "exists" when the folder
+                # is gone again by the time it looks whether it is one.
                 continue
             os.close(handle)
             return Path(name)
