@@ -35,13 +35,13 @@ class Pipeline:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.tower, self.threads, self.table = tower, threads, level_table()
 
-    def pixels(self, frames_NHWC: Any, preprocess: str) -> Any:
+    def pixels(self, frames_NHWC: Any, preprocess: Any) -> Any:
         """Runs in the decoding thread."""
         import torch
 
         from longva_model.preprocess import fit_frames
 
-        return torch.from_numpy(fit_frames(frames_NHWC, "pad", num_threads=self.threads or None))
+        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, num_threads=self.threads or None))
 
     def encode_pixels(self, pixels_NHWC: Any) -> Any:
         from longva_model.visual import levels_to_pixels

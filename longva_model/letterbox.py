@@ -102,22 +102,27 @@ class Canvas:
         self.levels_HWC[:] = PAD_COLOUR
         self.image = Image.new("RGB", (shape[1], shape[0]))
 
-    def fit(self, frame_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8]) -> None:
-        """What ``letterbox`` and a bicubic resize give, into ``out``, (size, size, 3)."""
+    def fit(self, frame_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], reducing_gap: float | None = None) -> None:
+        """What ``letterbox`` and a bicubic resize give, into ``out``, (size, size, 3); about that with a gap."""
         part, box = self.part, (self.part.before, self.part.length - self.part.behind)
         count = part.last - part.first
         # The padded axis first, whichever it is.
         canvas, frame, out = (x.swapaxes(0, 1) if part.portrait else x for x in (self.levels_HWC, frame_HWC, out_HWC))
         canvas[part.offset : part.offset + len(frame)] = frame
         self.image.frombytes(self.levels_HWC)
-        # PIL resizes a square in rows first; for other shapes it may choose otherwise, and the order shows.
         bicubic = Image.Resampling.BICUBIC
-        if part.portrait:
+        if reducing_gap is not None:
+            area = (box[0], 0, box[1], part.edge) if part.portrait else (0, box[0], part.edge, box[1])
+            shape = (count, part.size) if part.portrait else (part.size, count)
+            fitted = self.image.resize(shape, bicubic, box=area, reducing_gap=reducing_gap)
+        # PIL resizes a square in rows first; for other shapes it may choose otherwise, and the order shows.
+        elif part.portrait:
             rows = self.image.resize((count, part.height), bicubic, box=(box[0], 0, box[1], part.height))
-            resized = np.asarray(rows.resize((count, part.size), bicubic)).swapaxes(0, 1)
+            fitted = rows.resize((count, part.size), bicubic)
         else:
             rows = self.image.resize((part.size, part.length), bicubic)
-            resized = np.asarray(rows.resize((part.size, count), bicubic, box=(0, box[0], part.size, box[1])))
+            fitted = rows.resize((part.size, count), bicubic, box=(0, box[0], part.size, box[1]))
+        resized = np.asarray(fitted).swapaxes(0, 1) if part.portrait else np.asarray(fitted)
         out[: part.first] = PAD_COLOUR
         out[part.first : part.last] = resized
         out[part.last :] = PAD_COLOUR

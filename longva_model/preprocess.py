@@ -20,8 +20,10 @@ from PIL import Image, ImageOps
 
 from longva_model.letterbox import Canvas, letterbox, part_of
 
-Mode: TypeAlias = Literal["crop", "pad"]
-MODES: tuple[Mode, ...] = ("crop", "pad")
+Mode: TypeAlias = Literal["crop", "pad", "crop-fast", "pad-fast"]
+MODES: tuple[Mode, ...] = ("crop", "pad", "crop-fast", "pad-fast")
+# A fast mode averages whole pixels first, down to no less than so many times the size that is wanted.
+_FAST_GAP = 1.5
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -53,15 +55,18 @@ def fit_frame(frame: Image.Image, mode: Mode, size: int = CLIP_SIZE) -> Image.Im
     """One RGB image at the tower's input size.
 
     ``crop``: shortest edge to ``size``, then the centre (the released video inference; a 16:9 frame loses
-    44 % of its picture). ``pad``: letterboxed to a square first, so that nothing is lost (V-NIAH).
+    44 % of its picture). ``pad``: letterboxed to a square first, so that nothing is lost (V-NIAH). With ``-fast``
+    behind either, frames three times as large or more are off by a third of a level on average in films.
     """
-    if mode == "pad":
+    gap = _FAST_GAP if mode.endswith("-fast") else None
+    if mode.startswith("pad"):
         frame = letterbox(frame)
     width, height = frame.size
     short, long = sorted(frame.size)
     if short != size:
         scaled = int(size * long / short)
-        frame = frame.resize((size, scaled) if width <= height else (scaled, size), Image.Resampling.BICUBIC)
+        shape = (size, scaled) if width <= height else (scaled, size)
+        frame = frame.resize(shape, Image.Resampling.BICUBIC, reducing_gap=gap)
         width, height = frame.size
     left, top = (width - size) // 2, (height - size) // 2
     return (
@@ -82,7 +87,7 @@ def fit_frames(
 
     Args:
         frames: uint8 of shape (N, H, W, 3), or PIL images of any mode and size.
-        mode: "crop" or "pad", see ``fit_frame``.
+        mode: see ``fit_frame``.
         size: edge of the tower's input in pixels.
         num_threads: as many as there are cores (at most 8) unless given.
 
@@ -99,7 +104,10 @@ def fit_frames(
         return frames
     out_NHWC = np.empty((len(frames), size, size, 3), dtype=np.uint8)
 
-    part = part_of(frames.shape[2], frames.shape[1], size) if mode == "pad" and isinstance(frames, np.ndarray) else None
+    part = None
+    if mode.startswith("pad") and isinstance(frames, np.ndarray):
+        part = part_of(frames.shape[2], frames.shape[1], size)
+    gap = _FAST_GAP if mode.endswith("-fast") else None
     # One canvas a thread: fresh memory costs about as much as what is done to it.
     canvases: list[Canvas] = []
 
@@ -107,7 +115,7 @@ def fit_frames(
         frame = frames[index]
         if part is not None and isinstance(frame, np.ndarray):
             canvas = canvases.pop() if canvases else Canvas(part)
-            canvas.fit(frame, out_NHWC[index])
+            canvas.fit(frame, out_NHWC[index], gap)
             canvases.append(canvas)
             return
         image = Image.fromarray(frame) if isinstance(frame, np.ndarray) else to_rgb(frame)

@@ -64,7 +64,7 @@ class Backend(Protocol):
         ...
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        """Fit frames to the tower on the CPU, (N, S, S, 3) uint8; ``preprocess`` is "pad" or "crop"."""
+        """Fit frames to the tower on the CPU, (N, S, S, 3) uint8; ``preprocess`` is a mode of ``fit_frames``."""
         ...
 
     def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:

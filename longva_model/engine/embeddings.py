@@ -167,8 +167,10 @@ class FrameEmbeddings:
         """Frames of ``blocks`` fitted to the tower, in batches that do not cross blocks."""
         # Frames as they come are large (a 4K one 25 MB), so no more than one batch of them waits.
         with closing(_ahead(self._frames(source, blocks), limit=1, name="decode frames")) as frames:
+            # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
+            mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
             for frames_NHWC in frames:
-                yield self.backend.pixels(frames_NHWC, preprocess)
+                yield self.backend.pixels(frames_NHWC, mode)
 
     def _frames(self, source: FrameSource, blocks: Sequence[int]) -> Generator[FramesNHWC]:
         for index in blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -45,3 +47,18 @@ def test_frames_that_are_views() -> None:
     frames = noise(320, 180)
     for view in (frames[:, ::-1], frames[:, :, ::-1], frames.swapaxes(1, 2), frames[:, 10:90, 7:]):
         assert np.array_equal(fit_frames(view, "pad", 336), one_by_one(np.ascontiguousarray(view), 336))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1080, 1920), (1200, 1200), (640, 360), (300, 200)])
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_the_fast_modes_are_close(width: int, height: int, mode: Any) -> None:
+    """On a picture with edges and some noise; small frames are not touched."""
+    y, x = np.mgrid[:height, :width]
+    picture = 90 + 60 * ((x // 97 + y // 61) % 2)[..., None] + np.random.default_rng(0).normal(0, 3, (height, width, 3))
+    frames = picture.clip(0, 255).astype(np.uint8)[None]
+    mode_fast: Any = f"{mode}-fast"
+    exact, fast = (fit_frames(frames, name, 336).astype(int) for name in (mode, mode_fast))
+    one = np.asarray(fit_frame(Image.fromarray(frames[0]), mode_fast, 336)).astype(int)
+    assert np.abs(fast - exact).mean() < 0.6
+    assert np.abs(fast - one).mean() < 0.6
+    assert (fast == exact).all() == (max(width, height) < 3 * 336 and min(width, height) < 3 * 336)

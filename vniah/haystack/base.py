@@ -30,10 +30,12 @@ class Haystack(ABC):
     Attributes:
         name: what to call it in results and titles.
         fps: frames a second of the film that the sampled frames stand for; 1.0 or close to it.
+        approximate: pixels are a little off for speed's sake; what is done with them may be too.
     """
 
     name: str
     fps: float
+    approximate: bool = False
 
     @functools.cached_property
     def fingerprint(self) -> str:

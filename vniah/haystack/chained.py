@@ -26,6 +26,7 @@ class LoopedHaystack(Haystack):
         self.base = base
         self.name = f"{base.name} (looped)"
         self.fps = base.fps
+        self.approximate = base.approximate
         self._length = num_frames
         self._lap: NDArray[np.uint8] | None = None
 
@@ -73,6 +74,7 @@ class JoinedHaystack(Haystack):
         self.parts = parts
         self.name = " + ".join(part.name for part in parts)
         self.fps = first.fps
+        self.approximate = any(part.approximate for part in parts)
         self._length = sum(map(len, parts))
 
     def __len__(self) -> int:
