@@ -10,8 +10,10 @@ Shapes: N frames, H and W pixels, S the edge of the tower's input (336), 3 chann
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +26,7 @@ Mode: TypeAlias = Literal["crop", "pad", "crop-fast", "pad-fast"]
 MODES: tuple[Mode, ...] = ("crop", "pad", "crop-fast", "pad-fast")
 # A fast mode averages whole pixels first, down to no less than so many times the size that is wanted.
 _FAST_GAP = 1.5
+_this_thread = threading.local()
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -189,9 +192,20 @@ def check_frames(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> None:
         raise ValueError(f"frames must be uint8 of shape (N, H, W, 3), RGB, got {frames.dtype} of shape {frames.shape}")
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """In this thread, one of several that do the same, nothing is spread over more threads."""
+    _this_thread.alone = True
+    try:
+        yield
+    finally:
+        _this_thread.alone = False
+
+
 def run_threaded(work: Callable[[int], None], count: int, num_threads: int | None = None) -> None:
     """Call ``work(i)`` for each i below ``count``, on threads where that can help; the first error is raised."""
-    threads = min(num_threads or min(os.cpu_count() or 1, 8), count)
+    alone = getattr(_this_thread, "alone", False)
+    threads = min(num_threads or (1 if alone else min(os.cpu_count() or 1, 8)), count)
     if threads <= 1:
         for index in range(count):
             work(index)

@@ -10,24 +10,24 @@ Shapes: N frames, t visual tokens a frame, D hidden size.
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
+from longva_model.engine.ahead import Ahead
 from longva_model.engine.backend import Backend
 from longva_model.engine.block_store import BLOCK, BlockStore
+from longva_model.preprocess import alone
 from vniah.media import FramesNHWC, FrameSource
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range"]
 _MEMORY_BLOCKS = 8
-T = TypeVar("T")
+_LANES = 8
 
 
 class FrameTokens(Protocol):
@@ -141,16 +141,17 @@ class FrameEmbeddings:
             self._recent.popitem(last=False)
 
     def _encode_blocks(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
-        """Encode ``blocks`` in order; one thread decodes and one preprocesses ahead of the tower."""
+        """Encode ``blocks`` in order; threads decode and preprocess ahead of the tower."""
         if not blocks:
             return
         key = self._key(source, preprocess)
-        with closing(_ahead(self._pixels(source, blocks, preprocess), limit=2, name="fit frames")) as pixels:
-            for index in blocks:
+        with ExitStack() as stack:
+            lanes = [stack.enter_context(closing(lane)) for lane in self._lanes(source, blocks, preprocess)]
+            for number, index in enumerate(blocks):
                 parts: list[torch.Tensor] = []
                 left = _rows(source, index)
                 while left:
-                    pixels_NHWC = next(pixels)
+                    pixels_NHWC = next(lanes[number % len(lanes)])
                     with torch.inference_mode():
                         parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
                     left -= len(pixels_NHWC)
@@ -163,12 +164,33 @@ class FrameEmbeddings:
                     self.store.store(key, index, tokens)
                 yield tokens
 
-    def _pixels(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
-        """Frames of ``blocks`` fitted to the tower, in batches that do not cross blocks."""
-        # Frames as they come are large (a 4K one 25 MB), so no more than one batch of them waits.
-        with closing(_ahead(self._frames(source, blocks), limit=1, name="decode frames")) as frames:
-            # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
-            mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+    def _lanes(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> list[Ahead[torch.Tensor]]:
+        """Fitted frames of ``blocks``, in batches that do not cross blocks; each lane has every so manieth block.
+
+        A film of several blocks is read at as many places at once as there are cores, where its source can be:
+        decoders gain little from threads of their own. Else one thread decodes and one fits.
+        """
+        readers = _readers(source, min(os.cpu_count() or 1, _LANES, len(blocks)))
+        if len(readers) < 2:
+            # Frames as they come are large (a 4K one 25 MB), so no more than one batch of them waits.
+            frames = Ahead(self._frames(source, blocks), limit=1, name="decode frames")
+            return [Ahead(self._fit(frames, source, preprocess), limit=2, name="fit frames")]
+        share = -(-BLOCK // self.batch_size)
+        return [
+            Ahead(self._read_alone(reader, blocks[lane :: len(readers)], preprocess), limit=share, name="read frames")
+            for lane, reader in enumerate(readers)
+        ]
+
+    def _read_alone(self, reader: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
+        with alone():
+            yield from self._fit(self._frames(reader, blocks), reader, preprocess)
+
+    def _fit(
+        self, frames: Generator[FramesNHWC] | Ahead[FramesNHWC], source: FrameSource, preprocess: str
+    ) -> Generator[torch.Tensor]:
+        # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
+        mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+        with closing(frames):
             for frames_NHWC in frames:
                 yield self.backend.pixels(frames_NHWC, mode)
 
@@ -188,45 +210,10 @@ def _rows(source: FrameSource, index: int) -> int:
     return min(BLOCK, len(source) - index * BLOCK)
 
 
-def _ahead(items: Generator[T], *, limit: int, name: str) -> Generator[T]:
-    """``items``, worked out by a thread that keeps up to ``limit`` ready.
-
-    Its errors are raised here. Closing this closes ``items`` and ends the thread.
-    """
-    ready: queue.Queue[T | _Raised | None] = queue.Queue(maxsize=limit)
-    stopped = threading.Event()
-
-    def put(item: T | _Raised | None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            with closing(items):
-                for item in items:
-                    put(item)
-                    if stopped.is_set():
-                        return
-            put(None)
-        except BaseException as error:
-            put(_Raised(error))
-
-    thread = threading.Thread(target=produce, name=name, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item
-    finally:
-        stopped.set()
-        # A source may be read by one thread at a time.
-        thread.join()
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    error: BaseException
+def _readers(source: FrameSource, count: int) -> list[FrameSource]:
+    """``count`` independent readers of a source's frames, or none."""
+    reader = getattr(source, "reader", None)
+    if reader is None or count < 2:
+        return []
+    found = [reader() for _ in range(count)]
+    return [] if None in found else found

@@ -21,6 +21,7 @@ import torch
 from longva_model.engine import block_store
 from longva_model.engine.block_store import BLOCK, BlockStore
 from longva_model.engine.embeddings import FrameEmbeddings
+from vniah.haystack import chained, open_haystack
 
 if "tiny_backends" in sys.modules:
     tiny: Any = sys.modules["tiny_backends"]
@@ -283,7 +284,90 @@ def test_closing_early_ends_the_thread(backend: Any) -> None:
 
 
 def no_thread_is_left() -> None:
-    assert not [thread for thread in threading.enumerate() if thread.name == "decode frames"]
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith(" frames")]
+
+
+class ManyReaders(CountingFrames):
+    """Can be read at several places at once."""
+
+    def reader(self) -> ManyReaders:
+        other = ManyReaders.__new__(ManyReaders)
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize("batch_size", [1, 16, 100])
+def test_a_film_that_is_read_at_several_places_comes_in_order(backend: Any, batch_size: int) -> None:
+    source = ManyReaders(1000)
+    frames = FrameEmbeddings(backend, batch_size=batch_size)
+    for start, stop in [(0, 1000), (100, 101), (70, 640)]:
+        torch.testing.assert_close(read(frames, source, start, stop), expected(backend, source, start, stop))
+    assert "read frames" in source.readers
+    assert sorted(source.asked) == sorted(
+        (start, min(start + batch_size, stop))
+        for block in range(0, 1000, BLOCK)
+        for stop in [min(block + BLOCK, 1000)]
+        for start in range(block, stop, batch_size)
+    )
+    no_thread_is_left()
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_several_readers_hold_a_block_each(backend: Any, tmp_path: Path) -> None:
+    pixels: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    fit = backend.pixels
+
+    def counting_fit(frames_NHWC: Any, preprocess: str) -> torch.Tensor:
+        nonlocal most
+        fitted: torch.Tensor = fit(frames_NHWC, preprocess).clone()
+        pixels.append(weakref.ref(fitted))
+        most = max(most, sum(len(alive) for alive in (reference() for reference in pixels) if alive is not None))
+        return fitted
+
+    backend.pixels = counting_fit
+    for _ in FrameEmbeddings(backend, tmp_path, batch_size=8).get(ManyReaders(1000), 0, 1000, "pad"):
+        time.sleep(0.01)  # the threads may run ahead
+    assert 4 * 8 < most <= 4 * (BLOCK + 2 * 8) + 8
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_errors_and_closing_end_every_reader(backend: Any) -> None:
+    with pytest.raises(ValueError, match="frame 300 cannot be decoded"):
+        read(FrameEmbeddings(backend), ManyReaders(1000, fails_at=300), 0, 1000)
+    no_thread_is_left()
+    pieces = FrameEmbeddings(backend).get(ManyReaders(1000), 0, 1000, "pad")
+    next(pieces)
+    assert sum(thread.name == "read frames" for thread in threading.enumerate()) == 4
+    pieces.close()
+    no_thread_is_left()
+
+
+def test_a_video_read_at_several_places_has_the_same_frames(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video_files import write_video
+
+    path = write_video(tmp_path / "film.mp4", num_frames=4 * 300)
+    monkeypatch.setattr(chained, "KEPT_LAP_BYTES", 0)
+    plain = FrameEmbeddings(backend)
+    for spec in (str(path), f"{path}?loop=700", f"{path}+{path}"):
+        for decoder in ("pyav", "pyav-fast"):
+            haystack = open_haystack(spec, decoder=decoder)
+            assert haystack.approximate == (decoder == "pyav-fast")
+            assert haystack.reader() is not None
+            monkeypatch.setattr(os, "cpu_count", lambda: 1)
+            one = read(plain, haystack, 0, len(haystack))
+            monkeypatch.setattr(os, "cpu_count", lambda: 3)
+            several = FrameEmbeddings(backend)
+            assert torch.equal(read(several, haystack, 0, len(haystack)), one)
+            assert several.frames_encoded == len(haystack)
 
 
 def test_a_full_disk_is_a_warning_and_what_is_there_is_read_on(

@@ -70,6 +70,10 @@ class Haystack(ABC):
             frames_NHWC[row] = frame_HWC
         return frames_NHWC
 
+    def reader(self) -> Haystack | None:
+        """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
+        return None
+
     def iter_batches(self, start: int = 0, stop: int | None = None, batch_size: int = 32) -> Iterator[FramesNHWC]:
         """Stream frames ``start`` to ``stop`` in batches, holding one batch at a time.
 

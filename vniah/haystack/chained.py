@@ -11,6 +11,7 @@ from vniah.haystack.base import FrameHWC, Haystack, content_hash
 
 # A lap that takes no more than this much memory is decoded once and kept.
 KEPT_LAP_BYTES = 128 << 20
+_PIECE = 16
 
 
 class LoopedHaystack(Haystack):
@@ -40,10 +41,15 @@ class LoopedHaystack(Haystack):
     def _identify(self) -> str:
         return "loop-" + content_hash([self.base.fingerprint, str(len(self.base))])
 
+    @property
+    def _kept(self) -> bool:
+        """Whether a lap is decoded once and kept."""
+        height, width = self.size
+        return len(self.base) * height * width * 3 <= KEPT_LAP_BYTES
+
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         lap = len(self.base)
-        height, width = self.size
-        if self._lap is None and stop > lap and lap * height * width * 3 <= KEPT_LAP_BYTES:
+        if self._lap is None and stop > lap and self._kept:
             self._lap = self.base.frames(0, lap)
         while start < stop:
             offset = start % lap
@@ -51,8 +57,14 @@ class LoopedHaystack(Haystack):
             if self._lap is not None:
                 yield from self._lap[offset:until]
             else:
-                yield from self.base._stream(offset, until)
+                yield from _in_pieces(self.base, offset, until)
             start += until - offset
+
+    def reader(self) -> LoopedHaystack | None:
+        if self._kept:
+            return None
+        base = self.base.reader()
+        return None if base is None else LoopedHaystack(base, self._length)
 
 
 class JoinedHaystack(Haystack):
@@ -91,8 +103,19 @@ class JoinedHaystack(Haystack):
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for part in self.parts:
             if start < len(part) and start < stop:
-                yield from part._stream(start, min(stop, len(part)))
+                yield from _in_pieces(part, start, min(stop, len(part)))
             # From here on, positions count from the next part's first frame.
             start, stop = max(0, start - len(part)), stop - len(part)
             if stop <= 0:
                 return
+
+    def reader(self) -> JoinedHaystack | None:
+        readers = [part.reader() for part in self.parts]
+        found = [reader for reader in readers if reader is not None]
+        return JoinedHaystack(found) if len(found) == len(readers) else None
+
+
+def _in_pieces(haystack: Haystack, start: int, stop: int) -> Iterator[FrameHWC]:
+    """Frames ``start`` to ``stop``, a piece at a time: one that decodes goes on from each to the next."""
+    for first in range(start, stop, _PIECE):
+        yield from haystack.frames(first, min(first + _PIECE, stop))

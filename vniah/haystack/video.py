@@ -11,6 +11,7 @@ pictures then inherit: about one level of 255 off on average in ordinary video, 
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import os
@@ -97,6 +98,12 @@ class VideoHaystack(Haystack):
             # Nothing follows the end, and a benchmark has hundreds of videos: an open decoder is large.
             self._live = live if stop < len(self) else None
         return frames_NHWC
+
+    def reader(self) -> VideoHaystack:
+        """With one decoding thread: several readers at different places do more than one of several threads."""
+        other = copy.copy(self)
+        other.threads = 1
+        return other
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         return self._decode(start, stop) if start < stop else iter(())
