@@ -191,4 +191,9 @@ def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> A
         max_questions=data.max_questions,
         seed=seed,
     )
-    return StepDataset(tasks.batch, stage.train.steps * stage.train.accumulation)
+    make = tasks.batch
+    if data.text_share:
+        from vniah.training.nano.replay import with_text
+
+        make = with_text(make, tokenizer, share=data.text_share, length=data.text_length, seed=seed)
+    return StepDataset(make, stage.train.steps * stage.train.accumulation)

@@ -100,11 +100,15 @@ class PhaseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextData:
-    """Text to train on: ``shards`` of a ``prepare_text`` stage (its name or a folder), or synthetic ``phases``."""
+    """Text to train on: ``shards`` of a ``prepare_text`` stage (its name or a folder), or synthetic ``phases``.
+
+    ``repeat_share`` and ``number_share``: of synthetic rows, those that repeat and those in the wording of text NIAH.
+    """
 
     shards: str | None = None
     phases: tuple[PhaseSpec, ...] = ()
     repeat_share: float = 0.5
+    number_share: float = 0.0
 
     def __post_init__(self) -> None:
         if bool(self.shards) == bool(self.phases):
@@ -177,6 +181,8 @@ class VisionData:
         newline_after_image: "once" asks as inference does; "reference" keeps the second newline of the
             original's training (reference section 5).
         merge: how an image becomes tokens; "square" is one centre-cropped tile without pooling.
+        text_share: with icons, the share of steps on text alone, of up to ``text_length`` tokens: what the
+            language model has learnt of it fades otherwise.
     """
 
     json: tuple[str, ...] = ()
@@ -193,10 +199,16 @@ class VisionData:
     max_questions: int = 6
     film_share: float = 0.3
     pool_images: int = 24_000
+    text_share: float = 0.0
+    text_length: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.json) == self.icons:
             raise ValueError("give either json files (LLaVA format) or icons: true (generated)")
+        if not 0 <= self.text_share < 1:
+            raise ValueError(f"text_share must be at least 0 and below 1, got {self.text_share}")
+        if self.text_share and not (self.icons and self.text_length >= 32):
+            raise ValueError("text_share goes with icons: true and a text_length of at least 32 tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

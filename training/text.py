@@ -106,7 +106,8 @@ def _dataset(stage: TextStage, tokenizer: Any, seed: int, resolve: Any) -> Any:
         from vniah.training.nano.text_tasks import LengthPhase, TextTasks
 
         phases = [LengthPhase(start=p.start, length=p.length, batch=p.batch) for p in stage.data.phases]
-        tasks = TextTasks(tokenizer, phases, seed=seed, repeat_share=stage.data.repeat_share)
+        shares = {"repeat_share": stage.data.repeat_share, "number_share": stage.data.number_share}
+        tasks = TextTasks(tokenizer, phases, seed=seed, **shares)
         return StepDataset(tasks.batch, stage.train.steps * stage.train.accumulation)
     from vniah.training.data.shards import RingSequences
 

@@ -1,11 +1,12 @@
 """Synthetic text for the nano model: random words with facts in them, and questions about the facts.
 
-Two kinds of sequence, both with loss only where the answer is in the context:
+Three kinds of sequence, all with loss only where the answer is in the context:
 
 * repeats: a random segment said again; the loss is on what is said again. It teaches copying,
   from which retrieval grows without anything being built into the weights.
 * facts: ``colour oslo red .`` or ``7 oslo red .`` in filler words, then ``What colour is the oslo? red``;
-  the loss is on the answers. Questions are drawn independently, so that nothing follows by elimination.
+  the loss is on the answers. Questions are drawn independently, so that nothing follows by elimination;
+* numbers: numbers of several digits in the wording of text NIAH (``number_tasks``).
 
 Shape legend: B sequences, T tokens. ``ids_BT`` int64; ``labels_BT`` int64, -100 where there is no loss.
 Every batch is a pure function of (seed, step).
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vniah.prompts import question_text
+from vniah.training.nano.number_tasks import SHORTEST_ROW, NumberFacts, letters
 from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
 
 IGNORE = -100
@@ -57,6 +59,7 @@ class TextTasks:
         phases: the length curriculum.
         seed: every batch is drawn from (seed, step).
         repeat_share: share of repeat sequences in a batch.
+        number_share: share of number sequences, where a row has room for them.
         description_share: share of facts that tell colour and number at once, in any order.
         max_facts: facts a sequence has at most (2 at least), three times as many in a long one.
         max_queries: questions at its end at most, likewise.
@@ -69,6 +72,7 @@ class TextTasks:
         *,
         seed: int,
         repeat_share: float = 0.5,
+        number_share: float = 0.0,
         description_share: float = 0.5,
         max_facts: int = 8,
         max_queries: int = 8,
@@ -77,8 +81,12 @@ class TextTasks:
 
         if not phases or phases[0].start != 0 or [p.start for p in phases] != sorted({p.start for p in phases}):
             raise ValueError(f"length phases must start at step 0 and rise, got {list(phases)}")
+        if repeat_share < 0 or number_share < 0 or repeat_share + number_share > 1:
+            raise ValueError(
+                f"shares must not be negative nor above 1 together, got repeat {repeat_share}, number {number_share}"
+            )
         self.phases, self.seed = tuple(phases), seed
-        self.repeat_share, self.description_share = repeat_share, description_share
+        self.repeat_share, self.number_share, self.description_share = repeat_share, number_share, description_share
         self.max_facts, self.max_queries = max_facts, max_queries
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._bos, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -86,6 +94,13 @@ class TextTasks:
         self._filler = np.array([self._ids(word)[0] for word in word_list("filler")])
         self._keys = [*OBJECTS, *word_list("cities"), *word_list("animals")]
         self._values = (tuple(COLOURS), DIGITS)
+        self._numbers = NumberFacts(
+            self._ids,
+            bos=self._bos,
+            end=self._end,
+            keys=self._keys,
+            filler=[*self._filler.tolist(), *letters(self._ids)],
+        )
 
     def batch(self, step: int) -> dict[str, IdsBT]:
         """The batch of ``step``: ``input_ids`` and ``labels``, both (B, T)."""
@@ -94,7 +109,12 @@ class TextTasks:
         ids_BT = np.zeros((phase.batch, phase.length), np.int64)
         labels_BT = np.full_like(ids_BT, IGNORE)
         for row in range(phase.batch):
-            make = self._repeat if rng.random() < self.repeat_share else self._facts
+            kind = rng.random()
+            make = self._facts
+            if kind < self.repeat_share:
+                make = self._repeat
+            elif kind < self.repeat_share + self.number_share and phase.length >= SHORTEST_ROW:
+                make = self._numbers.fill
             make(rng, ids_BT[row], labels_BT[row])
         return {"input_ids": ids_BT, "labels": labels_BT}
 
