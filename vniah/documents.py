@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vniah.text_files import read_text, text_files
+
 
 def read_documents(spec: str) -> list[tuple[str, str]]:
     """(name, text) of every non-empty document, in a fixed order.
@@ -18,8 +20,8 @@ def read_documents(spec: str) -> list[tuple[str, str]]:
     """
     path = Path(spec).expanduser()
     if path.is_file() or path.is_dir():
-        files = [path] if path.is_file() else sorted(path.glob("*.txt"))
-        found = [(file.name, _read(file)) for file in files]
+        files = [path] if path.is_file() else text_files(path)
+        found = [(file.name, read_text(file)) for file in files]
         found = [(name, text) for name, text in found if text.strip()]
         if not found:
             raise FileNotFoundError(f"{spec} holds no .txt file with text in it")
@@ -28,13 +30,6 @@ def read_documents(spec: str) -> list[tuple[str, str]]:
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{spec!r} is no folder or file here; expected one, or a Hub dataset owner/name:column")
     return list(_from_hub(repo, column or "text"))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); re-encode it") from None
 
 
 def _from_hub(repo: str, column: str) -> Iterator[tuple[str, str]]:

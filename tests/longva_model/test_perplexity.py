@@ -70,7 +70,7 @@ def test_what_cannot_be_measured_is_said(length: int, stride: int | None, said: 
 
 def test_documents_from_a_folder_a_file_and_nowhere(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("second", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("first", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first", encoding="utf-8-sig")
     (tmp_path / "c.txt").write_text("  \n", encoding="utf-8")
     assert read_documents(str(tmp_path)) == [("a.txt", "first"), ("b.txt", "second")]
     assert read_documents(str(tmp_path / "b.txt")) == [("b.txt", "second")]

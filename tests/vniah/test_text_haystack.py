@@ -47,12 +47,17 @@ def test_folder_is_read_in_name_order_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"Second here.\r\nYes.")
     (tmp_path / "a.txt").write_bytes("\ufeffFirst, caf\u00e9.".encode())
     (tmp_path / "c.md").write_text("not this")
+    (tmp_path / "._a.txt").write_bytes(b"\xff")  # what macOS leaves beside files on other disks
+    (tmp_path / "empty.txt").touch()
     haystack = open_text_haystack(str(tmp_path))
     expected = "First, caf\u00e9.\n\nSecond here.\nYes.\n\n"
     assert text_of(haystack) == expected
     assert haystack.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
     assert haystack.num_chars == len(expected)
-    (tmp_path / "a.txt").write_text("Other.")
+    assert text_of(open_text_haystack(str(tmp_path / "b.txt"))) == "Second here.\nYes.\n\n"
+    (tmp_path / "a.txt").rename(tmp_path / "A.TXT")
+    assert text_of(open_text_haystack(str(tmp_path))) == expected
+    (tmp_path / "A.TXT").write_text("Other.")
     assert open_text_haystack(str(tmp_path)).fingerprint != haystack.fingerprint
 
 

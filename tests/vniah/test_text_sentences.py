@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vniah.text import prose
-from vniah.text.sentences import MAX_CHARS, split_sentences
+from vniah.text.sentences import MAX_CHARS, PIECE_CHARS, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,14 @@ def test_a_text_without_ends_is_cut_within_the_bound(filler: str) -> None:
     text = filler * (5 * MAX_CHARS // len(filler))
     pieces = split_sentences(text)
     assert "".join(pieces) == text
-    assert max(map(len, pieces)) <= MAX_CHARS
+    assert max(map(len, pieces)) <= PIECE_CHARS
     if filler == "word ":
         assert all(piece.startswith((" ", "word")) and "wor" not in piece.split()[-1][:-4] for piece in pieces)
+
+
+def test_a_long_sentence_is_whole() -> None:
+    sentence = "It was long" + " and long" * ((MAX_CHARS - 20) // 9) + "."
+    assert split_sentences(f"{sentence} The end.") == [sentence, " The end."]
 
 
 def test_built_in_prose_is_what_the_splitter_finds() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from vniah import hub
 from vniah.text import prose
 from vniah.text.sentences import split_sentences
+from vniah.text_files import read_text, text_files
 
 ESSAYS = "baber/paul_graham_essays"
 BUILTIN = "builtin"
@@ -46,7 +47,7 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
     """Open a haystack.
 
     Args:
-        spec: a folder of .txt files, a Hub dataset id, or ``builtin[:seed]``. Empty is the paper's, Paul
+        spec: a folder of .txt files, one text file, a Hub dataset id, or ``builtin[:seed]``. Empty is the paper's, Paul
             Graham's essays from the Hub, and built-in prose with a note where the Hub cannot be reached.
 
     Raises:
@@ -69,6 +70,8 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return from_folder(folder)
+    if folder.is_file():
+        return from_texts(str(folder), [read_text(folder)])
     if not folder.exists() and _HUB_ID.fullmatch(spec):
         return from_hub(spec)
     raise FileNotFoundError(
@@ -103,16 +106,10 @@ def from_folder(folder: Path) -> TextHaystack:
         FileNotFoundError: no .txt file there.
         ValueError: naming a file that is not UTF-8.
     """
-    paths = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    paths = text_files(folder)
     if not paths:
         raise FileNotFoundError(f"no .txt files in {folder}; a text haystack is a folder with at least one")
-    texts = []
-    for path in paths:
-        try:
-            texts.append(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
-    return from_texts(str(folder), texts)
+    return from_texts(str(folder), [read_text(path) for path in paths])
 
 
 def from_hub(repo_id: str) -> TextHaystack:

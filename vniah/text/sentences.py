@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 
-# A piece without any sentence end (code, tables) is cut at white space before this many characters,
-# so that a depth is never missed by more.
-MAX_CHARS = 2000
+# What runs longer without a sentence end (code, tables, verse) is no sentence and is cut at white space into pieces
+# of at most PIECE_CHARS, so that short lengths hold some and a depth is not missed by much.
+MAX_CHARS = 1000
+PIECE_CHARS = 250
 
 _SHORT = "mr mrs ms dr prof st sr jr vs etc cf eg ie e.g i.e al approx inc ltd co corp dept est fig no vol ed p pp"
 _ABBREVIATIONS = frozenset(_SHORT.split())
@@ -70,11 +71,13 @@ def _border(text: str, end: int) -> int:
 
 
 def _limit(piece: str) -> list[str]:
-    """Cut a piece longer than ``MAX_CHARS`` at white space (anywhere, if it has none)."""
+    """A piece no longer than ``MAX_CHARS`` as it is; a longer one cut at white space (anywhere, if it has none)."""
+    if len(piece) <= MAX_CHARS:
+        return [piece] if piece else []
     pieces = []
-    while len(piece) > MAX_CHARS:
+    while len(piece) > PIECE_CHARS:
         # A line break stays with what is before it, a space goes with what is behind it, as at sentence ends.
-        cut = piece.rfind("\n", 0, MAX_CHARS) + 1 or max(0, piece.rfind(" ", 0, MAX_CHARS)) or MAX_CHARS
+        cut = piece.rfind("\n", 0, PIECE_CHARS) + 1 or max(0, piece.rfind(" ", 0, PIECE_CHARS)) or PIECE_CHARS
         pieces.append(piece[:cut])
         piece = piece[cut:]
     return [*pieces, piece] if piece else pieces
