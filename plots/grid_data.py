@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from vniah.results import Run
 from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+from vniah.text.score import DISTRACTOR
 
 EFFECTIVE_AT = 0.9
 
@@ -35,6 +36,8 @@ class GridData:
         control: mean over all controls; ``None`` where none was scored.
         train_length: the backbone's training length in ``unit``; ``None`` if not known.
         missing: how many scores the grid lacks.
+        mistakes: wrong answers, and those of them that were a distractor's; ``None`` where there were no
+            distractors, or nothing says what was answered.
     """
 
     name: str
@@ -50,6 +53,7 @@ class GridData:
     control: float | None
     train_length: float | None
     missing: int
+    mistakes: tuple[int, int] | None = None
 
     @property
     def summary(self) -> str:
@@ -64,10 +68,14 @@ class GridData:
 
     @property
     def caption(self) -> str:
-        """What the figure's small print says: control, training length, holes."""
+        """What the figure's small print says: control, kinds of mistakes, training length, holes."""
         parts = []
         if self.control is not None:
             parts.append(f"no-needle control {self.control:.3f}")
+        if self.mistakes is not None:
+            wrong, distracted = self.mistakes
+            share = f"{distracted:,} of {wrong:,} wrong answers were" if wrong else "no wrong answer was"
+            parts.append(f"{share} a distractor's")
         if self.train_length is not None:
             place = "" if self.line_position() is not None else ", outside this grid"
             parts.append(f"dotted line: training length {long_label(self.train_length, self.unit)}{place}")
@@ -121,7 +129,17 @@ def grid_data(run: Run) -> GridData:
         control=control_mean(run.cells),
         train_length=run.train_frames,
         missing=sum(run.missing().values()),
+        mistakes=_mistakes(run),
     )
+
+
+def _mistakes(run: Run) -> tuple[int, int] | None:
+    """Wrong answers of text NIAH, and how many of them gave a distractor's number (paper section 9)."""
+    tempted = [cell for cell in run.placed if cell.extra.get("distractors") and "mistake" in cell.extra]
+    if not tempted:
+        return None
+    wrong = [cell for cell in tempted if not cell.correct]
+    return len(wrong), sum(cell.extra["mistake"] == DISTRACTOR for cell in wrong)
 
 
 def length_label(value: int, unit: str) -> str:

@@ -13,7 +13,7 @@ from run_files import small_run
 
 from vniah.plots.grid_data import GridData, grid_data, to_csv, to_text
 from vniah.plots.published import read_published
-from vniah.results import Run
+from vniah.results import Run, ScoredCell
 
 
 def with_line(frames: tuple[int, ...], length: float) -> GridData:
@@ -88,6 +88,22 @@ def test_the_terminal_table_fits_80_columns_and_holds_every_number() -> None:
     assert [float(one) for one in lines[5].split()[2:]][9] == 0.4
     assert lines[8].split()[0] == "mean"
     assert max(map(len, lines)) <= 82
+
+
+def test_mistakes_are_told_where_there_were_distractors() -> None:
+    run = small_run()
+
+    def as_text(cell: ScoredCell, distractors: list[str]) -> ScoredCell:
+        kind = "" if cell.correct else "distractor" if cell.depth_percent == 0 else "other"
+        return dataclasses.replace(cell, extra={"mistake": kind, "distractors": distractors})
+
+    tempted = dataclasses.replace(run, cells=tuple(as_text(cell, ["London"]) for cell in run.cells))
+    assert grid_data(tempted).mistakes == (4, 2)
+    assert "; 2 of 4 wrong answers were a distractor's" in grid_data(tempted).caption
+    right = dataclasses.replace(tempted, cells=tuple(cell for cell in tempted.cells if cell.num_frames < 16))
+    assert "no wrong answer was a distractor's" in grid_data(right).caption
+    alone = dataclasses.replace(run, cells=tuple(as_text(cell, []) for cell in run.cells))
+    assert "distractor" not in grid_data(alone).caption
 
 
 def test_text_grids_count_in_thousands_of_tokens() -> None:
