@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hub_server import LoopbackHub
+from hub_tables import card, parquet, zipped
 from PIL import Image
 from video_files import write_video
 
@@ -40,46 +39,6 @@ def picture(seed: int) -> Image.Image:
 
 def write_videos(folder: Path) -> list[Path]:
     return [write_video(folder / f"{number}.mp4", number, num_frames=9) for number in range(2)]
-
-
-def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as the Hub holds them; a column of PIL images is one of ``datasets``' images."""
-    import datasets
-
-    columns = {key for row in rows for key, value in row.items() if isinstance(value, Image.Image)}
-    table = datasets.Dataset.from_list([{key: _png(value) for key, value in row.items()} for row in rows])
-    for column in sorted(columns):
-        table = table.cast_column(column, datasets.Image())
-    out = io.BytesIO()
-    table.to_parquet(out)
-    return out.getvalue()
-
-
-def _png(value: Any) -> Any:
-    if not isinstance(value, Image.Image):
-        return value
-    out = io.BytesIO()
-    value.save(out, "png")
-    return {"bytes": out.getvalue(), "path": None}
-
-
-def zipped(files: Mapping[str, Path]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, path in files.items():
-            archive.writestr(name, path.read_bytes())
-    return out.getvalue()
-
-
-def card(**configs: str) -> str:
-    """A dataset card that names configurations and their only split, ``name="split"``."""
-    if not configs:
-        return "---\n---\n"
-    entries = [
-        {"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}-*"}]}
-        for name, split in configs.items()
-    ]
-    return f"---\nconfigs: {json.dumps(entries)}\n---\n"
 
 
 def grade(body: dict[str, Any]) -> bytes:
@@ -126,14 +85,7 @@ def serve_images(hub: LoopbackHub) -> None:
 
 
 def serve_videos(hub: LoopbackHub, videos: Sequence[Path]) -> None:
-    def serve(repo: str, task: str, name: str, rows: list[dict[str, Any]], **configs: str) -> None:
-        """``name`` says where in the archive the video of a document is."""
-        table = f"{next(iter(configs))}/test-0.parquet" if configs else "data/test-0.parquet"
-        archive = {name.format(number): videos[which] for number, which in enumerate(VIDEOS[task])}
-        files: dict[str, bytes | str | Path] = {"README.md": card(**configs), table: parquet(rows)}
-        files["videos.zip"] = zipped(archive)
-        hub.add_repo(repo, files)
-
+    """The data sets of ``VIDEOS``, in the layout of lmms-eval's own tasks."""
     options = ["A. one.", "B. two.", "C. three.", "D. four."]
     about = {"duration": "short", "domain": "Knowledge", "sub_category": "Travel", "task_type": "OCR Problems"}
     videomme = [
@@ -144,15 +96,50 @@ def serve_videos(hub: LoopbackHub, videos: Sequence[Path]) -> None:
         {"video_name": f"{n}.mp4", "question": "Which?\n(A) a\n(B) b", "answer": "A", "task_type": "plotQA"}
         for n in range(2)
     ]
+    _serve(hub, videos, "lmms-eval/Video-MME", "videomme", "data/v{}.mp4", videomme)
+    _serve(hub, videos, "sy1998/MLVU_dev", "mlvu_dev", "{}.mp4", mlvu)
+    serve_table_8(hub, videos)
+
+
+def serve_table_8(hub: LoopbackHub, videos: Sequence[Path]) -> None:
+    """NExT-QA, ActivityNet-QA, VideoChatGPT and Video-DD; the last two are about the same videos."""
     choices = {f"a{place}": f"choice {place}" for place in range(5)}
-    nextqa = [{"video": n, "question": "why?", "answer": 1, "qid": str(n), "type": "CW", **choices} for n in range(2)]
+    about = [{"video": n, "question": "why?", "qid": str(n), "type": "CW"} for n in range(2)]
+    nextqa = {
+        "MC": [{**row, "answer": 1, **choices} for row in about],
+        "OE": [{**row, "answer": "to play", "additional_ref_answer": "for fun"} for row in about],
+    }
     activity = [
         {"video_name": f"x{n}", "question": "who is it", "answer": "me", "question_id": str(n), "type": "3"}
         for n in range(2)
     ]
     detail = [{"video_name": f"d{n}", "question": "Describe it.", "answer": "Rain."} for n in range(2)]
-    serve("lmms-eval/Video-MME", "videomme", "data/v{}.mp4", videomme)
-    serve("sy1998/MLVU_dev", "mlvu_dev", "{}.mp4", mlvu)
-    serve("lmms-eval/NExTQA", "nextqa_mc_test", "NExTVideo/{}.mp4", nextqa, MC="test")
-    serve("lmms-eval/ActivityNetQA", "activitynetqa", "all_test/v_x{}.mp4", activity)
-    serve("lmms-lab/VideoDetailDescription", "video_dc499", "Test_Videos/d{}.mp4", detail)
+    # Two questions on one video, which are compared with each other.
+    pair = [{"video_name": "d0", "question_1": "None", "question_2": "None", "answer": "Rain."} for _ in range(2)]
+    pair[0]["question_1"], pair[1]["question_2"] = "Does it rain?", "Is it wet?"
+    chat = {"Generic": detail, "Temporal": detail, "Consistency": pair}
+    _serve(hub, videos, "lmms-eval/NExTQA", "nextqa_mc_test", "NExTVideo/{}.mp4", nextqa)
+    _serve(hub, videos, "lmms-eval/ActivityNetQA", "activitynetqa", "all_test/v_x{}.mp4", activity)
+    _serve(hub, videos, "lmms-eval/VideoChatGPT", "video_dc499", "Test_Videos/d{}.mp4", chat)
+    _serve(hub, videos, "lmms-lab/VideoDetailDescription", "video_dc499", "Test_Videos/d{}.mp4", detail)
+
+
+def _serve(
+    hub: LoopbackHub,
+    videos: Sequence[Path],
+    repo: str,
+    task: str,
+    name: str,
+    rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """One repository of split "test": its table, or one a configuration, and an archive of the videos of ``task``.
+
+    Args:
+        name: where in the archive the video of a document is.
+    """
+    tables = rows if isinstance(rows, Mapping) else {"data": rows}
+    configs = dict.fromkeys(rows, "test") if isinstance(rows, Mapping) else {}
+    files: dict[str, bytes | str | Path] = {"README.md": card(**configs)}
+    files |= {f"{config}/test-0.parquet": parquet(table) for config, table in tables.items()}
+    files["videos.zip"] = zipped({name.format(number): videos[which] for number, which in enumerate(VIDEOS[task])})
+    hub.add_repo(repo, files)

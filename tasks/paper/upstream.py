@@ -1,22 +1,31 @@
-"""lmms-eval's own tasks within `longva_paper`: what must be mended for them to run without a login or a judge.
+"""lmms-eval's own tasks within `longva_paper`: what must be mended for them to run without a login, judge or extra.
 
 - Their YAML asks for a Hub login (`token: True`), which fails for a user without one although the data sets
   are public. The group's YAML gives `dataset_kwargs` without it.
 - Some read HF_HOME without a default; naming ``HF_HOME`` of this module sets it to the Hub library's own.
 - Table 8's judged tasks (ActivityNet-QA, VideoChatGPT, Video-DD) count 0 when no OpenAI key is set. Here
   they are "not scored" instead. With OPENAI_API_KEY they are scored by lmms-eval as ever.
+- NExT-QA's WUPS needs WordNet through packages that lmms-eval does not bring by itself. Without them it raises
+  once every answer of the run is there, and the whole run is lost; here that one score is "not scored".
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_log = logging.getLogger(__name__)
 NOT_SCORED = "not scored"
 REASON = "no judge: set OPENAI_API_KEY (and OPENAI_API_URL) for lmms-eval's own judged tasks"
+NO_WORDNET = (
+    "no WordNet: pip install 'lmms-eval[metrics]', and "
+    "python -m nltk.downloader wordnet punkt_tab averaged_perceptron_tagger_eng"
+)
 
 
 def __getattr__(name: str) -> str:
@@ -34,6 +43,12 @@ def _upstream(task: str, function: str) -> Callable[..., Any]:
     return found
 
 
+@functools.cache
+def _say_once(task: str, reason: str) -> None:
+    """Once a reason, not once a metric."""
+    _log.warning("%s: %s (%s)", task, NOT_SCORED, reason)
+
+
 def guarded_process(task: str, function: str, metrics: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
     """Upstream's ``process_results`` where there is a judge, else every metric unscored."""
 
@@ -49,13 +64,28 @@ def guarded_aggregate(task: str, function: str) -> Callable[..., Any]:
     """Upstream's aggregation, or "not scored" when answers have no score."""
 
     def aggregate(items: list[Mapping[str, Any]], args: Any) -> Any:
-        if any("unscored" in item for item in items):
+        reason = next((item["unscored"] for item in items if "unscored" in item), None)
+        if reason is not None:
+            _say_once(task, reason)
             return NOT_SCORED
         upstream = _upstream(task, function)
         return upstream(items, args) if "args" in inspect.signature(upstream).parameters else upstream(items)
 
     return aggregate
 
+
+def nextqa_oe_process(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
+    """Upstream's WUPS of one answer; unscored where a package or the data of NLTK is not there."""
+    try:
+        return dict(_upstream("nextqa", "nextqa_process_results")(doc, results))
+    except (NameError, ImportError, LookupError) as error:
+        # NLTK says LookupError of data that it lacks. A column that is missing is another matter.
+        if isinstance(error, (KeyError, IndexError)):
+            raise
+        return {"WUPS": {"unscored": NO_WORDNET, "response": results[0] if results else ""}}
+
+
+nextqa_oe_score = guarded_aggregate("nextqa", "nextqa_aggregate_results")
 
 activitynetqa_process = guarded_process(
     "activitynetqa", "activitynetqa_process_results", ("gpt_eval_score", "gpt_eval_accuracy")

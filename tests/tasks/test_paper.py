@@ -98,6 +98,30 @@ def test_with_a_key_upstream_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert upstream.activitynetqa_score([found["gpt_eval_score"]], None) == 4
 
 
+@pytest.mark.parametrize("error", [NameError("lemmatize_sentence"), LookupError("Resource wordnet not found")])
+def test_without_wordnet_wups_is_not_scored(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def upstreams(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        raise KeyError("type") if "type" not in doc else error
+
+    module = types.ModuleType("lmms_eval.tasks.nextqa.utils")
+    module.nextqa_process_results = upstreams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = upstream.nextqa_oe_process({"type": "CW"}, ["to play"])
+    assert found["WUPS"]["response"] == "to play" and "lmms-eval[metrics]" in found["WUPS"]["unscored"]
+    assert upstream.nextqa_oe_score([found["WUPS"]], None) == "not scored"
+    with pytest.raises(KeyError):
+        upstream.nextqa_oe_process({}, ["to play"])
+
+
+def test_with_wordnet_wups_is_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("lmms_eval.tasks.nextqa.utils")
+    module.nextqa_process_results = lambda doc, results: {"WUPS": {"0": 0.5, "0.9": 0.25, "qtype": "CW"}}  # type: ignore[attr-defined]
+    module.nextqa_aggregate_results = lambda results: 100 * results[0]["0"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = upstream.nextqa_oe_process({}, ["to play"])
+    assert upstream.nextqa_oe_score([found["WUPS"]], None) == 50.0
+
+
 def test_every_guarded_function_exists_upstream(hf_home: None) -> None:
     for task, functions in {
         "activitynetqa": ["process_results", "aggregate_score", "aggregate_accuracy"],
@@ -107,6 +131,7 @@ def test_every_guarded_function_exists_upstream(hf_home: None) -> None:
             "aggregate_consistency",
         ],
         "video_detail_description": ["process_results_generic", "aggregate_score"],
+        "nextqa": ["process_results", "aggregate_results"],
     }.items():
         for function in functions:
             assert callable(upstream._upstream(task, f"{task}_{function}"))
