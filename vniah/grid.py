@@ -7,11 +7,12 @@ Knows nothing about images, prompts or models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 PAPER_FRAMES = "200-3000:200"
 PAPER_DEPTHS = "0-100:20"
+_MOST_VALUES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,20 @@ class Grid:
                     yield Cell(num_frames, None, needle_id)
 
 
-def parse_range(spec: str, what: str) -> tuple[int, ...]:
+def parse_range(
+    spec: str, what: str, *, number: Callable[[str], int] = int, example: str = "'4,8,12' or '200-3000:200'"
+) -> tuple[int, ...]:
     """Parse ``"4,8,12"`` or ``"200-3000:200"`` (stop included when the step meets it).
 
     Args:
         spec: comma list of whole numbers and ranges ``start-stop[:step]``.
         what: the name used in the error.
+        number: reads one number; raises ValueError for what is none.
+        example: of both forms, for the error.
 
     Raises:
-        ValueError: naming the piece, the spec and the two forms that are read.
+        ValueError: naming the piece, the spec and the two forms that are read; or so many values that no one
+            means it.
     """
     values: set[int] = set()
     for piece in str(spec).split(","):
@@ -111,18 +117,19 @@ def parse_range(spec: str, what: str) -> tuple[int, ...]:
             span, _, step = piece.partition(":")
             # A leading '-' is a sign and not a range, so that "-5" is refused as negative.
             start, dash, stop = span.partition("-") if not span.startswith("-") else (span, "", "")
-            if dash:
-                stride = int(step) if step else 1
-                if stride < 1 or int(stop) < int(start):
-                    raise ValueError
-                values.update(range(int(start), int(stop) + 1, stride))
-            elif step:
+            if not dash and step:
                 raise ValueError
-            else:
-                values.add(int(start))
+            first, stride = number(start), number(step) if step else 1
+            last = number(stop) if dash else first
+            if stride < 1 or last < first:
+                raise ValueError
         except ValueError:
             raise ValueError(
-                f"cannot read {piece!r} in {what} {str(spec)!r}; expected whole numbers such as "
-                "'4,8,12' or a rising range such as '200-3000:200'"
+                f"cannot read {piece!r} in {what} {str(spec)!r}; expected whole numbers, or a rising range with a "
+                f"step, such as {example}"
             ) from None
+        found = range(first, last + 1, stride)
+        if len(found) > _MOST_VALUES:
+            raise ValueError(f"{piece!r} in {what} {str(spec)!r} is {len(found):,} values; give a larger step")
+        values.update(found)
     return tuple(sorted(values))

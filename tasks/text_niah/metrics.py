@@ -34,7 +34,7 @@ def sample_metrics(
         book: the task's.
         row: the cell's row.
         correct: whether the answer is right.
-        details: what the model told: predicted, predicted_ids, answer_ids, answer_logprobs.
+        details: what the model told: predicted, predicted_ids, answer_ids, answer_logprobs, prompt_tokens.
         teacher_forced: whether ``details`` come of teacher forcing.
     """
     composed = book.compose(cell_of(row))
@@ -49,16 +49,18 @@ def sample_metrics(
         "control": control,
     }
     needle = composed.needle
+    # A model may put a mark before every prompt (a BOS token), which moves all that follows.
+    shift = int(details.get("prompt_tokens", composed.num_tokens)) - composed.num_tokens
     full = {
         **brief,
-        "num_tokens": composed.num_tokens,
+        "num_tokens": composed.num_tokens + shift,
         "haystack_tokens": composed.haystack_tokens,
         "haystack_repeats": round(composed.source.repeats(composed.haystack_tokens), 3),
         "length_unit": composed.source.measure.unit,
-        "needle_index": needle.index if needle else None,
+        "needle_index": needle.index + shift if needle else None,
         "needle_fraction": needle.fraction if needle else None,
-        "needles": [_place(one) for one in composed.placed if one.insert.is_needle],
-        "distractors": [_place(one) for one in composed.placed if not one.insert.is_needle],
+        "needles": [_place(one, shift) for one in composed.placed if one.insert.is_needle],
+        "distractors": [_place(one, shift) for one in composed.placed if not one.insert.is_needle],
         "question": row["question"],
         "answer": row["answer"],
         "predicted": details.get("predicted", ""),
@@ -80,11 +82,11 @@ def sample_metrics(
     return found
 
 
-def _place(placed: Placed) -> dict[str, Any]:
+def _place(placed: Placed, shift: int) -> dict[str, Any]:
     return {
         "city": placed.insert.city,
         "number": placed.insert.number,
-        "index": placed.index,
+        "index": placed.index + shift,
         "fraction": placed.fraction,
     }
 

@@ -17,7 +17,7 @@ import pytest
 from vniah.requests import Tokens
 from vniah.scored_rows import read_cells
 from vniah.scoring import ScoredPair
-from vniah.text import TextPrompt
+from vniah.text import PREFIX, TextPrompt
 
 pytest.importorskip("lmms_eval")
 
@@ -211,6 +211,24 @@ def test_a_model_that_tells_no_details_is_scored_all_the_same(oracle: Any, manag
     one = next(one for one in samples(results, "text_niah_3") if not one["correct"])
     assert one["predicted_ids"] == [] and one["mistake"] == "other"
     assert figure(results, "text_niah_3", "text_niah_acc") == 0.5
+
+
+def test_a_mark_before_every_prompt_moves_all_positions(
+    tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longva_model.lmms_model import LongVARing
+
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    monkeypatch.setenv("TEXT_NIAH_LENGTHS", "500")
+    monkeypatch.setenv("TEXT_NIAH_SAMPLES", "1")
+    nano = LongVARing(pretrained="nano", device="cpu", journal=str(tmp_path / "journal.jsonl"))
+    results = evaluate(nano, manager, "text_niah_3")
+    told = [json.loads(line)["result"]["prompt_tokens"] for line in (tmp_path / "journal.jsonl").open()]
+    assert sorted(told) == sorted(one["num_tokens"] for one in every(results, "text_niah_3"))
+    prefix = len(nano.backend.token_ids(PREFIX))
+    first = next(one for one in every(results, "text_niah_3") if one["depth_percent"] == 0)
+    assert first["needle_index"] == first["needles"][0]["index"] == 1 + prefix  # the mark, then the prefix
+    assert nano.backend.template.bos == "<bos>"
 
 
 def test_variants(oracle: Any, manager: Any) -> None:

@@ -48,6 +48,11 @@ def test_a_bad_spec_names_the_piece(spec: str) -> None:
         parse_range(spec, "frames")
 
 
+def test_a_range_that_no_one_means_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="'0-100000000000' in depths .* is 100,000,000,001 values"):
+        parse_range("0-100000000000", "depths")
+
+
 @pytest.mark.parametrize(
     ("frames", "depths", "said"), [("0,4", "0", "positive, got 0"), ("4", "0,101", "got 101"), ("4", "-5", "got -5")]
 )

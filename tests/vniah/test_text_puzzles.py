@@ -119,7 +119,13 @@ def test_puzzles_that_cannot_be_made(options: dict[str, object], message: str) -
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
-    [("1000,2000", (1000, 2000)), ("32K", (32000,)), ("32k-128K:32K", (32000, 64000, 96000, 128000)), ("8", (8,))],
+    [
+        ("1000,2000", (1000, 2000)),
+        ("32K", (32000,)),
+        ("32k-128K:32K", (32000, 64000, 96000, 128000)),
+        ("8", (8,)),
+        ("1M,8", (8, 10**6)),
+    ],
 )
 def test_lengths(spec: str, expected: tuple[int, ...]) -> None:
     assert parse_lengths(spec) == expected
@@ -129,6 +135,11 @@ def test_lengths(spec: str, expected: tuple[int, ...]) -> None:
 def test_lengths_that_are_none(spec: str) -> None:
     with pytest.raises(ValueError, match="length"):
         parse_lengths(spec)
+
+
+def test_a_bad_length_is_named_as_it_was_written() -> None:
+    with pytest.raises(ValueError, match=r"cannot read '1\.5K' in lengths '4K, 1\.5K'.*'32K-512K:32K'"):
+        parse_lengths("4K, 1.5K")
 
 
 def test_settings_read_environment_over_metadata_over_the_papers() -> None:

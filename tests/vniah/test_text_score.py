@@ -70,6 +70,8 @@ def test_generated_variants() -> None:
     assert recalled(multi.answer, multi) == 1.0
     assert recalled(f"{first}, {third}, {third}", multi) == pytest.approx(2 / 3)
     assert recalled("", multi) == 0.0
+    assert recalled(f"{first[:3]}x{first[4:]}, {second}, {third}", multi) == pytest.approx(2 / 3)
+    assert recalled(f"The 3 numbers are {first}, {second} and {third}.", multi) == 1.0
 
     keys = make_puzzle(CELL, seed=1, variant="keys", num_needles=3, num_distractors=3)
     assert generated_correct("Singapore, lima and Nairobi", keys, "keys")

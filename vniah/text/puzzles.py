@@ -93,15 +93,22 @@ def question_text(city: str = NEEDLE_CITY) -> str:
 
 
 def parse_lengths(spec: str) -> tuple[int, ...]:
-    """Lengths in tokens: ``"32000-512000:32000"`` or ``"32K-512K:32K"``, K for thousands.
+    """Lengths in tokens: ``"32000-512000:32000"`` or ``"32K-1M:32K"``, K for thousands and M for millions.
 
     Raises:
         ValueError: naming the piece that is not a number or a range.
     """
-    lengths = parse_range(re.sub(r"(?<=\d)[kK]\b", "000", str(spec)), "lengths")
+    lengths = parse_range(str(spec), "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
     if lengths[0] < 1:
         raise ValueError(f"a length is a positive number of tokens, got {lengths[0]}")
     return lengths
+
+
+def _tokens(text: str) -> int:
+    found = re.fullmatch(r"\s*(-?\d+)([kKmM]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]
 
 
 def make_puzzle(

@@ -46,9 +46,17 @@ def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
 
 
 def recalled(predicted: str, puzzle: Puzzle) -> float:
-    """The share of the asked numbers that an answer gives, each at its place, 0 to 1."""
+    """The share of the asked numbers that an answer gives, each at its place, 0 to 1.
+
+    Places are those between commas, where there are as many as numbers: one that is garbled must not move the
+    others. Else they are those among the numbers of 7 digits.
+    """
     wanted = numbers_in(puzzle.answer)
-    found = numbers_in(predicted)
+    pieces = predicted.split(", ")
+    if len(pieces) == len(wanted):
+        found = [stated_number(piece) for piece in pieces]
+    else:
+        found = [number for number in numbers_in(predicted) if len(number) == 7]
     return sum(got == right for got, right in zip(found, wanted, strict=False)) / len(wanted) if wanted else 0.0
 
 
