@@ -49,7 +49,7 @@ def test_a_bad_spec_names_the_piece(spec: str) -> None:
 
 
 def test_a_range_that_no_one_means_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="'0-100000000000' in depths .* is 100,000,000,001 values"):
+    with pytest.raises(ValueError, match=r"'0-100000000000' in depths .* is 100,000,000,001 values"):
         parse_range("0-100000000000", "depths")
 
 
