@@ -18,7 +18,7 @@ class ModelShape:
     """The decoder's sizes.
 
     ``tokens_per_frame`` is 144 for LongVA (24x24 patches pooled 2x2). ``kv_bytes`` is the size of one
-    number in the KV cache (2 for bf16).
+    number in the KV cache (2 for bf16). ``tied``: the head's weights are the embedding's.
     """
 
     layers: int
@@ -30,6 +30,7 @@ class ModelShape:
     vocab: int
     tokens_per_frame: int = 144
     kv_bytes: int = 2
+    tied: bool = False
 
     @property
     def decoder_params(self) -> int:
@@ -59,7 +60,7 @@ SHAPES = {
         layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocab=32064
     ),
     "nano": ModelShape(
-        layers=3, hidden=128, intermediate=352, heads=4, kv_heads=2, head_dim=32, vocab=192, tokens_per_frame=4
+        layers=3, hidden=128, intermediate=352, heads=4, kv_heads=2, head_dim=32, vocab=298, tokens_per_frame=4
     ),
 }
 

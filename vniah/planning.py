@@ -14,6 +14,7 @@ from typing import Any
 from vniah.flops import (
     SHAPES,
     ModelShape,
+    TokenCount,
     estimate_tokens,
     longest_path,
     plain_flops,
@@ -90,7 +91,7 @@ def make_plan(
     shape: ModelShape,
     *,
     chunk_tokens: int = 8192,
-    count: Callable[[str], int] = estimate_tokens,
+    count: TokenCount = estimate_tokens,
 ) -> Plan:
     """Add up a run on a model of ``shape``.
 
@@ -112,7 +113,7 @@ def make_plan(
         plain_flops=plain_flops(RequestTree(cells), shape, count),
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
-        weight_bytes=shape.kv_bytes * (shape.decoder_params + 2 * shape.vocab * shape.hidden),
+        weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),
         chunk_bytes=chunk * width * shape.kv_bytes,
         logits_bytes_plain=4 * longest * shape.vocab,
     )
@@ -122,29 +123,78 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
     """A model's shape: a name of ``SHAPES``, or a checkpoint folder's config.json.
 
     Raises:
-        ValueError: neither; names the shapes that are known.
+        ValueError: neither (names the shapes that are known), or a config that is no language model's.
     """
     if model in SHAPES:
         return SHAPES[model]
-    path = Path(model).expanduser() / "config.json"
+    folder = Path(model).expanduser()
+    path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = _read_config(path)
     text = config.get("text_config") or config
-    heads = int(text["num_attention_heads"])
-    vision = config.get("vision_config") or {}
     if tokens_per_frame is None:
+        vision = config.get("vision_config") or _tower_config(folder, config.get("mm_vision_tower"))
         side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
         tokens_per_frame = (
             side // int(config.get("mm_spatial_pool_stride") or config.get("spatial_pool_stride") or 2)
         ) ** 2
-    return ModelShape(
-        layers=int(text["num_hidden_layers"]),
-        hidden=int(text["hidden_size"]),
-        intermediate=int(text["intermediate_size"]),
-        heads=heads,
-        kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
-        vocab=int(text["vocab_size"]),
-        tokens_per_frame=tokens_per_frame,
-    )
+    try:
+        heads = int(text["num_attention_heads"])
+        return ModelShape(
+            layers=int(text["num_hidden_layers"]),
+            hidden=int(text["hidden_size"]),
+            intermediate=int(text["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
+            vocab=int(text["vocab_size"]),
+            tokens_per_frame=tokens_per_frame,
+            tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error} and is no language model's; give the folder of one") from None
+
+
+def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
+    """Token ids of a text by the tokenizer.json of a checkpoint folder; ``None`` where there is none.
+
+    Raises:
+        ValueError: a tokenizer.json that cannot be read.
+    """
+    path = Path(model).expanduser() / "tokenizer.json"
+    if model in SHAPES or not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} is not a tokenizer that can be read ({error}); copy it again") from None
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object; expected a model's config")
+    return config
+
+
+def _tower_config(folder: Path, name: Any) -> dict[str, Any]:
+    """The config of the tower that a released checkpoint names, if it lies beside it; else nothing."""
+    for base in (folder, folder.parent) if name else ():
+        path = base / str(name) / "config.json"
+        if path.is_file():
+            tower = _read_config(path)
+            found: dict[str, Any] = tower.get("vision_config") or tower
+            return found
+    return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from vniah.cli import app
 from vniah.flops import SHAPES
 from vniah.gpus import get_gpu
 from vniah.grid import Grid
-from vniah.planning import grid_requests, make_plan, shape_of
+from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
 
 NEEDLES = [(f"n{number}", "What is it?" * 10, "Panda") for number in range(5)]
 
@@ -41,6 +42,57 @@ def test_a_shape_is_read_from_either_layout(tmp_path: Path) -> None:
         shape = shape_of(str(tmp_path))
         assert (shape.layers, shape.kv_heads, shape.head_dim) == (2, 4, 2)
     assert shape.tokens_per_frame == 4
+
+
+def test_the_tower_is_that_beside_the_checkpoint(tmp_path: Path) -> None:
+    text = {
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 4,
+        "vocab_size": 9,
+    }
+    released = {**text, "mm_vision_tower": "openai/tower", "tie_word_embeddings": True}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(released))
+    assert shape_of(str(tmp_path / "model")).tokens_per_frame == 144
+    (tmp_path / "openai/tower").mkdir(parents=True)
+    (tmp_path / "openai/tower/config.json").write_text(json.dumps({"image_size": 28, "patch_size": 7}))
+    shape = shape_of(str(tmp_path / "model"))
+    assert shape.tokens_per_frame == 4
+    cells, controls = grid_requests(Grid.parse("4", "50"), NEEDLES)
+    assert make_plan(cells, controls, shape).weight_bytes == 2 * (shape.decoder_params + 9 * 8)
+
+
+def test_the_shipped_models_shape_is_the_one_that_is_known() -> None:
+    from longva_model.engine.loading import nano_folder
+
+    assert shape_of(str(nano_folder())) == SHAPES["nano"]
+
+
+def test_configs_of_other_things_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    for text, said in (("{", "is not JSON"), ("[]", "holds no object"), ('{"num_attention_heads": 2}', "no language")):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=f"config.json .*{said}"):
+            shape_of(str(tmp_path))
+
+
+def test_text_is_counted_by_the_checkpoints_tokenizer(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(shared / "parity" / "LongVA-tiny-unires")
+    encode = checkpoint_tokens(folder)
+    assert encode is not None and encode("<|im_end|>") == [600] and checkpoint_tokens("LongVA-7B") is None
+    # What is not given is read as a run reads it.
+    monkeypatch.setenv("VNIAH_FRAMES", "3,8")
+    monkeypatch.setenv("VNIAH_DEPTHS", "0-100:30")
+    output = CliRunner().invoke(app, ["plan", "--model", folder, "--needles", "2"]).output
+    assert "3,8 frames, depths 0-100:30 %" in output and f"by the tokenizer in {folder}" in output
+    monkeypatch.setenv("TEXT_NIAH_SAMPLES", "3")
+    output = CliRunner().invoke(app, ["plan", "--model", folder, "--text", "1K,2K"]).output
+    assert "depths 0-100:10 %" in output and "66 (2)" in output
+    # Prompts are a sentence shorter at most, and longer by template and needle.
+    found = re.search(r"longest prompt\s+([\d,]+) tokens", output)
+    assert found is not None and 2000 < int(found[1].replace(",", "")) < 2200
 
 
 def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> None:

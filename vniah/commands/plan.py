@@ -8,19 +8,19 @@ import typer
 
 if TYPE_CHECKING:
     from vniah.requests import Request
-    from vniah.text import TextSettings
+    from vniah.text import Encode, TextSettings
 
 
 def command(
     model: Annotated[str, typer.Option(help="A known shape (LongVA-7B, ...) or a checkpoint folder.")] = "LongVA-7B",
-    frames: Annotated[str, typer.Option(help="Frame counts, as VNIAH_FRAMES.")] = "200-3000:200",
-    depths: Annotated[str, typer.Option(help="Depths in percent, as VNIAH_DEPTHS.")] = "0-100:20",
+    frames: Annotated[str, typer.Option(help="Frame counts, as VNIAH_FRAMES, which is the default.")] = "",
+    depths: Annotated[str, typer.Option(help="Depths in percent, as VNIAH_DEPTHS or TEXT_NIAH_DEPTHS.")] = "",
     needles: Annotated[int, typer.Option(help="Number of needles.", min=1)] = 5,
     gpu: Annotated[str, typer.Option(help="GPU to estimate time for.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
     text: Annotated[str, typer.Option(help="Plan text NIAH at these lengths instead, as TEXT_NIAH_LENGTHS.")] = "",
-    samples: Annotated[int, typer.Option(help="Text NIAH: numbers a cell.", min=1)] = 5,
+    samples: Annotated[int | None, typer.Option(help="Text NIAH: numbers a cell, as TEXT_NIAH_SAMPLES.", min=1)] = None,
     distractors: Annotated[int, typer.Option(help="Text NIAH: distractors a prompt.", min=0, max=6)] = 0,
     shared_distractors: Annotated[
         bool, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
@@ -28,31 +28,43 @@ def command(
 ) -> None:
     """Show cells, tokens, FLOPs, memory and time of a grid before running it.
 
-    The tree computes each shared prefix once; the figures beside it are one forward a cell.
+    The tree computes each shared prefix once; the figures beside it are one forward a cell. What is not given is
+    read from the environment, as a run reads it. A checkpoint folder's tokenizer counts the text.
     """
+    import functools
+    from dataclasses import replace
+
+    from vniah.flops import estimate_tokens
     from vniah.gpus import UTILISATION, get_gpu
     from vniah.grid import Grid
-    from vniah.planning import grid_requests, make_plan, shape_of
+    from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
+    from vniah.settings import Settings
     from vniah.text import TextSettings
 
     shape, device = shape_of(model), get_gpu(gpu)
+    encode = checkpoint_tokens(model)
     if text:
-        settings = TextSettings(
+        settings = TextSettings.read()
+        settings = replace(
+            settings,
             lengths=text,
-            depths=depths,
-            samples=samples,
+            depths=depths or settings.depths,
+            samples=samples or settings.samples,
             haystack="builtin",
             num_distractors=distractors,
-            shared_distractors=shared_distractors,
+            shared_distractors=shared_distractors or settings.shared_distractors,
         )
-        cells, controls = _text_requests(settings)
-        what = f"text NIAH {text} tokens, {distractors} distractors"
+        cells, controls = _text_requests(settings, encode)
+        what = f"text NIAH {text} tokens, depths {settings.depths} %, {distractors} distractors"
     else:
+        asked = Settings.read()
+        frames, depths = frames or asked.frames, depths or asked.depths
         grid = Grid.parse(frames, depths)
         question = "\nFind the frame of the needle. What is it?\nAnswer the question using a single word or phrase."
         cells, controls = grid_requests(grid, [(f"needle{n}", f"{question} ({n})", "Panda") for n in range(needles)])
         what = f"V-NIAH {frames} frames, depths {depths} %, {needles} needles"
-    plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens)
+    count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
+    plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
     gb = 1e9
     rows = [
         ("cells (and controls)", f"{plan.cells:,} ({plan.controls:,})"),
@@ -60,11 +72,11 @@ def command(
         ("all cells' prompts", f"{plan.prompt_tokens:,} tokens"),
         ("FLOPs, one forward a cell", f"{plan.plain_flops:.3e}"),
         ("FLOPs, tree", f"{plan.tree_flops:.3e} ({plan.plain_flops / plan.tree_flops:.2f}x fewer)"),
-        ("KV cache of the longest", f"{plan.kv_bytes / gb:.1f} GB ({shape.kv_bytes_per_token:,} bytes a token)"),
-        ("weights", f"{plan.weight_bytes / gb:.1f} GB"),
-        ("one prefill chunk", f"{plan.chunk_bytes / gb:.1f} GB"),
-        ("peak memory, about", f"{plan.peak_bytes / gb:.1f} GB"),
-        ("logits never made", f"{plan.logits_bytes_plain / gb:.1f} GB (fp32, full vocabulary, longest prompt)"),
+        ("KV cache of the longest", f"{_size(plan.kv_bytes)} ({shape.kv_bytes_per_token:,} bytes a token)"),
+        ("weights", f"{_size(plan.weight_bytes)}"),
+        ("one prefill chunk", f"{_size(plan.chunk_bytes)}"),
+        ("peak memory, about", f"{_size(plan.peak_bytes)}"),
+        ("logits never made", f"{_size(plan.logits_bytes_plain)} (fp32, full vocabulary, longest prompt)"),
         (f"time, tree, {gpus} x {gpu}", _clock(plan.seconds(device, plan.tree_flops) / gpus)),
         (f"time, plain, {gpus} x {gpu}", _clock(plan.seconds(device, plan.plain_flops) / gpus)),
     ]
@@ -85,15 +97,20 @@ def command(
         f"  times assume {UTILISATION:.0%} of the maker's {device.tflops:.0f} dense bf16 TFLOP/s; "
         "the vision tower is in no figure"
     )
+    print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
 
 
-def _text_requests(settings: TextSettings) -> tuple[list[Request], list[Request]]:
-    """The task's own prompts over built-in prose, with lengths estimated: the sharing is that of a run."""
-    from vniah.text import TextBook
+def _text_requests(settings: TextSettings, encode: Encode | None) -> tuple[list[Request], list[Request]]:
+    """The task's own prompts over built-in prose: the sharing is that of a run."""
+    from vniah.text import Measure, TextBook, TextSource, open_text_haystack
 
-    book = TextBook(settings)
+    book = TextBook(settings, TextSource(open_text_haystack("builtin"), Measure(encode)))
     pairs = list(zip(book.cells, book.requests(), strict=True))
     return [one for cell, one in pairs if not cell.is_control], [one for cell, one in pairs if cell.is_control]
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _clock(seconds: float) -> str:
