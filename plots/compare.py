@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from vniah.plots.grid_data import long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
+from vniah.plots.run_notes import distinct_grids, left_out, limits
 from vniah.plots.table_formats import TextTable
-from vniah.results import Run
+from vniah.results import NOT_SCORED, Run
 from vniah.run_reader import model_args
 from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 
@@ -21,11 +22,24 @@ MISSING = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One column of a comparison: a name and a value for each row that it has one for."""
+    """One column of a comparison.
+
+    Attributes:
+        name: its head.
+        values: by row; rows may be missing.
+        unscored: rows that were measured and not scored.
+        published: whether it is the paper's.
+        kind: what may be subtracted from it, if not everything: the same kind (distractors, frames).
+    """
 
     name: str
     values: dict[str, float]
+    unscored: frozenset[str] = frozenset()
     published: bool = False
+    kind: str | int | None = None
+
+    def cell(self, row: str, digits: int) -> str:
+        return NOT_SCORED if row in self.unscored else _number(self.values.get(row), digits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +56,19 @@ class Comparison:
     apart: frozenset[str] = frozenset()
 
     def pairs(self) -> list[tuple[Measured, Measured]]:
-        """Whom to subtract from whom: each of ours minus each published; without any, minus the first of ours."""
+        """Whom to subtract from whom: each of ours minus each published; without any, minus the first of ours.
+
+        Kinds keep to themselves, unless none of ours has a partner of its own.
+        """
         ours = [one for one in self.columns if not one.published]
         published = [one for one in self.columns if one.published]
         if published:
-            return [(one, other) for one in ours for other in published]
-        return [(one, ours[0]) for one in ours[1:]]
+            every = [(one, other) for one in ours for other in published]
+            return [(one, other) for one, other in every if other.kind in (None, one.kind)] or every
+        first: dict[str | int | None, Measured] = {}
+        for one in ours:
+            first.setdefault(one.kind, one)
+        return [(one, first[one.kind]) for one in ours if first[one.kind] is not one]
 
     def table(self) -> TextTable:
         """The comparison as strings, differences last."""
@@ -56,7 +77,7 @@ class Comparison:
         head += [f"{one.name} \N{MINUS SIGN} {other.name}" for one, other in pairs]
         rows = []
         for label, digits in self.rows.items():
-            cells = [_number(one.values.get(label), digits) for one in self.columns]
+            cells = [one.cell(label, digits) for one in self.columns]
             for one, other in pairs:
                 a, b = one.values.get(label), other.values.get(label)
                 if a is None or b is None or label in self.apart:
@@ -119,7 +140,7 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
 
 def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison:
     """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
-    everyone = [*ours, *theirs]
+    everyone = [*distinct_grids(ours), *theirs]
     scores = [grid_scores(run.cells) for run in everyone]
     shared = set.intersection(*(set(one) for one in scores))
     differ = any(set(one) != shared for one in scores)
@@ -136,51 +157,67 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Com
         if control is not None:
             values["no-needle control"] = control
         values |= {long_label(length, unit): mean for length, mean in column_means(run.cells).items()}
-        columns.append(Measured(name=run.name, values=values, published=index >= len(ours)))
+        columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
     rows = {"mean": 3, **({common: 3} if differ and shared else {}), effective: 0}
     if any("no-needle control" in column.values for column in columns):
         rows["no-needle control"] = 3
     rows |= {long_label(length, unit): 3 for length in lengths}
     notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
+    notes += limits(ours)
     if differ:
         notes.append("The grids differ: mean and effective length are over each one's own, without a difference.")
     apart = frozenset({"mean", effective, "no-needle control"} if differ else ())
     return Comparison(title=title, rows=rows, columns=tuple(columns), notes=tuple(notes), apart=apart)
 
 
+def _kind(run: Run) -> str | None:
+    """Grids of text NIAH by their distractors, whether teacher-forced or generated; one kind for all V-NIAH."""
+    if run.unit != "tokens":
+        return None
+    plain = run.task.replace("_generate", "")
+    return "text_niah_0" if plain == "text_niah" else plain
+
+
 def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> tuple[Comparison | None, set[str]]:
     """The table's columns for the runs that have any of its metrics, and which labels it used."""
-    ours = ours_by_model(table, runs)
-    if not ours:
-        return None, set()
-    theirs, used = [], set()
-    for label in labels:
-        rows = [row for row in table.rows if label == row.label]
-        if not rows:
-            rows = _rows_of_model(table, label, runs)
+    tasks = {task for column in table.columns for task in column.tasks}
+    runs = [run for run in runs if run.task in tasks]
+    theirs: dict[TableRow, int | None] = {}
+    used = set()
+    for label in labels if runs else ():
+        rows: dict[TableRow, int | None] = {row: None for row in table.rows if label == row.label}
+        rows = rows or _rows_of_model(table, label, runs)
         used |= {label} if rows else set()
-        theirs += rows
-    columns = [Measured(name=name, values=values) for name, values in ours.items()]
-    for row in dict.fromkeys(theirs):
+        theirs = {**rows, **theirs}
+    columns = _ours(table, runs, by_frames=any(theirs.values()))
+    if not columns:
+        return None, set()
+    for row, frames in theirs.items():
         values = {column.name: score for column, score in zip(table.columns, row.scores, strict=True)}
-        columns.append(Measured(name=f"{row.label} (published)", values=values, published=True))
-    shown = {column.name for measured in columns for column in table.columns if column.name in measured.values}
+        columns.append(Measured(name=f"{row.label} (published)", values=values, published=True, kind=frames))
+    shown = {name for measured in columns for name in (*measured.values, *measured.unscored)}
     rows_shown = {column.name: column.digits for column in table.columns if column.name in shown}
-    notes = (f"Published: {table.source}.",) if theirs else ()
-    return Comparison(title=f"{table.title} ({table.unit})", rows=rows_shown, columns=tuple(columns), notes=notes), used
+    notes = [f"Published: {table.source}."] if theirs else []
+    notes += [*left_out(runs), *limits(runs)]
+    title = f"{table.title} ({table.unit})"
+    return Comparison(title=title, rows=rows_shown, columns=tuple(columns), notes=tuple(notes)), used
 
 
-def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> list[TableRow]:
-    """The rows of a bare model name: those with the runs' numbers of frames, or its only one.
+def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableRow, int | None]:
+    """The rows of a bare model name: those with the runs' numbers of frames, each with its number, or its only one.
 
     Raises:
         ValueError: several rows, and no run says how many frames it took.
     """
     rows = [row for row in table.rows if row.model == model]
     wanted = {frames_of(run) for run in runs}
-    matching = [row for row in rows if row.frames in wanted]
-    if matching or len(rows) <= 1:
-        return matching or rows
+    matching: dict[TableRow, int | None] = {
+        row: row.frames for row in rows if isinstance(row.frames, int) and row.frames in wanted
+    }
+    if matching:
+        return matching
+    if len(rows) <= 1:
+        return dict.fromkeys(rows)
     raise ValueError(
         f"{table.source} has several rows of {model}; choose one of {', '.join(row.label for row in rows)}"
     )
@@ -195,25 +232,43 @@ def frames_of(run: Run) -> int | None:
     return None
 
 
-def ours_by_model(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Scores in the table's units by run name, its tasks put together; empty where nothing fits."""
-    found: dict[str, dict[str, float]] = {}
-    for run in runs:
-        for column in table.columns:
-            if run.task in column.tasks and column.metric is not None and column.metric in run.metrics:
-                found.setdefault(run.name, {})[column.name] = run.metrics[column.metric] * column.factor
-    return found
+def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measured]:
+    """Scores in the table's units, one column a run name with its tasks put together; empty where nothing fits.
+
+    Args:
+        by_frames: whether each is to be put beside the published row of its own number of frames.
+    """
+    made = []
+    for name in dict.fromkeys(run.name for run in runs):
+        mine = [run for run in runs if run.name == name]
+        values: dict[str, float] = {}
+        unscored: set[str] = set()
+        for run in mine:
+            for column in table.columns:
+                if run.task not in column.tasks or column.metric is None:
+                    continue
+                if column.metric in run.metrics:
+                    values[column.name] = run.metrics[column.metric] * column.factor
+                elif column.metric in run.unscored:
+                    unscored.add(column.name)
+        if values or unscored:
+            kind = frames_of(mine[0]) if by_frames else None
+            made.append(Measured(name=name, values=values, unscored=frozenset(unscored - values.keys()), kind=kind))
+    return made
 
 
 def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
     """Tasks that the paper does not have: their own metrics side by side."""
     made = []
     for task in dict.fromkeys(run.task for run in runs):
-        these = [run for run in runs if run.task == task and run.metrics]
+        these = [run for run in runs if run.task == task and (run.metrics or run.unscored)]
         if these:
-            columns = tuple(Measured(name=run.name, values=dict(run.metrics)) for run in these)
-            rows = dict.fromkeys((name for run in these for name in run.metrics), 4)
-            made.append(Comparison(title=task, rows=rows, columns=columns))
+            columns = tuple(
+                Measured(name=run.name, values=dict(run.metrics), unscored=frozenset(run.unscored)) for run in these
+            )
+            rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
+            notes = (*left_out(these), *limits(these))
+            made.append(Comparison(title=task, rows=rows, columns=columns, notes=notes))
     if not made:
         raise ValueError("the runs have neither needle cells nor metrics to compare")
     return made

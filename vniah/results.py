@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# What a metric says in place of a value that nobody could give.
+NOT_SCORED = "not scored"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredCell:
@@ -43,6 +46,7 @@ class Run:
         cells: every scored cell, controls included.
         train_frames: the backbone's training length in frames (dotted line), if known.
         metrics: scalar metrics by name.
+        unscored: metrics that have no value because nobody scored them (a judge that was off, say).
         settings: grid, haystack, needles, fingerprints, versions.
     """
 
@@ -52,6 +56,7 @@ class Run:
     cells: tuple[ScoredCell, ...]
     train_frames: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.results import Run, ScoredCell, cells_from_scores
+from vniah.results import NOT_SCORED, Run, ScoredCell, cells_from_scores
 from vniah.scored_rows import read_cells
 
 _RESULTS = re.compile(r"^(?P<date>.+)_results\.json$")
@@ -162,6 +162,9 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
         if task is not None and one != task:
             continue
         samples = evaluation.samples.get(one)
+        values = _mapping(whole.get("results")).get(one)
+        if samples is None and one in _mapping(whole.get("group_subtasks")) and not _metrics(values):
+            continue  # a group without figures of its own
         model = str(whole.get("model_name") or _mapping(whole.get("config")).get("model") or evaluation.folder.name)
         runs.append(
             Run(
@@ -169,7 +172,8 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
                 task=one,
                 model=model,
                 cells=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
-                metrics=_metrics(_mapping(whole.get("results")).get(one)),
+                metrics=_metrics(values),
+                unscored=_unscored(values),
                 settings=_settings(whole, one, evaluation),
             )
         )
@@ -247,6 +251,11 @@ def _metrics(values: Any) -> dict[str, float]:
             if isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one):
                 found[full] = float(one)
     return found
+
+
+def _unscored(values: Any) -> tuple[str, ...]:
+    """The metrics that say "not scored"."""
+    return tuple(key.partition(",")[0] for key, value in _mapping(values).items() if value == NOT_SCORED)
 
 
 def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> dict[str, Any]:

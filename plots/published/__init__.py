@@ -91,8 +91,9 @@ def read_published(name: str) -> Run:
 
 
 def tables() -> tuple[Table, ...]:
-    """Every published table."""
-    return tuple(_table(whole) for whole in _files().values() if whole["kind"] == "table")
+    """Every published table, in the paper's order."""
+    found = [_table(whole) for whole in _files().values() if whole["kind"] == "table"]
+    return tuple(sorted(found, key=lambda table: int(table.name.removeprefix("table"))))
 
 
 def read_table(name: str) -> Table:

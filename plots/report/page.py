@@ -17,8 +17,9 @@ from PIL import Image
 
 from vniah.plots.grid_data import GridData, grid_data, length_label
 from vniah.plots.report.payload import payload, script_json
+from vniah.plots.run_notes import distinct_grids
 from vniah.plots.style import score_colour
-from vniah.results import Run
+from vniah.results import NOT_SCORED, Run
 
 
 def build_page(
@@ -42,6 +43,7 @@ def build_page(
     if not runs:
         raise ValueError("a report needs at least one run")
     title = title or ", ".join(dict.fromkeys(run.name for run in runs))
+    runs = distinct_grids(runs)
     style = _file("report.css") + "\n" + "\n".join(_score_classes())
     script = _file("report.js")
     data = script_json(payload(runs, pictures if pictures is not None else [{} for _ in runs]))
@@ -53,7 +55,8 @@ def build_page(
         ),
         "STYLE": style,
         "NOTES": "".join(f'<p class="note">{_text(note)}</p>' for note in notes),
-        "GRIDS": "\n".join(_run(index, run) for index, run in enumerate(runs)),
+        "GRIDS": "\n".join(_grid_section(index, run) for index, run in _by_task(runs)),
+        "METRICS": "\n".join(_metrics(runs)),
         "SETTINGS": "\n".join(_settings(index, run) for index, run in enumerate(runs)),
         "DATA": data,
         "SCRIPT": script,
@@ -88,19 +91,45 @@ def _score_classes() -> list[str]:
     return rules
 
 
-def _run(index: int, run: Run) -> str:
-    """One run's section: heading, figures and, if it has cells, its grid; its metrics otherwise."""
+def _by_task(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    """The runs with a grid and their places, one task after the other so that its runs stand side by side."""
+    tasks = list(dict.fromkeys((run.unit, run.task) for run in runs))
+    placed = [(index, run) for index, run in enumerate(runs) if run.placed]
+    return sorted(placed, key=lambda one: tasks.index((one[1].unit, one[1].task)))
+
+
+def _grid_section(index: int, run: Run) -> str:
+    """One grid's section: heading, figures and the grid."""
     name = (
         f'<h2 id="run-{index}">{_text(run.name)}</h2><p class="task">{_text(run.task)} &middot; {_text(run.model)}</p>'
     )
-    if run.placed:
-        body = _grid(index, grid_data(run))
-    else:
-        rows = "".join(
-            f"<tr><th scope=row>{_text(key)}</th><td>{value:.4g}</td></tr>" for key, value in run.metrics.items()
+    return f'<section class="run" aria-labelledby="run-{index}">{name}{_grid(index, grid_data(run))}</section>'
+
+
+def _metrics(runs: Sequence[Run]) -> list[str]:
+    """A section for each task without a grid: metrics down, runs side by side."""
+    sections = []
+    others = [run for run in runs if not run.placed]
+    for number, task in enumerate(dict.fromkeys(run.task for run in others)):
+        these = [run for run in others if run.task == task]
+        heads = "".join(f"<th scope=col>{_text(run.name)}</th>" for run in these)
+        rows = []
+        for key in dict.fromkeys(key for run in these for key in (*run.metrics, *run.unscored)):
+            cells = "".join(f"<td>{_value(run, key)}</td>" for run in these)
+            rows.append(f"<tr><th scope=row>{_text(key)}</th>{cells}</tr>")
+        sections.append(
+            f'<section class="run" aria-labelledby="task-{number}"><h2 id="task-{number}">{_text(task)}</h2>'
+            f'<div class="scroll"><table class="metrics" aria-labelledby="task-{number}">'
+            f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
         )
-        body = f'<table class="metrics" aria-labelledby="run-{index}"><tbody>{rows}</tbody></table>'
-    return f'<section class="run" aria-labelledby="run-{index}">{name}{body}</section>'
+    return sections
+
+
+def _value(run: Run, key: str) -> str:
+    if key in run.metrics:
+        # Counts whole, means to four decimals.
+        return f"{run.metrics[key]:.4f}".rstrip("0").rstrip(".")
+    return NOT_SCORED if key in run.unscored else "-"
 
 
 def _grid(index: int, data: GridData) -> str:

@@ -53,10 +53,10 @@
     }
   }
 
-  function needlesOf(frames, depth) {
+  function needlesOf(frames, depth, unit) {
     const found = new Map();
     data.runs.forEach((run, index) => {
-      if (run.aggregate) return;
+      if (run.aggregate || run.unit !== unit) return;
       for (const cell of run.cells[`${frames}/${depth}`] || []) {
         if (!found.has(cell.needle)) found.set(cell.needle, []);
         found.get(cell.needle).push([index, cell]);
@@ -97,10 +97,13 @@
       row(table, "Prediction", one.predicted ?? "");
       row(table, "Log-probabilities", tokens(one));
       if (depth !== "control") {
-        const control = (run.cells[`${frames}/control`] || []).find((other) => other.needle === needle);
+        const controls = run.cells[`${frames}/control`] || [];
+        // Text NIAH draws a new number in every cell and has one control a length.
+        const control = controls.find((other) => other.needle === needle) ?? (controls.length === 1 ? controls[0] : null);
         const told = element("span");
         if (control) told.append(verdict(control), ` ${control.predicted ?? ""}`);
-        else told.textContent = "not scored";
+        if (control && control.needle !== needle) told.append(` (asked for ${control.needle})`);
+        if (!control) told.textContent = "not scored";
         row(table, "No-needle control", told);
       }
       card.append(table);
@@ -127,7 +130,7 @@
     }
     body.append(scores);
     const cards = element("div", undefined, "needles");
-    for (const [needle, scored] of needlesOf(frames, depth)) {
+    for (const [needle, scored] of needlesOf(frames, depth, run.unit)) {
       cards.append(needleCard(needle, scored, Number(frames), depth));
     }
     body.append(cards);

@@ -16,9 +16,19 @@ from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_m
 from vniah.results import Run
 
 
-def metrics_run(task: str, metrics: dict[str, float], *, name: str = "ours", frames: int | None = None) -> Run:
-    settings: dict[str, Any] = {"model": {"model_args": f"pretrained=x,max_frames_num={frames}"}} if frames else {}
-    return Run(name=name, task=task, model="x", cells=(), metrics=metrics, settings=settings)
+def metrics_run(
+    task: str,
+    metrics: dict[str, float],
+    *,
+    name: str = "ours",
+    frames: int | None = None,
+    limit: float | None = None,
+    unscored: tuple[str, ...] = (),
+) -> Run:
+    model: dict[str, Any] = {"model_args": f"pretrained=x,max_frames_num={frames}"} if frames else {}
+    model |= {"limit": limit} if limit else {}
+    settings = {"model": model} if model else {}
+    return Run(name=name, task=task, model="x", cells=(), metrics=metrics, unscored=unscored, settings=settings)
 
 
 def rows_of(comparison: Comparison) -> dict[str, list[str]]:
@@ -89,11 +99,58 @@ def test_one_table_is_filled_by_several_tasks_in_its_own_units() -> None:
         metrics_run("mlvu_longva_dev_choice", {"mlvu_tr": 80.0, "mlvu_m_avg": 50.0}),
         metrics_run("mlvu_longva_dev_generation", {"mlvu_vs": 3.0}),
     ]
-    mlvu, images = compare(runs, ["LongVA@256", "LongVA (UniRes)"])
+    images, mlvu = compare(runs, ["LongVA@256", "LongVA (UniRes)"])
     assert rows_of(images)["AI2D"] == ["70.7", "70.7", "0.0"]
     assert rows_of(images)["MMMU"] == ["40.0", "42.6", "-2.6"]
     assert rows_of(mlvu)["TR"] == ["80.0", "83.3", "-3.3"]
     assert rows_of(mlvu)["VS"] == ["3.00", "3.39", "-0.39"]
+
+
+def test_runs_at_several_frames_stand_beside_their_own_rows() -> None:
+    runs = [metrics_run("videomme_longva", {"videomme_overall": 50.0}, name=f"at {n}", frames=n) for n in (8, 128)]
+    (comparison,) = compare(runs, ["LongVA"])
+    minus = " \N{MINUS SIGN} "
+    heads = comparison.table().head[5:]
+    assert heads == (f"at 8{minus}LongVA@8 (published)", f"at 128{minus}LongVA@128 (published)")
+    assert rows_of(comparison)["Overall"] == ["50.0", "50.0", "47.7", "53.1", "+2.3", "-3.1"]
+    # Rows named one by one are everyone's measure.
+    (comparison,) = compare(runs, ["LongVA@8", "LongVA@384"])
+    assert len(comparison.pairs()) == 4
+
+
+def test_the_three_grids_of_text_niah_keep_apart() -> None:
+    grids = [read_published(f"Qwen2-7B-224K-distractors-{n}") for n in (0, 3, 5)]
+    ours = [dataclasses.replace(grid, name="ours") for grid in grids]
+    names = [f"ours, text_niah_{n}" for n in (0, 3, 5)]
+    (comparison,) = compare(ours)
+    assert comparison.table().head == ("", *names)
+    (comparison,) = compare(ours, ["Qwen2-7B-224K-distractors-3", "Qwen2-7B-224K-distractors-5"])
+    assert [(one.name, other.name) for one, other in comparison.pairs()] == [
+        ("ours, text_niah_3", "Qwen2-7B-224K, 3 distractors (published)"),
+        ("ours, text_niah_5", "Qwen2-7B-224K, 5 distractors (published)"),
+    ]
+    generated = dataclasses.replace(ours[1], task="text_niah_generate_3")
+    assert len(compare([generated], ["Qwen2-7B-224K-distractors-3"])[0].pairs()) == 1
+    (comparison,) = compare([*ours, *(dataclasses.replace(one, name="b") for one in ours)])
+    assert comparison.table().head[7:] == tuple(f"b{n[4:]} \N{MINUS SIGN} {n}" for n in names)
+
+
+def test_what_nobody_scored_says_so() -> None:
+    run = metrics_run("mlvu_longva_dev_generation", {"mlvu_unscored": 2.0}, unscored=("mlvu_vs", "mlvu_g_avg"))
+    rows = rows_of(compare([run], ["LongVA@256"])[0])
+    assert rows["VS"] == ["not scored", "3.39", "-"] and rows["SSC"] == ["-", "5.26", "-"]
+    assert rows_of(compare([run])[0]) == {"VS": ["not scored"], "G-Avg": ["not scored"]}
+    other = metrics_run("other", {}, unscored=("grade",))
+    assert rows_of(compare([other])[0]) == {"grade": ["not scored"]}
+
+
+def test_notes_say_what_a_run_left_out() -> None:
+    metrics = {"videomme_overall": 50.0, "videomme_missing_videos": 1.0, "videomme_missing_questions": 3.0}
+    (comparison,) = compare([metrics_run("videomme_longva", metrics, frames=8, limit=2.0)], ["LongVA"])
+    assert comparison.notes[1:] == (
+        "ours: 3 questions of videomme_longva left out, their videos missing or broken.",
+        "ours: --limit, the first 2 documents of each task.",
+    )
 
 
 def test_a_task_that_the_paper_lacks_shows_its_own_metrics() -> None:

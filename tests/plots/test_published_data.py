@@ -68,10 +68,10 @@ def test_training_lengths_are_the_papers() -> None:
 
 
 def test_tables_are_rectangular_and_name_their_source() -> None:
-    assert [table.name for table in tables()] == ["table10", "table6", "table8", "table9"]
+    assert [table.name for table in tables()] == ["table6", "table8", "table9", "table10"]
     for table in tables():
         number = table.name.removeprefix("table")
-        assert table.source.endswith(f"Table {number}")
+        assert f"Table {number}" in table.source
         assert all(len(row.scores) == len(table.columns) for row in table.rows)
         assert all(column.tasks and column.metric for column in table.columns)
 
@@ -97,5 +97,5 @@ def test_mlvu_averages_are_means_of_their_tasks() -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(ValueError, match=r"no published grid 'x'; expected one of .*LongVA-7B"):
         read_published("x")
-    with pytest.raises(ValueError, match=r"no published table 'table7'; expected one of table10, table6"):
+    with pytest.raises(ValueError, match=r"no published table 'table7'; expected one of table6, table8"):
         read_table("table7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,28 @@ def test_a_published_cell_says_that_only_its_mean_is_known(page: Any) -> None:
     items = [item.text for item in page.find_elements("css selector", "#detail-body li")]
     assert items[2] == "LongVA (published): 2 of 5 right (only the mean is known, not which needles)"
     assert page.find_elements("css selector", ".needle") == []
+
+
+def test_frames_and_tokens_are_not_mixed_up(browser: Any, tmp_path: Path) -> None:
+    """Both grids have the place 4/0; text NIAH's control asked for another number."""
+    frames = read_run(write_evaluation(tmp_path / "a", sample_rows(), model="me/first"))
+    tokens = dataclasses.replace(
+        frames,
+        task="text_niah_0",
+        cells=tuple(
+            dataclasses.replace(cell, needle=f"{cell.needle} {cell.depth_percent}")
+            for cell in frames.cells
+            if cell.needle == "cat"
+        ),
+    )
+    file = tmp_path / "report.html"
+    file.write_text(build_page([frames, tokens]), encoding="utf-8")
+    browser.get(file.as_uri())
+    css(browser, 'table[data-run="0"] td[data-place="4/0"]').click()
+    assert [card.text for card in browser.find_elements("css selector", ".needle h3")] == ["Needle cat", "Needle dog"]
+    css(browser, 'table[data-run="1"] td[data-place="4/0"]').click()
+    assert [card.text for card in browser.find_elements("css selector", ".needle h3")] == ["Needle cat 0"]
+    assert text_of(browser, ".needle tr:last-child td").endswith("(asked for cat None)")
 
 
 def test_it_fits_a_narrow_window(page: Any) -> None:

@@ -142,6 +142,26 @@ def test_pictures_are_small_and_shared_between_runs() -> None:
     assert [run["pictures"] for run in page.data["runs"]] == [{"cat": 0}, {"cat": 0}]
 
 
+def test_tasks_without_a_grid_stand_side_by_side() -> None:
+    def run(name: str, metrics: dict[str, float], *unscored: str, task: str = "mlvu") -> Run:
+        return Run(name=name, task=task, model="m", cells=(), metrics=metrics, unscored=unscored)
+
+    runs = [run("a", {"vs": 3.25, "n": 123456.0}), run("x", {"acc": 1.0}, task="x"), run("b", {"n": 0.0}, "vs")]
+    text = build_page(runs)
+    assert '<h2 id="task-0">mlvu</h2>' in text and '<h2 id="task-1">x</h2>' in text
+    assert "<th scope=col>a</th><th scope=col>b</th>" in text
+    assert "<th scope=row>vs</th><td>3.25</td><td>not scored</td>" in text
+    assert "<th scope=row>n</th><td>123456</td><td>0</td>" in text
+
+
+def test_grids_of_one_run_are_told_apart_and_kept_by_task() -> None:
+    text = read_published("Qwen2-7B-224K-distractors-3")
+    grids = [small_run(name="a"), dataclasses.replace(text, name="a"), small_run(name="b")]
+    page = build_page(grids)
+    assert [run["name"] for run in Page(page).data["runs"]] == ["a, vniah", "a, text_niah_3", "b"]
+    assert re.findall(r'<h2 id="run-(\d)">', page) == ["0", "2", "1"], "one task after the other"
+
+
 def test_runs_of_other_kinds_are_shown_too(tmp_path: Path) -> None:
     metrics = Run(name="m", task="ai2d", model="m", cells=(), metrics={"exact_match": 0.7071})
     text = build_page([metrics, read_published("LongVA-7B"), read_published("Qwen2-7B-224K-distractors-0")])

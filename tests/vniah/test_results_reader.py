@@ -110,6 +110,18 @@ def test_other_tasks_are_runs_with_scalar_metrics_alone(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_groups_without_figures_are_no_runs_and_what_nobody_scored_is_known(tmp_path: Path) -> None:
+    write_metrics(tmp_path, "mlvu", {"mlvu_vs": "not scored", "mlvu_unscored": 2})
+    (file,) = tmp_path.rglob("*_results.json")
+    whole = json.loads(file.read_text())
+    whole["results"] |= {"paper": {" ": " ", "alias": "paper"}, "grids": {"acc,none": 0.5, "alias": "grids"}}
+    whole["group_subtasks"] = {"paper": ["mlvu", "grids"], "grids": ["a", "b"]}
+    file.write_text(json.dumps(whole))
+    mlvu, grids = read_runs(tmp_path)
+    assert (mlvu.task, mlvu.metrics, mlvu.unscored) == ("mlvu", {"mlvu_unscored": 2.0}, ("mlvu_vs",))
+    assert (grids.task, grids.metrics, grids.unscored) == ("grids", {"acc": 0.5}, ())
+
+
 def test_without_logged_samples_the_grid_metric_gives_unnamed_cells(tmp_path: Path) -> None:
     whole = read_run(write_evaluation(tmp_path / "logged", sample_rows()))
     bare = read_run(write_evaluation(tmp_path / "bare", sample_rows(), log_samples=False))

@@ -107,6 +107,7 @@ def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
         task=asked.task,
         train_frames=asked.train_length,
         partial=asked.partial,
+        unit=unit,
     )
     grids = [grid_data(run) for run in runs if run.unit == unit]
     if not grids:

@@ -31,6 +31,7 @@ def command(
     from vniah.plots.published import read_published
     from vniah.plots.report import build_page
     from vniah.plots.report.pictures import needle_pictures
+    from vniah.plots.run_notes import left_out, limits
     from vniah.plots.style import save_text
 
     check_text_output(output, (".html", ".htm"), runs)
@@ -50,7 +51,7 @@ def command(
     for one in published or []:
         shown.append(read_published(one))
         pictures.append({})
-    notes = list(dict.fromkeys(notes))
+    notes = list(dict.fromkeys([*notes, *left_out(shown), *limits(shown)]))
     page = build_page(shown, pictures=pictures, title=title, notes=notes)
     for note in notes:
         print(note)

@@ -60,16 +60,19 @@ def grid_runs(
     task: str | None = None,
     train_frames: float | None = None,
     partial: bool = False,
+    unit: str | None = None,
 ) -> list[Run]:
     """The needle grids of ``paths``, then the published ones, named and with training lengths.
 
-    A path with several grids (the three of text NIAH, say) gives them all, told apart by their tasks.
+    A path with several grids (the three of text NIAH, say) gives them all, told apart by their tasks; or those
+    over ``unit`` ("frames", "tokens"), if it has any.
 
     Raises:
         ValueError: nothing asked for, more names than runs, a training length that is not positive;
             and what ``read_run`` and ``read_published`` raise.
     """
     from vniah.plots.published import read_published
+    from vniah.plots.run_notes import distinct_grids
     from vniah.run_reader import check_complete, read_run, read_runs
 
     if not paths and not published:
@@ -81,15 +84,15 @@ def grid_runs(
     for index, path in enumerate(paths):
         name = names[index] if index < len(names) else None
         grids = [run for run in read_runs(path, name, task=task) if run.placed]
-        if len(grids) < 2:
-            grids = [read_run(path, name, task=task, partial=partial)]
-        else:
-            grids = [replace(run, name=f"{run.name}, {run.task}") for run in grids]
+        if not grids:
+            grids = [read_run(path, name, task=task)]  # which says what is wrong
+        grids = distinct_grids([run for run in grids if unit in (None, run.unit)] or grids)
         for run in grids:
             if not partial:
                 check_complete(run, path)
         groups.append([with_training_length(run, train_frames) for run in grids])
-    ours = [run for group in distinct_names(groups) for run in group]
+    # A grid has every length: how many frames an ordinary video would get tells nothing about it.
+    ours = [run for group in distinct_names(groups, by_frames=False) for run in group]
     return ours + [read_published(name) for name in published]
 
 
@@ -99,7 +102,7 @@ def check_names(paths: Sequence[str], names: Sequence[str]) -> None:
         raise ValueError(f"{len(names)} names (--name) for {len(paths)} runs; give one for each RUN, in order")
 
 
-def distinct_names(groups: Sequence[Sequence[Run]]) -> list[list[Run]]:
+def distinct_names(groups: Sequence[Sequence[Run]], *, by_frames: bool = True) -> list[list[Run]]:
     """Groups of runs (one a RUN argument) with a name of their own each, told apart by frames, else by number."""
     from vniah.plots.compare import frames_of
 
@@ -107,7 +110,7 @@ def distinct_names(groups: Sequence[Sequence[Run]]) -> list[list[Run]]:
         names = [name for group in groups for name in {run.name for run in group}]
         return {name for name in names if names.count(name) > 1}
 
-    twice = repeated(groups)
+    twice = repeated(groups) if by_frames else set()
     named = [
         [
             replace(run, name=f"{run.name}@{frames}") if run.name in twice and (frames := frames_of(run)) else run
