@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,8 @@ from vniah.media import FramesNHWC, FrameSource
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range"]
 _MEMORY_BLOCKS = 8
 _LANES = 8
+# Frames as they come are large (a 4K one 25 MB): what a lane reads of them at once.
+_RAW_BYTES = 64 << 20
 
 
 class FrameTokens(Protocol):
@@ -170,11 +172,12 @@ class FrameEmbeddings:
         A film of several blocks is read at as many places at once as there are cores, where its source can be:
         decoders gain little from threads of their own. Else one thread decodes and one fits.
         """
-        readers = _readers(source, min(os.cpu_count() or 1, _LANES, len(blocks)))
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        readers = _readers(source, min(cores, _LANES, len(blocks)))
         if len(readers) < 2:
-            # Frames as they come are large (a 4K one 25 MB), so no more than one batch of them waits.
+            # No more than one batch of raw frames waits.
             frames = Ahead(self._frames(source, blocks), limit=1, name="decode frames")
-            return [Ahead(self._fit(frames, source, preprocess), limit=2, name="fit frames")]
+            return [Ahead(self._fit_each(frames, source, preprocess), limit=2, name="fit frames")]
         share = -(-BLOCK // self.batch_size)
         return [
             Ahead(self._read_alone(reader, blocks[lane :: len(readers)], preprocess), limit=share, name="read frames")
@@ -182,23 +185,34 @@ class FrameEmbeddings:
         ]
 
     def _read_alone(self, reader: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
+        piece = _raw_frames(reader, self.batch_size)
         with alone():
-            yield from self._fit(self._frames(reader, blocks), reader, preprocess)
+            for start, stop in self._batches(reader, blocks):
+                spans = [(first, min(first + piece, stop)) for first in range(start, stop, piece)]
+                parts = [self._fit(reader.frames(*span), reader, preprocess) for span in spans]
+                yield parts[0] if len(parts) == 1 else torch.cat(parts)
+                del parts
 
-    def _fit(
-        self, frames: Generator[FramesNHWC] | Ahead[FramesNHWC], source: FrameSource, preprocess: str
-    ) -> Generator[torch.Tensor]:
-        # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
-        mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+    def _fit_each(self, frames: Ahead[FramesNHWC], source: FrameSource, preprocess: str) -> Generator[torch.Tensor]:
         with closing(frames):
             for frames_NHWC in frames:
-                yield self.backend.pixels(frames_NHWC, mode)
+                yield self._fit(frames_NHWC, source, preprocess)
+
+    def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
+        # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
+        mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+        return self.backend.pixels(frames_NHWC, mode)
 
     def _frames(self, source: FrameSource, blocks: Sequence[int]) -> Generator[FramesNHWC]:
+        for start, stop in self._batches(source, blocks):
+            yield source.frames(start, stop)
+
+    def _batches(self, source: FrameSource, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Batches of the tower, which do not cross blocks."""
         for index in blocks:
-            stop = index * BLOCK + _rows(source, index)
-            for start in range(index * BLOCK, stop, self.batch_size):
-                yield source.frames(start, min(start + self.batch_size, stop))
+            end = index * BLOCK + _rows(source, index)
+            for start in range(index * BLOCK, end, self.batch_size):
+                yield start, min(start + self.batch_size, end)
 
 
 def block_range(start: int, stop: int) -> range:
@@ -208,6 +222,12 @@ def block_range(start: int, stop: int) -> range:
 
 def _rows(source: FrameSource, index: int) -> int:
     return min(BLOCK, len(source) - index * BLOCK)
+
+
+def _raw_frames(source: FrameSource, most: int) -> int:
+    """How many frames of a source to read at once, up to ``most``."""
+    height, width = getattr(source, "size", (1, 1))
+    return max(1, min(most, _RAW_BYTES // (height * width * 3)))
 
 
 def _readers(source: FrameSource, count: int) -> list[FrameSource]:

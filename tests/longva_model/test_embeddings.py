@@ -338,6 +338,24 @@ def test_several_readers_hold_a_block_each(backend: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("four_cores")
+def test_large_frames_are_read_a_few_at_a_time(backend: Any) -> None:
+    source = ManyReaders(200)
+    source.size = (2160, 3840)
+    batches: list[int] = []
+    encode = backend.encode_pixels
+
+    def counting_encode(pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        batches.append(len(pixels_NHWC))
+        encoded: torch.Tensor = encode(pixels_NHWC)
+        return encoded
+
+    backend.encode_pixels = counting_encode
+    torch.testing.assert_close(read(FrameEmbeddings(backend), source, 0, 200), expected(backend, source, 0, 200))
+    assert max(stop - start for start, stop in source.asked) == 2
+    assert max(batches) == 16
+
+
+@pytest.mark.usefixtures("four_cores")
 def test_errors_and_closing_end_every_reader(backend: Any) -> None:
     with pytest.raises(ValueError, match="frame 300 cannot be decoded"):
         read(FrameEmbeddings(backend), ManyReaders(1000, fails_at=300), 0, 1000)

@@ -156,6 +156,22 @@ def test_a_call_that_goes_on_does_not_open_the_file_again(tmp_path: Path, monkey
     assert len(opened) == 1
 
 
+@pytest.mark.parametrize(("keys", "starts", "openings"), [("keyint=250", [0, 9, 30], 1), ("keyint=2", [0, 9, 30], 3)])
+def test_a_jump_seeks_only_where_a_key_frame_saves_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, starts: list[int], openings: int
+) -> None:
+    path = write_video(tmp_path / "film.mp4", 40, fps=1, x264=f"{keys}:scenecut=0")
+    haystack, expected = VideoHaystack(path), every(path, 1)
+    opened = []
+    decode = haystack._decode
+    monkeypatch.setattr(haystack, "_decode", lambda *span: opened.append(span) or decode(*span))
+    for start in starts:
+        np.testing.assert_array_equal(haystack.frames(start, start + 2), expected[start : start + 2])
+    assert len(opened) == openings
+    # Where one key frame serves the whole film, a second reader would only decode the same again.
+    assert (haystack.reader() is None) == (openings == 1)
+
+
 @pytest.mark.parametrize("turn", QUARTER_TURNS)
 def test_display_matrix_is_applied(tmp_path: Path, turn: str) -> None:
     path = write_video(tmp_path / "a.mp4", 31)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Sampled frames that ``frames`` passes over rather than seek anew.
 _SMALL_GAP = 4
+# Samples of one key frame, at most, for a film to be read at several places.
+_SHORT_RUN = 16
 # Codecs whose pictures say for certain that no other is decoded from them. (In HEVC, one of a higher layer may be.)
 _SPARING_CODECS = ("h264",)
 _indices: dict[tuple[object, ...], VideoIndex] = {}
@@ -88,7 +90,7 @@ class VideoHaystack(Haystack):
             return frames_NHWC
         with self._lock:
             live, self._live = self._live, None  # put back only if nothing fails
-            if live is None or live.process != os.getpid() or not 0 <= start - live.position <= _SMALL_GAP:
+            if live is None or live.process != os.getpid() or not self._goes_on(live.position, start):
                 live = _Live(self._decode(start, len(self)), start)
             for _ in range(start - live.position):
                 next(live.frames)
@@ -99,8 +101,18 @@ class VideoHaystack(Haystack):
             self._live = live if stop < len(self) else None
         return frames_NHWC
 
-    def reader(self) -> VideoHaystack:
-        """With one decoding thread: several readers at different places do more than one of several threads."""
+    def _goes_on(self, position: int, start: int) -> bool:
+        """Whether a decoder at ``position`` comes to ``start`` no later than one that seeks."""
+        gap = start - position
+        return 0 <= gap <= _SMALL_GAP or (gap > 0 and not self.index.key_between(position - 1, start))
+
+    def reader(self) -> VideoHaystack | None:
+        """With one decoding thread: several readers at different places do more than one of several threads.
+
+        None where key frames are far apart: each would decode nearly all that the others do.
+        """
+        if self.index.longest_run > _SHORT_RUN:
+            return None
         other = copy.copy(self)
         other.threads = 1
         return other

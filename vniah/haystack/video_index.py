@@ -9,8 +9,10 @@ files without usable timestamps.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -33,7 +35,7 @@ _WRONG_RATE = 0.05
 _IMAGE_FORMATS = ("_pipe", "image2")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoIndex:
     """Attributes:
     stamps: of the sampled frames, in order; a slow video may show one frame for several seconds.
@@ -59,6 +61,17 @@ class VideoIndex:
         """The nearest stamp at or before ``stamp`` that decoding can start from; ``None``: the beginning."""
         at = bisect_right(self.keys, stamp)
         return self.keys[at - 1] if self.timed and at > 1 else None
+
+    def key_between(self, earlier: int, later: int) -> bool:
+        """Whether decoding can start anew between two samples, so that what lies before is not needed."""
+        key = self.key_before(self.stamps[later])
+        return key is not None and key > self.stamps[earlier]
+
+    @functools.cached_property
+    def longest_run(self) -> int:
+        """The most samples that are decoded from one key frame."""
+        runs = Counter(self.key_before(stamp) for stamp in self.stamps)
+        return max(runs.values())
 
 
 def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
