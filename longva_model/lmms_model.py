@@ -194,7 +194,7 @@ class LongVARing(lmms):
         """What a journal line says of its document: its plain fields."""
         doc = self._doc(job.task, job.split, job.doc_id)
         plain = {key: value for key, value in doc.items() if isinstance(value, (str, int, float, bool, type(None)))}
-        return {"task": job.task, "doc_id": job.doc_id, "doc": plain}
+        return {"task": job.task, "model": self.args.pretrained, "doc_id": job.doc_id, "doc": plain}
 
 
 class LongVARingChat(LongVARing):

@@ -23,18 +23,27 @@ def read_cells(path: Path, *, last_wins: bool) -> tuple[ScoredCell, ...]:
     """Every scored cell of a samples file or journal, in file order.
 
     A cell that was scored twice is one cell when both scores agree; when they do not, the later one
-    counts in a journal (``last_wins``), and in a samples file it is an error.
+    counts in a journal (``last_wins``), and in a samples file it is an error. A journal may hold runs of several
+    models, settings or haystacks, since its keys tell them apart; one grid is not made of them.
 
     Raises:
-        ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice.
+        ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice, of another run.
     """
     found: dict[tuple[Any, ...], ScoredCell] = {}
+    settings: set[str] = set()
+    content: dict[tuple[Any, ...], str] = {}
     for number, row in _rows(path, forgive_last=last_wins):
         scored = _from_journal(row, f"{path}, line {number}") or _scored_dict(row)
         if scored is None:
             continue
         cell = _cell(scored, row, f"{path}, line {number}")
         key = (cell.num_frames, cell.depth_percent, cell.needle, cell.extra.get("task"), cell.extra.get("sample"))
+        settings.update({str(row["settings"])} if "settings" in row else ())
+        if len(settings) > 1 or content.setdefault(key, str(row.get("key"))) != str(row.get("key")):
+            raise ValueError(
+                f"{path}, line {number}: lines before it are of another model, haystack or setting, and a journal of "
+                "several runs is no one's grid; read the finished run's samples file, or give each its own journal=PATH"
+            )
         before = found.get(key)
         if before is not None and not last_wins and before.correct != cell.correct:
             raise ValueError(

@@ -27,9 +27,6 @@ from longva_model.prompting import Prompt
 from vniah.journal import Journal, content_key
 from vniah.requests import Frames, Image, Leaf, Request, RequestTree
 
-# Images are held in memory while a window of prompts is run; videos and haystacks are not.
-_WINDOW_PIXELS = 64_000_000
-
 # How jobs are sorted and told apart: task, document, request of the document, sample.
 Order = tuple[str, int, int, int]
 
@@ -130,7 +127,7 @@ class Runner:
             # The first journal ends whole, however many processes there were: it is the one that is read later.
             for job in union:
                 if not journal.holds(plan[job.order].key):
-                    journal.put(plan[job.order].key, found[job.order].as_dict(), **about(job))
+                    self._put(journal, plan[job.order].key, found[job.order].as_dict(), about(job))
         return found
 
     def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
@@ -173,6 +170,10 @@ class Runner:
         """The journal key: all that decides the result, up to rounding."""
         fitted = [sorted(prompt.preprocess.items()), sorted(prompt.videos)]
         return content_key(self.settings_key(), list(prompt.request.segments), fitted, job.leaf)
+
+    def _put(self, journal: Journal, key: str, result: dict[str, Any], about: dict[str, Any]) -> None:
+        """A line of the journal. ``settings`` tells runs apart that share a file, for whoever draws it."""
+        journal.put(key, result, settings=content_key(self.settings_key())[:8], **about)
 
     def run_one(self, prompt: Prompt) -> LeafResult:
         """Run a single prompt in this process, outside any journal.
@@ -253,13 +254,13 @@ class Runner:
                     continue
                 known[index] = found[job.order] = LeafResult(**row)
                 if not journal.holds(keys[job.order]):
-                    journal.put(keys[job.order], row, **about(job))
+                    self._put(journal, keys[job.order], row, about(job))
 
             def done(index: int, result: LeafResult, window: Any = window, keys: Any = keys) -> None:
                 job = window[index][0]
                 found[job.order] = result
                 if journal is not None:
-                    journal.put(keys[job.order], result.as_dict(), **about(job))
+                    self._put(journal, keys[job.order], result.as_dict(), about(job))
 
             if ring:
                 known = work.broadcast(known)

@@ -218,6 +218,14 @@ def test_the_later_of_two_journal_lines_counts(tmp_path: Path) -> None:
     assert [cell.correct for cell in run.cells] == [True]
 
 
+@pytest.mark.parametrize("other", [{"key": "b"}, {"settings": "bf16", "depth_percent": 100}])
+def test_a_journal_of_several_runs_is_no_grid(tmp_path: Path, other: dict[str, object]) -> None:
+    row = {"key": "a", "settings": "fp32", "num_frames": 4, "depth_percent": 0, "needle": "a", "correct": False}
+    assert len(read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, "depth_percent": 50}])).cells) == 2
+    with pytest.raises(ValueError, match=r"line 2: lines before it are of another model.*own journal=PATH"):
+        read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, **other}]), partial=True)
+
+
 def test_two_different_scores_for_one_cell_in_samples_are_an_error(tmp_path: Path) -> None:
     rows = sample_rows()
     other = json.loads(json.dumps(rows[0]))
