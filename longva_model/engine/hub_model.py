@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,31 @@ from longva_model.model_args import ModelArgs
 from vniah.prompts import PromptTemplate, get_template
 
 TEMPLATE_OF_DECODER = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
+
+
+# Settings of a config that decide nothing of what a model computes.
+_IDLE_NAMES = (
+    "transformers_version architectures dtype torch_dtype _name_or_path id2label label2id problem_type return_dict "
+    "output_hidden_states output_attentions use_cache initializer_range initializer_factor chunk_size_feed_forward "
+    "is_encoder_decoder attention_dropout projection_dim"
+)
+_IDLE = frozenset(_IDLE_NAMES.split())
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+
+
+def described(config: Any) -> str:
+    """The settings of a config that decide what a model computes: with other ones, weights are another model."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _IDLE}
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _tokenizer_files(folder: str) -> list[str]:
+    paths = [Path(folder) / name for name in _TOKENIZER_FILES]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 class HubModel(TextMixin):
@@ -31,10 +57,10 @@ class HubModel(TextMixin):
         self.train_tokens = getattr(config, "max_position_embeddings", None)
         self.eos_ids = eos_token_ids(tokenizer, getattr(model, "generation_config", None))
         self.template: PromptTemplate = self._template(args)
-        rope = json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, default=str)
-        parts = (checkpoint.weights_fingerprint(folder), type(self).__name__, self._visual_settings())
-        self._frames_fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self.fingerprint = hashlib.sha256(f"{self._frames_fingerprint}\n{rope}".encode()).hexdigest()[:32]
+        self._frames_fingerprint = _hash(
+            checkpoint.weights_fingerprint(folder), type(self).__name__, self._visual_settings()
+        )
+        self.fingerprint = _hash(self._frames_fingerprint, described(config), *_tokenizer_files(folder))
         self._choose_attention(args)
 
     @property
@@ -42,7 +68,7 @@ class HubModel(TextMixin):
         return self._frames_fingerprint
 
     def _visual_settings(self) -> str:
-        """What besides weights decides visual tokens, such as pooling, which arguments may override."""
+        """What besides weights decides visual tokens: of the tower, the projector and the pooling."""
         return ""
 
     def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:

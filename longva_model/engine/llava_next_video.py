@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.engine.hub_model import HubModel, load_args, load_transformers
+from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
 from longva_model.layout import VisualLayout
 from longva_model.model_args import ModelArgs
 
@@ -49,7 +49,7 @@ class LlavaNextVideoBackend(HubModel):
     def _visual_settings(self) -> str:
         config = self.model.config
         features = (config.vision_feature_layer, config.vision_feature_select_strategy, config.spatial_pool_mode)
-        return f"{self.layout} {features}"
+        return f"{self.layout} {features} {described(config.vision_config)} {config.projector_hidden_act}"
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
         from longva_model.preprocess import fit_frames

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
-from longva_model.engine.hub_model import HubModel, load_args, load_transformers
+from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from longva_model.model_args import ModelArgs
 
@@ -78,7 +78,9 @@ class LongVABackend(HubModel):
         self._finish(folder, args, model, model.language_model, model.lm_head, self.processor.tokenizer)
 
     def _visual_settings(self) -> str:
-        return f"{self.layout} {self.processor.image_mean} {self.processor.image_std}"
+        config, normed = self.model.config, (self.processor.image_mean, self.processor.image_std)
+        tower = (described(config.vision_config), config.vision_feature_layer, config.projector_hidden_act)
+        return f"{self.layout} {normed} {tower}"
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
         from longva_model.preprocess import fit_frames
