@@ -61,7 +61,8 @@ def curves_figure(
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     with paper_style():
         figure = new_figure(min(TEXT_WIDTH, 3.5 * across), 2.1 * down + 0.3)
-        axes = figure.subplots(down, across, squeeze=False)
+        # One scale for all panels: on scales of their own, small differences look like large ones.
+        axes = figure.subplots(down, across, squeeze=False, sharey=True)
         handles: dict[str, Any] = {}
         for index, (title, curves) in enumerate(panels.items()):
             here = axes[index // across][index % across]
@@ -133,7 +134,7 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str) -> Any:
         raise ValueError("no categories to draw")
     thick = 0.8 / len(groups)
     with paper_style():
-        figure = new_figure(TEXT_WIDTH * 0.75, 0.8 + len(categories) * max(0.22, 0.13 * len(groups)))
+        figure = new_figure(TEXT_WIDTH * 0.75, 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups)))
         axes = figure.subplots()
         for index, group in enumerate(groups):
             rows = [at for at, category in enumerate(categories) if category in group.values]
@@ -152,9 +153,11 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str) -> Any:
             )
             axes.bar_label(drawn, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=6)
         axes.set_yticks(range(len(categories)), categories)
-        axes.invert_yaxis()
+        axes.set_ylim(len(categories) - 0.45, -0.55)
         axes.set_xlabel(value_label)
-        axes.margins(x=0.08)
+        # Room for the values beside the bars; an axis from zero even if all are zero.
+        most = max(value for group in groups for value in group.values.values())
+        axes.set_xlim(0, 1.1 * most if most > 0 else 1)
         if len(groups) > 1:
             figure.legend(loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
     return figure

@@ -7,13 +7,15 @@ line is the backbone's training length, placed by value among the columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vniah.plots.grid_data import GridData, length_label
-from vniah.plots.style import TEXT_WIDTH, new_figure, paper_style, save_figure, score_colormap
+from vniah.plots.style import TEXT_WIDTH, ink_on, new_figure, paper_style, save_figure, score_colormap
 
 _POINTS = 72
+_LABEL_WIDTHS = (0.0, 0.64, 1.0, 1.7)  # of a cell's value by its characters, in font sizes
 
 
 def draw_heatmap(
@@ -38,8 +40,9 @@ def draw_heatmap(
 
     scores = np.array([[math.nan if one is None else one for one in row] for row in data.scores], dtype=float)
     labels = np.array([[_cell_label(one) for one in row] for row in data.scores], dtype=object)
-    # "0.8" takes about 1.7 times its font size; below 4 points nobody can read it.
-    font = min(6.5, cell_width * _POINTS * 0.86 / 1.7)
+    # Below 4 points nobody can read it.
+    font = min(6.5, cell_width * _POINTS * 0.86 / max(_LABEL_WIDTHS))
+    readable = font >= 4
     axes.set_facecolor("#e4e4e4")
     axes.patch.set_hatch("////")
     axes.patch.set_edgecolor("#9a9a9a")
@@ -50,7 +53,7 @@ def draw_heatmap(
         vmax=1,
         cmap=score_colormap(),
         mask=np.isnan(scores),
-        annot=labels if font >= 4 else False,
+        annot=labels if readable else False,
         fmt="",
         annot_kws={"fontsize": font},
         linewidths=0.4,
@@ -61,25 +64,35 @@ def draw_heatmap(
         xticklabels=False,
         yticklabels=False,
     )
+    for text, score in zip(axes.texts, (one for row in data.scores for one in row if one is not None), strict=False):
+        text.set_color(ink_on(score))
     _label_ticks(axes, data, cell_width, show_depth=show_depth)
     if colorbar_axes is not None:
         (colorbar_axes.set_xticks if colorbar_across else colorbar_axes.set_yticks)([0, 0.2, 0.4, 0.6, 0.8, 1])
         colorbar_axes.tick_params(length=2)
     position = data.line_position()
     if position is not None:
+        column = min(int(position), len(data.frames) - 1)
+        off_centre = abs(position - column - 0.5) * cell_width * _POINTS
+        widths = [_LABEL_WIDTHS[len(labels[row][column])] for row in range(len(data.depths))]
+        ends = line_ends([readable and width > 0 and off_centre < width * font / 2 + 1.2 for width in widths])
+        downs = [one for start, stop in ends for one in (start, stop, math.nan)]
         # White under black: the dots show on every colour of the scale.
-        axes.axvline(position, color="white", linewidth=2.6, alpha=0.75, zorder=1.5)
-        axes.axvline(position, color="black", linewidth=1.4, linestyle=(0, (1, 1.2)), zorder=1.6)
-        _clear_around_labels(axes, data)
+        for style in (
+            {"color": "white", "linewidth": 2.6, "alpha": 0.75, "zorder": 1.5, "solid_capstyle": "butt"},
+            {"color": "black", "linewidth": 1.4, "linestyle": (0, (1, 1.2)), "zorder": 1.6},
+        ):
+            axes.plot([position] * len(downs), downs, scalex=False, scaley=False, **style)
 
 
-def _clear_around_labels(axes: Any, data: GridData) -> None:
-    """Give each value a rim in its cell's colour, so that a line behind it does not run into the digits."""
-    from matplotlib.patheffects import withStroke
+def line_ends(met: Sequence[bool]) -> list[tuple[float, float]]:
+    """The training-length line from top to bottom, in units of rows, with a gap where it meets a row's value.
 
-    colours, shown = score_colormap(), [one for row in data.scores for one in row if one is not None]
-    for text, score in zip(axes.texts, shown, strict=False):
-        text.set_path_effects([withStroke(linewidth=2.5, foreground=colours(score))])
+    A dot of the line beside a ".8" would be read as part of it.
+    """
+    ends = [end for row, meets in enumerate(met) if meets for end in (row + 0.25, row + 0.75)]
+    ends = [0.0, *ends, float(len(met))]
+    return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 def _cell_label(score: float | None) -> str:

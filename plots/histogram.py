@@ -75,7 +75,7 @@ def sizes_figure(datasets: Sequence[Sizes]) -> Any:
             mesh = here.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r", linewidth=0)
             here.plot([edges[0], GUIDE, GUIDE], [GUIDE, GUIDE, edges[0]], color="black", linewidth=0.8, linestyle=":")
             here.set_title(
-                f"{data.name} ({len(data.sizes):,})\n{data.share_within(GUIDE):.0%} within {GUIDE} x {GUIDE}"
+                f"{data.name}, {len(data.sizes):,} images\n{data.share_within(GUIDE):.0%} within {GUIDE} x {GUIDE}"
             )
             _octave_ticks(here, edges)
             if index + across >= len(datasets):
@@ -86,10 +86,16 @@ def sizes_figure(datasets: Sequence[Sizes]) -> Any:
         for empty in range(len(datasets), down * across):
             axes[empty // across][empty % across].set_axis_off()
         bar = figure.colorbar(mesh, ax=axes, label="images", fraction=0.04, pad=0.02)
-        powers = [10**power for power in range(int(math.log10(most)) + 1)]
-        bar.set_ticks(powers, labels=[f"{power:,}" for power in powers])
+        counted = count_ticks(most)
+        bar.set_ticks(counted, labels=[f"{one:,}" for one in counted])
         bar.minorticks_off()
     return figure
+
+
+def count_ticks(most: int) -> list[int]:
+    """1, 10, 100, ... up to ``most``; 1, 2, 5, 10, ... where those would be too few to read off."""
+    steps = (1, 2, 5) if most < 300 else (1,)
+    return [step * 10**power for power in range(len(str(most))) for step in steps if step * 10**power <= most]
 
 
 def _octave_ticks(axes: Any, edges: NDArray[np.float64]) -> None:

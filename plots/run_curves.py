@@ -13,6 +13,8 @@ from vniah.plots.published import Table
 from vniah.results import Run
 
 _COUNTS = ("_missing_videos", "_missing_questions", "_unusable_questions", "_unscored")
+# A metric's name has no room for an ampersand.
+_SPELT = {"film television": "film & television"}
 _UPPER = {"ocr", "tr", "ar", "vs", "nqa", "er", "pqa", "ssc", "ao", "ac", "sqa", "tqa"}
 
 
@@ -87,6 +89,7 @@ def category_label(key: str, prefix: str = "") -> str:
     if words[-1] == "avg":
         return "-".join(word.capitalize() for word in words)
     text = " ".join(word.upper() if word in _UPPER else word for word in words)
+    text = _SPELT.get(text, text)
     return text[:1].upper() + text[1:]
 
 

@@ -69,6 +69,13 @@ def score_colour(score: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
+def ink_on(score: float) -> str:
+    """Black or white, whichever stands out more from the scale's colour at ``score`` (WCAG's contrast)."""
+    colour = score_colour(score)
+    red, green, blue = ((int(colour[at : at + 2], 16) / 255) ** 2.2 for at in (1, 3, 5))
+    return "black" if (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty figure of so many inches that can save itself; constrained layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

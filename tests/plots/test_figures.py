@@ -15,10 +15,10 @@ from run_files import small_run
 
 from vniah.plots.curves import Bars, Curve, bars_csv, bars_figure, curves_csv, curves_figure
 from vniah.plots.grid_data import grid_data
-from vniah.plots.heatmap import heatmap_figure, save_heatmap
+from vniah.plots.heatmap import heatmap_figure, line_ends, save_heatmap
 from vniah.plots.panels import FIGURE_4, FIGURE_7, panels_figure
 from vniah.plots.published import read_published
-from vniah.plots.style import paper_style, save_figure, save_text, score_colormap, score_colour
+from vniah.plots.style import ink_on, paper_style, save_figure, save_text, score_colormap, score_colour
 
 
 def quad_values(axes: object) -> np.ndarray:
@@ -41,6 +41,22 @@ def test_a_heatmap_draws_its_scores_with_depth_0_on_top_and_the_line_by_value() 
     assert (bar.get_ylim(), axes.collections[0].get_clim()) == ((0, 1), (0, 1))
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == 90 and texts[data.depths.index(60) * 15 + 9] == ".4"
+
+
+def test_the_line_leaves_out_the_values_that_it_would_run_into() -> None:
+    assert line_ends([False, False]) == [(0, 2)]
+    assert line_ends([True, False, True]) == [(0, 0.25), (0.75, 2.25), (2.75, 3)]
+    # Through the middle of a column of ones; beside them, where columns are wide.
+    narrow = panels_figure([grid_data(read_published(name)) for name in FIGURE_7]).axes[1].lines[-1].get_ydata()
+    assert np.isnan(narrow).sum() == 12
+    wide = heatmap_figure(grid_data(read_published("LongVA-7B"))).axes[0].lines[-1].get_ydata()
+    assert wide[:2].tolist() == [0, 6]
+
+
+def test_values_stand_out_from_their_cells() -> None:
+    assert [ink_on(score) for score in (0, 0.4, 1)] == ["white", "black", "black"]
+    axes = heatmap_figure(grid_data(small_run())).axes[0]
+    assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
 
 
 def test_no_line_without_a_training_length_or_outside_the_grid() -> None:
@@ -186,6 +202,7 @@ def test_curves_draw_their_points() -> None:
     assert (ours.get_linestyle(), ours.get_marker()) != (theirs.get_linestyle(), theirs.get_marker())
     assert mark.get_xdata()[0] == 32
     assert long.lines[0].get_color() == ours.get_color(), "one name, one look, in every panel"
+    assert long.get_ylim() == short.get_ylim(), "one scale for all panels"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "LongVA"]
     assert curves_csv(panels, "frames", "accuracy").splitlines()[1:3] == ["Short,ours,8,50", "Short,ours,64,60"]
 
@@ -208,6 +225,8 @@ def test_bars_stand_at_their_categories() -> None:
     assert [(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in a] == [(0, 80), (1, 60)]
     assert [(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bar in b] == [(1, 50), (2, 30)]
     assert a[0].get_hatch() != b[0].get_hatch(), "told apart in grey"
+    (axes,) = bars_figure([Bars(name="none", values={"TR": 0.0})], value_label="accuracy (%)").axes
+    assert axes.get_xlim() == (0, 1), "an axis from zero"
     assert bars_csv(groups, "accuracy").splitlines()[-1] == "b,AO,30"
 
 

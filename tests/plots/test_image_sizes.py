@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vniah.plots.histogram import size_counts, size_edges, sizes_csv, sizes_figure
+from vniah.plots.histogram import count_ticks, size_counts, size_edges, sizes_csv, sizes_figure
 from vniah.plots.image_sizes import Sizes, read_sizes
 
 
@@ -84,7 +84,7 @@ def test_width_runs_across_and_height_up() -> None:
     data = Sizes(name="wide", sizes=((1000, 100),) * 5 + ((100, 100),))
     figure = sizes_figure([data, Sizes(name="small", sizes=((50, 60),))])
     wide, small, *_ = figure.axes
-    assert "wide (6)" in wide.get_title() and "17% within 768 x 768" in wide.get_title()
+    assert "wide, 6 images" in wide.get_title() and "17% within 768 x 768" in wide.get_title()
     drawn = np.ma.filled(wide.collections[0].get_array(), 0)  # (height bins, width bins)
     edges = size_edges([data, Sizes(name="small", sizes=((50, 60),))])
     row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
@@ -93,6 +93,11 @@ def test_width_runs_across_and_height_up() -> None:
     assert wide.get_xlim() == small.get_xlim(), "one scale for all"
     with pytest.raises(ValueError, match="no datasets"):
         sizes_figure([])
+
+
+def test_the_scale_of_counts_can_be_read_off() -> None:
+    assert count_ticks(7) == [1, 2, 5] and count_ticks(40) == [1, 2, 5, 10, 20]
+    assert count_ticks(4000) == [1, 10, 100, 1000]
 
 
 def test_csv_holds_the_bins_that_are_not_empty() -> None:

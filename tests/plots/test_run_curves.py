@@ -51,7 +51,7 @@ def test_categories_are_metrics_without_counts() -> None:
     ("key", "label"),
     [
         ("videomme_ocr_problems", "OCR problems"),
-        ("videomme_film_television", "Film television"),
+        ("videomme_film_television", "Film & television"),
         ("mlvu_m_avg", "M-Avg"),
         ("mlvu_nqa", "NQA"),
     ],
