@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,28 @@ def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(MODULES[stage.kind])
     started = time.time()
-    report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
+    with _threads(getattr(getattr(stage, "train", None), "threads", 0)):
+        report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
     report["wall_seconds"] = round(time.time() - started, 1)
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(folder / DONE, report)
     return dict(report)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """With ``count`` CPU threads for torch; with as many as it has for 0."""
+    if not count:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolver(recipe: Recipe) -> Callable[[str], str]:

@@ -27,6 +27,7 @@ class Train:
         sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
         offload: with fsdp2, keep what is sharded in host memory.
         deepspeed: path of a DeepSpeed config; instead of ``sharding``.
+        threads: CPU threads of this stage, which sums depend on in their last bits; 0 leaves it to the machine.
     """
 
     lr: float
@@ -55,6 +56,7 @@ class Train:
     keep: int = 2
     report_to: tuple[str, ...] = ()
     workers: int = 0
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
@@ -68,8 +70,8 @@ class Train:
             raise ValueError("give either sharding or deepspeed, not both")
         if self.offload and self.sharding == "none":
             raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
-        if self.save_every < 0 or self.warmup < 0 or self.workers < 0:
-            raise ValueError("save_every, warmup and workers must not be negative")
+        if self.save_every < 0 or self.warmup < 0 or self.workers < 0 or self.threads < 0:
+            raise ValueError("save_every, warmup, workers and threads must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The evaluate stage: V-NIAH of a small LongVA on held-out icons in the synthetic film.
 
-The plain way, one forward a cell through the model class, so that a recipe can judge itself without
-lmms-eval; ``lmms-eval --tasks vniah_nano`` scores the same cells through the engine.
+The engine scores it, so that a recipe can judge itself without lmms-eval; ``lmms-eval --tasks vniah_nano`` scores the
+same cells. ``score_grid`` is the plain way, one forward a cell through the model class: what the engine is tested
+against.
 
 Shape legend: F frames, T tokens, D hidden size.
 """
@@ -15,6 +16,9 @@ from vniah.grid import Cell, Grid
 from vniah.prompts import get_template, question_text
 from vniah.training.stages import EvaluateStage
 
+# Beyond the trained length on purpose: what happens there is what is measured.
+_ANY_LENGTH = 1 << 20
+
 
 def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
     """Score the grid and write ``folder/vniah.json``.
@@ -22,25 +26,18 @@ def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Any) -> dict[
     Raises:
         ValueError: the mean over all cells is below ``require_accuracy``.
     """
-    from longva_model import LongVAForConditionalGeneration
     from vniah.training.fit import write_json
-    from vniah.training.loading import load_tokenizer
 
     source = resolve(stage.model_from)
-    tokenizer = load_tokenizer(source)
     grid = Grid.parse(stage.frames, stage.depths)
     needles = f"icons:{stage.needle_seed}:{stage.needles}"
     scored: list[dict[str, Any]] = []
     tried: dict[str, float] = {}
     for rope_theta in stage.rope_thetas or (None,):
-        # Beyond the trained length on purpose: what happens there is what is measured.
-        options: dict[str, Any] = {"max_position_embeddings": 1 << 20}
-        if rope_theta is not None:
-            options["rope_theta"] = rope_theta
-        model = LongVAForConditionalGeneration.from_pretrained(source, **options).eval()
-        found = score_grid(model, tokenizer, grid, haystack=stage.haystack, needles=needles)
-        tried[f"{model.config.rope_theta:g}"] = summary(found)["accuracy"]
-        if not scored or tried[f"{model.config.rope_theta:g}"] > summary(scored)["accuracy"]:
+        found = score_by_tree(source, grid, haystack=stage.haystack, needles=needles, rope_theta=rope_theta)
+        name = "own" if rope_theta is None else f"{rope_theta:g}"
+        tried[name] = summary(found)["accuracy"]
+        if not scored or tried[name] > summary(scored)["accuracy"]:
             scored = found
     report = summary(scored)
     write_json(folder / "vniah.json", {**report, "accuracy_by_rope_theta": tried, "cells": scored})
@@ -49,11 +46,70 @@ def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Any) -> dict[
     return {key: value for key, value in report.items() if not isinstance(value, dict)}
 
 
+def score_by_tree(
+    source: str, grid: Grid, *, haystack: str, needles: str, rope_theta: float | None = None
+) -> list[dict[str, Any]]:
+    """Teacher-forced score of every cell, controls included, by the engine.
+
+    Args:
+        source: folder or Hub id of a LongVA.
+        rope_theta: the RoPE base, if not the model's own.
+
+    Returns:
+        One {"num_frames", "depth_percent", "needle", "correct", "predicted", "answer"} a cell.
+    """
+    import tempfile
+
+    from longva_model.engine.embeddings import FrameEmbeddings
+    from longva_model.engine.engine import TreeEngine
+    from longva_model.engine.loading import load_backend
+    from longva_model.model_args import ModelArgs
+    from longva_model.prompting import build_prompt
+    from vniah.compose import SplicedVideo
+    from vniah.haystack import open_haystack
+    from vniah.needles import open_needles
+    from vniah.requests import RequestTree, Target
+
+    needle_set, film = open_needles(needles), open_haystack(haystack)
+    backend = load_backend(
+        ModelArgs(pretrained=source, dtype="float32", rope_theta=rope_theta, max_length=_ANY_LENGTH, journal="none")
+    )
+    cells, prompts = list(grid.cells(needle_set.ids)), []
+    for cell in cells:
+        needle, index = needle_set.get(cell.needle_id), cell.needle_index
+        placed = {} if index is None else {"needle": needle.image, "needle_index": index}
+        video = SplicedVideo(haystack=film, num_frames=cell.num_frames, **placed)
+        leaf = Target(needle.answer)
+        template = backend.template
+        prompts.append(build_prompt(needle.question, [video], leaf, template, max_frames=cell.num_frames))
+    with tempfile.TemporaryDirectory() as folder:
+        engine = TreeEngine(backend, FrameEmbeddings(backend, Path(folder)))
+        for prompt in prompts:
+            engine.show(prompt)
+        results = engine.run(RequestTree(prompt.request for prompt in prompts), dict(engine.embedder.media))
+    return [
+        scored_cell(cell, result.is_greedy, result.text, needle_set.get(cell.needle_id).answer)
+        for cell, result in zip(cells, results, strict=True)
+    ]
+
+
+def scored_cell(cell: Cell, correct: bool, predicted: str, answer: str) -> dict[str, Any]:
+    """A cell's row in ``vniah.json``."""
+    return {
+        "num_frames": cell.num_frames,
+        "depth_percent": cell.depth_percent,
+        "needle": cell.needle_id,
+        "correct": correct,
+        "predicted": predicted,
+        "answer": answer,
+    }
+
+
 def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles: str) -> list[dict[str, Any]]:
     """Teacher-forced score of every cell, controls included.
 
     Returns:
-        One {"num_frames", "depth_percent", "needle", "correct", "predicted", "answer"} a cell.
+        As ``score_by_tree``.
     """
     import numpy as np
     import torch
@@ -92,16 +148,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
             prompt_TD = torch.cat([*(part for part in parts if len(part)), text(needle.answer)[:-1]])
             logits = model(inputs_embeds=prompt_TD[None], logits_to_keep=len(answer), use_cache=False).logits[0]
         predicted = logits.argmax(-1).tolist()
-        scored.append(
-            {
-                "num_frames": cell.num_frames,
-                "depth_percent": cell.depth_percent,
-                "needle": cell.needle_id,
-                "correct": predicted == answer,
-                "predicted": tokenizer.decode(predicted),
-                "answer": needle.answer,
-            }
-        )
+        scored.append(scored_cell(cell, predicted == answer, tokenizer.decode(predicted), needle.answer))
     return scored
 
 
