@@ -85,6 +85,22 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
     return (total if engine.world_size == 1 else sum(work.gather(total))), count
 
 
+def check_length(documents: Sequence[Sequence[int]], length: int) -> None:
+    """Whether a length can be measured.
+
+    Raises:
+        ValueError: below 2, or no document that long (names the longest).
+    """
+    if length < 2:
+        raise ValueError(f"a context length must be at least 2 tokens, got {length}")
+    longest = max((len(ids) for ids in documents), default=0)
+    if longest < length:
+        raise ValueError(
+            f"no document has {length} tokens (the longest has {longest}); "
+            "ask for shorter lengths, or join the documents"
+        )
+
+
 def measure(
     engine: TreeEngine,
     documents: Sequence[Sequence[int]],
@@ -105,8 +121,7 @@ def measure(
     Raises:
         ValueError: a length below 2, a stride outside 1..length, or no document that long (names the longest).
     """
-    if length < 2:
-        raise ValueError(f"a context length must be at least 2 tokens, got {length}")
+    check_length(documents, length)
     if stride is not None and not 1 <= stride <= length:
         raise ValueError(f"the stride must lie from 1 to the length {length}, got {stride}")
     total, tokens, number = 0.0, 0, 0
@@ -118,11 +133,5 @@ def measure(
             total, tokens, number = total + nll, tokens + count, number + 1
             if on_window is not None:
                 on_window()
-    if not number:
-        longest = max((len(ids) for ids in documents), default=0)
-        raise ValueError(
-            f"no document has {length} tokens (the longest has {longest}); "
-            "ask for shorter lengths, or join the documents"
-        )
     kind = "full context" if stride is None else f"sliding window, stride {stride}"
     return Perplexity(length=length, kind=kind, num_tokens=tokens, num_windows=number, nll=total / tokens)

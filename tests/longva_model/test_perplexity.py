@@ -88,7 +88,7 @@ def test_the_command(shared: Path, tmp_path: Path) -> None:
     arguments = ["perplexity", "--text", str(shared / "data" / "essays"), "--model", str(checkpoint), "--stride", "64"]
     arguments += [
         "--lengths",
-        "64,128",
+        "64,128",  # the shorter one has no sliding window of stride 64
         "--max-windows",
         "2",
         "-o",
@@ -98,7 +98,30 @@ def test_the_command(shared: Path, tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
+    assert "64 tokens: no sliding window" in done.output
     rows = (tmp_path / "p.csv").read_text().splitlines()
     assert rows[0] == "panel,curve,context_length,perplexity"
     assert len(rows) == 1 + 2 + 1
     assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lengths", "16,9999K"], "no document has 9999000 tokens"),
+        (["--lengths", "16,1"], "at least 2 tokens, got 1"),
+        (["--csv", "nowhere/p.csv"], "the folder nowhere does not exist"),
+        (["--csv", "p.txt"], r"ending in \.csv"),
+        (["-o", "p.jpeg"], "cannot tell the format of 'p.jpeg'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    from longva_model.engine import perplexity
+    from vniah.cli import app
+
+    monkeypatch.setattr(perplexity, "window_nll", lambda *_: pytest.fail("measured"))
+    command = ["perplexity", "--text", str(shared / "data" / "essays"), "--lengths", "16", *options]
+    with pytest.raises((ValueError, OSError), match=said):
+        CliRunner().invoke(app, command, catch_exceptions=False)

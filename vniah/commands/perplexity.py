@@ -25,28 +25,38 @@ def command(
 ) -> None:
     """Measure text perplexity at growing context lengths: full context and sliding window.
 
-    Under torchrun with --model-args parallel=ring the sequence is shared over the processes.
+    Under torchrun the sequence is shared over the processes (--model-args parallel=branch: each measures all of it).
     """
     from tqdm import tqdm
 
-    from longva_model.engine.perplexity import measure
+    from longva_model.engine.perplexity import check_length, measure
     from longva_model.engine.runner import Runner
     from longva_model.model_args import ModelArgs, parse_model_args
+    from vniah.commands.run_options import check_text_output
     from vniah.documents import read_documents
+    from vniah.plots.style import check_image_path, save_text
     from vniah.text import parse_lengths
 
     wanted = parse_lengths(lengths)
+    # A long measurement must not end at a folder that is not there.
+    if output is not None:
+        check_image_path(output)
+    check_text_output(csv, (".csv",), [text])
     documents = read_documents(text)
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
-    engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel == "ring")
+    engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel != "branch")
     if join:
         documents = [("joined", "\n\n".join(body for _, body in documents))]
     ids = [runner.backend.token_ids(body) for _, body in documents]
+    for length in wanted:
+        check_length(ids, length)
     found = []
     quiet = runner.rank != 0
     for length in wanted:
         for step in (None, stride or None) if stride else (None,):
             if step is not None and step >= length:
+                if not quiet:
+                    print(f"{length} tokens: no sliding window, whose stride of {step} is not below the length")
                 continue
             limit = max_windows or None
             with tqdm(desc=f"{length} tokens", unit="window", disable=quiet) as bar:
@@ -72,5 +82,4 @@ def command(
         save_curves(panels, output, x_label="Context length (tokens)", y_label="Perplexity", mark_x=inside)
         print(f"wrote {output}")
     if csv is not None:
-        csv.write_text(curves_csv(panels, "context_length", "perplexity"), encoding="utf-8")
-        print(f"wrote {csv}")
+        print(f"wrote {save_text(curves_csv(panels, 'context_length', 'perplexity'), csv)}")
