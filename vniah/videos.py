@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from vniah.archives import safe_extract
+from vniah.haystack.truncation import missing_bytes
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
@@ -149,6 +150,8 @@ def probe(path: Path) -> VideoInfo:
                 if next(container.decode(stream), None) is None:
                     raise ValueError("it ends before its header says")
             fps = float(stream.average_rate or 0.0)
+        if short := missing_bytes(path):
+            raise ValueError(f"it is truncated: {short:,} of its bytes are missing")
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"it does not open: {error.strerror or error}") from None
     return VideoInfo(path=path, duration_s=duration, fps=fps)

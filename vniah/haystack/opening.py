@@ -44,16 +44,18 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
 def open_video(path: str | Path, num_frames: int) -> Haystack:
     """An ordinary video of a prompt: ``num_frames`` frames evenly over all of it, every frame when it has fewer.
 
+    Where a frame cannot be decoded, the one before it stands in (see ``damaged``).
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a video, no frames, or truncated.
     """
-    from vniah.haystack.video import VideoHaystack
+    from vniah.haystack.damaged import PromptVideo
 
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no video at {path}")
-    return VideoHaystack(path, evenly=num_frames)
+    return PromptVideo(path, num_frames)
 
 
 def _open_body(body: str, decoder: str) -> Haystack:

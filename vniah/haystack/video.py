@@ -40,6 +40,10 @@ _SPARING_CODECS = ("h264",)
 _indices: dict[tuple[object, ...], VideoIndex] = {}
 
 
+class DamagedVideoError(ValueError):
+    """A frame of a video cannot be decoded."""
+
+
 class VideoHaystack(Haystack):
     """A video sampled at one frame a second.
 
@@ -131,7 +135,7 @@ class VideoHaystack(Haystack):
             yield previous[1]
             position += 1
         if position < stop:
-            raise ValueError(
+            raise DamagedVideoError(
                 f"{self.path}: only {position} of {len(self)} sampled frames could be read; "
                 "the file is damaged, fetch or copy it again"
             )

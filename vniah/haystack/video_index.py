@@ -97,7 +97,13 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
         times, keys, complete = _packet_times(container, stream)
     timed = complete and len(times) > 0 and _starts_and_ends_as(path, times, keys)
     if not timed:
-        decoded = _decode_times(path)
+        try:
+            decoded = _decode_times(path)
+        except ValueError:
+            if evenly is None or not complete or not times:
+                raise
+            # A prompt's video is shown as far as it decodes: its packets say what frames there should be.
+            return _sample_evenly(times, True, tuple(sorted(keys)), rate or guess or Fraction(1), codec, evenly)
         # Timestamps that rise from frame to frame can be trusted even if the packets' could not.
         known = [time for time in decoded if time is not None]
         rising = len(known) == len(decoded) and all(early < late for early, late in itertools.pairwise(known))
