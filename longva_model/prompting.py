@@ -196,12 +196,19 @@ def _split_placeholders(text: str) -> list[str]:
 
 
 def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf) -> Prompt:
+    """The prompt of these segments, empty texts left out.
+
+    Raises:
+        ValueError: nothing is left to compute on.
+    """
     media: dict[str, Any] = {}
     preprocess: dict[str, str] = {}
     for part in parts:
         media.update(part.media)
         preprocess.update(part.preprocess)
     kept = tuple(segment for segment in segments if not (isinstance(segment, Text) and not segment.text))
+    if not kept:
+        raise ValueError("a prompt is empty: no text, no visual, and the model's template adds nothing; ask something")
     return Prompt(
         request=Request(kept, leaf),
         media=media,

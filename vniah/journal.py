@@ -19,6 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+_FIRST = b'{"key": "'
+
 
 def content_key(*parts: Any) -> str:
     """A stable hash of dataclasses, mappings and plain values: the key of a journal line."""
@@ -51,15 +53,24 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], also: Sequence[str | os.PathLike[str]] = ()) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise IsADirectoryError(f"the journal {self.path} is a folder; give a file with journal=PATH")
         self._lock = FileLock(str(self.path) + ".lock")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
                 f"the journal {self.path} is in use by another process; wait for it to end, "
                 "or give this run its own with journal=PATH"
             ) from None
+        except OSError as error:
+            # A file system without locks raises one too.
+            raise OSError(
+                error.errno,
+                f"cannot open the journal: {error.strerror}; choose another place with journal=PATH, or journal=none",
+                str(self.path),
+            ) from error
         try:
             self._rows = {key: row for other in also for key, row in _read(Path(other))[0].items()}
             own = self._load()
@@ -139,7 +150,8 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """The rows of a journal by key, and the length of what is whole: one more than the file's for a missing newline.
 
     Raises:
-        ValueError: a line that cannot be read and is not the last.
+        ValueError: a line that cannot be read and is not a torn last one: the file is no journal of ours, or was
+            changed by something else. Nothing of it is touched.
     """
     rows: dict[str, dict[str, Any]] = {}
     data = path.read_bytes()
@@ -150,11 +162,17 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             row = json.loads(line)
             rows[row["key"]] = row
         except (ValueError, KeyError, TypeError):
-            if end < len(data):
+            if end < len(data) or not _torn(line):
                 raise ValueError(
-                    f"{path}:{number} is not a journal line, and lines follow it; the file was changed "
-                    "by something else. Move it away to start over, or mend that line"
+                    f"{path}:{number} is not a journal line; the file is another, or was changed by something else. "
+                    "Give this run its own with journal=PATH, move the file away to start over, or mend that line"
                 ) from None
             return rows, good
         good = end if line.endswith(b"\n") else end + 1
     return rows, good
+
+
+def _torn(line: bytes) -> bool:
+    """Whether a line is the first part of one of ours: without its end, or with zeros where a power cut left some."""
+    written = line.rstrip(b"\0")
+    return not line.endswith(b"\n") and (written.startswith(_FIRST) or _FIRST.startswith(written))

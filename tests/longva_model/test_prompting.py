@@ -100,6 +100,8 @@ def test_earlier_turns_are_one_text_with_their_neighbours(template: PromptTempla
 def test_a_system_prompt_opens_the_conversation() -> None:
     assert chat(("system", "S"), ("user", "Q")) == [PRE.replace("You are a helpful assistant.", "S") + "Q" + POST]
     assert chat(("system", [words("S")]), ("user", "Q"))[0].startswith("<|im_start|>system\nS<|im_end|>")
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        build_prompt("", [], LEAF, PLAIN, max_frames=4)
     with pytest.raises(ValueError, match="no place for a system prompt"):
         chat(("system", "S"), ("user", "Q"), template=MISTRAL)
 

@@ -54,6 +54,37 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
         Journal(path)
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"results": 1}\n', b'{"results": 1}', b"notes", b"\x00\x01", b'{"key": "a", \n', b"[1]"]
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"j\.jsonl:1 is not a journal line.*journal=PATH"):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
+def test_what_a_power_cut_left_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.put("a", {"score": 1})
+    whole = path.read_bytes()
+    for torn in (bytes(500), whole[:20] + bytes(100), b"{", whole[:30]):
+        path.write_bytes(whole + torn)
+        with Journal(path) as journal:
+            assert len(journal) == 1
+        assert path.read_bytes() == whole
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is a folder; give a file with journal=PATH"):
+        Journal(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot open the journal: .*; choose another place with journal=PATH"):
+        Journal(tmp_path / "file" / "j.jsonl")
+
+
 def test_two_processes_on_one_journal_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     code = (
