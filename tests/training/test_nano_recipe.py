@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from vniah.training.nano.figure4 import collect, spread, table
+from vniah.training.nano.figure4 import as_runs, collect, spread, table
 from vniah.training.recipe import load_recipe
 from vniah.training.runner import run_recipe
+from vniah.training.stages import as_data
 
 SMALLER = [
     "text.train.steps=560",
@@ -22,6 +24,7 @@ SMALLER = [
     "extension.data.phases=[{start: 0, length: 128, batch: 24}, {start: 30, length: 256, batch: 12}]",
     "align1.train.steps=150",
     "align2.train.steps=300",
+    "align2.data.text_length=512",
     "align1.data.pool_images=3000",
     "align2.data.pool_images=3000",
     "evaluate.frames=4,16",
@@ -97,6 +100,18 @@ def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None
     assert report["accuracy"] >= 0.9 and report["control"] <= 0.35, report
 
 
+def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> None:
+    from vniah.grid import Grid
+    from vniah.training.loading import load_tokenizer
+    from vniah.training.nano.evaluate import score_by_tree, score_grid
+
+    grid = Grid.parse("3,40", "0,40,100")
+    of = {"haystack": "synthetic:3", "needles": "icons:5:4"}
+    tree = score_by_tree(str(shipped_folder()), grid, **of)
+    assert tree == score_grid(shipped, load_tokenizer(str(shipped_folder())), grid, **of)
+    assert len(tree) == 4 * 2 * 4
+
+
 def test_the_table_gives_mean_and_spread(tmp_path: Path) -> None:
     for seed, accuracy in ((1, 0.9), (2, 1.0)):
         folder = tmp_path / str(seed) / "longva"
@@ -104,7 +119,40 @@ def test_the_table_gives_mean_and_spread(tmp_path: Path) -> None:
         report = {"by_frames": {"64": accuracy, "512": 0.5}, "control": 0.1}
         (folder / "vniah.json").write_text(json.dumps(report))
     text = table(collect([tmp_path / "1", tmp_path / "2"]))
-    assert "| LongVA" not in text and "0.95 (0.90-1.00) | 0.50 (0.50-0.50) | 0.10 (0.10-0.10) | 2 |" in text
+    assert "0.95 (0.90-1.00) | 0.50 (0.50-0.50) | 0.10 (0.10-0.10) | 2 |" in text
     assert spread([0.25]) == "0.25"
+    assert "| Long text, UniRes (LongVA-nano) |" in text
     with pytest.raises(FileNotFoundError, match="nano_figure4"):
         collect([tmp_path / "none"])
+
+
+def test_the_panels_hold_every_seed_and_the_length_of_their_text(tmp_path: Path) -> None:
+    cells = [
+        {"num_frames": 64, "depth_percent": depth, "needle": "n", "correct": True, "predicted": "red", "answer": "red"}
+        for depth in (0, 100, None)
+    ]
+    for seed in (1, 2):
+        for row in ("longva", "short_best_base"):
+            folder = tmp_path / str(seed) / row
+            folder.mkdir(parents=True)
+            (folder / "vniah.json").write_text(json.dumps({"by_frames": {"64": 1.0}, "control": 1.0, "cells": cells}))
+        recipe = json.dumps(as_data(load_recipe("nano_figure4", [f"seed={seed}", f"output={tmp_path}"])))
+        (tmp_path / str(seed) / "recipe.json").write_text(recipe)
+    long, short = as_runs([tmp_path / "1", tmp_path / "2"])
+    assert (long.train_frames, short.train_frames) == (1024, 32)
+    assert len(long.cells) == 6 and len(long.needles) == 2 and not long.missing()
+    done = CliRunner().invoke(
+        figure_app(), ["nano", str(tmp_path / "1"), str(tmp_path / "2"), "--csv", str(tmp_path / "f.csv")]
+    )
+    assert done.exit_code == 0 and "| 64 |" in done.output, done.output
+    assert "Long text, UniRes" in (tmp_path / "f.csv").read_text()
+
+
+def figure_app() -> Any:
+    import typer
+
+    from vniah.commands.figure import command
+
+    app = typer.Typer()
+    app.command()(command)
+    return app

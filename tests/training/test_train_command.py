@@ -100,20 +100,32 @@ def test_evaluation_below_its_bar_is_an_error(monkeypatch: pytest.MonkeyPatch, t
     cells = [{"num_frames": 4, "depth_percent": depth, "needle": "n", "correct": depth == 0} for depth in (0, 50, None)]
     assert evaluate.summary(cells) == {"accuracy": 0.5, "control": 0.0, "by_frames": {"4": 0.5}}
     stage = EvaluateStage(name="e", model_from="m", require_accuracy=0.9)
-    monkeypatch.setattr(evaluate, "score_grid", lambda *a, **k: cells)
-    monkeypatch.setattr("vniah.training.loading.load_tokenizer", lambda _: None)
-
-    class Nothing:
-        @staticmethod
-        def from_pretrained(_: str, **options: Any) -> Any:
-            return Nothing()
-
-        class config:  # noqa: N801
-            rope_theta = 1e6
-
-        def eval(self) -> Any:
-            return self
-
-    monkeypatch.setattr("longva_model.modeling.LongVAForConditionalGeneration", Nothing)
+    monkeypatch.setattr(evaluate, "score_by_tree", lambda *a, **k: cells)
     with pytest.raises(ValueError, match=r"accuracy 0\.500 is below the 0\.9"):
         evaluate.run(stage, tmp_path, seed=0, resolve=str)
+    report = json.loads((tmp_path / "vniah.json").read_text())
+    assert report["accuracy_by_rope_theta"] == {"own": 0.5} and report["cells"] == cells
+
+
+def test_the_best_of_several_rope_bases_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vniah.training.nano import evaluate
+
+    def scored(*_: Any, rope_theta: float, **__: Any) -> list[dict[str, Any]]:
+        return [{"num_frames": 4, "depth_percent": 0, "needle": "n", "correct": rope_theta == 1e6}]
+
+    monkeypatch.setattr(evaluate, "score_by_tree", scored)
+    stage = EvaluateStage(name="e", model_from="m", rope_thetas=(1e4, 1e6, 1e7))
+    assert evaluate.run(stage, tmp_path, seed=0, resolve=str)["accuracy"] == 1.0
+    report = json.loads((tmp_path / "vniah.json").read_text())
+    assert report["accuracy_by_rope_theta"] == {"10000": 0.0, "1e+06": 1.0, "1e+07": 0.0}
+
+
+def test_a_stage_has_the_threads_that_it_names() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with runner._threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with runner._threads(0):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before

@@ -148,7 +148,9 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
             prompt_TD = torch.cat([*(part for part in parts if len(part)), text(needle.answer)[:-1]])
             logits = model(inputs_embeds=prompt_TD[None], logits_to_keep=len(answer), use_cache=False).logits[0]
         predicted = logits.argmax(-1).tolist()
-        scored.append(scored_cell(cell, predicted == answer, tokenizer.decode(predicted), needle.answer))
+        scored.append(
+            scored_cell(cell, predicted == answer, tokenizer.decode(predicted, skip_special_tokens=True), needle.answer)
+        )
     return scored
 
 

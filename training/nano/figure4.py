@@ -1,4 +1,7 @@
-"""``python -m vniah.training.nano.figure4 RUN...``: the table of Figure 4 in miniature, over runs of several seeds."""
+"""Figure 4 in miniature over runs of several seeds: its table, and its panels as runs that ``vniah figure nano`` draws.
+
+``python -m vniah.training.nano.figure4 RUN...`` prints the table.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,66 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.results import Run, ScoredCell
+
 ROWS = {
-    "longva": "long text, UniRes (LongVA-nano)",
-    "anyres": "long text, AnyRes",
-    "short": "short text",
-    "short_best_base": "short text, best larger RoPE base at test time",
-    "matched_control": "matched control (base and tokens of the long one, length 256)",
-    "frozen_decoder": "long text, UniRes, decoder frozen in vision training",
+    "longva": "Long text, UniRes (LongVA-nano)",
+    "anyres": "Long text, AnyRes",
+    "short": "Short text",
+    "short_best_base": "Short text, best enlarged RoPE base",
+    "matched_control": "Matched control: length alone differs",
+    "frozen_decoder": "Long text, decoder frozen in alignment",
 }
+
+
+def as_runs(folders: Sequence[Path]) -> list[Run]:
+    """One run a row, with the cells of every seed.
+
+    Raises:
+        FileNotFoundError: as ``collect``.
+    """
+    found = collect(folders)
+    recipe = json.loads(next(folder / "recipe.json" for folder in folders).read_text(encoding="utf-8"))
+    return [
+        Run(
+            name=ROWS[row],
+            task="vniah",
+            model=row,
+            cells=tuple(cell for seed, report in enumerate(reports) for cell in _cells(seed, report)),
+            train_frames=text_length(recipe, row) / tokens_per_frame(recipe),
+        )
+        for row, reports in found.items()
+    ]
+
+
+def text_length(recipe: dict[str, Any], row: str) -> int:
+    """Tokens of the longest text that a row's decoder was trained on."""
+    stages = {stage["name"]: stage for stage in recipe["stages"]}
+    stage = stages[row]
+    while stage["kind"] != "text":
+        stage = stages[stage["model_from"]]
+    return int(stage["sequence_length"])
+
+
+def tokens_per_frame(recipe: dict[str, Any]) -> int:
+    """Visual tokens of a frame: the tower's patches, pooled two by two."""
+    tower = next(stage["new"] for stage in recipe["stages"] if stage["kind"] == "tower")
+    return int(tower["image_size"] // tower["patch_size"] // 2) ** 2
+
+
+def _cells(seed: int, report: dict[str, Any]) -> list[ScoredCell]:
+    return [
+        ScoredCell(
+            num_frames=cell["num_frames"],
+            depth_percent=cell["depth_percent"],
+            needle=f"run {seed}: {cell['needle']}",
+            correct=cell["correct"],
+            control=cell["depth_percent"] is None,
+            predicted=cell["predicted"],
+            answer=cell["answer"],
+        )
+        for cell in report["cells"]
+    ]
 
 
 def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:

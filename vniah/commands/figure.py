@@ -11,11 +11,12 @@ import typer
 
 KINDS = {
     "4": "V-NIAH heatmaps: the paper's, or RUNs (with --published NAME beside them)",
-    "5": "image sizes of datasets: folders, .parquet files or Hub datasets owner/name[:config]",
+    "5": "image sizes of datasets: folders, .parquet files or Hub datasets owner/name[:config][@split]",
     "7": "text NIAH heatmaps: the paper's, or RUNs",
     "frames": "accuracy against frames beside Table 6: RUNs of videomme_longva at several max_frames_num",
     "categories": "accuracy by category: RUNs of videomme_longva, mlvu_longva_dev_choice, ...",
     "perplexity": "perplexity against context length: CSV files with context_length and perplexity",
+    "nano": "Figure 4 in miniature: output folders of `vniah train nano_figure4`, one a seed",
 }
 
 
@@ -53,7 +54,7 @@ def command(
     task: Annotated[str | None, typer.Option(help="Which task, where a run scored several.")] = None,
     train_length: Annotated[float | None, typer.Option(help="Where the training-length line goes.")] = None,
     column: Annotated[str | None, typer.Option(help="5: the image column, where a table has several.")] = None,
-    split: Annotated[str, typer.Option(help="5: the split of a Hub dataset.")] = "test",
+    split: Annotated[str, typer.Option(help="5: the split of Hub datasets that name none.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="5: read so many images of each dataset.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw grids that are not complete.")] = False,
 ) -> None:
@@ -180,6 +181,19 @@ def _perplexity(asked: _Asked) -> _Made:
     ), curves_csv(panels, "context_length", "perplexity")
 
 
+def _nano(asked: _Asked) -> _Made:
+    from vniah.plots.grid_data import grid_data, to_csv
+    from vniah.plots.panels import panels_figure
+    from vniah.training.nano.figure4 import as_runs, collect, table
+
+    if not asked.sources:
+        raise ValueError("name at least one folder that `vniah train nano_figure4 seed=N output=FOLDER` wrote")
+    folders = [Path(source) for source in asked.sources]
+    grids = [grid_data(run) for run in as_runs(folders)]
+    print(table(collect(folders)))
+    return lambda: panels_figure(grids), to_csv(grids)
+
+
 _BUILD: dict[str, Callable[[_Asked], _Made]] = {
     "4": _figure_4,
     "5": _sizes,
@@ -187,4 +201,5 @@ _BUILD: dict[str, Callable[[_Asked], _Made]] = {
     "frames": _frames,
     "categories": _categories,
     "perplexity": _perplexity,
+    "nano": _nano,
 }
