@@ -77,8 +77,8 @@ def score_by_tree(
     cells, prompts = list(grid.cells(needle_set.ids)), []
     for cell in cells:
         needle, index = needle_set.get(cell.needle_id), cell.needle_index
-        placed = {} if index is None else {"needle": needle.image, "needle_index": index}
-        video = SplicedVideo(haystack=film, num_frames=cell.num_frames, **placed)
+        shown = None if index is None else needle.image
+        video = SplicedVideo(haystack=film, num_frames=cell.num_frames, needle=shown, needle_index=index)
         leaf = Target(needle.answer)
         template = backend.template
         prompts.append(build_prompt(needle.question, [video], leaf, template, max_frames=cell.num_frames))
