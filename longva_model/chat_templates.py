@@ -32,19 +32,17 @@ class _Turns:
 
     Attributes:
         close: the part of ``post`` that ends a question; the rest opens the answer.
-        answer: between ``post`` and the words of an answer.
         end: the part of ``between`` that ends an answer; the rest opens the next question.
     """
 
     close: str = ""
-    answer: str = ""
     end: str | None = None
 
 
 _TURNS = {
     "qwen_1_5": _Turns(close="<|im_end|>\n", end="<|im_end|>\n"),
-    "mistral": _Turns(close=" [/INST]", answer=" ", end="</s>"),
-    "vicuna": _Turns(answer=" ", end="</s>"),
+    "mistral": _Turns(close=" [/INST]", end="</s>"),
+    "vicuna": _Turns(end="</s>"),
 }
 
 
@@ -67,7 +65,7 @@ def to_jinja(template: PromptTemplate) -> str:
         f"{{{{ {turns.close!r} }}}}"
         f"{{%- if not loop.last or add_generation_prompt -%}}{{{{ {template.post.removeprefix(turns.close)!r} }}}}"
         "{%- endif -%}"
-        f"{{%- else -%}}{{{{ {turns.answer!r} }}}}"
+        f"{{%- else -%}}{{{{ {template.answer!r} }}}}"
         f"{{% generation %}}{{{{ content(message) ~ {end!r} }}}}{{% endgeneration %}}"
         "{%- endif -%}{%- endfor -%}"
     )
