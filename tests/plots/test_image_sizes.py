@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import LoopbackHub
+from hub_tables import card, parquet
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,6 +54,35 @@ def test_parquet_is_read_in_both_of_its_forms(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no image column 'x'; it has \['image', 'q'\]"):
         read_sizes(str(tmp_path / "nested.parquet"), column="x")
     assert len(read_sizes(str(tmp_path)).sizes) == 4, "a folder of parquet files"
+
+
+def test_cells_may_hold_several_images_or_none_and_name_no_files_of_ours(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "mine.png").write_bytes(image_bytes(9, 9))
+    one, other = ({"bytes": image_bytes(width, 20), "path": None} for width in (30, 40))
+    cells = [[one, other], [], None, [one, {"bytes": None, "path": str(tmp_path / "mine.png")}]]
+    pyarrow.parquet.write_table(pyarrow.table({"images": cells}), tmp_path / "lists.parquet")
+    found = read_sizes(str(tmp_path / "lists.parquet"))
+    assert (found.sizes, found.unreadable) == (((30, 20), (40, 20), (30, 20)), 1)
+
+
+def test_hub_datasets_are_streamed(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+    """Parquet with a configuration and a column half empty, and files in a folder, in one figure."""
+    picture = Image.new("RGB", (30, 20))
+    table = parquet([{"q": "a", "image_2": picture}, {"q": "b", "image_2": None}])
+    loopback_hub.add_repo("org/table", {"README.md": card(Art="validation"), "Art/validation-0.parquet": table})
+    folder = {"test/a.png": image_bytes(40, 50), "test/b.png": b"no image"}
+    loopback_hub.add_repo("org/folder", {"README.md": card(), **folder})
+    command = [sys.executable, "-m", "vniah.cli", "figure", "5", "org/table:Art@validation", "org/folder"]
+    command += ["--name", "table", "--csv", str(tmp_path / "sizes.csv")]
+    env = loopback_hub.env(tmp_path / "home")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("table: 1 images\nfolder: 1 images, 1 unreadable\n")
+    rows = list(csv.DictReader((tmp_path / "sizes.csv").open()))
+    assert [(row["dataset"], row["images"]) for row in rows] == [("table", "1"), ("folder", "1")]
 
 
 def test_sources_that_hold_no_images_are_errors(tmp_path: Path) -> None:
