@@ -97,7 +97,7 @@ def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
 
 
 def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparison]:
-    """Every comparison that the runs allow: V-NIAH grids, text grids, then one a published table.
+    """Every comparison that the runs allow: V-NIAH grids, text grids, one a published table, then other tasks.
 
     Args:
         runs: ours, of any tasks.
@@ -133,8 +133,11 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
     if unused:
         tasks = ", ".join(dict.fromkeys(run.task for run in runs)) or "none"
         raise ValueError(f"nothing to put beside the published {', '.join(unused)}: the runs' tasks are {tasks}")
+    in_tables = {task for table in tables() for column in table.columns for task in column.tasks}
+    made += _plain_metrics([run for run in runs if not run.placed and run.task not in in_tables])
+    made = made or _plain_metrics(runs)
     if not made:
-        made = _plain_metrics(runs)
+        raise ValueError("the runs have neither needle cells nor metrics to compare")
     return made
 
 
@@ -269,8 +272,6 @@ def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
             rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
             notes = (*left_out(these), *limits(these))
             made.append(Comparison(title=task, rows=rows, columns=columns, notes=notes))
-    if not made:
-        raise ValueError("the runs have neither needle cells nor metrics to compare")
     return made
 
 

@@ -77,6 +77,12 @@ def category_bars(runs: Sequence[Run]) -> list[Bars]:
     return made
 
 
+def value_label(task: str) -> str:
+    """What the bars of a task count: ours are percentages, judged answers and other tasks are not."""
+    ours = task.startswith(("videomme_longva", "mlvu_longva")) and not task.endswith("_generation")
+    return "accuracy (%)" if ours else "score"
+
+
 def _common_prefix(keys: Sequence[str]) -> str:
     """What all keys begin with, up to an underscore: "videomme_"; nothing for a single key."""
     first = keys[0].partition("_")[0] + "_" if len(keys) > 1 else ""

@@ -158,6 +158,16 @@ def test_a_task_that_the_paper_lacks_shows_its_own_metrics() -> None:
     assert rows_of(comparison) == {"acc": ["0.5000", "0.7500", "+0.2500"]}
 
 
+def test_no_task_is_passed_over() -> None:
+    runs = [small_run(), metrics_run("ai2d", {"exact_match": 0.7}), metrics_run("videomme_longva_subtitle", {"a": 1.0})]
+    grid, table, other = compare(runs)
+    assert (grid.title, table.title, other.title) == (
+        "V-NIAH",
+        "Image benchmarks (percent)",
+        "videomme_longva_subtitle",
+    )
+
+
 def test_names_that_fit_nothing_are_errors() -> None:
     with pytest.raises(ValueError, match=r"no published figure 'LongVB'; expected a grid .*--list prints all"):
         compare([small_run()], ["LongVB"])

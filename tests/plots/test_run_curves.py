@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vniah.plots.published import read_table
-from vniah.plots.run_curves import category_bars, category_label, frames_panels, read_perplexity
+from vniah.plots.run_curves import category_bars, category_label, frames_panels, read_perplexity, value_label
 from vniah.results import Run
 
 
@@ -45,6 +45,11 @@ def test_categories_are_metrics_without_counts() -> None:
     other = Run(name="x", task="ai2d", model="x", cells=(), metrics={"exact_match": 0.5})
     with pytest.raises(ValueError, match=r"one task at a time, got videomme_longva, ai2d; choose one with --task"):
         category_bars([run_at(8, 50.0), other])
+
+
+def test_only_percentages_are_called_so() -> None:
+    assert value_label("videomme_longva_subtitle") == value_label("mlvu_longva_dev_choice") == "accuracy (%)"
+    assert value_label("mlvu_longva_dev_generation") == value_label("ai2d") == "score"
 
 
 @pytest.mark.parametrize(

@@ -163,10 +163,12 @@ def _frames(asked: _Asked) -> _Made:
 def _categories(asked: _Asked) -> _Made:
     from vniah.commands.run_options import all_runs
     from vniah.plots.curves import bars_csv, bars_figure
-    from vniah.plots.run_curves import category_bars
+    from vniah.plots.run_curves import category_bars, value_label
 
-    bars = category_bars(all_runs(asked.sources, names=asked.names, task=asked.task))
-    return lambda: bars_figure(bars, value_label="accuracy (%)"), bars_csv(bars, "accuracy")
+    runs = all_runs(asked.sources, names=asked.names, task=asked.task)
+    bars = category_bars(runs)
+    label = value_label(next(run.task for run in runs if run.metrics and not run.placed))
+    return lambda: bars_figure(bars, value_label=label), bars_csv(bars, label.partition(" ")[0])
 
 
 def _perplexity(asked: _Asked) -> _Made:
