@@ -6,7 +6,9 @@ Knows tensors and files; nothing of frames or models. Several processes may use 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -21,6 +23,9 @@ BLOCK = 64
 # Other processes fill the folder too, so what it holds is counted anew now and then.
 _COUNT_EVERY = 16
 _ABANDONED_SECONDS = 3600.0
+# What is left free of a disk: so much, but no more than a share of a small one.
+_KEPT_FREE_BYTES = 1 << 28
+_KEPT_FREE_SHARE = 8
 
 
 class BlockStore:
@@ -65,6 +70,7 @@ class BlockStore:
         try:
             temporary = self._temporary(path.parent)
             try:
+                self._leave_room(tokens_NtD.nbytes)
                 save_file({"tokens": tokens_NtD.contiguous()}, temporary)
                 size = temporary.stat().st_size
                 os.replace(temporary, path)
@@ -80,6 +86,16 @@ class BlockStore:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _leave_room(self, num_bytes: int) -> None:
+        """The last of a disk belongs to results: a journal in the same cache needs little and cannot do without.
+
+        Raises:
+            OSError: the block would take of it.
+        """
+        disk = shutil.disk_usage(self.folder)
+        if disk.free - num_bytes < min(disk.total // _KEPT_FREE_SHARE, _KEPT_FREE_BYTES):
+            raise OSError(errno.ENOSPC, "the disk is nearly full", str(self.folder))
 
     def _path(self, key: str, index: int, rows: int) -> Path:
         name = f"{index:06d}" if rows == BLOCK else f"{index:06d}-{rows}"

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from PIL import Image as PILImage
 
 from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import reach
 from longva_model.prompt_visuals import ArrayFrames
 from longva_model.prompting import Prompt
 from vniah.flops import segment_tokens
-from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target
+from vniah.requests import Image, Request, RequestTree, Segment, Target
 from vniah.shares import deal_out, leaf_costs
 
 J = TypeVar("J")
@@ -79,15 +80,9 @@ class Costs:
 
 def shared_sources(requests: Sequence[Request], shares: Sequence[Sequence[int]], part: int) -> dict[str, int]:
     """Sources of frames that ``shares[part]`` and another share read, and how far this one reads each."""
-    reach: list[dict[str, int]] = []
-    for share in shares:
-        until: dict[str, int] = {}
-        for segment in (segment for index in share for segment in requests[index].segments):
-            if isinstance(segment, Frames):
-                until[segment.source] = max(until.get(segment.source, 0), segment.stop)
-        reach.append(until)
-    users = Counter(source for until in reach for source in until)
-    return {source: stop for source, stop in reach[part].items() if users[source] > 1}
+    until = [reach(requests[index] for index in share) for share in shares]
+    users = Counter(source for one in until for source in one)
+    return {source: stop for source, stop in until[part].items() if users[source] > 1}
 
 
 def windows(jobs: Sequence[J], build: Callable[[J], Prompt]) -> Iterator[list[tuple[J, Prompt]]]:

@@ -12,20 +12,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from tqdm import tqdm
 
 from longva_model.engine.ahead import Ahead
 from longva_model.engine.backend import Backend
 from longva_model.engine.block_store import BLOCK, BlockStore
 from longva_model.preprocess import alone
 from vniah.media import FramesNHWC, FrameSource
+from vniah.requests import Frames, Request
 
-__all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range"]
+__all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
 _MEMORY_BLOCKS = 8
 _LANES = 8
 # Frames as they come are large (a 4K one 25 MB): what a lane reads of them at once.
@@ -43,6 +45,10 @@ class FrameTokens(Protocol):
         """A single frame, such as a needle: (t, D)."""
         ...
 
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
+        ...
+
 
 class FrameEmbeddings:
     """Visual tokens of frames by index, from memory, disk, or the tower.
@@ -52,7 +58,7 @@ class FrameEmbeddings:
         folder: where blocks are kept; ``None`` keeps the last few in memory only.
         max_bytes: bound of the folder.
         batch_size: frames a tower call.
-        on_frames: called with the number of frames newly encoded (progress).
+        show: a progress bar when many frames are encoded in one go.
     """
 
     def __init__(
@@ -61,13 +67,14 @@ class FrameEmbeddings:
         folder: Path | None = None,
         max_bytes: int = 20_000_000_000,
         batch_size: int = 16,
-        on_frames: Callable[[int], None] | None = None,
+        show: bool = False,
     ) -> None:
         self.backend = backend
         self.store = None if folder is None else BlockStore(folder, max_bytes)
         self.batch_size = batch_size
-        self.on_frames = on_frames
+        self.show = show
         self.frames_encoded = 0
+        self._until: dict[str, int] = {}
         self._recent: OrderedDict[tuple[str, int, int], torch.Tensor] = OrderedDict()
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
@@ -80,11 +87,28 @@ class FrameEmbeddings:
             raise ValueError(f"frames up to {stop} are asked of a source that has {len(source)}")
         blocks = block_range(start, stop)
         missing = set(self.missing(source, blocks, preprocess))
+        if missing and (ahead := self._ahead_of(source, start, stop, preprocess)):
+            self.prepare(source, ahead, preprocess)
+            missing = set()
         with closing(self._encode_blocks(source, sorted(missing), preprocess)) as fresh:
             for index in blocks:
                 tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
                 low, high = max(start - index * BLOCK, 0), min(stop - index * BLOCK, BLOCK)
                 yield tokens[low:high].to(self.backend.device)
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
+        self._until = reach(requests)
+
+    def _ahead_of(self, source: FrameSource, start: int, stop: int, preprocess: str) -> list[int]:
+        """The blocks to encode at once because they will be asked for; none where the disk would not keep them."""
+        until = min(self._until.get(source.fingerprint, 0), len(source))
+        if until <= stop or self.store is None or not self.store.writable:
+            return []
+        shape = self.backend.shape
+        size = (until - start) * self.backend.tokens_per_frame * shape.hidden * self.backend.dtype.itemsize
+        # Half, since other runs may be using the folder.
+        return self.missing(source, block_range(start, until), preprocess) if 2 * size < self.store.max_bytes else []
 
     def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
         """A single frame, such as a needle: (t, D)."""
@@ -106,9 +130,11 @@ class FrameEmbeddings:
         return [index for index in blocks if not self._has(key, index, _rows(source, index))]
 
     def prepare(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> None:
-        """Encode and store ``blocks``; how several processes share the work."""
-        for _ in self._encode_blocks(source, blocks, preprocess):
-            pass
+        """Encode and store ``blocks``."""
+        total = sum(_rows(source, index) for index in blocks)
+        with tqdm(total=total, unit="frame", desc="frames", disable=not self.show, delay=1, leave=False) as bar:
+            for tokens_NtD in self._encode_blocks(source, blocks, preprocess):
+                bar.update(len(tokens_NtD))
 
     def keep(self, source: FrameSource, index: int, preprocess: str, tokens_NtD: torch.Tensor) -> None:
         """Take in a block that another process encoded, if it is missing here."""
@@ -158,8 +184,6 @@ class FrameEmbeddings:
                         parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
                     left -= len(pixels_NHWC)
                     self.frames_encoded += len(pixels_NHWC)
-                    if self.on_frames is not None:
-                        self.on_frames(len(pixels_NHWC))
                 tokens = torch.cat(parts)
                 self._remember(key, index, tokens)
                 if self.store is not None:
@@ -213,6 +237,15 @@ class FrameEmbeddings:
             end = index * BLOCK + _rows(source, index)
             for start in range(index * BLOCK, end, self.batch_size):
                 yield start, min(start + self.batch_size, end)
+
+
+def reach(requests: Iterable[Request]) -> dict[str, int]:
+    """How far the requests read each source of frames."""
+    until: dict[str, int] = {}
+    for segment in (segment for request in requests for segment in request.segments):
+        if isinstance(segment, Frames):
+            until[segment.source] = max(until.get(segment.source, 0), segment.stop)
+    return until
 
 
 def block_range(start: int, stop: int) -> range:

@@ -98,6 +98,7 @@ class TreeEngine:
         self.requests = tree.requests
         self._check_answers(tree)
         results: dict[int, LeafResult] = dict(known or {})
+        self.embedder.frames.expect(request for index, request in enumerate(tree.requests) if index not in results)
 
         def done(index: int, result: LeafResult) -> None:
             results[index] = result

@@ -9,7 +9,7 @@ Shapes: T tokens of a chunk, n of this process's share, D hidden size, L kept po
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,11 @@ import torch.distributed as dist
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
 from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
-from longva_model.engine.engine import EngineOptions, OnFlops, OnResult, TreeEngine
+from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.kv import CroppableCache
-from longva_model.engine.leaves import LeafResult
 from longva_model.engine.together import SharedFrames
 from longva_model.engine.work import rank_and_world
-from vniah.requests import Generate, RequestTree, Segment
+from vniah.requests import Generate, Segment
 
 # Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.
 _SHORT_PER_RANK = 32
@@ -87,11 +86,6 @@ class RingEngine(TreeEngine):
         register()
         backend.decoder.set_attn_implementation("longva_ring")
         self.rank, self.world_size = rank_and_world()
-
-    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
-        """Every process walks the same tree and has all results."""
-        self.shared_frames.expect(tree)
-        super()._walk(tree, known, done, tick)
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)

@@ -71,7 +71,9 @@ class Runner:
         self.rank, self.world_size = work.rank_and_world()
         self.device = backend.device
         self._attention = backend.decoder.config._attn_implementation
-        self.frames = FrameEmbeddings(backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch)
+        self.frames = FrameEmbeddings(
+            backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch, show=self.rank == 0
+        )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
 
     @classmethod
@@ -255,6 +257,8 @@ class Runner:
                 known[index] = found[job.order] = LeafResult(**row)
                 if not journal.holds(keys[job.order]):
                     self._put(journal, keys[job.order], row, about(job))
+            if known and journal is not None and self.rank == 0:
+                print(f"vniah: {len(known)} of {len(window)} answers are in {journal.path}", file=sys.stderr)
 
             def done(index: int, result: LeafResult, window: Any = window, keys: Any = keys) -> None:
                 job = window[index][0]
@@ -280,10 +284,18 @@ class Runner:
             self._show(engine, prompt)
         total = engine.planned_flops(tree, known)
         quiet = self.rank != 0 or total < 1e9
-        # A prompt may be longer than a progress tick: the bar moves step by step.
-        with tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr) as bar:
+        bar: Any = None
 
-            def tick(flops: int) -> None:
+        def tick(flops: int) -> None:
+            nonlocal bar
+            if bar is None and not quiet:
+                # Frames are encoded in the first step and are no FLOPs of the bar: its rate counts from here.
+                bar = tqdm(total=total, initial=flops, unit="FLOP", unit_scale=True, desc="vniah", file=sys.stderr)
+            elif bar is not None:
                 bar.update(flops)
 
+        try:
             engine.run(tree, media, on_result=done, on_flops=tick, known=known)
+        finally:
+            if bar is not None:
+                bar.close()

@@ -6,16 +6,16 @@ Collective calls: every process makes them, in the same order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from longva_model.engine import work
-from longva_model.engine.embeddings import BLOCK, FrameEmbeddings, block_range
+from longva_model.engine.embeddings import BLOCK, FrameEmbeddings, block_range, reach
 from vniah.media import FrameSource
-from vniah.requests import Frames, RequestTree
+from vniah.requests import Request
 
 
 class Block(NamedTuple):
@@ -94,12 +94,9 @@ class SharedFrames:
         self._agreed: set[Block] = set()
         self._elsewhere: dict[Block, int] = {}
 
-    def expect(self, tree: RequestTree) -> None:
-        """Note how far each source will be read, so that it is encoded at once and not segment by segment."""
-        for request in tree.requests:
-            for segment in request.segments:
-                if isinstance(segment, Frames):
-                    self.until[segment.source] = max(self.until.get(segment.source, 0), segment.stop)
+    def expect(self, requests: Iterable[Request]) -> None:
+        """As ``FrameEmbeddings.expect``."""
+        self.until = reach(requests)
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
         """As ``FrameEmbeddings.get``. Collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
-from longva_model.engine import block_store
+from longva_model.engine import block_store, embeddings
 from longva_model.engine.block_store import BLOCK, BlockStore
 from longva_model.engine.embeddings import FrameEmbeddings
 from vniah.haystack import chained, open_haystack
+from vniah.requests import Frames, Request, Target
 
 if "tiny_backends" in sys.modules:
     tiny: Any = sys.modules["tiny_backends"]
@@ -103,11 +106,36 @@ def test_a_run_that_was_interrupted_goes_on_at_its_block(backend: Any, tmp_path:
     assert frames.frames_encoded == 200 - 2 * BLOCK
 
 
-def test_progress_is_told(backend: Any) -> None:
-    told: list[int] = []
-    frames = FrameEmbeddings(backend, batch_size=10, on_frames=told.append)
-    read(frames, CountingFrames(100), 0, 100)
-    assert sum(told) == frames.frames_encoded == 100
+def asks(source: Any, *spans: tuple[int, int]) -> list[Request]:
+    return [Request((Frames(source.fingerprint, *span),), Target("a")) for span in spans]
+
+
+def test_what_will_be_asked_for_is_encoded_in_one_go(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+    monkeypatch.setattr(embeddings, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])  # type: ignore[func-returns-value]
+    source = CountingFrames(300)
+    frames = FrameEmbeddings(backend, tmp_path, show=True)
+    frames.expect(asks(source, (0, 40), (40, 100), (40, 250)))
+    torch.testing.assert_close(read(frames, source, 0, 40), expected(backend, source, 0, 40))
+    assert frames.frames_encoded == 256 and len(files(tmp_path)) == 4
+    assert [(bar.n, bar.total) for bar in bars] == [(256, 256)]
+    asked = len(source.asked)
+    torch.testing.assert_close(read(frames, source, 40, 250), expected(backend, source, 40, 250))
+    assert len(source.asked) == asked
+    read(frames, source, 250, 300)
+    assert frames.frames_encoded == 300
+
+
+def test_what_the_disk_would_not_keep_is_encoded_as_it_is_asked_for(backend: Any, tmp_path: Path) -> None:
+    source = CountingFrames(300)
+    block_bytes = BLOCK * backend.tokens_per_frame * backend.shape.hidden * backend.dtype.itemsize
+    for folder, limit in ((None, 10**9), (tmp_path, 6 * block_bytes)):
+        frames = FrameEmbeddings(backend, folder, limit)
+        frames.expect(asks(source, (0, 300)))
+        read(frames, source, 0, 40)
+        assert frames.frames_encoded == BLOCK
 
 
 def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, tmp_path: Path) -> None:
@@ -404,6 +432,17 @@ def test_a_full_disk_is_a_warning_and_what_is_there_is_read_on(
     assert len(told) == 1
     assert frames.frames_encoded == 300 - 2 * BLOCK
     assert not list(tmp_path.glob("*/*.part"))
+
+
+def test_the_last_of_a_disk_is_left_to_results(backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=1 << 40, free=(1 << 28) + 9))
+    source = CountingFrames(100)
+    with pytest.warns(RuntimeWarning, match="not kept on disk: .*nearly full"):
+        torch.testing.assert_close(
+            read(FrameEmbeddings(backend, tmp_path), source, 0, 100), expected(backend, source, 0, 100)
+        )
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_left_overs_of_killed_processes_are_removed_when_old(backend: Any, tmp_path: Path) -> None:
