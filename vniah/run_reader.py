@@ -6,6 +6,7 @@ lmms-eval 0.7.3 writes, under ``--output_path OUT``, ``OUT/<model>/<date>_result
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import re
@@ -184,7 +185,9 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     """A journal, or a samples file under another name: rows and nothing around them."""
     if path.suffix != ".jsonl":
         raise ValueError(f"cannot read a run from {path.name}; expected {_LOOKED_FOR}")
-    cells = read_cells(path, last_wins=True)
+    # While several processes work, each writes a journal of its own; the first is whole at the end.
+    ranks = [file for file in path.parent.glob(f"{glob.escape(path.name)}.rank*") if file.suffix != ".lock"]
+    cells = read_cells(path, last_wins=True, also=sorted(ranks))
     told = {str(cell.extra[key]) for cell in cells for key in ("task",) if key in cell.extra}
     models = {str(cell.extra[key]) for cell in cells for key in ("model",) if key in cell.extra}
     if task is not None and told:

@@ -8,7 +8,7 @@ correctness follows. Knows nothing about folders or runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from vniah.scoring import generated_match, teacher_forced_match
 _OWN = {field.name for field in fields(ScoredCell)} - {"extra"}
 
 
-def read_cells(path: Path, *, last_wins: bool) -> tuple[ScoredCell, ...]:
+def read_cells(path: Path, *, last_wins: bool, also: Sequence[Path] = ()) -> tuple[ScoredCell, ...]:
     """Every scored cell of a samples file or journal, in file order.
+
+    ``also``: files read behind it as if they went on in it, such as the journals of a run's other processes.
 
     A cell that was scored twice is one cell when both scores agree; when they do not, the later one
     counts in a journal (``last_wins``), and in a samples file it is an error. A journal may hold runs of several
@@ -32,32 +34,33 @@ def read_cells(path: Path, *, last_wins: bool) -> tuple[ScoredCell, ...]:
     found: dict[tuple[Any, ...], ScoredCell] = {}
     settings: set[str] = set()
     content: dict[tuple[Any, ...], str] = {}
-    for number, row in _rows(path, forgive_last=last_wins):
-        scored = _from_journal(row, f"{path}, line {number}") or _scored_dict(row)
+    for where, row in (row for one in (path, *also) for row in _rows(one, forgive_last=last_wins)):
+        scored = _from_journal(row, where) or _scored_dict(row)
         if scored is None:
             continue
-        cell = _cell(scored, row, f"{path}, line {number}")
+        cell = _cell(scored, row, where)
         key = (cell.num_frames, cell.depth_percent, cell.needle, cell.extra.get("task"), cell.extra.get("sample"))
         settings.update({str(row["settings"])} if "settings" in row else ())
         if len(settings) > 1 or content.setdefault(key, str(row.get("key"))) != str(row.get("key")):
             raise ValueError(
-                f"{path}, line {number}: lines before it are of another model, haystack or setting, and a journal of "
+                f"{where}: lines before it are of another model, haystack or setting, and a journal of "
                 "several runs is no one's grid; read the finished run's samples file, or give each its own journal=PATH"
             )
         before = found.get(key)
         if before is not None and not last_wins and before.correct != cell.correct:
             raise ValueError(
-                f"{path}, line {number}: a second, different score for {cell.num_frames} frames, "
+                f"{where}: a second, different score for {cell.num_frames} frames, "
                 f"depth {cell.depth_percent}, needle {cell.needle!r}"
             )
         found[key] = cell
     return tuple(found.values())
 
 
-def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, row). ``forgive_last``: a last line that was cut off while being written is skipped."""
+def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(file and line, row). ``forgive_last``: a last line that was cut off while being written is skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
             if not line.strip():
                 continue
             try:
@@ -65,10 +68,10 @@ def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[int, Mapping[str,
             except ValueError as error:
                 if forgive_last and not line.endswith("\n"):
                     return
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from None
+                raise ValueError(f"{where}: not JSON ({error}); the file is damaged") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-            yield number, row
+                raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+            yield where, row
 
 
 def _scored_dict(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

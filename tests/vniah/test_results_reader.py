@@ -218,6 +218,16 @@ def test_the_later_of_two_journal_lines_counts(tmp_path: Path) -> None:
     assert [cell.correct for cell in run.cells] == [True]
 
 
+def test_the_journals_of_a_runs_other_processes_are_read_with_the_first(tmp_path: Path) -> None:
+    lines = journal_of(tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("j.jsonl", lines[:5]), ("j.jsonl.rank1", lines[4:9]), ("j.jsonl.rank2", [*lines[9:], "{torn"])):
+        (tmp_path / name).write_text("".join(part))
+    (tmp_path / "j.jsonl.rank1.lock").touch()
+    (tmp_path / "j.jsonlx").write_text("not this")
+    parts, whole = read_run(tmp_path / "j.jsonl").cells, read_run(tmp_path / "whole.jsonl").cells
+    assert len(parts) == len(whole) and all(cell in parts for cell in whole)
+
+
 @pytest.mark.parametrize("other", [{"key": "b"}, {"settings": "bf16", "depth_percent": 100}])
 def test_a_journal_of_several_runs_is_no_grid(tmp_path: Path, other: dict[str, object]) -> None:
     row = {"key": "a", "settings": "fp32", "num_frames": 4, "depth_percent": 0, "needle": "a", "correct": False}
