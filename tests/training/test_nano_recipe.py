@@ -63,10 +63,6 @@ def test_the_shipped_model_is_small_and_complete() -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the shipped weights were trained when the icons had an arrow in place of the bolt; retraining ends this",
-)
 def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
     from vniah.training.loading import load_tokenizer
     from vniah.training.nano.vocabulary import build_tokenizer

@@ -1,0 +1,45 @@
+"""The shipped nano model on a short text NIAH: whole numbers of seven digits, with and without distractors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.engine import TreeEngine
+from longva_model.engine.loading import load_backend
+from longva_model.model_args import ModelArgs
+from longva_model.prompting import build_prompt
+from vniah.requests import RequestTree
+from vniah.text import TextBook, TextSettings
+from vniah.text.book import TextPrompt
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Any:
+    return load_backend(ModelArgs(pretrained="nano", dtype="float32", device="cpu", journal="none"))
+
+
+@pytest.mark.parametrize(("distractors", "least"), [(0, 0.9), (3, 0.6)])
+def test_it_finds_numbers_in_prose_that_it_has_never_seen(nano: Any, distractors: int, least: float) -> None:
+    """Chance is one in ten million; a model that takes any number of the four would be right once in four."""
+    settings = TextSettings(
+        lengths="256,1024", depths="0,50,100", samples=3, haystack="builtin:7", num_distractors=distractors
+    )
+    book = TextBook(settings)
+    book.source.bind_tokenizer(nano.token_ids)
+    right: list[bool] = []
+    engine = TreeEngine(nano, FrameEmbeddings(nano))
+    prompts = []
+    for cell, request in zip(book.cells, book.requests(), strict=True):
+        prompt = build_prompt("", [TextPrompt(book, cell)], request.leaf, nano.template, max_frames=1)
+        engine.show(prompt)
+        prompts.append(prompt.request)
+    results = engine.run(RequestTree(prompts), dict(engine.embedder.media))
+    control = [result.is_greedy for cell, result in zip(book.cells, results, strict=True) if cell.is_control]
+    right = [result.is_greedy for cell, result in zip(book.cells, results, strict=True) if not cell.is_control]
+    assert len(right) == 18 and sum(right) / len(right) >= least and not any(control)
