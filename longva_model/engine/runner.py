@@ -284,18 +284,18 @@ class Runner:
             self._show(engine, prompt)
         total = engine.planned_flops(tree, known)
         quiet = self.rank != 0 or total < 1e9
-        bar: Any = None
+        with tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr) as bar:
+            begun = False
 
-        def tick(flops: int) -> None:
-            nonlocal bar
-            if bar is None and not quiet:
+            def tick(flops: int) -> None:
+                nonlocal begun
+                if begun or quiet:
+                    bar.update(flops)
+                    return
                 # Frames are encoded in the first step and are no FLOPs of the bar: its rate counts from here.
-                bar = tqdm(total=total, initial=flops, unit="FLOP", unit_scale=True, desc="vniah", file=sys.stderr)
-            elif bar is not None:
-                bar.update(flops)
+                begun = True
+                bar.reset(total)
+                bar.initial = bar.n = bar.last_print_n = flops
+                bar.refresh()
 
-        try:
             engine.run(tree, media, on_result=done, on_flops=tick, known=known)
-        finally:
-            if bar is not None:
-                bar.close()
