@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
 from longva_model.engine.dealing import Costs, Planned, shared_sources, windows
@@ -21,6 +19,7 @@ from longva_model.engine.embeddings import FrameEmbeddings, block_range
 from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
+from longva_model.engine.progress import flops_bar
 from longva_model.engine.together import Block, encode_together
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt
@@ -123,28 +122,31 @@ class Runner:
                 shares = costs.deal_out(requests, self.world_size)
                 self._encode_shared(union, requests, shares, build)
                 share = [union[index] for index in shares[self.rank]]
-                for part in work.gather(self._run_here(share, build, about, journal, ring=False)):
+                with work.told_to_all():
+                    mine = self._run_here(share, build, about, journal, ring=False)
+                for part in work.gather(mine):
                     found.update(part)
-        if journal is not None and self.rank == 0:
+        with work.told_to_all():
             # The first journal ends whole, however many processes there were: it is the one that is read later.
-            for job in union:
-                if not journal.holds(plan[job.order].key):
+            for job in union if self.rank == 0 else ():
+                if journal is not None and not journal.holds(plan[job.order].key):
                     self._put(journal, plan[job.order].key, found[job.order].as_dict(), about(job))
         return found
 
     def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
         """What every process must know of every job; each looks at its part of them."""
         mine: dict[Order, Planned] = {}
-        for job in work.contiguous_share(union, self.rank, self.world_size):
-            prompt = build(job)
-            key = self._key(job, prompt)
-            images = {
-                segment.source: self.backend.image_tokens(prompt.media[segment.source].size)
-                for segment in prompt.request.segments
-                if isinstance(segment, Image) and not segment.as_frame
-            }
-            row = journal.get(key) if journal is not None else None
-            mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=tuple(images.items()))
+        with work.told_to_all():
+            for job in work.contiguous_share(union, self.rank, self.world_size):
+                prompt = build(job)
+                key = self._key(job, prompt)
+                images = {
+                    segment.source: self.backend.image_tokens(prompt.media[segment.source].size)
+                    for segment in prompt.request.segments
+                    if isinstance(segment, Image) and not segment.as_frame
+                }
+                row = journal.get(key) if journal is not None else None
+                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=tuple(images.items()))
         return {order: planned for part in work.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
@@ -261,10 +263,17 @@ class Runner:
                 print(f"vniah: {len(known)} of {len(window)} answers are in {journal.path}", file=sys.stderr)
 
             def done(index: int, result: LeafResult, window: Any = window, keys: Any = keys) -> None:
-                job = window[index][0]
+                job, problem = window[index][0], None
                 found[job.order] = result
-                if journal is not None:
-                    self._put(journal, keys[job.order], result.as_dict(), about(job))
+                try:
+                    if journal is not None:
+                        self._put(journal, keys[job.order], result.as_dict(), about(job))
+                except OSError as error:
+                    problem = error
+                # Under the ring one process keeps the journal, and the others must not wait for it in vain.
+                problem = work.broadcast(problem) if ring else problem
+                if problem is not None:
+                    raise problem
 
             if ring:
                 known = work.broadcast(known)
@@ -283,19 +292,5 @@ class Runner:
             media.update(prompt.media)
             self._show(engine, prompt)
         total = engine.planned_flops(tree, known)
-        quiet = self.rank != 0 or total < 1e9
-        with tqdm(total=total, unit="FLOP", unit_scale=True, desc="vniah", disable=quiet, file=sys.stderr) as bar:
-            begun = False
-
-            def tick(flops: int) -> None:
-                nonlocal begun
-                if begun or quiet:
-                    bar.update(flops)
-                    return
-                # Frames are encoded in the first step and are no FLOPs of the bar: its rate counts from here.
-                begun = True
-                bar.reset(total)
-                bar.initial = bar.n = bar.last_print_n = flops
-                bar.refresh()
-
+        with flops_bar(total, show=self.rank == 0) as tick:
             engine.run(tree, media, on_result=done, on_flops=tick, known=known)

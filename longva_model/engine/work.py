@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -85,6 +85,28 @@ def broadcast(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     result: T = box[0]
     return result
+
+
+@contextlib.contextmanager
+def told_to_all() -> Iterator[None]:
+    """What one process raises inside, all raise at the end, where they meet. Collective, with none inside.
+
+    Without it the others would wait at their next meeting, for hours at lmms-eval's timeout.
+
+    Raises:
+        ValueError: another process's problem, as text.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    told = gather(None if problem is None else f"process {rank_and_world()[0]}: {problem}")
+    if problem is not None:
+        raise problem
+    for text in told:
+        if text is not None:
+            raise ValueError(text)
 
 
 def contiguous_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:

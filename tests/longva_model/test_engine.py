@@ -16,6 +16,7 @@ from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
+from longva_model.engine.progress import flops_bar
 from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
@@ -222,3 +223,14 @@ def test_bad_requests_are_named() -> None:
             engine.check_length(cell(12, 2, 0, Target("a")))
     finally:
         engine.backend.max_length = 4096
+
+
+def test_the_bars_rate_counts_from_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with flops_bar(10**12, show=True) as tick:
+        for _ in range(10):
+            tick(10**11)
+    assert "1.00T/1.00T" in capsys.readouterr().err
+    for total, show in ((10**12, False), (10**6, True)):
+        with flops_bar(total, show=show) as tick:
+            tick(total)
+        assert capsys.readouterr().err == ""

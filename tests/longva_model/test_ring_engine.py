@@ -439,6 +439,33 @@ def a_journal_that_one_rank_is_refused_is_refused_to_all(rank: int, world: int) 
 
 
 @check
+def a_full_disk_of_one_process_ends_all(rank: int, world: int) -> None:
+    with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
+        for parallel, failing in (("ring", 0), ("branch", world - 1)):
+            runner = Runner(
+                tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS),
+                ModelArgs(parallel=parallel, journal=str(folder / f"{parallel}.jsonl")),
+            )
+            put, lines = runner._put, 0
+
+            def full(*line: Any, put: Any = put, failing: int = failing) -> None:
+                nonlocal lines
+                lines += 1
+                if rank == failing and lines == 3:
+                    raise OSError(28, "No space left on device")
+                put(*line)
+
+            runner._put = full  # type: ignore
+            with pytest.raises((OSError, ValueError), match="No space left"):
+                runner.run(jobs()[rank::world], build, about)
+            assert sum(work.gather(lines)) < len(jobs()) or parallel == "branch"
+            work.gather(None)
+            again = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), runner.args)
+            mine = jobs()[rank::world]
+            assert_same(again.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+
+
+@check
 def plain_scoring_is_dealt_out_and_never_a_ring(rank: int, world: int) -> None:
     with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
         run_share(rank, world, ModelArgs(parallel="auto", scoring="plain", journal="none"))
