@@ -112,6 +112,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     )
     for name in ("OPENAI_API_KEY", "VNIAH_JUDGE_URL", "VIDEOMME_VIDEOS", "MLVU_VIDEOS", "TEXT_NIAH_HAYSTACK"):
         env.pop(name, None)
+    # As most users have it: no HF_HOME, which several of lmms-eval's own tasks take for granted.
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        env.pop(name, None)
+    env["HOME"] = str(root / "home")
     log = run(env, root, model, root / "unjudged")
     with JudgeServer(judge) as server:
         env |= {"VNIAH_JUDGE_URL": server.url, "VNIAH_JUDGE_MODEL": "mlvu"}
@@ -126,7 +130,7 @@ def run(env: dict[str, str], folder: Path, model: Path, out: Path) -> str:
     command = [sys.executable, "-m", "lmms_eval", "--model", "longva_ring", "--tasks", "longva_paper", "--limit", "2"]
     command += ["--model_args", f"pretrained={model},dtype=float32,device=cpu,max_frames_num=4"]
     command += ["--log_samples", "--output_path", str(out)]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=1800)
     said = done.stdout + done.stderr
     (folder / f"{out.name}.log").write_text(said)
     assert list(out.rglob("*_results.json")), f"no results file\n{said[-8000:]}"
