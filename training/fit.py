@@ -13,9 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.training.identity import check_identity
+from vniah.training.identity import write_json as write_json  # others take it from here
 from vniah.training.stages import Train
 
 DONE = "done.json"
+NOT_SHARDED = (
+    "sharding: fsdp2 works on CUDA devices under a launcher: torchrun --nproc-per-node GPUS -m vniah.cli train ...; "
+    "without them set the stage's train.sharding=none and train.offload=false"
+)
 
 
 def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:
@@ -23,11 +29,17 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
     import torch
     from transformers import TrainingArguments
 
+    from vniah.training.ranks import sharded_precision, start_group
+
+    if train.sharding == "fsdp2" and "LOCAL_RANK" not in os.environ:
+        raise ValueError(NOT_SHARDED)
+    if train.offload:
+        start_group()
     schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
     if train.schedule == "constant" and train.warmup:
         schedule = "constant_with_warmup"
     warmup = math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
-    return (kind or TrainingArguments)(
+    arguments = (kind or TrainingArguments)(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=train.batch_size,
@@ -63,6 +75,9 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         data_seed=seed,
         **more,
     )
+    if train.sharding == "fsdp2" and train.precision == "bf16" and arguments.fsdp_plugin_args is not None:
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = sharded_precision()
+    return arguments
 
 
 def fit(
@@ -98,13 +113,15 @@ def fit(
         OSError: no room for the checkpoints.
     """
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
+
+    from vniah.training.ranks import prepare_model
 
     folder.mkdir(parents=True, exist_ok=True)
     check_identity(folder, identity)
     check_room(model, train, folder)
     set_seed(seed)
-    _set_checkpointing(model, train)
+    prepare_model(model)
+    set_checkpointing(model, train)
     log = MetricsLog(folder / "metrics.jsonl")
     trainer = _trainer_class()(
         model=model,
@@ -114,7 +131,8 @@ def fit(
         callbacks=[log_callback(log)],
     )
     trainer.train_settings = train
-    last = get_last_checkpoint(str(folder))
+    require_sharding(trainer, train)
+    last = last_checkpoint(folder)
     if trainer.is_world_process_zero():
         log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     result = trainer.train(resume_from_checkpoint=last)
@@ -127,43 +145,40 @@ def fit(
     }
 
 
+def require_sharding(trainer: Any, train: Train) -> None:
+    """Raise ValueError where sharding was asked for and accelerate silently trains without."""
+    if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
+        raise ValueError(NOT_SHARDED)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint of a run; ``None`` where there is none.
+
+    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off by a kill or a full disk.
+    """
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        step = path.name.rsplit("-", 1)[1]
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if step.isdigit():
+            found.append((int(step), str(path)))
+    return max(found)[1] if found else None
+
+
 def check_room(model: Any, train: Train, folder: Path) -> None:
     """Raise OSError when the disk cannot hold the checkpoints that will be kept, before the first step."""
     from vniah.training.preflight import check_disk
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * 4
-    # Weights and AdamW's two moments a checkpoint; one more while the oldest is still there; the result.
-    checkpoints = (train.keep + 1) * (weights + 8 * trained) if train.save_every else 0
+    # Weights (FSDP writes them twice) and AdamW's two moments a checkpoint; one more while the oldest is still there;
+    # the result.
+    copies = 1 if train.sharding == "none" else 2
+    checkpoints = (train.keep + 1) * (copies * weights + 8 * trained) if train.save_every else 0
     check_disk(folder, checkpoints + weights + (16 << 20))
-
-
-def check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Write identity.json, or compare with the one there.
-
-    Raises:
-        ValueError: naming the first key that differs.
-    """
-    path = folder / "identity.json"
-    plain = json.loads(json.dumps(identity, default=str))
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if old != plain:
-            different = [key for key in {**old, **plain} if old.get(key) != plain.get(key)]
-            raise ValueError(
-                f"{folder} holds a run of another recipe (differs in {', '.join(sorted(different))}); "
-                "choose another output, or remove that folder to start anew"
-            )
-        return
-    write_json(path, plain)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class MetricsLog:
@@ -251,7 +266,12 @@ def build_optimizer(model: Any, train: Train) -> Any:
     return torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, betas=train.betas, eps=train.eps)
 
 
-def _set_checkpointing(model: Any, train: Train) -> None:
+def set_checkpointing(model: Any, train: Train) -> None:
+    """Switch tiling and activation checkpointing on as the settings say."""
+    if train.tile_tokens:
+        from vniah.training.tiling import enable_tiling
+
+        enable_tiling(model, train.tile_tokens)
     if train.checkpointing == "none":
         return
     if train.checkpointing == "offload":

@@ -38,18 +38,23 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
 
 
 def save_trained(trainer: Any, processor: Any, folder: Path) -> None:
-    """``save_model`` of what a Trainer holds. Every rank calls it: sharded weights are gathered by all."""
+    """``save_model`` of what a Trainer holds. Every rank calls it: sharded weights are gathered by all.
+
+    No rank leaves before the folder is there, since the next stage reads it.
+    """
     if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         if trainer.is_world_process_zero():
             save_model(trainer.accelerator.unwrap_model(trainer.model), processor, folder)
-        return
-    gathering = folder.with_name(f".{folder.name}.gathered")
-    trainer.save_model(str(gathering))
-    if trainer.is_world_process_zero():
-        if processor is not None:
-            processor.save_pretrained(gathering)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(gathering, folder)
+    else:
+        gathering = folder.with_name(f".{folder.name}.gathered")
+        trainer.save_model(str(gathering))
+        if trainer.is_world_process_zero():
+            if processor is not None:
+                processor.save_pretrained(gathering)
+            (gathering / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(gathering, folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 @contextlib.contextmanager

@@ -128,7 +128,8 @@ def install_loss(
 ) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
 
-    The base decoder (``model.model``) runs as it is; the head is applied inside the loss. ``shift_labels``
+    The base decoder (``model.model``) runs as it is; the head is applied inside the loss, called as a module
+    so that FSDP gathers its weight. ``shift_labels``
     (already shifted: a shard of a sequence has its next token elsewhere) wins over ``labels``.
     ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks. With ``ring`` the
     batch is this rank's zigzag shard of a sequence, and attention goes round all ranks. ``without_visuals`` gives a
@@ -151,19 +152,25 @@ def install_loss(
         if labels is None and shift_labels is None:
             return plain_forward(*args, **kwargs)
         kwargs.pop("use_cache", None)
+        zero: Tensor | float = 0.0
+        if without_visuals is not None and kwargs.keys().isdisjoint(("pixel_values", "pixel_values_videos")):
+            zero = without_visuals()  # before the decoder, where ranks with images run the tower too
         hidden_BTD = self.model(*args, use_cache=False, **extra, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
-        total = linear_cross_entropy(
-            hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), self.lm_head.weight, shift_labels.reshape(-1), engine
-        )
-        if without_visuals is not None and kwargs.keys().isdisjoint(("pixel_values", "pixel_values_videos")):
-            total = total + without_visuals()
+        total = self.lm_head(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), labels_N=shift_labels.reshape(-1))
         count = num_items_in_batch if num_items_in_batch is not None else (shift_labels != IGNORE).sum().clamp(min=1)
-        return {"loss": total / count}
+        return {"loss": (total + zero) / count}
 
-    plain_forward = model.forward
+    def head_forward(self: Any, hidden_ND: Tensor, labels_N: Tensor | None = None) -> Tensor:
+        if labels_N is None:
+            logits: Tensor = plain_head(hidden_ND)
+            return logits
+        return linear_cross_entropy(hidden_ND, self.weight, labels_N, engine)
+
     assert hasattr(model, "model") and hasattr(model, "lm_head"), "a model with a decoder and a head"
+    plain_forward, plain_head = model.forward, model.lm_head.forward
     model.forward = types.MethodType(forward, model)
+    model.lm_head.forward = types.MethodType(head_forward, model.lm_head)
     return model

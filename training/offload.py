@@ -22,6 +22,7 @@ class _OffloadedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Any], hidden_BTD: Tensor, *rest: Any) -> Any:
         ctx.run, ctx.rest, ctx.device = run, rest, hidden_BTD.device
+        ctx.autocast = autocast_as_now(hidden_BTD.device.type)
         ctx.host_BTD = to_host(hidden_BTD)
         with torch.no_grad():
             return run(hidden_BTD, *rest)
@@ -29,12 +30,22 @@ class _OffloadedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         hidden_BTD = ctx.host_BTD.to(ctx.device, non_blocking=True).detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.autocast:
             out = ctx.run(hidden_BTD, *ctx.rest)
         outputs = out if isinstance(out, tuple) else (out,)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if isinstance(o, Tensor) and o.requires_grad]
         torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
         return None, hidden_BTD.grad, *(None for _ in ctx.rest)
+
+
+def autocast_as_now(device: str) -> Any:
+    """A context that computes as here and now: backward passes run outside autocast, but must repeat what ran in it."""
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
 
 
 def to_host(tensor: Tensor) -> Tensor:

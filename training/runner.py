@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vniah.training.fit import DONE, check_identity, write_json
+from vniah.training.fit import DONE
+from vniah.training.identity import check_identity, write_json
+from vniah.training.ranks import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
 from vniah.training.stages import Stage, as_data, inputs
 
@@ -29,10 +31,17 @@ MODULES = {
     "dpo": "vniah.training.dpo",
     "evaluate": "vniah.training.nano.evaluate",
 }
+# Kinds that do not share their work over ranks.
+ALONE = ("prepare_text", "evaluate")
 
 
-def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
+def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print, only: str | None = None) -> None:
     """Run every stage that is not done, ``recipe.parallel`` at a time where they do not wait for each other.
+
+    Args:
+        recipe: what to run.
+        say: called with a line when a stage starts and when it ends, on the first rank.
+        only: this stage alone.
 
     Raises:
         ValueError: the output folder holds another recipe, or a stage failed (naming its log).
@@ -41,16 +50,18 @@ def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
 
     folder = recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
-    check_recipe(recipe)
-    # How many run at once changes no result.
-    check_identity(folder, {key: value for key, value in as_data(recipe).items() if key not in ("parallel", "output")})
-    write_json(folder / "recipe.json", as_data(recipe))
-    waiting = list(recipe.stages)
+    check_recipe(recipe, only=only)
+    check_identity(folder, as_data(recipe))
+    if rank() == 0:
+        write_json(folder / "recipe.json", as_data(recipe))
+    else:
+        say = _nothing
+    waiting = [stage for stage in recipe.stages if only in (None, stage.name)]
     for stage in list(waiting):
         if is_done(folder, stage.name):
             say(f"{stage.name}: done before")
             waiting.remove(stage)
-    if recipe.parallel == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if recipe.parallel == 1 or only is not None or world_size() > 1:
         for stage in waiting:
             say(f"{stage.name}: started")
             say(f"{stage.name}: {_summary(run_stage(recipe, stage))}")
@@ -58,16 +69,26 @@ def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
     _run_parallel(recipe, waiting, say)
 
 
+def _nothing(_: str) -> None:
+    """What the other ranks say."""
+
+
 def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """Run one stage in this process and write its done.json."""
+    """Run one stage in this process and write its done.json.
+
+    What is no training is done by the first rank, and the others wait for it.
+    """
     folder = recipe.folder / stage.name
     folder.mkdir(parents=True, exist_ok=True)
+    if stage.kind in ALONE and rank() > 0:
+        wait_for(folder / DONE)
+        return {}
     module = importlib.import_module(MODULES[stage.kind])
     started = time.time()
     with _threads(getattr(getattr(stage, "train", None), "threads", 0)):
         report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
     report["wall_seconds"] = round(time.time() - started, 1)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank() == 0:
         write_json(folder / DONE, report)
     return dict(report)
 

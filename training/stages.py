@@ -11,67 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Train:
-    """How a stage is optimised. Batch sizes are per device (under ``ring``: all devices share a sequence).
-
-    Attributes:
-        steps: optimizer steps; 0 means by ``epochs``.
-        warmup: share of all steps below 1, else a number of steps.
-        schedule: "cosine_min" falls to ``min_lr`` and not to 0.
-        tower_lr: learning rate of the vision tower; ``None`` is ``lr``.
-        checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
-        loss: engine of the head's cross entropy (see ``losses``).
-        attention: transformers' attention implementation; "ring" shards every sequence over all ranks.
-        sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
-        offload: with fsdp2, keep what is sharded in host memory.
-        deepspeed: path of a DeepSpeed config; instead of ``sharding``.
-        threads: CPU threads of this stage, which sums depend on in their last bits; 0 leaves it to the machine.
-    """
-
-    lr: float
-    steps: int = 0
-    epochs: float = 0.0
-    batch_size: int = 1
-    accumulation: int = 1
-    schedule: Literal["constant", "linear", "cosine", "cosine_min"] = "constant"
-    min_lr: float = 0.0
-    warmup: float = 0.0
-    tower_lr: float | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    checkpointing: Literal["none", "full", "offload"] = "none"
-    loss: Literal["auto", "torch", "liger", "chunked"] = "auto"
-    attention: str = "sdpa"
-    compile: bool = False
-    sharding: Literal["none", "fsdp2"] = "none"
-    offload: bool = False
-    deepspeed: str | None = None
-    log_every: int = 10
-    save_every: int = 0
-    keep: int = 2
-    report_to: tuple[str, ...] = ()
-    workers: int = 0
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
-            raise ValueError(f"give steps or epochs above 0, got steps={self.steps}, epochs={self.epochs}")
-        if self.lr < 0 or self.min_lr < 0 or (self.tower_lr or 0) < 0:
-            raise ValueError(f"learning rates must not be negative, got lr={self.lr}, tower_lr={self.tower_lr}")
-        for name in ("batch_size", "accumulation", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.deepspeed and self.sharding != "none":
-            raise ValueError("give either sharding or deepspeed, not both")
-        if self.offload and self.sharding == "none":
-            raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
-        if self.save_every < 0 or self.warmup < 0 or self.workers < 0 or self.threads < 0:
-            raise ValueError("save_every, warmup, workers and threads must not be negative")
+from vniah.training.settings import Train as Train  # others take it from here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +59,15 @@ class TextData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareTextStage:
-    """Tokenise, upsample and pack a corpus into shards (``data/prepare.py``)."""
+    """Tokenise, upsample and pack a corpus into shards (``data/prepare.py``).
+
+    Attributes:
+        total_tokens: tokens to choose, separators not counted.
+        long_document: a document is long above so many tokens.
+        long_share: share of each domain's tokens that long documents get (the paper gives no figure).
+        separator: token between documents; the tokenizer's beginning-of-text token unless given (section 3.1), or
+            its end-of-text token where it has none.
+    """
 
     name: str
     tokenizer: str
@@ -130,7 +78,8 @@ class PrepareTextStage:
     total_tokens: int = 1_000_000_000
     sequence_length: int = 224_000
     long_document: int = 4_096
-    long_share: float = 0.8
+    long_share: float = 0.7
+    separator: str = ""
     shard_sequences: int = 64
     workers: int = 8
     max_bad_share: float = 0.01
@@ -154,6 +103,8 @@ class TextStage:
     def __post_init__(self) -> None:
         if bool(self.model_from) == bool(self.new):
             raise ValueError("give either model_from (a stage, folder or Hub id) or new (a shape to start from)")
+        if self.data.phases and (self.train.batch_size != 1 or not self.train.steps):
+            raise ValueError("phases say their own batch sizes: give train.steps, and no batch_size or epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +133,8 @@ class VisionData:
             when ``reference_labels`` (role markers carry loss too), else on answers alone.
         newline_after_image: "once" asks as inference does; "reference" keeps the second newline of the
             original's training (reference section 5).
+        single_image_first: the one image of a turn goes before its text, wherever the data has it, as in the
+            original's training and at inference; turns of several images stay as they are.
         merge: how an image becomes tokens; "square" is one centre-cropped tile without pooling.
         text_share: with icons, the share of steps on text alone, of up to ``text_length`` tokens: what the
             language model has learnt of it fades otherwise.
@@ -192,6 +145,7 @@ class VisionData:
     template: str = "qwen_1_5"
     reference_labels: bool = True
     newline_after_image: Literal["once", "reference"] = "once"
+    single_image_first: bool = True
     merge: Literal["unires", "anyres", "square"] = "unires"
     max_length: int = 32_768
     group_by_length: bool = True
@@ -232,11 +186,13 @@ class AlignStage:
     def __post_init__(self) -> None:
         if not self.parts or len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts must name tower, projector or decoder, each once; got {list(self.parts)}")
+        if self.train.attention == "ring":
+            raise ValueError("attention: ring shards long text; an align stage takes sdpa, flash_attention_2 or eager")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DpoStage:
-    """Direct preference optimisation on video frames (LLaVA-Hound), by TRL."""
+    """Direct preference optimisation on video frames (LLaVA-Hound), by TRL, whose own loss and optimizer it has."""
 
     name: str
     train: Train
@@ -248,6 +204,15 @@ class DpoStage:
     max_length: int = 32_768
     max_bad_share: float = 0.01
     kind: Literal["dpo"] = "dpo"
+
+    def __post_init__(self) -> None:
+        train = self.train
+        if train.attention == "ring" or train.checkpointing == "offload" or train.tower_lr is not None:
+            raise ValueError("a dpo stage takes no attention: ring, checkpointing: offload or tower_lr")
+        if train.loss != "auto":
+            raise ValueError(f"a dpo stage has TRL's loss; leave out loss: {train.loss}")
+        if self.num_frames < 1 or self.beta <= 0:
+            raise ValueError(f"num_frames and beta must be positive, got {self.num_frames} and {self.beta}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +243,12 @@ KINDS: dict[str, type[Any]] = {
     "dpo": DpoStage,
     "evaluate": EvaluateStage,
 }
+
+
+# What may change between a run and its resumption: it moves no weight.
+WITHOUT_EFFECT = frozenset(
+    ("about", "output", "parallel", "workers", "report_to", "log_every", "save_every", "keep", "max_bad_share")
+)
 
 
 def inputs(stage: Stage) -> tuple[str, ...]:

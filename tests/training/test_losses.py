@@ -115,3 +115,20 @@ def test_installed_in_a_model_it_equals_the_models_own_loss() -> None:
     again = model(input_ids=ids, shift_labels=shifted, num_items_in_batch=(shifted != -100).sum())["loss"]
     torch.testing.assert_close(again, wanted)
     assert model(input_ids=ids).logits.shape == (2, 11, VOCABULARY)
+
+
+def test_the_head_is_called_as_a_module() -> None:
+    """FSDP has a module's weights whole only while the module runs; it is told by hooks."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    model = install_loss(Qwen2ForCausalLM(config))
+    called = []
+    model.lm_head.register_forward_pre_hook(lambda *_: called.append("before"))
+    model.lm_head.register_forward_hook(lambda *_: called.append("after"))
+    ids = torch.randint(0, VOCABULARY, (1, 5))
+    model(input_ids=ids, labels=ids)["loss"].backward()
+    assert called == ["before", "after"]

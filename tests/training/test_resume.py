@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vniah.training import fit as fit_module
-from vniah.training.fit import MetricsLog, check_identity, fit, only_item, parameter_groups
+from vniah.training.fit import MetricsLog, check_identity, fit, last_checkpoint, only_item, parameter_groups
 from vniah.training.stages import Train
 
 STEPS = 8
@@ -83,6 +83,19 @@ def test_killed_and_resumed_ends_where_the_whole_run_does(whole: Any, tmp_path: 
         assert torch.equal(resumed[1][name], value)
 
 
+def test_a_checkpoint_that_was_cut_off_is_not_taken(whole: Any, tmp_path: Path) -> None:
+    """Killed while a checkpoint was written: the one before it is the last."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=11)
+    assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
+    for name, text in (("checkpoint-6", None), ("checkpoint-8", '{"global_st')):
+        (tmp_path / name).mkdir()
+        if text:
+            (tmp_path / name / "trainer_state.json").write_text(text)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert train(tmp_path)[0] == whole[0]
+
+
 def test_accumulated_batches_weigh_by_their_labels(tmp_path: Path) -> None:
     """Two micro-batches of different numbers of labels give the gradient of both at once."""
     model = tiny()
@@ -116,10 +129,23 @@ def test_accumulated_batches_weigh_by_their_labels(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    check_identity(tmp_path, {"seed": 1, "lr": 0.1})
-    check_identity(tmp_path, {"seed": 1, "lr": 0.1})
-    with pytest.raises(ValueError, match=r"another recipe \(differs in lr\)"):
-        check_identity(tmp_path, {"seed": 1, "lr": 0.2})
+    stages = [{"name": "text", "train": {"lr": 0.1, "workers": 1}}, {"name": "keep", "train": {"lr": 0.1}}]
+    check_identity(tmp_path, {"seed": 1, "stages": stages})
+    changed = json.loads(json.dumps(stages))
+    changed[0]["train"]["workers"] = 4
+    check_identity(tmp_path, {"seed": 1, "stages": changed})  # moves no weight
+    changed[1]["train"]["lr"] = 0.2
+    with pytest.raises(ValueError, match=r"another recipe \(differs in stages\.keep\.train\.lr\)"):
+        check_identity(tmp_path, {"seed": 1, "stages": changed})
+
+
+def test_sharding_that_would_not_take_place_is_an_error(tmp_path: Path) -> None:
+    """accelerate shards on accelerators alone, and trains on without a word elsewhere."""
+    import dataclasses
+
+    settings = dataclasses.replace(TRAIN, sharding="fsdp2")
+    with pytest.raises(ValueError, match="sharding: fsdp2 works on CUDA devices under a launcher"):
+        fit(tiny(), Batches(0), settings, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
 
 
 def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ def command(
     from vniah.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if stage is not None:
+        loaded.stage(stage)  # an unknown one is an error whatever is asked for
     if plan:
         from vniah.training.plan import plan_recipe
 
@@ -35,12 +37,9 @@ def command(
         from vniah.training.preflight import check_recipe, describe
 
         typer.echo(describe(loaded))
-        check_recipe(loaded)
+        check_recipe(loaded, only=stage)
         typer.echo("the inputs are there; nothing was run")
         return
-    from vniah.training.runner import run_recipe, run_stage
+    from vniah.training.runner import run_recipe
 
-    if stage is not None:
-        run_stage(loaded, loaded.stage(stage))
-        return
-    run_recipe(loaded, say=typer.echo)
+    run_recipe(loaded, say=typer.echo, only=stage)

@@ -1,0 +1,155 @@
+"""Alignment and DPO by two sharded ranks: text-only batches on one of them, other numbers of tiles, frozen parts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+FSDP = str(Path(__file__).with_name("fsdp_on_gloo.py"))
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"),
+        *("--config_file", str(ROOT / "training" / "recipes" / "accelerate_fsdp2.yml")),
+    ],
+}
+
+
+def launch(launcher: str, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder, a tower and LLaVA-format data with one, two or no images a sample, of one to six tiles."""
+    from transformers import CLIPVisionModel
+
+    from vniah.training.loading import save_model
+    from vniah.training.nano.tower import tower_config
+    from vniah.training.nano.vocabulary import build_tokenizer
+    from vniah.training.stages import NanoSize, PhaseSpec, TextData, TextStage, Train
+    from vniah.training.text import new_decoder
+
+    folder = tmp_path_factory.mktemp("world")
+    size = NanoSize(hidden_size=32, num_layers=2, intermediate_size=48, vision_width=32, vision_layers=2)
+    tokenizer = build_tokenizer()
+    text = TextStage(
+        name="t",
+        new=size,
+        train=Train(lr=1e-3, steps=1),
+        data=TextData(phases=(PhaseSpec(start=0, length=64, batch=1),)),
+        sequence_length=2048,
+    )
+    save_model(new_decoder(size, tokenizer, text), tokenizer, folder / "decoder")
+    save_model(CLIPVisionModel(tower_config(size)), None, folder / "tower")
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    samples: list[dict[str, Any]] = []
+    for number in range(8):
+        width, height = [(32, 32), (96, 64)][number % 2]
+        pixels = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        samples.append({"id": str(number), "image": f"{number}.png", "conversations": asked("<image>\nwhat day")})
+    # Three of eleven: whatever the order, some batch has text alone on one rank and images on the other.
+    samples += [{"id": f"text{number}", "conversations": asked("what day")} for number in range(3)]
+    samples.append({"id": "two", "image": ["0.png", "1.png"], "conversations": asked("<image>\n<image>\nwhat day")})
+    (folder / "data.json").write_text(json.dumps(samples))
+    return folder
+
+
+def asked(question: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": "man thing"}]
+
+
+def recipe(world: Path, name: str, **train: Any) -> Path:
+    def stage(name: str, parts: list[str], template: str, merge: str, **more: Any) -> dict[str, Any]:
+        data = {"json": [str(world / "data.json")], "images": str(world / "images"), "template": template}
+        settings = {"lr": 1e-3, "epochs": 1, "precision": "fp32", "checkpointing": "full", "log_every": 1, **train}
+        data |= {"merge": merge, "max_length": 2000, "group_by_length": False}
+        return {"name": name, "kind": "align", "parts": parts, "data": data, "train": settings, **more}
+
+    start = {"model_from": str(world / "decoder"), "tower_from": str(world / "tower")}
+    stages = [
+        stage("one", ["projector"], "plain", "square", **start),
+        stage("two", ["tower", "projector", "decoder"], "qwen_1_5", "unires", model_from="one"),
+    ]
+    path = world / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "output": str(world / name), "stages": stages}))
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [line for name in ("one", "two") for line in (folder / name / "run" / "metrics.jsonl").open()]
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> list[float]:
+    """Losses of both stages on one process, with the batches of two ranks."""
+    from vniah.training.recipe import load_recipe
+    from vniah.training.runner import run_recipe
+
+    run_recipe(load_recipe(recipe(world, "alone", batch_size=4)), say=lambda _: None)
+    return losses(world / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_both_stages_sharded_end_where_one_process_does(world: Path, alone: list[float], launcher: str) -> None:
+    sharding = {"torchrun": "fsdp2", "accelerate": "none"}[launcher]
+    path = recipe(world, launcher, batch_size=2, sharding=sharding)
+    said = launch(launcher, FSDP, "train", str(path))
+    assert "'FSDPCLIPEncoderLayer': 2" in said and "'FSDPQwen2DecoderLayer': 2" in said
+    # accelerate's configuration computes in bf16, whatever the recipe says
+    tolerance = 1e-4 if launcher == "torchrun" else 2e-2
+    assert losses(world / launcher) == pytest.approx(alone, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_both_stages_on_two_ranks_without_sharding(world: Path, alone: list[float]) -> None:
+    launch("torchrun", "-m", "vniah.cli", "train", str(recipe(world, "replicated", batch_size=2)))
+    assert losses(world / "replicated") == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_dpo_sharded(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    spec = importlib.util.spec_from_file_location("dpo_data", Path(__file__).with_name("test_dpo.py"))
+    assert spec is not None and spec.loader is not None
+    dpo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dpo)
+    for number in range(3):
+        (tmp_path / "videos" / "v1").mkdir(parents=True, exist_ok=True)
+        pixels = np.full((24, 40, 3), 60 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "videos" / "v1" / f"{number}.png")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(dpo.pair(id=str(i))) for i in range(4)))
+    stage = {
+        "name": "dpo",
+        "kind": "dpo",
+        "model_from": str(dpo.nano_folder(tmp_path / "model")),
+        "json": [str(tmp_path / "pairs.jsonl")],
+        "videos": str(tmp_path / "videos"),
+        "num_frames": 3,
+        "train": {"lr": 2e-3, "steps": 3, "sharding": "fsdp2", "checkpointing": "full", "log_every": 1},
+    }
+    path = tmp_path / "dpo.yaml"
+    path.write_text(yaml.safe_dump({"name": "dpo", "output": str(tmp_path / "out"), "stages": [stage]}))
+    assert "'FSDPQwen2DecoderLayer': 1" in launch("torchrun", FSDP, "train", str(path))
+    curve = [json.loads(line)["loss"] for line in (tmp_path / "out/dpo/run/metrics.jsonl").open()]
+    assert curve[0] == pytest.approx(np.log(2), abs=5e-3) and curve[-1] < curve[0] - 0.02
+    assert (tmp_path / "out/dpo/model/model.safetensors").is_file()
