@@ -5,11 +5,12 @@ Also the text of ``--dry-run``.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from vniah.training import ranks
 from vniah.training.recipe import Recipe
 from vniah.training.stages import (
     AlignStage,
@@ -22,27 +23,31 @@ from vniah.training.stages import (
     Train,
     inputs,
 )
+from vniah.training.text import sequences_per_step
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MINIMUM_FREE = 64 << 20
 
 
-def check_recipe(recipe: Recipe, world_size: int | None = None) -> None:
+def check_recipe(recipe: Recipe, world_size: int | None = None, *, only: str | None = None) -> None:
     """Check everything a recipe needs.
 
     Args:
         recipe: what will run.
-        world_size: ranks; from the launcher's WORLD_SIZE unless given.
+        world_size: ranks that share the work; as the launcher says unless given.
+        only: the one stage that will run.
 
     Raises:
         FileNotFoundError: an input folder or file that is not there.
-        ValueError: a sequence length that the ranks cannot share, or steps that data cannot give.
+        ValueError: a sequence length that the ranks cannot share, or steps that the prepared tokens cannot give.
         OSError: too little room on the disk.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    names = {stage.name for stage in recipe.stages}
+    count = ranks.world_size() if world_size is None else world_size
+    names = {stage.name: stage for stage in recipe.stages}
     for stage in recipe.stages:
-        for link in inputs(stage):
+        if only not in (None, stage.name):
+            continue
+        for link in (*inputs(stage), *_sources(stage)):
             if link not in names:
                 _check_source(stage.name, link)
         for path in _files(stage):
@@ -50,16 +55,37 @@ def check_recipe(recipe: Recipe, world_size: int | None = None) -> None:
                 raise FileNotFoundError(
                     f"stage {stage.name!r} needs {path}, which is not there; set it by {stage.name}.…="
                 )
-        if isinstance(stage, TextStage) and stage.train.attention == "ring" and stage.sequence_length % (2 * ranks):
-            good = stage.sequence_length // (2 * ranks) * 2 * ranks
-            raise ValueError(
-                f"stage {stage.name!r}: {stage.sequence_length} tokens cannot be sharded over {ranks} ranks in zigzag "
-                f"order; the length must be a multiple of {2 * ranks}, such as {good}"
-            )
+        if isinstance(stage, TextStage):
+            _check_length(stage, names.get(stage.data.shards or ""), count)
         train: Train | None = getattr(stage, "train", None)
         if train is not None and train.deepspeed and not Path(train.deepspeed).is_file():
             raise FileNotFoundError(f"stage {stage.name!r}: no DeepSpeed config at {train.deepspeed}")
     check_disk(recipe.folder)
+
+
+def _check_length(stage: TextStage, prepared: Any, count: int) -> None:
+    """Raise ValueError where a sequence cannot be sharded, or the stage before prepares too few or too short ones."""
+    if stage.train.attention == "ring" and stage.sequence_length % (2 * count):
+        good = stage.sequence_length // (2 * count) * 2 * count
+        raise ValueError(
+            f"stage {stage.name!r}: {stage.sequence_length} tokens cannot be sharded over {count} ranks in zigzag "
+            f"order; the length must be a multiple of {2 * count}" + (f", such as {good}" if good else "")
+        )
+    if not isinstance(prepared, PrepareTextStage):
+        return
+    if stage.sequence_length > prepared.sequence_length:
+        raise ValueError(
+            f"stage {stage.name!r} reads sequences of {stage.sequence_length} tokens, but {prepared.name!r} packs "
+            f"{prepared.sequence_length}"
+        )
+    wanted = stage.train.steps * sequences_per_step(stage, count)
+    # Separators come on top of total_tokens, so this is a few sequences too kind; the stage itself counts them.
+    given = -(-prepared.total_tokens // prepared.sequence_length)
+    if wanted > given:
+        raise ValueError(
+            f"stage {stage.name!r}: {stage.train.steps} steps on {count} ranks take {wanted} sequences, but "
+            f"{prepared.name!r} prepares about {given}; raise its total_tokens, or give epochs in place of steps"
+        )
 
 
 def check_disk(folder: Path, needed: int = MINIMUM_FREE) -> None:
@@ -78,6 +104,11 @@ def _check_source(name: str, link: str) -> None:
     raise FileNotFoundError(
         f"stage {name!r} reads {link!r}: neither a stage before it, a folder, nor a Hub id owner/name"
     )
+
+
+def _sources(stage: Stage) -> list[str]:
+    """Corpora and tokenizers, which are folders or Hub ids too."""
+    return [stage.source, stage.tokenizer] if isinstance(stage, PrepareTextStage) else []
 
 
 def _files(stage: Stage) -> list[str]:

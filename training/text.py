@@ -6,9 +6,11 @@ section 3.1). With ``attention: ring`` every sequence is sharded over all ranks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.training.ranks import world_size
 from vniah.training.stages import NanoSize, TextStage
 
 
@@ -20,6 +22,9 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str,
         folder: the stage's own folder; checkpoints go to ``folder/run``.
         seed: of weights and data.
         resolve: maps a stage name, folder or Hub id to what ``from_pretrained`` takes.
+
+    Raises:
+        ValueError: more steps than the prepared sequences give.
     """
     from transformers import set_seed
 
@@ -30,8 +35,10 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str,
 
     set_seed(seed)
     model, tokenizer = load_or_create(stage, resolve)
-    steps = stage.train.steps
-    dataset = _dataset(stage, tokenizer, seed, resolve)
+    if stage.data.phases:
+        dataset, steps, collate = _synthetic(stage, tokenizer, seed), stage.train.steps, only_item
+    else:
+        dataset, steps, collate = *_prepared(stage, seed, resolve), together
     install_loss(model, stage.train.loss, ring=stage.train.attention == "ring")
     report = fit(
         model,
@@ -40,8 +47,8 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str,
         folder / "run",
         seed=seed,
         identity={"stage": as_data(stage), "seed": seed},
-        collate=only_item,
-        steps=steps or len(dataset),
+        collate=collate,
+        steps=steps,
         save=lambda trainer: save_trained(trainer, tokenizer, folder / "model"),
     )
     return report
@@ -101,18 +108,50 @@ def set_rope_theta(config: Any, rope_theta: float | None, max_positions: int | N
         config.rope_parameters = {**config.rope_parameters, "rope_type": "default", "rope_theta": float(rope_theta)}
 
 
-def _dataset(stage: TextStage, tokenizer: Any, seed: int, resolve: Any) -> Any:
-    if stage.data.phases:
-        from vniah.training.nano.text_tasks import LengthPhase, TextTasks
+def _synthetic(stage: TextStage, tokenizer: Any, seed: int) -> Any:
+    from vniah.training.nano.text_tasks import LengthPhase, TextTasks
 
-        phases = [LengthPhase(start=p.start, length=p.length, batch=p.batch) for p in stage.data.phases]
-        shares = {"repeat_share": stage.data.repeat_share, "number_share": stage.data.number_share}
-        tasks = TextTasks(tokenizer, phases, seed=seed, **shares)
-        return StepDataset(tasks.batch, stage.train.steps * stage.train.accumulation)
+    phases = [LengthPhase(start=p.start, length=p.length, batch=p.batch) for p in stage.data.phases]
+    data = stage.data
+    tasks = TextTasks(tokenizer, phases, seed=seed, repeat_share=data.repeat_share, number_share=data.number_share)
+    return StepDataset(tasks.batch, stage.train.steps * stage.train.accumulation)
+
+
+def _prepared(stage: TextStage, seed: int, resolve: Any) -> tuple[Any, int]:
+    """Prepared sequences and the steps to take over them.
+
+    Raises:
+        ValueError: more ``steps`` than there are sequences for; only ``epochs`` reads a sequence twice.
+    """
+    import math
+
     from vniah.training.data.shards import RingSequences
 
-    folder, ring = resolve(stage.data.shards), stage.train.attention == "ring"
-    return RingSequences(folder, stage.sequence_length, seed=seed, ring=ring)
+    train, ring = stage.train, stage.train.attention == "ring"
+    dataset = RingSequences(resolve(stage.data.shards), stage.sequence_length, seed=seed, ring=ring)
+    per_step = sequences_per_step(stage, world_size())
+    there = dataset.num_sequences
+    if train.steps * per_step > there:
+        raise ValueError(
+            f"{train.steps} steps take {train.steps * per_step} sequences, but {dataset.folder} holds {there}; prepare "
+            f"more tokens, or give epochs in place of steps to read them more than once"
+        )
+    steps = train.steps or max(1, math.ceil(there * train.epochs / per_step))
+    dataset.passes = math.ceil(steps * per_step / there)
+    return dataset, steps
+
+
+def sequences_per_step(stage: TextStage, ranks: int) -> int:
+    """Whole sequences that an optimizer step takes: under ``ring`` all ranks share each."""
+    share = 1 if stage.train.attention == "ring" else ranks
+    return stage.train.batch_size * stage.train.accumulation * share
+
+
+def together(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Batches of one sequence each to one batch."""
+    import torch
+
+    return {key: torch.cat([item[key] for item in items]) for key in items[0]}
 
 
 class StepDataset:

@@ -110,6 +110,13 @@ def test_shares_within_one_percent_and_every_token_accounted_for(stage: PrepareT
     rows = [row for name in manifest["shards"] for row in read_arrow(folder / name)["input_ids"].to_pylist()]
     assert len(rows) == manifest["sequences"] and {len(row) for row in rows} == {257}
     assert manifest["tokens_after"].keys() == DOMAINS.keys()
+    for name in DOMAINS:
+        kept = manifest["tokens_before"][name] - manifest["tokens_left_out"][name]
+        assert kept > 0 and kept + manifest["tokens_repeated"][name] == manifest["tokens_after"][name]
+    stream = [token for row in rows for token in row]
+    assert (
+        stream.count(manifest["separator_id"]) <= manifest["separators"] <= stream.count(manifest["separator_id"]) + 40
+    )
 
 
 def test_killed_while_writing_and_run_again_gives_the_same_shards(
@@ -136,6 +143,112 @@ def test_killed_while_writing_and_run_again_gives_the_same_shards(
     assert fingerprints(broken / "shards") == fingerprints(whole / "shards")
 
 
+def test_the_separator_is_the_beginning_of_text_unless_named(stage: PrepareTextStage) -> None:
+    import dataclasses
+
+    from vniah.training.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(stage.tokenizer)
+    assert prepare.separator_id(tokenizer, stage) == tokenizer.bos_token_id
+    named = dataclasses.replace(stage, separator=tokenizer.eos_token)
+    assert prepare.separator_id(tokenizer, named) == tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="is 2 tokens of"):
+        prepare.separator_id(tokenizer, dataclasses.replace(stage, separator="time year"))
+    tokenizer.bos_token = None
+    assert prepare.separator_id(tokenizer, stage) == tokenizer.eos_token_id
+
+
+def test_every_kind_of_file_is_read_and_broken_lines_are_told_apart(tmp_path: Path) -> None:
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from vniah.training.data.rows import BrokenRow, read_rows
+
+    good = [{"text": "a", "n": 1}, {"text": 3}]
+    lines = "\n".join(map(json.dumps, good)).encode() + b"\n\n"
+    (tmp_path / "a.jsonl").write_bytes(lines + b'{"text": "torn\n[1]\n')
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(good).encode()))
+    with pa.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as stream:
+        stream.write(lines)
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "d.parquet")
+    (tmp_path / "e.jsonl").write_bytes(b"")
+    torn = list(read_rows(tmp_path / "a.jsonl"))
+    assert torn[:2] == good and [type(row) for row in torn[2:]] == [BrokenRow, BrokenRow]
+    assert list(read_rows(tmp_path / "b.json.gz")) == list(read_rows(tmp_path / "c.jsonl.zst")) == good
+    assert list(read_rows(tmp_path / "d.parquet")) == good[:1] and not list(read_rows(tmp_path / "e.jsonl"))
+    (tmp_path / "c.jsonl.zst").write_bytes((tmp_path / "c.jsonl.zst").read_bytes()[:20])
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    for name in ("c.jsonl.zst", "d.parquet"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            list(read_rows(tmp_path / name))
+
+
+def test_a_wrong_column_stops_the_run_before_the_whole_corpus_is_read(
+    stage: PrepareTextStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    monkeypatch.setattr(prepare, "JUDGED", 200)
+    with pytest.raises(ValueError, match=r"300 of 300 documents are bad.*no text in 'body'"):
+        prepare.run(dataclasses.replace(stage, text_column="body"), tmp_path / "out", seed=3, resolve=str)
+    assert len(list((tmp_path / "out" / "parts").glob("*.arrow"))) == 2
+
+
+def test_a_mended_corpus_is_read_again(stage: PrepareTextStage, corpus: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    strict = dataclasses.replace(stage, max_bad_share=0.0)
+    whole = (corpus / "chunk0.jsonl").read_text()
+    (corpus / "chunk0.jsonl").write_text(whole + "{torn\n")
+    with pytest.raises(ValueError, match=r"1 of 901 documents are bad.*chunk0\.jsonl:150: not JSON"):
+        prepare.run(strict, tmp_path / "out", seed=3, resolve=str)
+    (corpus / "chunk0.jsonl").write_text(whole)
+    assert prepare.run(strict, tmp_path / "out", seed=3, resolve=str)["num_bad"] == 0
+    (corpus / "chunk1.jsonl").write_text(whole)
+    with pytest.raises(ValueError, match="differs in corpus"):
+        prepare.run(strict, tmp_path / "out", seed=3, resolve=str)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_tokenised(
+    stage: PrepareTextStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 64 << 20))
+    with pytest.raises(OSError, match="64 MiB free"):
+        prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    assert not list((tmp_path / "out" / "parts").iterdir())
+
+
+def test_steps_beyond_the_sequences_are_an_error_and_epochs_read_them_again(
+    stage: PrepareTextStage, tmp_path: Path
+) -> None:
+    from vniah.training import text
+    from vniah.training.stages import TextData, TextStage, Train
+
+    prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
+    data = TextData(shards=str(tmp_path / "out" / "shards"))
+
+    def prepared(**train: Any) -> tuple[Any, int]:
+        settings = Train(lr=1e-3, batch_size=2, accumulation=3, **train)
+        return text._prepared(
+            TextStage(name="t", model_from="m", data=data, sequence_length=256, train=settings), 1, str
+        )
+
+    dataset, steps = prepared(epochs=2)
+    count = dataset.num_sequences
+    assert steps == -(-2 * count // 6) and len(dataset) >= 6 * steps
+    first, second = ([dataset[i + start]["input_ids"] for i in range(count)] for start in (0, count))
+    assert sorted(t.tolist() for t in first) == sorted(t.tolist() for t in second)
+    assert [t.tolist() for t in first] != [t.tolist() for t in second]
+    assert text.together([dataset[0], dataset[1]])["shift_labels"].shape == (2, 256)
+    assert prepared(steps=count // 6)[1] == count // 6
+    with pytest.raises(ValueError, match=f"{count // 6 + 1} steps take .* holds {count}; prepare more tokens"):
+        prepared(steps=count // 6 + 1)
+
+
 @pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(stage: PrepareTextStage, tmp_path: Path) -> None:
     import dataclasses
@@ -158,7 +271,10 @@ def test_bad_documents_are_counted_with_their_ids_and_stop_the_run(
     prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
     manifest = read_manifest(tmp_path / "out" / "shards")
     assert manifest["num_bad"] == 2
-    assert sorted(manifest["bad"]) == ["0:3: an empty document", "0:5: no domain in 'meta.redpajama_set_name'"]
+    assert sorted(manifest["bad"]) == [
+        "chunk0.jsonl:3: an empty document",
+        "chunk0.jsonl:5: no domain in 'meta.redpajama_set_name'",
+    ]
     with pytest.raises(ValueError, match="2 of 900 documents are bad"):
         prepare.run(dataclasses.replace(stage, max_bad_share=0.001), tmp_path / "strict", seed=3, resolve=str)
 

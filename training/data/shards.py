@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vniah.training import ranks
+
 MANIFEST = "manifest.json"
 
 
@@ -70,6 +72,10 @@ class RingSequences:
         seed: of the order of sequences.
         ring: shard in zigzag order over the ranks.
         world_size: ranks; from the launcher unless given.
+
+    Attributes:
+        num_sequences: whole sequences that were prepared.
+        passes: how often they are read, each time in another order.
     """
 
     def __init__(self, folder: str, length: int, *, seed: int, ring: bool, world_size: int | None = None) -> None:
@@ -79,17 +85,22 @@ class RingSequences:
         if length > packed:
             raise ValueError(f"sequence_length is {length}, but {self.folder} was packed to {packed}; prepare it anew")
         self.length, self.ring = length, ring
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+        self.world_size = ranks.world_size() if world_size is None else world_size
         self._where = [(name, row) for name, rows in manifest["shards"].items() for row in range(rows)]
-        self._order = np.random.default_rng((seed, 17)).permutation(len(self._where))
+        self.num_sequences, self.passes = len(self._where), 1
+        self._seed, self._orders = seed, dict[int, NDArray[np.int64]]()
         self._tables: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._where) * (self.world_size if self.ring else 1)
+        return self.num_sequences * self.passes * (self.world_size if self.ring else 1)
 
     def sequence(self, index: int) -> NDArray[np.int64]:
         """The ``index``-th sequence in training order: length + 1 ids."""
-        name, row = self._where[self._order[index]]
+        epoch, place = divmod(index, self.num_sequences)
+        if epoch not in self._orders:
+            rng = np.random.default_rng((self._seed, 17, epoch) if epoch else (self._seed, 17))
+            self._orders = {epoch: rng.permutation(self.num_sequences)}
+        name, row = self._where[self._orders[epoch][place]]
         if name not in self._tables:
             self._tables[name] = read_arrow(self.folder / name)
         ids = self._tables[name]["input_ids"][row].values.to_numpy()
@@ -98,6 +109,8 @@ class RingSequences:
     def __getitem__(self, item: int) -> dict[str, Any]:
         import torch
 
+        if not 0 <= item < len(self):
+            raise IndexError(item)
         index, rank = divmod(item, self.world_size) if self.ring else (item, 0)
         ids_1T = torch.from_numpy(self.sequence(index))[None]
         # Trainer counts a step's labels where there is a key of that name; those shifted are used.
