@@ -63,6 +63,20 @@ def test_several_images_and_text_before_them() -> None:
     assert len(ids) == len(labels) and all(label == IGNORE for i, label in zip(ids, labels, strict=True) if i == IMAGE)
 
 
+@pytest.mark.parametrize("value", ["<image>\nWhat?", "What?\n<image>", "What? <image>"])
+def test_the_one_image_of_a_turn_comes_first(value: str) -> None:
+    """As in the original's training and at inference, wherever the data has it."""
+    turns = check_conversation([turn("human", value), turn("gpt", "b")], 1)
+    ids, _ = encode(pieces(turns, Style()), ordinals)
+    assert "user\n@\nWhat?<|im_end|>" in "".join(chr(i) if i != IMAGE else "@" for i in ids)
+
+
+def test_the_one_image_of_a_turn_may_stay_where_it_is() -> None:
+    turns = check_conversation([turn("human", "Left <image> of"), turn("gpt", "b")], 1)
+    ids, _ = encode(pieces(turns, Style(single_image_first=False)), ordinals)
+    assert "user\nLeft @\n of<|im_end|>" in "".join(chr(i) if i != IMAGE else "@" for i in ids)
+
+
 def test_text_only() -> None:
     turns = check_conversation([turn("human", "Hi"), turn("gpt", "Hello")], 0)
     ids, _ = encode(pieces(turns, Style()), ordinals)

@@ -120,6 +120,46 @@ def test_too_many_bad_samples_stop_the_run(data: Source, tmp_path: Path) -> None
         build_index([data], indexer(), tmp_path / "index", 0.01)
 
 
+def test_mended_samples_are_looked_at_again(data: Source, tmp_path: Path) -> None:
+    """A run that stopped on bad samples goes on once they are good; one that was indexed refuses other samples."""
+    path = Path(data.path)
+    samples = json.loads(path.read_text())
+    wanted = [s for s in samples if s.get("id") in ("one", "corrupt")]
+    path.write_text(json.dumps(wanted))
+    folder = tmp_path / "index"
+    with pytest.raises(ValueError, match=r"1 of 2 samples are bad.*bad\.json"):
+        build_index([data], indexer(), folder, 0.0)
+    images = Path(data.images)
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes())
+    assert build_index([data], indexer(), folder, 0.0)["samples"] == 2
+    path.write_text(json.dumps(wanted[:1]))
+    with pytest.raises(ValueError, match="differs in samples"):
+        build_index([data], indexer(), folder, 0.0)
+
+
+def test_all_bad_samples_are_listed(data: Source, tmp_path: Path) -> None:
+    many = [{"id": str(i), "conversations": []} for i in range(1500)]
+    good = {"id": "good", "conversations": qa("Hi", "Hello")}
+    Path(data.path).write_text(json.dumps([*many, good]))
+    manifest = build_index([data], indexer(), tmp_path / "index", 1.0)
+    assert manifest["num_bad"] == len(manifest["bad"]) == 1500
+
+
+@pytest.mark.slow
+def test_the_index_does_not_depend_on_the_number_of_workers(
+    data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vniah.training.data import index
+    from vniah.training.nano.vocabulary import build_tokenizer
+
+    monkeypatch.setattr(index, "PART_SAMPLES", 4)
+    looks = Indexer(tokenizer=build_tokenizer(), style=Style(), measure=LAYOUT.num_image_tokens, max_length=500)
+    for workers in (1, 2):
+        build_index([data], looks, tmp_path / str(workers), 0.9, workers)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("1", "2"))
+    assert one == two and len(one) > 4
+
+
 def test_an_index_goes_on_after_a_kill(data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vniah.training.data import index
 

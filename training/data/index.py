@@ -2,12 +2,13 @@
 
 A sample with a missing or corrupt image, a conversation without an answer or placeholders that do not fit its
 images is left out, reported with its id and counted in manifest.json; past a stated share the run stops. Nothing
-is ever put in its place. Parts of the index go on where they were after a kill.
+is ever put in its place. Parts are looked at by several processes, and go on where they were after a kill.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vniah.training.data.labels import BadSampleError, Style, check_conversation, encode, pieces, sample_id
+from vniah.training.data.processes import map_parts
 from vniah.training.data.shards import read_arrow, write_arrow
 from vniah.whole_images import whole_images
 
 PART_SAMPLES = 5_000
-BAD_KEPT = 1_000
+MANIFEST = "manifest.json"
 Measure = Callable[[tuple[int, int]], int]
 
 
@@ -155,33 +157,77 @@ class Indexer:
         return length, bool(images)
 
 
-def build_index(sources: list[Source], indexer: Indexer, folder: Path, max_bad_share: float) -> dict[str, Any]:
+def build_index(
+    sources: list[Source], indexer: Indexer, folder: Path, max_bad_share: float, workers: int = 1
+) -> dict[str, Any]:
     """Index all sources to part-*.arrow (columns source, sample, num_tokens, has_image) and manifest.json.
 
+    Args:
+        sources: what to look at.
+        indexer: how.
+        folder: where the index goes.
+        max_bad_share: of the samples; the run stops above it.
+        workers: processes that look at samples; what is written does not depend on it.
+
     Raises:
-        ValueError: more than ``max_bad_share`` of the samples are bad, or none is good.
+        ValueError: more than ``max_bad_share`` of the samples are bad, none is good, or the samples are others than
+            those that this folder was indexed from.
     """
-    from vniah.training.fit import write_json
+    from vniah.training.identity import check_identity, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
-    reports = []
-    for number, (source_number, chunk) in enumerate(_chunks(sources)):
-        path = folder / f"part-{number:05d}.json"
-        if not path.is_file():
-            write_json(path, _index_part(sources[source_number], source_number, chunk, indexer, path))
-        reports.append(json.loads(path.read_text(encoding="utf-8")))
+    parts = [_Part(number, *chunk) for number, chunk in enumerate(_chunks(sources))]
+    reports = map_parts(_Look(sources, indexer, folder), parts, workers)
     good, bad = sum(r["good"] for r in reports), sum(r["num_bad"] for r in reports)
-    lines = [line for report in reports for line in report["bad"]][:BAD_KEPT]
+    lines = [line for report in reports for line in report["bad"]]
     manifest = {"samples": good, "num_bad": bad, "bad": lines, "parts": len(reports)}
-    write_json(folder / "manifest.json", manifest)
     if bad > max_bad_share * (good + bad):
+        # Mended samples are to be looked at again, not remembered as bad.
+        for number, report in enumerate(reports):
+            if report["num_bad"]:
+                (folder / f"part-{number:05d}.json").unlink()
+        write_json(folder / "bad.json", manifest)
         raise ValueError(
             f"{bad} of {good + bad} samples are bad, more than the share of {max_bad_share:g} allowed "
-            f"(all in {folder / 'manifest.json'}): {'; '.join(lines[:3])}"
+            f"(all in {folder / 'bad.json'}): {'; '.join(lines[:3])}"
         )
     if not good:
         raise ValueError(f"no samples in {', '.join(source.path for source in sources)}")
+    check_identity(folder, {"samples": hashlib.sha256(json.dumps(reports).encode()).hexdigest()})
+    write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Samples of one source that are looked at together: (number in the source, sample)."""
+
+    number: int
+    source: int
+    samples: list[tuple[int, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Index a part unless these very samples are indexed already; its report."""
+
+    sources: list[Source]
+    indexer: Indexer
+    folder: Path
+
+    def __call__(self, part: _Part) -> dict[str, Any]:
+        from vniah.training.identity import write_json
+
+        path = self.folder / f"part-{part.number:05d}.json"
+        fingerprint = hashlib.sha256(json.dumps([part.source, part.samples]).encode()).hexdigest()
+        if path.is_file():
+            done = json.loads(path.read_text(encoding="utf-8"))
+            if done.get("fingerprint") == fingerprint:
+                return dict(done)
+        source = self.sources[part.source]
+        report = {"fingerprint": fingerprint, **_index_part(source, part.source, part.samples, self.indexer, path)}
+        write_json(path, report)
+        return report
 
 
 def _chunks(sources: list[Source]) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
@@ -207,7 +253,7 @@ def _index_part(
         columns["num_tokens"].append(length)
         columns["has_image"].append(has_image)
     write_arrow(path.with_suffix(".arrow"), columns)
-    return {"good": len(columns["sample"]), "num_bad": len(bad), "bad": bad[:BAD_KEPT]}
+    return {"good": len(columns["sample"]), "num_bad": len(bad), "bad": bad}
 
 
 def read_index(folder: Path) -> Any:
@@ -218,7 +264,7 @@ def read_index(folder: Path) -> Any:
     """
     import pyarrow as pa
 
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(f"no finished index in {folder}")
     parts = json.loads(manifest.read_text(encoding="utf-8"))["parts"]

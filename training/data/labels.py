@@ -30,11 +30,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """How conversations are written down; the fields of ``recipe.VisionData`` of the same names."""
+    """How conversations are written down; the fields of ``stages.VisionData`` of the same names."""
 
     template: str = "qwen_1_5"
     reference_labels: bool = True
     newline_after_image: Literal["once", "reference"] = "once"
+    single_image_first: bool = True
 
 
 class BadSampleError(ValueError):
@@ -98,6 +99,9 @@ def pieces(turns: Sequence[tuple[str, str]], style: Style) -> list[Piece]:
 
 def _with_images(text: str, style: Style) -> list[Piece]:
     """A user's turn: a line end after each image, and one more where the text brings its own (reference)."""
+    if style.single_image_first and text.count(PLACEHOLDER) == 1 and not text.startswith(PLACEHOLDER):
+        # As the original trains, and as everybody asks.
+        text = f"{PLACEHOLDER}\n{text.replace(PLACEHOLDER, '').strip()}"
     first, *rest = text.split(PLACEHOLDER)
     out = [Piece(first)] if first else []
     for part in rest:

@@ -6,8 +6,6 @@ Shape legend: B samples, T tokens, N tiles of all images of a batch, S the tower
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.training.data.index import Indexer, Source, build_index, read_index
+from vniah.training.data.index import MANIFEST, Indexer, Source, build_index, read_index
 from vniah.training.data.labels import Style, check_conversation, encode, expand_images, pieces
+from vniah.training.ranks import rank, wait_for, world_size
 from vniah.training.stages import AlignStage
 
 IGNORE = -100
@@ -34,15 +33,15 @@ def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, fol
         template=data.template,
         reference_labels=data.reference_labels,
         newline_after_image=data.newline_after_image,
+        single_image_first=data.single_image_first,
     )
     layout = config.layout
     indexer = Indexer(tokenizer=tokenizer, style=style, measure=layout.num_image_tokens, max_length=data.max_length)
     index = folder / "index"
-    if int(os.environ.get("RANK", "0")) == 0:
-        build_index(sources, indexer, index, data.max_bad_share)
+    if rank() == 0:
+        build_index(sources, indexer, index, data.max_bad_share, stage.train.workers)
     else:
-        _wait_for(index / "manifest.json")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+        wait_for(index / MANIFEST)
     dataset = LlavaSamples(
         index,
         sources,
@@ -50,19 +49,13 @@ def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, fol
         tokenizer=tokenizer,
         layout=layout,
         placeholder=config.image_token_index,
-        batch=stage.train.batch_size * world,
+        batch=stage.train.batch_size * world_size(),
         group=data.group_by_length,
         seed=seed,
     )
-    manifest = json.loads((index / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((index / MANIFEST).read_text(encoding="utf-8"))
     notes = {"samples": manifest["samples"], "num_bad": manifest["num_bad"]}
     return dataset, Collator(tokenizer.pad_token_id or 0), stage.train, notes
-
-
-def _wait_for(path: Path) -> None:
-    """Wait until another process has written ``path``."""
-    while not path.is_file():
-        time.sleep(1.0)
 
 
 class LlavaSamples:
