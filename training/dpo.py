@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,46 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
 
     Raises:
         ValueError: TRL is not installed (with how to install it), or too many bad pairs.
+        OSError: no room for the checkpoints.
     """
     try:
         from trl import DPOConfig, DPOTrainer
     except ImportError:
         raise ValueError("DPO needs TRL: pip install 'vniah[train]'") from None
     from datasets import Dataset
-    from transformers.trainer_utils import get_last_checkpoint
 
     from longva_model import LongVAForConditionalGeneration, LongVAProcessor
     from vniah.prompts import get_template
     from vniah.training.align import steps_and_passes
-    from vniah.training.data.preference import PreferenceCollator, read_pairs
-    from vniah.training.fit import MetricsLog, check_identity, log_callback, training_arguments, write_json
+    from vniah.training.data.preference import PreferenceCollator
+    from vniah.training.fit import MetricsLog, check_room, last_checkpoint, log_callback, require_sharding
+    from vniah.training.fit import training_arguments as arguments_for
+    from vniah.training.identity import check_identity
     from vniah.training.loading import load_dtype, save_trained
+    from vniah.training.ranks import prepare_model
     from vniah.training.stages import as_data
 
-    source = resolve(stage.model_from)
+    source, dtype = resolve(stage.model_from), load_dtype(stage.train)
     run_folder = folder / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
     check_identity(run_folder, {"stage": as_data(stage), "seed": seed})
-    pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share)
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_json(folder / "manifest.json", manifest)
-    dtype = load_dtype(stage.train)
-    model = LongVAForConditionalGeneration.from_pretrained(source, dtype=dtype)
-    frozen = LongVAForConditionalGeneration.from_pretrained(source, dtype=dtype).requires_grad_(False)
+    options = {"dtype": dtype, "attn_implementation": stage.train.attention}
+    model = LongVAForConditionalGeneration.from_pretrained(source, **options)
+    frozen = LongVAForConditionalGeneration.from_pretrained(source, **options)
+    prepare_model(model)
+    prepare_model(frozen.requires_grad_(False))
+    check_room(model, stage.train, run_folder)
     processor = LongVAProcessor.from_pretrained(source)
-    steps, _ = steps_and_passes(stage.train, len(pairs))
-    arguments = training_arguments(
+    collator = PreferenceCollator(
+        processor,
+        num_frames=stage.num_frames,
+        max_length=stage.max_length,
+        template=get_template(getattr(model.config, "chat_template_name", "qwen_1_5")),
+    )
+    pairs, manifest = pairs_of(stage, folder, collator)
+    steps, passes = steps_and_passes(stage.train, len(pairs))
+    order = [pair for epoch in range(passes) for pair in Dataset.from_list(pairs).shuffle(seed=seed + epoch)]
+    arguments = arguments_for(
         stage.train,
         run_folder,
         seed,
@@ -55,29 +66,47 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         gradient_checkpointing=stage.train.checkpointing != "none",
     )
     log = MetricsLog(run_folder / "metrics.jsonl")
-    last = get_last_checkpoint(str(run_folder))
-    log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     trainer = DPOTrainer(
         model=model,
         ref_model=frozen,
         args=arguments,
-        data_collator=PreferenceCollator(
-            processor,
-            num_frames=stage.num_frames,
-            max_length=stage.max_length,
-            template=get_template(getattr(model.config, "chat_template_name", "qwen_1_5")),
-        ),
-        train_dataset=Dataset.from_list(pairs).shuffle(seed=seed),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(order),
         processing_class=processor,
         callbacks=[log_callback(log)],
     )
+    require_sharding(trainer, stage.train)
+    last = last_checkpoint(run_folder)
+    if trainer.is_world_process_zero():
+        log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     result = trainer.train(resume_from_checkpoint=last)
     save_trained(trainer, processor, folder / "model")
-    last_event = json.loads((run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    events = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "steps": int(result.global_step),
         "loss": log.last_loss,
-        "margin": last_event.get("rewards/margins"),
+        "margin": json.loads(events[-1]).get("rewards/margins"),
         "samples": manifest["samples"],
         "num_bad": manifest["num_bad"],
     }
+
+
+def pairs_of(stage: DpoStage, folder: Path, collator: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The good pairs and their manifest: looked at by the first rank, read by the others.
+
+    Looked at anew whenever the stage starts: a video that went bad since is left out no more silently than before.
+    """
+    from vniah.training.data.preference import read_pairs
+    from vniah.training.identity import check_identity, write_json
+    from vniah.training.ranks import rank, wait_for
+
+    listed, manifest_path = folder / "pairs.json", folder / "manifest.json"
+    if rank() == 0:
+        pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share, collator, stage.train.workers)
+        digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+        check_identity(listed.with_name("pairs"), {"pairs": digest})
+        write_json(listed, pairs)
+        write_json(manifest_path, manifest)
+        return pairs, manifest
+    wait_for(manifest_path)
+    return json.loads(listed.read_text(encoding="utf-8")), json.loads(manifest_path.read_text(encoding="utf-8"))

@@ -85,6 +85,45 @@ def test_bad_pairs_are_counted_and_stop_the_run(videos: Path, tmp_path: Path) ->
         read_pairs([str(path)], str(videos), 0.01)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"attention": "ring"}, "takes no attention: ring"),
+        ({"checkpointing": "offload"}, "checkpointing: offload"),
+        ({"tower_lr": 1e-6}, "tower_lr"),
+        ({"loss": "chunked"}, "TRL's loss"),
+    ],
+)
+def test_settings_that_dpo_would_not_follow_are_errors(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DpoStage(name="d", model_from="m", json=("p",), videos="v", train=Train(lr=1e-6, steps=1, **train))
+
+
+def test_videos_that_cannot_be_decoded_and_pairs_too_long_are_found_before_the_first_step(
+    videos: Path, tmp_path: Path
+) -> None:
+    from longva_model import LongVAProcessor
+    from vniah.prompts import NANO
+
+    processor = LongVAProcessor.from_pretrained(str(nano_folder(tmp_path / "model")))
+    collator = PreferenceCollator(processor, num_frames=3, max_length=60, template=NANO)
+    corrupt = next((videos / "v2").glob("003*"))
+    corrupt.write_bytes(corrupt.read_bytes()[:100])
+    (videos / "v3.mp4").write_bytes(b"no film")
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        pair(id="good"),
+        pair(id="frame", video="v2"),
+        pair(id="film", video="v3"),
+        pair(id="long", chosen="a " * 90),
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    pairs, manifest = read_pairs([str(path)], str(videos), 0.9, collator)
+    assert len(pairs) == 1 and manifest["num_bad"] == 3
+    assert [line.split(":")[0] for line in manifest["bad"]] == ["frame", "film", "long"]
+    assert "above max_length 60" in manifest["bad"][2]
+
+
 def test_a_dpo_run_prefers_the_chosen_answer(videos: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     from vniah.training import dpo

@@ -7,7 +7,8 @@ videos folder. Shape legend: P pairs; a batch holds 2P sequences, chosen first, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,79 @@ import numpy as np
 
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.data.labels import BadSampleError, sample_id
+from vniah.training.data.processes import map_parts
 from vniah.whole_images import whole_images
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MARKS = ("<image>", "<video>")
+PART_PAIRS = 250
 
 
-def read_pairs(paths: Sequence[str], videos: str, max_bad_share: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def read_pairs(
+    paths: Sequence[str],
+    videos: str,
+    max_bad_share: float,
+    collator: PreferenceCollator | None = None,
+    workers: int = 1,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All good pairs, and a manifest {"samples", "num_bad", "bad"}.
 
+    Args:
+        paths: JSON-lines files.
+        videos: the folder that their videos are in.
+        max_bad_share: of the pairs; the run stops above it.
+        collator: given, every pair goes through it once: its frames are decoded and its length is measured.
+        workers: processes that do so.
+
     Raises:
-        ValueError: a file that is not JSON lines, or more than ``max_bad_share`` of the pairs are bad.
+        ValueError: a file that is not JSON lines, more than ``max_bad_share`` of the pairs are bad, or none is good.
     """
+    samples = [(sample_id(sample, number), sample) for path in paths for number, sample in _lines(path)]
+    parts = [samples[start : start + PART_PAIRS] for start in range(0, len(samples), PART_PAIRS)]
     pairs: list[dict[str, Any]] = []
     bad: list[str] = []
-    for path in paths:
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
-            if not line.strip():
-                continue
-            try:
-                sample = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number + 1}: not JSON ({error})") from None
-            try:
-                pairs.append(check_pair(sample, videos))
-            except BadSampleError as error:
-                bad.append(f"{sample_id(sample, number)}: {error}")
-    total = len(pairs) + len(bad)
-    if len(bad) > max_bad_share * total:
+    for good_part, bad_part in map_parts(_Look(videos, collator), parts, workers):
+        pairs += good_part
+        bad += bad_part
+    if len(bad) > max_bad_share * len(samples):
         raise ValueError(
-            f"{len(bad)} of {total} pairs are bad, more than the share of {max_bad_share:g} allowed: "
+            f"{len(bad)} of {len(samples)} pairs are bad, more than the share of {max_bad_share:g} allowed: "
             + "; ".join(bad[:3])
         )
     if not pairs:
         raise ValueError(f"no pairs in {', '.join(paths)}")
-    return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad[:1000]}
+    return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad}
+
+
+def _lines(path: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number + 1}: not JSON ({error})") from None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The good pairs of a part, and why the others are bad."""
+
+    videos: str
+    collator: PreferenceCollator | None
+
+    def __call__(self, part: list[tuple[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+        pairs: list[dict[str, Any]] = []
+        bad: list[str] = []
+        for name, sample in part:
+            try:
+                pair = check_pair(sample, self.videos)
+                if self.collator is not None:
+                    self.collator([pair])
+            except (OSError, SyntaxError, ValueError) as error:
+                bad.append(f"{name}: {error}")
+            else:
+                pairs.append(pair)
+        return pairs, bad
 
 
 def check_pair(sample: Any, videos: str) -> dict[str, Any]:
