@@ -8,7 +8,9 @@ Symbols: D hidden, F MLP width, V vocabulary, t tokens on one GPU, b bytes of an
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +18,9 @@ from vniah.flops import SHAPES, ModelShape
 from vniah.training.losses_size import CHUNK_ELEMENTS
 from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
 from vniah.training.stages import AlignStage, DpoStage, Stage, TextStage, Train, inputs
+from vniah.training.tower_memory import TowerMemory, tower_of, vision_memory
 
 GIB = 2**30
-# CLIP ViT-L/14-336 and the two-layer projector; what every LongVA of the paper has in front of its decoder.
-TOWER_PARAMS, PROJECTOR_PARAMS = 303_500_000, 16_500_000
 KNOWN = {"Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"], "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"]}
 # What the CUDA context, the allocator's gaps and NCCL's buffers take; an assumption, printed with the plan.
 RESERVE = 3 * GIB
@@ -36,25 +37,32 @@ class Memory:
     checkpoints: int
     layer: int
     head: int
+    tower_kept: int = 0
+    tower_layer: int = 0
 
     @property
     def activations(self) -> int:
-        """Kept layer inputs, and the larger of one layer's work and the loss: they are never there together."""
-        return self.checkpoints + max(self.layer, self.head)
+        """What is kept, and the largest of what is never there together: a layer's work, the loss, the tower's work."""
+        return max(self.tower_kept + self.checkpoints + max(self.layer, self.head), self.tower_kept + self.tower_layer)
 
     @property
     def peak(self) -> int:
         return self.parameters + self.gradients + self.optimizer + self.gathered + self.activations
 
 
-def layer_bytes_per_token(shape: ModelShape, b: int) -> int:
-    """What one decoder layer keeps of a token for its backward pass, and the gradients in flight there."""
+def layer_bytes_per_token(shape: ModelShape, b: int, *, tiled: bool = False) -> tuple[int, int]:
+    """What one decoder layer keeps of a token for its backward pass, and the gradients in flight there.
+
+    ``tiled``: MLP and norms keep their inputs alone, and make their outputs anew tile by tile.
+    """
     heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * shape.hidden * (b + 2 * 4)  # the input, its fp32 copy and the normalised one, twice
     attention = b * (2 * heads + 3 * kv + heads + shape.hidden)  # q, k before and after RoPE, v, out, projected
+    if tiled:
+        # Inputs and outputs of both norms and of the MLP; in flight are the gradients of q, k, v and of the residual.
+        return attention + b * 6 * shape.hidden, b * (heads + 2 * kv + 2 * shape.hidden)
+    norms = 2 * shape.hidden * (b + 2 * 4)  # the input, its fp32 copy and the normalised one, twice
     mlp = b * 4 * shape.intermediate  # gate, up, silu(gate), their product
-    flying = b * (3 * shape.intermediate + 2 * shape.hidden)  # gradients of the MLP, the largest of the layer
-    return norms + attention + mlp + flying
+    return norms + attention + mlp, b * (3 * shape.intermediate + 2 * shape.hidden)  # in flight: the MLP's, the largest
 
 
 def ring_bytes_per_token(shape: ModelShape, ranks: int, b: int) -> int:
@@ -74,6 +82,7 @@ def memory(
     trained: int,
     frozen: int = 0,
     learnt_tokens: int | None = None,
+    vision: TowerMemory | None = None,
 ) -> Memory:
     """Bytes on one GPU for ``tokens`` tokens on it.
 
@@ -85,6 +94,7 @@ def memory(
         trained: parameters that are trained, in all.
         frozen: parameters that are not.
         learnt_tokens: of them, those with a label; all unless given.
+        vision: what tower and projector take, where there is a tower.
     """
     b = 2 if train.precision == "bf16" else 4
     shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
@@ -98,19 +108,21 @@ def memory(
         gathered = b * (3 * per_layer + 2 * root)
     else:
         gathered = b * (trained + frozen) if b == 2 else 0  # autocast's copies of the weights
-    per_token = layer_bytes_per_token(shape, b) + ring_bytes_per_token(
-        shape, gpus if train.attention == "ring" else 1, b
-    )
+    tile = min(train.tile_tokens, tokens)
+    kept, flying = layer_bytes_per_token(shape, b, tiled=bool(tile))
+    kept += ring_bytes_per_token(shape, gpus if train.attention == "ring" else 1, b)
     kept_layers = {"full": shape.layers, "offload": 2, "none": 0}[train.checkpointing]
     checkpoints = kept_layers * tokens * shape.hidden * b
-    layer = tokens * per_token
-    if train.checkpointing == "none":
-        flying = b * (3 * shape.intermediate + 2 * shape.hidden)
-        layer = tokens * (shape.layers * (per_token - flying) + flying)
+    layer = tokens * ((shape.layers if train.checkpointing == "none" else 1) * kept + flying)
+    if tile:
+        # A tile of the MLP with its gradients, and the sums of its weights' gradients.
+        layer += tile * sum(layer_bytes_per_token(shape, b)) + 3 * 4 * shape.hidden * shape.intermediate
     learnt = tokens if learnt_tokens is None else learnt_tokens
     chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
     # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.
+    # The last norm's input, its fp32 copies and its output are there as well.
     head = chunk * shape.vocab * (2 * b + 4) + 4 * shape.vocab * shape.hidden + 2 * learnt * shape.hidden * b
+    head += tokens * shape.hidden * (b if tile else b + 2 * 4)
     return Memory(
         parameters=parameters,
         gradients=gradients,
@@ -119,21 +131,31 @@ def memory(
         checkpoints=checkpoints,
         layer=layer,
         head=head,
+        tower_kept=vision.kept if vision else 0,
+        tower_layer=vision.layer if vision else 0,
     )
 
 
 def longest_sequence(
-    shape: ModelShape, train: Train, *, gpus: int, capacity: int, trained: int, frozen: int = 0
+    shape: ModelShape,
+    train: Train,
+    *,
+    gpus: int,
+    capacity: int,
+    trained: int,
+    frozen: int = 0,
+    vision_of: Callable[[int], TowerMemory | None] = lambda tokens: None,
 ) -> int:
     """Tokens of the longest sequence whose peak is below ``capacity``; 0 when none fits.
 
-    Under ``ring`` all GPUs share it, else one GPU holds it.
+    Under ``ring`` all GPUs share it, else one GPU holds it. ``vision_of``: what the images of so many tokens take.
     """
     share = gpus if train.attention == "ring" else 1
     low, high = 0, 1 << 26
     while low < high:
         middle = (low + high + 1) // 2
-        need = memory(shape, train, tokens=middle, gpus=gpus, trained=trained, frozen=frozen).peak
+        vision = vision_of(middle)
+        need = memory(shape, train, tokens=middle, gpus=gpus, trained=trained, frozen=frozen, vision=vision).peak
         low, high = (middle, high) if need <= capacity else (low, middle - 1)
     return low * share // (2 * gpus) * 2 * gpus if share > 1 else low
 
@@ -142,8 +164,10 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
     """The memory of every stage that trains, as a table.
 
     Raises:
-        ValueError: a stage whose model's shape cannot be known here.
+        ValueError: a stage whose model's shape cannot be known here, or no GPU.
     """
+    if gpus < 1 or gpu_gib <= 0:
+        raise ValueError(f"a plan needs at least one GPU with memory, got {gpus} of {gpu_gib:g} GiB")
     capacity = int(gpu_gib * GIB) - RESERVE
     lines = [
         f"{recipe.name} on {gpus} x {gpu_gib:g} GiB, {RESERVE / GIB:g} GiB of each kept free",
@@ -156,12 +180,18 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
         shape = shape_of(stage, recipe)
         trained, frozen = parameters_of(stage, shape)
         tokens = tokens_of(stage, gpus)
-        need = memory(shape, stage.train, tokens=tokens, gpus=gpus, trained=trained, frozen=frozen)
-        longest = longest_sequence(shape, stage.train, gpus=gpus, capacity=capacity, trained=trained, frozen=frozen)
+        vision_of = functools.partial(vision_memory, stage, shape)
+        parts = {"gpus": gpus, "trained": trained, "frozen": frozen}
+        need = memory(shape, stage.train, tokens=tokens, vision=vision_of(tokens), **parts)
+        longest = longest_sequence(shape, stage.train, capacity=capacity, vision_of=vision_of, **parts)
         cells = [need.parameters, need.gradients, need.optimizer, need.gathered, need.activations, need.peak]
         figures = "".join(f"{x / GIB:>{w}.2f}" for x, w in zip(cells, (9, 8, 8, 9, 8, 10), strict=True))
         fits = "yes" if need.peak <= capacity else "no"
         lines.append(f"{stage.name:<24}{tokens:>11,}{figures}{fits:>6}{longest:>11,}")
+    lines.append(
+        "tokens/GPU: the longest batch that the recipe allows; longest: tokens that fit (of a batch, or of the"
+    )
+    lines.append("one sequence that all GPUs share)")
     return "\n".join(lines)
 
 
@@ -184,9 +214,8 @@ def parameters_of(stage: TextStage | AlignStage | DpoStage, shape: ModelShape) -
     decoder = shape.decoder_params + 2 * shape.vocab * shape.hidden
     if isinstance(stage, TextStage):
         return decoder, 0
-    parts = {"decoder": decoder, "tower": TOWER_PARAMS, "projector": PROJECTOR_PARAMS}
-    if shape.hidden < 1024:  # the nano model's tower and projector are as small as its decoder
-        parts |= {"tower": decoder, "projector": 2 * shape.hidden**2}
+    tower = tower_of(shape)
+    parts = {"decoder": decoder, "tower": tower.params, "projector": tower.projector_params}
     if isinstance(stage, DpoStage):
         return sum(parts.values()), sum(parts.values())  # and the reference model
     trained = sum(parts[part] for part in stage.parts)
