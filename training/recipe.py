@@ -7,6 +7,7 @@ it, a folder or a Hub id), so that the chain is wired and no path is written twi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from vniah.training.schema import build, nearest, parse_override
 from vniah.training.stages import KINDS, Stage, inputs
 
 RECIPES = Path(__file__).parent / "recipes"
+MERGE = "tag:yaml.org,2002:merge"
+FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
+        for name in (self.name, *names):
+            if not FOLDER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} names a folder: letters, digits, '.', '_' and '-', no other signs")
+        if self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1, got {self.parallel}")
         if not names or len(set(names)) != len(names):
             raise ValueError(f"stages need names of their own, got {names}")
         for index, stage in enumerate(self.stages):
@@ -67,12 +75,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     found = _find(path)
     try:
-        raw = yaml.safe_load(found.read_text(encoding="utf-8"))
+        raw = yaml.load(found.read_text(encoding="utf-8"), Loader=_unique_keys())
     except yaml.YAMLError as error:
         raise ValueError(f"{found} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, Mapping):
         raise ValueError(f"{found}: expected a recipe (keys and values), got {type(raw).__name__}")
-    raw = json.loads(json.dumps(raw))  # a deep copy of plain data, so that overrides touch nothing shared
+    # A deep copy of plain data, so that overrides touch nothing shared; a date, say, becomes the text it was.
+    raw = json.loads(json.dumps(raw, default=str))
     for text in overrides:
         _override(raw, text)
     return build_recipe(raw, found.stem)
@@ -92,6 +101,22 @@ def build_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
             raise ValueError(f"{where}.{label}: no stage kind {kind!r}; {nearest(str(kind), KINDS)}")
         built.append(build(KINDS[kind], stage, f"{where}.{label}"))
     return build(Recipe, {**values, "stages": built}, where)
+
+
+def _unique_keys() -> Any:
+    """YAML's safe loader, for which a key that is written twice is an error and not a silent choice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if key.tag != MERGE and key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _find(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -89,12 +90,14 @@ def convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _plain(kind: Any, value: Any, where: str) -> Any:
-    """Convert to bool, int, float or str without guessing (a bool is no int; '1e-5' is a float)."""
+    """Convert to bool, int, float or str without guessing (a bool is no int; '1e-5' is a float, '.nan' is none)."""
     if kind is float and not isinstance(value, bool):
         try:
             # YAML 1.1 reads 1e-5, without a point, as a string.
-            if isinstance(value, int | float) or (isinstance(value, str) and value.strip()):
-                return float(value)
+            if (isinstance(value, int | float) or (isinstance(value, str) and value.strip())) and math.isfinite(
+                number := float(value)
+            ):
+                return number
         except ValueError:
             pass
     elif kind is int and isinstance(value, float) and value.is_integer():

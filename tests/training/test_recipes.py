@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from vniah.training.preflight import check_recipe, describe
 from vniah.training.recipe import load_recipe, shipped_recipes
-from vniah.training.stages import TextStage
+from vniah.training.stages import AlignStage, DpoStage, TextStage
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -50,6 +51,27 @@ def test_the_papers_values() -> None:
     train = stage.train
     assert (stage.rope_theta, stage.sequence_length, train.steps, train.accumulation) == (1e9, 224_000, 1000, 4)
     assert (train.lr, train.betas, train.weight_decay, train.schedule) == (1e-5, (0.9, 0.95), 0.1, "constant")
+    assert (train.warmup, train.eps, train.precision, train.attention) == (0, 1e-8, "bf16", "ring")
+    stage1 = load_recipe("align_stage1").stages[0]
+    assert isinstance(stage1, AlignStage) and stage1.parts == ("projector",) and stage1.data.max_length == 8192
+    for stage, lr in ((stage1, 1e-3), (load_recipe("align_stage2").stages[0], 1e-5)):
+        assert isinstance(stage, AlignStage)
+        assert (stage.train.lr, stage.train.schedule, stage.train.warmup) == (lr, "cosine", 0.03)
+        assert (stage.train.epochs, stage.train.weight_decay) == (1, 0)
+    assert isinstance(stage, AlignStage) and set(stage.parts) == {"tower", "projector", "decoder"}
+    assert (stage.train.tower_lr, stage.data.max_length, stage.data.group_by_length) == (2e-6, 32_768, True)
+    dpo = load_recipe("dpo").stages[0]
+    assert isinstance(dpo, DpoStage) and (dpo.beta, dpo.num_frames, dpo.max_length) == (0.1, 10, 32_768)
+    train = dpo.train
+    assert (train.lr, train.epochs, train.accumulation, train.schedule, train.warmup) == (5e-7, 3, 16, "linear", 0.1)
+
+
+def test_anyres_is_stage_2_in_all_else() -> None:
+    """Figure 4 (ii): all other factors unchanged."""
+    unires, anyres = (load_recipe(name).stages[0] for name in ("align_stage2", "align_stage2_anyres"))
+    assert isinstance(unires, AlignStage) and isinstance(anyres, AlignStage)
+    assert dataclasses.replace(unires.data, merge="anyres") == anyres.data
+    assert dataclasses.replace(unires, name=anyres.name, data=anyres.data) == anyres
 
 
 def test_the_chain_is_wired() -> None:
@@ -88,11 +110,17 @@ def test_overrides_reach_recipe_and_stage(recipe_file: Path) -> None:
         ("seed", "key=value"),
         ("text=3", "name a key of the stage"),
         ("text.train.deepspeed=[1", "cannot read the value"),
+        ("text.train.lr=.nan", "expected float, got nan"),
+        ("text.train=3", "expected keys and values, got 3"),
+        ("text.train.batch_size=2", "phases say their own batch sizes"),
+        ("text.train.attention=ring text.train.batch_size=2", "shares one sequence among all ranks"),
+        ("parallel=0", "parallel must be at least 1"),
+        ("name=../x", "'../x' names a folder"),
     ],
 )
 def test_a_wrong_override_names_what_is_near(recipe_file: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_recipe(recipe_file, [override])
+        load_recipe(recipe_file, override.split(" "))
 
 
 def test_a_stage_cannot_read_a_later_one(tmp_path: Path) -> None:
@@ -109,6 +137,13 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         load_recipe("nanno")
 
 
+def test_a_key_that_is_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(yaml.safe_dump(SMALL) + "seed: 1\nseed: 2\n")
+    with pytest.raises(ValueError, match="'seed' is given twice"):
+        load_recipe(path)
+
+
 def test_not_yaml(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("a: [1")
@@ -121,6 +156,37 @@ def test_a_length_the_ranks_cannot_share_is_refused_before_the_first_step() -> N
     with pytest.raises(ValueError, match="multiple of 16, such as 224000"):
         check_recipe(recipe, world_size=8)
     check_recipe(load_recipe("text_extension_224k"), world_size=8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["shards.total_tokens=800_000_000"],
+            "1000 steps on 8 ranks take 4000 sequences, but 'shards' prepares about 3572",
+        ),
+        (["shards.sequence_length=112000"], "reads sequences of 224000 tokens, but 'shards' packs 112000"),
+        (["Qwen2-7B-Instruct-224K.train.attention=sdpa"], "take 32000 sequences"),
+    ],
+)
+def test_tokens_that_a_recipe_cannot_give_itself(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_recipe(load_recipe("text_extension_224k", overrides), world_size=8)
+
+
+def test_a_corpus_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError, match="'/no/corpus'"):
+        check_recipe(load_recipe("text_extension_224k", ["shards.source=/no/corpus"]))
+
+
+def test_one_stage_alone_needs_its_own_inputs_only(tmp_path: Path) -> None:
+    first = {**SMALL["stages"][0], "name": "first"}
+    second = {**first, "name": "second", "new": None, "model_from": "/not/there"}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump({"name": "two", "output": str(tmp_path), "stages": [first, second]}))
+    check_recipe(load_recipe(path), only="first")
+    with pytest.raises(FileNotFoundError, match="'/not/there'"):
+        check_recipe(load_recipe(path))
 
 
 def test_missing_inputs_are_named_before_the_first_step() -> None:
