@@ -35,6 +35,7 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         raise ValueError(NOT_SHARDED)
     if train.offload:
         start_group()
+    check_trackers(train.report_to)
     schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
     if train.schedule == "constant" and train.warmup:
         schedule = "constant_with_warmup"
@@ -78,6 +79,17 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
     if train.sharding == "fsdp2" and train.precision == "bf16" and arguments.fsdp_plugin_args is not None:
         arguments.fsdp_plugin_args["mixed_precision_policy"] = sharded_precision()
     return arguments
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError, saying what is missing, where a tracker cannot be used."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for callback in get_reporting_integration_callbacks(list(names)):
+        try:
+            callback()
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"report_to: {error}") from None
 
 
 def fit(

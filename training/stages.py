@@ -179,7 +179,6 @@ class AlignStage:
     data: VisionData
     model_from: str
     tower_from: str | None = None
-    projector_from: str | None = None
     parts: tuple[Literal["tower", "projector", "decoder"], ...] = ("projector",)
     kind: Literal["align"] = "align"
 
@@ -253,7 +252,7 @@ WITHOUT_EFFECT = frozenset(
 
 def inputs(stage: Stage) -> tuple[str, ...]:
     """Everything a stage reads: names of stages, folders or Hub ids."""
-    links = [getattr(stage, key, None) for key in ("model_from", "tower_from", "projector_from")]
+    links = [getattr(stage, key, None) for key in ("model_from", "tower_from")]
     if isinstance(stage, TextStage):
         links.append(stage.data.shards)
     return tuple(link for link in links if link)

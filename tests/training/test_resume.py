@@ -156,6 +156,17 @@ def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypat
         fit(tiny(), Batches(0), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
 
 
+def test_a_tracker_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import integrations
+
+    def missing() -> None:
+        raise RuntimeError("it requires somelib to be installed")
+
+    monkeypatch.setattr(integrations, "get_reporting_integration_callbacks", lambda names: [missing])
+    with pytest.raises(ValueError, match="report_to: it requires somelib"):
+        fit_module.check_trackers(["tensorboard"])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model = tiny()
     with torch.no_grad():
