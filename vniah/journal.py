@@ -172,6 +172,12 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     return rows, good
 
 
+def is_journal(path: Path) -> bool:
+    """Whether a file begins as a journal does, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(len(_FIRST)) == _FIRST
+
+
 def _torn(line: bytes) -> bool:
     """Whether a line is the first part of one of ours: without its end, or with zeros where a power cut left some."""
     written = line.rstrip(b"\0")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vniah.journal import is_journal
 from vniah.results import NOT_SCORED, Run, ScoredCell, cells_from_scores
 from vniah.scored_rows import read_cells
 
@@ -183,7 +184,7 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
 
 def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     """A journal, or a samples file under another name: rows and nothing around them."""
-    if path.suffix != ".jsonl":
+    if path.suffix != ".jsonl" and not is_journal(path):
         raise ValueError(f"cannot read a run from {path.name}; expected {_LOOKED_FOR}")
     # While several processes work, each writes a journal of its own; the first is whole at the end.
     ranks = [file for file in path.parent.glob(f"{glob.escape(path.name)}.rank*") if file.suffix != ".lock"]

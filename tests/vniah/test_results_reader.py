@@ -185,6 +185,7 @@ def test_a_journal_gives_the_same_grid_as_the_samples(tmp_path: Path) -> None:
         (c.num_frames, c.depth_percent, c.needle, c.correct, c.predicted) for c in ours.cells
     }
     assert read_run(tmp_path / "run2").cells == run.cells, "a folder with a journal and nothing else"
+    assert read_run((tmp_path / "run2" / "journal.jsonl").rename(tmp_path / "j")).cells == run.cells, "of any name"
 
 
 def test_a_journal_of_free_answers_is_matched_by_word_or_letter(tmp_path: Path) -> None:
