@@ -32,7 +32,8 @@ def test_grid() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
 def test_haystack(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "film.mp4", num_frames=120)
+    # decord cannot read a batch of pictures whose rows it pads.
+    video = write_video(tmp_path / "film.mp4", num_frames=120, side=64)
     text = printed("haystack.py", str(video), "--minutes", "0", "--rounds", "1", "--threads", "1")
     rows = re.findall(r"^(exact|approximate) \(\S+\) .* (\d+\.\d+)x +(\d+\.\d+)x .* (\S+)$", text, re.MULTILINE)
     assert [row[0] for row in rows] == ["exact", "approximate"] * 2

@@ -327,8 +327,8 @@ def _tree_equals_plain(shared: Path, cache: Path, manager: Any, *tasks: str) -> 
     for task in tasks:
         for fast, slow in zip(every(tree, task), every(plain, task), strict=True):
             assert fast["predicted_ids"] == slow["predicted_ids"] and len(fast["predicted_ids"]) > 0
-            # Float32 sums over thousands of keys in another order; the parity cases differ by as much.
-            assert fast["answer_logprobs"] == pytest.approx(slow["answer_logprobs"], abs=2e-3)
+            # Float32 sums over thousands of keys in another order: 2e-5 at most where it was looked at.
+            assert fast["answer_logprobs"] == pytest.approx(slow["answer_logprobs"], abs=1e-4)
             assert fast["num_tokens"] == slow["num_tokens"]
             assert fast["length_unit"] == "tokens of the model"
             cells += 1
