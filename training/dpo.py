@@ -31,7 +31,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from vniah.training.fit import training_arguments as arguments_for
     from vniah.training.identity import check_identity
     from vniah.training.loading import load_dtype, save_trained
-    from vniah.training.ranks import prepare_model
+    from vniah.training.ranks import forget_deepspeed, prepare_model
     from vniah.training.stages import as_data
 
     source, dtype = resolve(stage.model_from), load_dtype(stage.train)
@@ -81,6 +81,8 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     result = trainer.train(resume_from_checkpoint=last)
     save_trained(trainer, processor, folder / "model")
+    if stage.train.deepspeed:
+        forget_deepspeed()
     events = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "steps": int(result.global_step),

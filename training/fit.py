@@ -126,7 +126,7 @@ def fit(
     """
     from transformers import set_seed
 
-    from vniah.training.ranks import prepare_model
+    from vniah.training.ranks import forget_deepspeed, prepare_model
 
     folder.mkdir(parents=True, exist_ok=True)
     check_identity(folder, identity)
@@ -150,6 +150,8 @@ def fit(
     result = trainer.train(resume_from_checkpoint=last)
     if save is not None:
         save(trainer)
+    if train.deepspeed:
+        forget_deepspeed()
     return {
         "steps": int(result.global_step),
         "loss": log.last_loss,

@@ -153,8 +153,6 @@ def install_loss(
             return plain_forward(*args, **kwargs)
         kwargs.pop("use_cache", None)
         zero: Tensor | float = 0.0
-        if without_visuals is not None and kwargs.keys().isdisjoint(("pixel_values", "pixel_values_videos")):
-            zero = without_visuals()  # before the decoder, where ranks with images run the tower too
         hidden_BTD = self.model(*args, use_cache=False, **extra, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None
@@ -170,7 +168,26 @@ def install_loss(
         return linear_cross_entropy(hidden_ND, self.weight, labels_N, engine)
 
     assert hasattr(model, "model") and hasattr(model, "lm_head"), "a model with a decoder and a head"
+    if without_visuals is not None:
+        model.model.embed = _embed_with(model.model.embed, without_visuals)
     plain_forward, plain_head = model.forward, model.lm_head.forward
     model.forward = types.MethodType(forward, model)
     model.lm_head.forward = types.MethodType(head_forward, model.lm_head)
     return model
+
+
+def _embed_with(embed: Callable[..., Any], without_visuals: Callable[[], Tensor]) -> Callable[..., Any]:
+    """``LongVAModel.embed`` that runs the tower on text alone too, and lets gradients through a frozen decoder.
+
+    Sharded layers are gathered by all ranks together, forwards and backwards: so ranks without images do what ranks
+    with images do, in the same order.
+    """
+
+    def embedded(input_ids: Tensor, *visuals: Any, **named: Any) -> Any:
+        if any(value is not None for value in (*visuals, *named.values())):
+            return embed(input_ids, *visuals, **named)
+        zero = without_visuals()
+        embeds_BLD, images, videos = embed(input_ids)
+        return embeds_BLD + zero.to(embeds_BLD.dtype), images, videos
+
+    return embedded

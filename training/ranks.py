@@ -77,3 +77,10 @@ def sharded_precision() -> Any:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def forget_deepspeed() -> None:
+    """After a stage: else transformers loads the next one's model in pieces, by the configuration of this one."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()

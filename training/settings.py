@@ -64,6 +64,8 @@ class Train:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.deepspeed and self.sharding != "none":
             raise ValueError("give either sharding or deepspeed, not both")
+        if self.deepspeed and self.tile_tokens:
+            raise ValueError("tile_tokens does not go with deepspeed, which takes weights away between tiles")
         if self.offload and self.sharding == "none":
             raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
         for name in ("save_every", "warmup", "workers", "threads", "tile_tokens", "weight_decay", "max_grad_norm"):

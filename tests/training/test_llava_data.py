@@ -252,12 +252,18 @@ def test_the_collated_batch_trains_a_model(data: Source, tmp_path: Path) -> None
     build_index([data], indexer(), tmp_path / "index", 0.9)
     samples = samples_of(tmp_path / "index", data)
     install_loss(model, without_visuals=lambda: empty_picture(model))
+    called: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
     text_only = model(**Collator(0)([samples.sample(2)]))["loss"]
     text_only.backward()
     tower = model.model.vision_tower.get_input_embeddings().weight
     assert tower.grad is not None and not tower.grad.any()
+    on_text, called[:] = list(called), []
     loss = model(**Collator(0)([samples.sample(i) for i in range(4)]))["loss"]
     loss.backward()
+    # Ranks that share their layers must run them in one order, whatever is in their batches.
+    assert on_text == called
     assert torch.isfinite(loss)
     for part in (model.model.multi_modal_projector.linear_1, model.lm_head):
         assert part.weight.grad.abs().sum() > 0

@@ -120,7 +120,7 @@ def test_two_ranks_end_where_one_does(alone: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sharded_by_fsdp2_with_offload_and_killed_it_ends_there_too(alone: Path, precision: str) -> None:
     name = f"sharded_{precision}"
-    settings = {"attention": "ring", "sharding": "fsdp2", "offload": True, "precision": precision}
+    settings = {"attention": "ring", "sharding": "fsdp2", "offload": True, "precision": precision, "tile_tokens": 8}
     path = str(recipe(alone, name, **settings))
     said = torchrun(FSDP, "train", path)
     assert "'FSDPQwen2DecoderLayer': 2" in said
