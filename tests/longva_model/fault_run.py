@@ -75,7 +75,7 @@ def run(folder: Path, log: Callable[[str], None] = lambda _: None) -> None:
         return encoded
 
     backend.encode_pixels = encode_pixels
-    runner = Runner(backend, ModelArgs(journal=str(folder / "journal.jsonl"), chunk_tokens=64))
+    runner = Runner(backend, ModelArgs(journal=str(folder / "journal.jsonl"), chunk_tokens=64, frame_batch=64))
     run_window = runner._run_window
 
     def watched(prompts: Any, known: Any, done: Any, **named: Any) -> None:
@@ -185,7 +185,10 @@ def frames_kept(folder: Path) -> int:
 
 
 def kills(folder: Path) -> dict[str, Any]:
-    """Kill ``KILLS`` runs at random moments, then let one end; tells what each began with and computed."""
+    """Kill ``KILLS`` runs at random moments, then let one end; tells what each began with and computed.
+
+    A moment is so many leaves and batches of frames, and a little: time alone would depend on the machine.
+    """
     draw = random.Random(0)
     runs = []
     for number in range(KILLS + 1):
@@ -193,7 +196,12 @@ def kills(folder: Path) -> dict[str, Any]:
         had = journal_rows(folder), frames_kept(folder)
         child = start_slow(folder, log)
         if number < KILLS:
-            time.sleep(draw.uniform(0, 0.35))
+            done, more = draw.randrange(6), draw.uniform(0, 0.06)
+            while log.read_bytes().count(b"\n") < done and not os.waitid(
+                os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ):
+                time.sleep(0.001)
+            time.sleep(more)
             os.kill(child, signal.SIGKILL)
             ended = os.WIFEXITED(os.waitpid(child, 0)[1])
         else:
