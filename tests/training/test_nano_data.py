@@ -63,6 +63,19 @@ def test_every_answer_is_in_its_text(tokenizer: Any, length: int) -> None:
             assert any(key in fact and words[place] in fact for fact in facts)
 
 
+def test_longer_rows_hold_more_questions_and_leave_facts_far_away(tokenizer: Any) -> None:
+    def learnt(length: int) -> list[np.ndarray]:
+        tasks = TextTasks(tokenizer, [LengthPhase(start=0, length=length, batch=60)], seed=1, repeat_share=0.0)
+        return [np.flatnonzero(row != IGNORE) for row in tasks.batch(0)["labels"]]
+
+    # Two labels a question: the value and the end of the answer.
+    questions = [float(np.mean([len(row) / 2 for row in learnt(length)])) for length in (128, 512, 2048)]
+    assert 2 * questions[0] < questions[1] and 1.5 * questions[1] < questions[2]
+    for length in (256, 512, 2048):
+        asked = min(row[0] for row in learnt(length))
+        assert asked > length // 2 - 20
+
+
 def test_repeats_are_learnt_only_where_they_can_be_known(tokenizer: Any) -> None:
     tasks = TextTasks(tokenizer, [LengthPhase(start=0, length=256, batch=20)], seed=1, repeat_share=1.0)
     batch = tasks.batch(0)

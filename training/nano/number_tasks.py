@@ -22,6 +22,8 @@ DIGITS = 7
 # Below this a fact and its question do not fit into a row.
 SHORTEST_ROW = 64
 _SPELLED_SHARE = 0.15
+# From so many tokens on a row holds twice the facts and questions.
+_ROOMY = 1024
 
 
 class NumberFacts:
@@ -33,8 +35,8 @@ class NumberFacts:
         end: token id that ends an answer.
         keys: what a number may belong to.
         filler: token ids to fill a row with.
-        max_facts: facts of a row at most.
-        max_queries: questions of a row at most.
+        max_facts: facts of a row at most; of a long one twice as many.
+        max_queries: questions of a row at most, likewise.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class NumberFacts:
 
     def fill(self, rng: np.random.Generator, ids_T: IdsT, labels_T: IdsT) -> None:
         """Fill one row of at least ``SHORTEST_ROW`` tokens."""
-        numbers = self._draw(rng, int(rng.integers(1, self._max_facts + 1)))
+        many = 2 if len(ids_T) >= _ROOMY else 1
+        numbers = self._draw(rng, int(rng.integers(1, many * self._max_facts + 1)))
         room = len(ids_T) - 1
         queries: list[tuple[list[int], list[int]]] = []
         facts: list[list[int]] = []
@@ -69,7 +72,7 @@ class NumberFacts:
                 queries.append(query)
             room -= needed
         told = list(numbers.items())[: len(facts)]
-        for _ in range(int(rng.integers(0, self._max_queries))):
+        for _ in range(int(rng.integers(0, many * self._max_queries))):
             key, number = told[rng.integers(len(told))]
             query = self._query(rng, key, number, room)
             if room - sum(map(len, query)) < len(ids_T) // 3:

@@ -26,8 +26,9 @@ from vniah.training.nano.number_tasks import SHORTEST_ROW, NumberFacts, letters
 from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
 
 IGNORE = -100
-# From so many tokens on a row holds three times the facts and questions: a long row costs more and teaches more.
-MANY_FROM = 512
+# A row of twice as many tokens holds twice as many facts and questions, up to six times as many: a long row costs
+# more and should teach more, and many facts at once ask for a sharp memory of which is which.
+ROOMY, MOST = 128, 6
 IdsBT = NDArray[np.int64]
 ATTRIBUTES = ("colour", "number")
 FACT_FORMS = ("{attribute} {key} {value} .", "{key} {attribute} {value} .", "the {attribute} of {key} is {value} .")
@@ -61,7 +62,7 @@ class TextTasks:
         repeat_share: share of repeat sequences in a batch.
         number_share: share of number sequences, where a row has room for them.
         description_share: share of facts that tell colour and number at once, in any order.
-        max_facts: facts a sequence has at most (2 at least), three times as many in a long one.
+        max_facts: facts a sequence of 128 tokens has at most (2 at least), up to six times as many in a longer one.
         max_queries: questions at its end at most, likewise.
     """
 
@@ -164,8 +165,8 @@ class TextTasks:
 
     def _draw(self, rng: np.random.Generator, length: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
         """Draw facts and questions that fit into the row; token ids."""
-        many = 3 if length >= MANY_FROM else 1
-        num_facts = rng.integers(2, many * self.max_facts + 1)
+        many = min(max(length // ROOMY, 1), MOST)
+        num_facts = rng.integers(2, min(many * self.max_facts, len(self._keys)) + 1)
         known: list[tuple[str, int, str]] = []
         facts: list[list[int]] = []
         room = length // 3
@@ -177,7 +178,8 @@ class TextTasks:
             room -= len(fact)
             facts.append(fact)
             known += told
-        room = length - 1 - sum(map(len, facts))
+        # Questions leave a long row half of its tokens, so that facts are far away.
+        room = min(length - 1 - sum(map(len, facts)), length if many == 1 else length // 2)
         queries: list[tuple[list[int], list[int]]] = []
         for _ in range(rng.integers(1, many * self.max_queries + 1)):
             key, kind, value = known[rng.integers(len(known))]
