@@ -27,10 +27,11 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from vniah.prompts import get_template
     from vniah.training.align import steps_and_passes
     from vniah.training.data.preference import PreferenceCollator
-    from vniah.training.fit import MetricsLog, check_room, last_checkpoint, log_callback, require_sharding
+    from vniah.training.fit import check_room, last_checkpoint, require_sharding
     from vniah.training.fit import training_arguments as arguments_for
     from vniah.training.identity import check_identity
     from vniah.training.loading import load_dtype, save_trained
+    from vniah.training.metrics import METRICS, MetricsLog, log_callback
     from vniah.training.ranks import forget_deepspeed, prepare_model
     from vniah.training.stages import as_data
 
@@ -65,7 +66,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         max_length=None,
         gradient_checkpointing=stage.train.checkpointing != "none",
     )
-    log = MetricsLog(run_folder / "metrics.jsonl")
+    log = MetricsLog(run_folder / METRICS)
     trainer = DPOTrainer(
         model=model,
         ref_model=frozen,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vniah.training.identity import check_identity
 from vniah.training.identity import write_json as write_json  # others take it from here
+from vniah.training.metrics import METRICS, MetricsLog, log_callback
 from vniah.training.stages import Train
 
 DONE = "done.json"
@@ -71,7 +73,8 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         dataloader_num_workers=train.workers,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
-        disable_tqdm=True,
+        # Stages that run beside each other write to their logs; the runner draws their bars.
+        disable_tqdm=not sys.stderr.isatty(),
         seed=seed,
         data_seed=seed,
         **more,
@@ -134,7 +137,7 @@ def fit(
     set_seed(seed)
     prepare_model(model)
     set_checkpointing(model, train)
-    log = MetricsLog(folder / "metrics.jsonl")
+    log = MetricsLog(folder / METRICS)
     trainer = _trainer_class()(
         model=model,
         args=training_arguments(train, folder, seed, steps),
@@ -195,57 +198,11 @@ def check_room(model: Any, train: Train, folder: Path) -> None:
     check_disk(folder, checkpoints + weights + (16 << 20))
 
 
-class MetricsLog:
-    """metrics.jsonl: one line a log event. ``rewind`` drops what a resumed run will write again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.last_loss = float("nan")
-
-    def rewind(self, step: int) -> None:
-        """Keep whole lines up to ``step``; a torn last line goes."""
-        kept = []
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    event = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if event.get("step", 0) <= step:
-                    kept.append(line)
-                    self.last_loss = event.get("loss", self.last_loss)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
-
-    def write(self, event: dict[str, Any]) -> None:
-        self.last_loss = event.get("loss", self.last_loss)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-
-
-def log_callback(log: MetricsLog) -> Any:
-    from transformers import TrainerCallback
-
-    class Logged(TrainerCallback):
-        """Writes every log event to metrics.jsonl and stops on a loss that is not finite."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs is None or "loss" not in logs:
-                return
-            if not math.isfinite(logs["loss"]):
-                raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
-            if state.is_world_process_zero:
-                log.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
-
-    return Logged()
-
-
 def _trainer_class() -> Any:
     from transformers import Trainer
 
     class StageTrainer(Trainer):
-        """Trainer with a learning rate of its own for the vision tower, and Muon for block matrices."""
+        """Trainer with a learning rate of its own for the vision tower."""
 
         train_settings: Train
 

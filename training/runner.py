@@ -19,6 +19,7 @@ from typing import Any
 
 from vniah.training.fit import DONE
 from vniah.training.identity import check_identity, write_json
+from vniah.training.progress import StageBars
 from vniah.training.ranks import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
 from vniah.training.stages import Stage, as_data, inputs
@@ -134,6 +135,8 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
     running: dict[str, tuple[Any, Any]] = {}
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // recipe.parallel)))
+    bars = StageBars(folder)
+    say = bars.beside(say)
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -145,16 +148,20 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
                     running[stage.name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log), log
                     waiting.remove(stage)
                     say(f"{stage.name}: started")
+                    bars.add(stage.name, getattr(getattr(stage, "train", None), "steps", None))
             time.sleep(0.2)
+            bars.update()
             for name, (process, log) in list(running.items()):
                 if process.poll() is None:
                     continue
                 log.close()
                 del running[name]
+                bars.remove(name)
                 if process.returncode or not is_done(folder, name):
                     raise ValueError(f"stage {name!r} failed: {_last_line(folder / name / 'log.txt')}")
                 say(f"{name}: {_summary(json.loads((folder / name / DONE).read_text(encoding='utf-8')))}")
     finally:
+        bars.close()
         for process, log in running.values():
             process.terminate()
             process.wait()

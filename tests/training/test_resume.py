@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from vniah.training import fit as fit_module
-from vniah.training.fit import MetricsLog, check_identity, fit, last_checkpoint, only_item, parameter_groups
+from vniah.training.fit import check_identity, fit, last_checkpoint, only_item, parameter_groups
+from vniah.training.metrics import MetricsLog
 from vniah.training.stages import Train
 
 STEPS = 8
