@@ -105,7 +105,7 @@ def load_or_assemble(stage: AlignStage, resolve: Any, *, seed: int) -> tuple[Any
     if stage.data.icons:
         from vniah.training.nano.calibrate import calibrate_projector
 
-        calibrate_projector(model, seed=seed)
+        calibrate_projector(model, tokenizer, seed=seed)
     return model, tokenizer
 
 

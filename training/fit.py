@@ -215,16 +215,23 @@ def _trainer_class() -> Any:
 
 
 def parameter_groups(model: Any, train: Train) -> list[dict[str, Any]]:
-    """Parameters by (tower or not, decayed or not). Norms and biases are not decayed."""
-    groups: dict[tuple[bool, bool], list[Any]] = {}
+    """Parameters by part (tower, projector, the rest) and whether they are decayed. Norms and biases are not."""
+    groups: dict[tuple[str, bool], list[Any]] = {}
+    own = {"vision_tower": train.tower_lr, "multi_modal_projector": train.projector_lr}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = ("vision_tower" in name, parameter.ndim >= 2)
+            key = (next((part for part in own if part in name), ""), parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)
     out = []
-    for (tower, decayed), parameters in groups.items():
-        lr = train.tower_lr if tower and train.tower_lr is not None else train.lr
-        out.append({"params": parameters, "lr": lr, "weight_decay": train.weight_decay if decayed else 0.0})
+    for (part, decayed), parameters in groups.items():
+        lr = own.get(part)
+        out.append(
+            {
+                "params": parameters,
+                "lr": train.lr if lr is None else lr,
+                "weight_decay": train.weight_decay if decayed else 0.0,
+            }
+        )
     if not out:
         raise ValueError("nothing to train: every parameter is frozen")
     return out

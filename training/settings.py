@@ -15,6 +15,7 @@ class Train:
         warmup: share of all steps below 1, else a number of steps.
         schedule: "cosine_min" falls to ``min_lr`` and not to 0.
         tower_lr: learning rate of the vision tower; ``None`` is ``lr``.
+        projector_lr: learning rate of the projector, likewise.
         checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
         tile_tokens: run the decoder's MLPs and norms in tiles of so many tokens (see ``tiling``); 0 runs them whole.
         loss: engine of the head's cross entropy (see ``losses``).
@@ -34,6 +35,7 @@ class Train:
     min_lr: float = 0.0
     warmup: float = 0.0
     tower_lr: float | None = None
+    projector_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -57,8 +59,9 @@ class Train:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
             raise ValueError(f"give steps or epochs above 0, got steps={self.steps}, epochs={self.epochs}")
-        if self.lr < 0 or self.min_lr < 0 or (self.tower_lr or 0) < 0:
-            raise ValueError(f"learning rates must not be negative, got lr={self.lr}, tower_lr={self.tower_lr}")
+        for name in ("lr", "min_lr", "tower_lr", "projector_lr"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"learning rates must not be negative, got {name}={getattr(self, name)}")
         for name in ("batch_size", "accumulation", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

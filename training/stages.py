@@ -206,8 +206,10 @@ class DpoStage:
 
     def __post_init__(self) -> None:
         train = self.train
-        if train.attention == "ring" or train.checkpointing == "offload" or train.tower_lr is not None:
-            raise ValueError("a dpo stage takes no attention: ring, checkpointing: offload or tower_lr")
+        if train.attention == "ring" or train.checkpointing == "offload":
+            raise ValueError("a dpo stage takes no attention: ring or checkpointing: offload")
+        if train.tower_lr is not None or train.projector_lr is not None:
+            raise ValueError("a dpo stage has one learning rate: leave out tower_lr and projector_lr")
         if train.loss != "auto":
             raise ValueError(f"a dpo stage has TRL's loss; leave out loss: {train.loss}")
         if self.num_frames < 1 or self.beta <= 0:

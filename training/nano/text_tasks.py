@@ -61,7 +61,7 @@ class TextTasks:
         seed: every batch is drawn from (seed, step).
         repeat_share: share of repeat sequences in a batch.
         number_share: share of number sequences, where a row has room for them.
-        description_share: share of facts that tell colour and number at once, in any order.
+        description_share: share of facts that tell colour and number at once, in any order, other words between.
         max_facts: facts a sequence of 128 tokens has at most (2 at least), up to six times as many in a longer one.
         max_queries: questions at its end at most, likewise.
     """
@@ -74,7 +74,7 @@ class TextTasks:
         seed: int,
         repeat_share: float = 0.5,
         number_share: float = 0.0,
-        description_share: float = 0.5,
+        description_share: float = 0.7,
         max_facts: int = 8,
         max_queries: int = 8,
     ) -> None:
@@ -92,7 +92,8 @@ class TextTasks:
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._bos, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._free = np.array([i for i in range(len(tokenizer)) if i >= len(SPECIAL_TOKENS)])
-        self._filler = np.array([self._ids(word)[0] for word in word_list("filler")])
+        self._loose = word_list("filler")
+        self._filler = np.array([self._ids(word)[0] for word in self._loose])
         self._keys = [*OBJECTS, *word_list("cities"), *word_list("animals")]
         self._values = (tuple(COLOURS), DIGITS)
         self._numbers = NumberFacts(
@@ -157,7 +158,8 @@ class TextTasks:
         """A fact's text, and the (key, attribute, value) it tells: one attribute, or both in any order."""
         values = [str(rng.choice(self._values[kind])) for kind in (0, 1)]
         if rng.random() < self.description_share:
-            words = rng.permutation([key, *values])
+            between = rng.choice(self._loose, int(rng.integers(0, 3)))
+            words = rng.permutation([key, *values, *between])
             return " ".join(words) + " .", [(key, 0, values[0]), (key, 1, values[1])]
         kind = int(rng.integers(2))
         form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
