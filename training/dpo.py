@@ -31,7 +31,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from vniah.training.fit import training_arguments as arguments_for
     from vniah.training.identity import check_identity
     from vniah.training.loading import load_dtype, save_trained
-    from vniah.training.metrics import METRICS, MetricsLog, log_callback
+    from vniah.training.metrics import METRICS, MetricsLog, last_event, log_callback
     from vniah.training.ranks import forget_deepspeed, prepare_model
     from vniah.training.stages import as_data
 
@@ -84,11 +84,10 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     save_trained(trainer, processor, folder / "model")
     if stage.train.deepspeed:
         forget_deepspeed()
-    events = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "steps": int(result.global_step),
         "loss": log.last_loss,
-        "margin": json.loads(events[-1]).get("rewards/margins"),
+        "margin": (last_event(run_folder / METRICS) or {}).get("rewards/margins"),
         "samples": manifest["samples"],
         "num_bad": manifest["num_bad"],
     }

@@ -15,6 +15,7 @@ Shapes: N pictures, P patches of each, W the tower's width, T visual tokens a pi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,13 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     rng = np.random.default_rng((seed, 8))
     # As the model's images are: their tiles are pooled under UniRes and not under AnyRes.
-    pooled = pools_tiles(model.config.layout)
+    layout = model.config.layout
+    pooling = layout.require_pooling() if pools_tiles(layout) else None
 
     def error(chosen: Any) -> Any:
         tokens_NTD = projector(features_NPW[chosen])
-        if pooled:
-            tokens_NTD = pool_tokens(tokens_NTD, 2, "average")
+        if pooling is not None:
+            tokens_NTD = pool_tokens(tokens_NTD, *pooling)
         return (tokens_NTD - targets_ND[chosen, None]).square().mean()
 
     for _ in range(STEPS):
@@ -100,23 +102,24 @@ def caption_embeddings(model: Any, tokenizer: Any, icons: Any) -> Any:
 
     from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
-    def ids(words: Any) -> Any:
-        return torch.tensor([tokenizer(str(word), add_special_tokens=False).input_ids[0] for word in words])
-
-    embed = model.get_input_embeddings()
     labels_N3 = torch.from_numpy(icons.labels_N3)
-    kinds = [ids(words) for words in (OBJECTS, COLOURS, DIGITS)]
-    return sum(embed(kind[labels_N3[:, i]]) for i, kind in enumerate(kinds))
+    kinds = [_word_embeddings(model, tokenizer, words) for words in (OBJECTS, COLOURS, DIGITS)]
+    return sum(kind[labels_N3[:, i]] for i, kind in enumerate(kinds))
 
 
 def filler_embedding(model: Any, tokenizer: Any) -> Any:
     """(D,): the mean embedding of filler words."""
-    import torch
-
     from vniah.training.nano.vocabulary import word_list
 
-    ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in word_list("filler")]
-    return model.get_input_embeddings()(torch.tensor(ids)).mean(0)
+    return _word_embeddings(model, tokenizer, word_list("filler")).mean(0)
+
+
+def _word_embeddings(model: Any, tokenizer: Any, words: Iterable[Any]) -> Any:
+    """The embedding of each word's first token: (words, D)."""
+    import torch
+
+    ids = [tokenizer(str(word), add_special_tokens=False).input_ids[0] for word in words]
+    return model.get_input_embeddings()(torch.tensor(ids))
 
 
 def _divide(layer: Any, by: Any) -> None:
