@@ -144,7 +144,7 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
 def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison:
     """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
     everyone = [*distinct_grids(ours), *theirs]
-    scores = [grid_scores(run.cells) for run in everyone]
+    scores = [grid_scores(run.scored) for run in everyone]
     shared = set.intersection(*(set(one) for one in scores))
     differ = any(set(one) != shared for one in scores)
     unit = everyone[0].unit
@@ -153,13 +153,13 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Com
     lengths = sorted({length for run in everyone for length in run.frames})
     columns = []
     for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
-        values: dict[str, float] = {"mean": grid_mean(run.cells), effective: effective_frames(run.cells)}
+        values: dict[str, float] = {"mean": grid_mean(run.scored), effective: effective_frames(run.scored)}
         if differ and shared:
             values[common] = sum(cells[place] for place in shared) / len(shared)
-        control = control_mean(run.cells)
+        control = control_mean(run.scored)
         if control is not None:
             values["no-needle control"] = control
-        values |= {long_label(length, unit): mean for length, mean in column_means(run.cells).items()}
+        values |= {long_label(length, unit): mean for length, mean in column_means(run.scored).items()}
         columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
     rows = {"mean": 3, **({common: 3} if differ and shared else {}), effective: 0}
     if any("no-needle control" in column.values for column in columns):

@@ -108,10 +108,10 @@ def grid_data(run: Run) -> GridData:
     """
     if not run.placed:
         raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
-    means = grid_scores(run.cells)
+    means = grid_scores(run.scored)
     counts: dict[tuple[int, int | None], int] = defaultdict(int)
     controls: dict[int, list[float]] = defaultdict(list)
-    for cell in run.cells:
+    for cell in run.scored:
         counts[cell.num_frames, cell.depth_percent] += 1
         if cell.control:
             controls[cell.num_frames].append(float(cell.correct))
@@ -123,10 +123,10 @@ def grid_data(run: Run) -> GridData:
         scores=tuple(tuple(means.get((frames, depth)) for frames in run.frames) for depth in run.depths),
         counts=tuple(tuple(counts[frames, depth] for frames in run.frames) for depth in run.depths),
         controls={frames: sum(values) / len(values) for frames, values in sorted(controls.items())},
-        mean=grid_mean(run.cells),
-        column_means=column_means(run.cells),
-        effective=effective_frames(run.cells, EFFECTIVE_AT),
-        control=control_mean(run.cells),
+        mean=grid_mean(run.scored),
+        column_means=column_means(run.scored),
+        effective=effective_frames(run.scored, EFFECTIVE_AT),
+        control=control_mean(run.scored),
         train_length=run.train_frames,
         missing=sum(run.missing().values()),
         mistakes=_mistakes(run),

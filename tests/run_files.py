@@ -140,4 +140,4 @@ def small_run(found: Found = found_near_the_end, *, name: str = "tiny", train_fr
         for depth in (*DEPTHS, None)
         for needle in NEEDLES
     )
-    return Run(name=name, task="vniah", model=name, cells=cells, train_frames=train_frames)
+    return Run(name=name, task="vniah", model=name, scored=cells, train_frames=train_frames)

@@ -43,7 +43,7 @@ class Run:
         name: what to call it in a title; ``model`` below unless the user names it.
         task: lmms-eval task name, e.g. "vniah".
         model: the checkpoint that was scored.
-        cells: every scored cell, controls included.
+        scored: every scored cell, controls included.
         train_frames: the backbone's training length in frames (dotted line), if known.
         metrics: scalar metrics by name.
         unscored: metrics that have no value because nobody scored them (a judge that was off, say).
@@ -53,7 +53,7 @@ class Run:
     name: str
     task: str
     model: str
-    cells: tuple[ScoredCell, ...]
+    scored: tuple[ScoredCell, ...]
     train_frames: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Run:
     @property
     def placed(self) -> tuple[ScoredCell, ...]:
         """The cells with a needle, controls left out."""
-        return tuple(cell for cell in self.cells if not cell.control)
+        return tuple(cell for cell in self.scored if not cell.control)
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ class Run:
     @property
     def needles(self) -> tuple[str, ...]:
         """Needle ids in the order in which they were first scored."""
-        return tuple(dict.fromkeys(cell.needle for cell in self.cells))
+        return tuple(dict.fromkeys(cell.needle for cell in self.scored))
 
     def missing(self) -> dict[tuple[int, int], int]:
         """How many scores each (num_frames, depth_percent) lacks against the fullest; empty for a whole run.

@@ -173,7 +173,7 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
                 name=name or Path(model).name,
                 task=one,
                 model=model,
-                cells=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
+                scored=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
                 metrics=_metrics(values),
                 unscored=_unscored(values),
                 settings=_settings(whole, one, evaluation),
@@ -203,7 +203,7 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
         name=name or Path(model).name,
         task=task or (told.pop() if told else "vniah"),
         model=model,
-        cells=cells,
+        scored=cells,
         settings={"files": {"journal": str(path)}},
     )
 

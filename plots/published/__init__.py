@@ -84,7 +84,7 @@ def read_published(name: str) -> Run:
         name=f"{whole['title']} (published)",
         task=whole["task"],
         model=whole["model"],
-        cells=cells_from_scores(dict(sorted(scores.items())), whole["scores_per_cell"]),
+        scored=cells_from_scores(dict(sorted(scores.items())), whole["scores_per_cell"]),
         train_frames=whole["train_length"],
         settings={"published": {"source": whole["source"], "training length": whole["train_note"]}},
     )

@@ -49,9 +49,9 @@ def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) 
             {
                 "name": run.name,
                 "unit": run.unit,
-                "aggregate": any(cell.extra.get("aggregate") for cell in run.cells),
+                "aggregate": any(cell.extra.get("aggregate") for cell in run.scored),
                 "pictures": {needle: place(image) for needle, image in mine.items() if needle in set(run.needles)},
-                "cells": _by_place(run.cells),
+                "cells": _by_place(run.scored),
             }
             for run, mine in zip(runs, pictures, strict=True)
         ],

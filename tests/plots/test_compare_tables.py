@@ -28,7 +28,7 @@ def metrics_run(
     model: dict[str, Any] = {"model_args": f"pretrained=x,max_frames_num={frames}"} if frames else {}
     model |= {"limit": limit} if limit else {}
     settings = {"model": model} if model else {}
-    return Run(name=name, task=task, model="x", cells=(), metrics=metrics, unscored=unscored, settings=settings)
+    return Run(name=name, task=task, model="x", scored=(), metrics=metrics, unscored=unscored, settings=settings)
 
 
 def rows_of(comparison: Comparison) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def test_no_difference_is_taken_of_means_over_different_grids() -> None:
 
 def test_partly_equal_grids_are_compared_over_the_shared_cells() -> None:
     short = small_run(name="short")
-    short = dataclasses.replace(short, cells=tuple(cell for cell in short.cells if cell.num_frames != 4))
+    short = dataclasses.replace(short, scored=tuple(cell for cell in short.scored if cell.num_frames != 4))
     rows = rows_of(compare([small_run(lambda *_: True, name="all"), short])[0])
     assert rows["mean of 6 shared cells"] == ["1.000", "0.667", "-0.333"]
     assert rows["16 frames"] == ["1.000", "0.333", "-0.667"]

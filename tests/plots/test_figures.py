@@ -66,8 +66,8 @@ def test_no_line_without_a_training_length_or_outside_the_grid() -> None:
 
 def test_a_hole_is_masked_and_its_label_goes_to_no_other_cell() -> None:
     run = small_run()
-    cells = tuple(cell for cell in run.cells if (cell.num_frames, cell.depth_percent) != (4, 0))
-    axes = heatmap_figure(grid_data(dataclasses.replace(run, cells=cells))).axes[0]
+    cells = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent) != (4, 0))
+    axes = heatmap_figure(grid_data(dataclasses.replace(run, scored=cells))).axes[0]
     assert np.isnan(quad_values(axes)).tolist() == [[True, False, False]] + [[False] * 3] * 2
     assert [text.get_text() for text in axes.texts] == ["1", "0", "1", "1", "0", "1", "1", "1"]
 

@@ -97,12 +97,12 @@ def test_mistakes_are_told_where_there_were_distractors() -> None:
         kind = "" if cell.correct else "distractor" if cell.depth_percent == 0 else "other"
         return dataclasses.replace(cell, extra={"mistake": kind, "distractors": distractors})
 
-    tempted = dataclasses.replace(run, cells=tuple(as_text(cell, ["London"]) for cell in run.cells))
+    tempted = dataclasses.replace(run, scored=tuple(as_text(cell, ["London"]) for cell in run.scored))
     assert grid_data(tempted).mistakes == (4, 2)
     assert "; 2 of 4 wrong answers were a distractor's" in grid_data(tempted).caption
-    right = dataclasses.replace(tempted, cells=tuple(cell for cell in tempted.cells if cell.num_frames < 16))
+    right = dataclasses.replace(tempted, scored=tuple(cell for cell in tempted.scored if cell.num_frames < 16))
     assert "no wrong answer was a distractor's" in grid_data(right).caption
-    alone = dataclasses.replace(run, cells=tuple(as_text(cell, []) for cell in run.cells))
+    alone = dataclasses.replace(run, scored=tuple(as_text(cell, []) for cell in run.scored))
     assert "distractor" not in grid_data(alone).caption
 
 
@@ -122,8 +122,8 @@ def test_csv_holds_every_cell_and_control() -> None:
 
 def test_holes_are_told() -> None:
     run = small_run()
-    cells = tuple(cell for cell in run.cells if not (cell.num_frames == 8 and cell.depth_percent == 0))
-    data = grid_data(dataclasses.replace(run, cells=cells))
+    cells = tuple(cell for cell in run.scored if not (cell.num_frames == 8 and cell.depth_percent == 0))
+    data = grid_data(dataclasses.replace(run, scored=cells))
     assert data.scores[0] == (1, None, 0)
     assert data.missing == 2
     assert "partial: 2 scores missing" in data.caption
@@ -132,4 +132,4 @@ def test_holes_are_told() -> None:
 
 def test_a_run_without_cells_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match=r"run 'x' \(task ai2d\) has no scored needle cells"):
-        grid_data(Run(name="x", task="ai2d", model="x", cells=()))
+        grid_data(Run(name="x", task="ai2d", model="x", scored=()))

@@ -181,9 +181,9 @@ def test_frames_and_tokens_are_not_mixed_up(browser: Any, tmp_path: Path) -> Non
     tokens = dataclasses.replace(
         frames,
         task="text_niah_0",
-        cells=tuple(
+        scored=tuple(
             dataclasses.replace(cell, needle=f"{cell.needle} {cell.depth_percent}")
-            for cell in frames.cells
+            for cell in frames.scored
             if cell.needle == "cat"
         ),
     )

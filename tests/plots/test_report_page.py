@@ -91,7 +91,7 @@ def test_nothing_a_run_says_can_leave_its_place() -> None:
         num_frames=4, depth_percent=0, needle=HOSTILE, correct=False, predicted=HOSTILE, extra={"question": HOSTILE}
     )
     settings = {HOSTILE: {HOSTILE: HOSTILE, "nested": {"a": [HOSTILE]}}}
-    run = Run(name=HOSTILE, task=HOSTILE, model=HOSTILE, cells=(cell,), metrics={HOSTILE: 1.0}, settings=settings)
+    run = Run(name=HOSTILE, task=HOSTILE, model=HOSTILE, scored=(cell,), metrics={HOSTILE: 1.0}, settings=settings)
     text = build_page([run], title=HOSTILE, notes=[HOSTILE])
     text.encode("utf-8")
     page = Page(text)
@@ -127,8 +127,8 @@ def test_the_policy_allows_one_script_and_one_style_and_no_address() -> None:
 
 def test_infinite_log_probabilities_are_valid_json() -> None:
     run = small_run()
-    cells = (dataclasses.replace(run.cells[0], answer_logprobs=(-0.5, -float("inf"))), *run.cells[1:])
-    page = Page(build_page([dataclasses.replace(run, cells=cells)]))
+    cells = (dataclasses.replace(run.scored[0], answer_logprobs=(-0.5, -float("inf"))), *run.scored[1:])
+    page = Page(build_page([dataclasses.replace(run, scored=cells)]))
     assert page.data["runs"][0]["cells"]["4/0"][0]["logprobs"] == [-0.5, None]
 
 
@@ -144,7 +144,7 @@ def test_pictures_are_small_and_shared_between_runs() -> None:
 
 def test_tasks_without_a_grid_stand_side_by_side() -> None:
     def run(name: str, metrics: dict[str, float], *unscored: str, task: str = "mlvu") -> Run:
-        return Run(name=name, task=task, model="m", cells=(), metrics=metrics, unscored=unscored)
+        return Run(name=name, task=task, model="m", scored=(), metrics=metrics, unscored=unscored)
 
     runs = [run("a", {"vs": 3.25, "n": 123456.0}), run("x", {"acc": 1.0}, task="x"), run("b", {"n": 0.0}, "vs")]
     text = build_page(runs)
@@ -163,7 +163,7 @@ def test_grids_of_one_run_are_told_apart_and_kept_by_task() -> None:
 
 
 def test_runs_of_other_kinds_are_shown_too(tmp_path: Path) -> None:
-    metrics = Run(name="m", task="ai2d", model="m", cells=(), metrics={"exact_match": 0.7071})
+    metrics = Run(name="m", task="ai2d", model="m", scored=(), metrics={"exact_match": 0.7071})
     text = build_page([metrics, read_published("LongVA-7B"), read_published("Qwen2-7B-224K-distractors-0")])
     page = Page(text)
     assert "<td>0.7071</td>" in text and "Figure 4 (i)" in text
@@ -173,8 +173,8 @@ def test_runs_of_other_kinds_are_shown_too(tmp_path: Path) -> None:
 
 def test_a_hole_is_a_cell_that_cannot_be_chosen() -> None:
     run = small_run()
-    cells = tuple(cell for cell in run.cells if (cell.num_frames, cell.depth_percent) != (4, 0))
-    page = Page(build_page([dataclasses.replace(run, cells=cells)]))
+    cells = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent) != (4, 0))
+    page = Page(build_page([dataclasses.replace(run, scored=cells)]))
     (hole,) = page.having(aria_label="4 frames, depth 0 %, not scored")
     assert "data-place" not in hole
 
@@ -195,7 +195,7 @@ def test_pictures_come_from_the_runs_own_needles_if_they_are_still_the_same() ->
     run = small_run()
     ids = dict(zip(("cat", "dog"), needles.ids, strict=False))
     run = dataclasses.replace(
-        run, cells=tuple(dataclasses.replace(cell, needle=ids[cell.needle]) for cell in run.cells)
+        run, scored=tuple(dataclasses.replace(cell, needle=ids[cell.needle]) for cell in run.scored)
     )
     same = with_task(run, needles="builtin", needles_fingerprint=needles.fingerprint)
     pictures, note = needle_pictures(same)

@@ -37,7 +37,7 @@ def as_runs(folders: Sequence[Path]) -> list[Run]:
             name=ROWS[row],
             task="vniah",
             model=row,
-            cells=tuple(cell for seed, report in enumerate(reports) for cell in _cells(seed, report)),
+            scored=tuple(cell for seed, report in enumerate(reports) for cell in _cells(seed, report)),
             train_frames=text_length(recipe, row) / tokens_per_frame(recipe),
         )
         for row, reports in found.items()
