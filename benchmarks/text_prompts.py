@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="32000-512000:32000")
     args = parser.parse_args()
     if args.tokenizer:
-        from vniah.tasks.text_niah.books import named_tokenizer
+        from vniah.text.task import named_tokenizer
 
         encode: Callable[[str], list[int]] = named_tokenizer(args.tokenizer)
     else:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vniah.results import Run, ScoredCell
-from vniah.tasks.vniah import metrics
+from vniah.runs.task import Answer
+from vniah.visual import metrics
 
 FRAMES, DEPTHS, NEEDLES = (4, 8, 16), (0, 50, 100), ("cat", "dog")
 DATE = "20250102_030405"
@@ -59,7 +60,7 @@ def sample_rows(
                         "filtered_resps": f"(-0.5, {correct})",
                         "doc_hash": "0",
                         "input": cell["question"],
-                        **metrics.sample_metrics(cell, correct, details),
+                        **metrics.cell_metrics(cell, correct, Answer.forced(correct, details)),
                     }
                 )
     return rows
@@ -70,7 +71,7 @@ def results_of(rows: Iterable[Mapping[str, Any]], *, model: str, model_args: str
     rows = list(rows)
     scores = {
         f"{name},none": function([row[name] for row in rows if name in row])
-        for name, function in metrics.AGGREGATION.items()
+        for name, (function, _) in metrics.METRICS.items()
     }
     return {
         "results": {"vniah": {"alias": "vniah", "samples": len(rows), **scores, "vniah_acc_stderr,none": "N/A"}},

@@ -40,18 +40,24 @@ class Settings:
     cache_gb: float = 20.0
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-        """``VNIAH_<KEY>`` of the environment, else the key of ``metadata``, else the default.
+    def read(
+        cls,
+        metadata: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Settings:
+        """The key of ``given`` (a command's flags), else ``VNIAH_<KEY>`` of the environment, else the key of
+        ``metadata``, else the default.
 
         Raises:
             ValueError: an unknown ``VNIAH_`` variable is not an error (others may own it), but
                 ``VNIAH_CACHE_GB`` that is not a positive number is.
         """
         environ = os.environ if environ is None else environ
-        metadata = metadata or {}
+        metadata, given = metadata or {}, given or {}
         values: dict[str, Any] = {}
         for key in KEYS:
-            value = environ.get(f"VNIAH_{key.upper()}") or metadata.get(key)
+            value = given.get(key) or environ.get(f"VNIAH_{key.upper()}") or metadata.get(key)
             if value is not None and value != "":
                 values[key] = str(value)
         if "cache_gb" in values:

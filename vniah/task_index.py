@@ -23,6 +23,27 @@ def read_index(folder: Path) -> dict[str, tuple[str, ...]]:
     return index
 
 
+def read_task(folder: Path, name: str) -> dict[str, Any]:
+    """A task's YAML as a dict, what it includes put under it; ``!function`` tags stay strings.
+
+    Raises:
+        ValueError: no task of that name below ``folder``.
+    """
+    for path in sorted(folder.rglob("*.yaml")):
+        config = _read(path)
+        if config.get("task") == name:
+            return _included(path, config)
+    raise ValueError(f"no task {name!r} in {folder}")
+
+
+def _included(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """As lmms-eval does it: a key of the file itself replaces the included one whole."""
+    if "include" not in config:
+        return config
+    other = path.parent / str(config["include"])
+    return {**_included(other, _read(other)), **{key: value for key, value in config.items() if key != "include"}}
+
+
 def expand(name: str, index: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The tasks of a group, groups in it opened, in order and without repeats; ``(name,)`` for a task.
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
-from vniah import scoring
-from vniah.prompts import question_text
-from vniah.settings import Settings
-from vniah.tasks.vniah import metrics
-from vniah.tasks.vniah.cells import CellBook, open_cells
+from vniah.notices import notice
+from vniah.runs.task import NeedleTask
+from vniah.tasks.generated import GeneratedTask
+from vniah.visual import metrics
 
 # What lmms-eval's models call the number of frames that they sample.
 _FRAME_ARGUMENTS = re.compile(r"(?:^|,)(max_frames_num|max_num_frames|num_frames|nframes|max_frames|frames)=(\d+)")
@@ -21,25 +18,11 @@ _FRAME_ARGUMENTS = re.compile(r"(?:^|,)(max_frames_num|max_num_frames|num_frames
 _EVEN_FRAMES_ONLY = ("qwen2", "qwen3")
 
 
-def _book() -> CellBook:
-    return open_cells(Settings.read())
-
-
-def process_docs(dataset: Any) -> Any:
-    """Expand the one-line seed data set into the grid's rows; warn when the model would skip the needle."""
-    import datasets
-
-    book = _book()
-    warning = frame_count_warning(book.grid.frames, sys.argv[1:])
+def _check_frame_counts(task: NeedleTask) -> None:
+    frames = sorted({int(row["num_frames"]) for row in task.rows})
+    warning = frame_count_warning(frames, sys.argv[1:])
     if warning:
-        warnings.warn(warning, UserWarning, stacklevel=2)
-        print(f"vniah_generate: warning: {warning}", file=sys.stderr)
-    rows = [{**row, "provenance": _flat(book)} for row in book.rows()]
-    return datasets.Dataset.from_list(rows)
-
-
-def _flat(book: CellBook) -> str:
-    return "; ".join(f"{key}={value}" for key, value in book.provenance().items())
+        notice(f"{task.name}: {warning}")
 
 
 def frame_count_warning(frames: Sequence[int], argv: list[str]) -> str:
@@ -79,20 +62,13 @@ def frame_count_warning(frames: Sequence[int], argv: list[str]) -> str:
     return ""
 
 
-def doc_to_visual(doc: dict[str, Any]) -> list[str]:
-    return [str(_book().mp4(doc))]
+_TASK = GeneratedTask("vniah", "vniah_generate", opened=_check_frame_counts)
 
-
-def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    return question_text(doc["question"]).lstrip("\n")
-
-
-def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    predicted = results[0] if results else ""
-    correct = scoring.generated_match(predicted, doc["answer"], is_choice=doc["choice"])
-    return metrics.sample_metrics(doc, correct, {"predicted": predicted})
-
-
+process_docs = _TASK.process_docs
+doc_to_visual = _TASK.doc_to_visual
+doc_to_text = _TASK.doc_to_text
+process_results = _TASK.process_results
+provenance = _TASK.provenance
 mean_accuracy = metrics.mean_accuracy
 control_accuracy = metrics.control_accuracy
 effective_frames = metrics.effective_frames

@@ -262,7 +262,9 @@ def test_generated_for_simple_and_chat_models(oracle: Any, chat: bool) -> None:
     assert figure(results, "text_niah_generate_5", "text_niah_control") == 0.0
     one = samples(results, "text_niah_generate_5")[0]
     assert "estimated" in one["length_unit"] and len(one["distractors"]) == 5
-    assert json.loads(one["provenance"])["haystack"] == "builtin"
+    assert json.loads(results["samples"]["text_niah_generate_5"][0]["text_niah_provenance"])["haystack"] == "builtin"
+    told = figure(results, "text_niah_generate_5", "text_niah_provenance")
+    assert told["num_distractors"] == 5 and told["scoring"] == "generated" and told["cells"] == 12
     assert all(prompt.startswith("This is a very long story book: <book>") for prompt in model.prompts)
     assert all(abs(len(prompt) / 4 - 3000) < 250 or abs(len(prompt) / 4 - 1000) < 250 for prompt in model.prompts)
 

@@ -56,20 +56,30 @@ class TextSettings:
         check_puzzle(self.num_distractors, self.variant, self.num_needles)
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> TextSettings:
-        """``TEXT_NIAH_<KEY>`` of the environment, else the key of ``metadata``, else the paper's.
+    def read(
+        cls,
+        metadata: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> TextSettings:
+        """The key of ``given`` (a command's flags), else ``TEXT_NIAH_<KEY>`` of the environment, else the key of
+        ``metadata``, else the paper's.
 
         Raises:
             ValueError: a count or seed that is not a whole number, or a value out of bounds.
         """
         environ = os.environ if environ is None else environ
-        metadata = metadata or {}
+        metadata, given = metadata or {}, given or {}
         values: dict[str, Any] = {}
         for key in (*_STRINGS, *_NUMBERS):
-            value = environ.get(f"TEXT_NIAH_{key.upper()}") or metadata.get(key)
+            value = _first(given.get(key), environ.get(f"TEXT_NIAH_{key.upper()}"), metadata.get(key))
             if value not in (None, ""):
                 values[key] = str(value) if key in _STRINGS else _whole(value, f"TEXT_NIAH_{key.upper()}")
-        shared = environ.get("TEXT_NIAH_SHARED_DISTRACTORS") or metadata.get("shared_distractors")
+        shared = _first(
+            given.get("shared_distractors"),
+            environ.get("TEXT_NIAH_SHARED_DISTRACTORS"),
+            metadata.get("shared_distractors"),
+        )
         if shared not in (None, ""):
             values["shared_distractors"] = _switch(shared, "TEXT_NIAH_SHARED_DISTRACTORS")
         for key in _TASK_NUMBERS:
@@ -95,6 +105,11 @@ class TextSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that says something: 0 and False do."""
+    return next((value for value in values if value not in (None, "")), None)
 
 
 def _whole(value: Any, name: str) -> int:

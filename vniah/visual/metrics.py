@@ -1,6 +1,6 @@
-"""From one scored response to lmms-eval's metric dicts, and from those to the figures of a run.
+"""From one answer of V-NIAH to its metric values, and from those to the figures of a run.
 
-lmms-eval drops the document from its sample logs, so each metric dict carries the cell whole.
+lmms-eval drops the document from its sample logs, so a metric's value carries the cell whole.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import Any
 from vniah import scoring
 from vniah.quiet import QuietDict
 from vniah.results import ScoredCell
+from vniah.runs.task import Answer, Metrics
 
-HIGHER_IS_BETTER = {"vniah_acc": True, "vniah_control": False, "vniah_effective_frames": True, "vniah_grid": True}
 
-
-def sample_metrics(row: Mapping[str, Any], correct: bool, details: Mapping[str, Any]) -> dict[str, Any]:
-    """The metric dicts of one cell: a control counts for ``vniah_control`` alone."""
+def cell_metrics(row: Mapping[str, Any], correct: bool, answer: Answer) -> dict[str, Any]:
+    """The metric values of one cell: a control counts for ``vniah_control`` alone."""
     control = bool(row["control"])
     brief = {
         "num_frames": int(row["num_frames"]),
@@ -30,10 +29,10 @@ def sample_metrics(row: Mapping[str, Any], correct: bool, details: Mapping[str, 
         "needle_index": None if control else int(row["needle_index"]),
         "question": row["question"],
         "answer": row["answer"],
-        "predicted": details.get("predicted", ""),
-        "predicted_ids": list(details.get("predicted_ids", [])),
-        "answer_ids": list(details.get("answer_ids", [])),
-        "answer_logprobs": list(details.get("answer_logprobs", [])),
+        "predicted": answer.text,
+        "predicted_ids": list(answer.predicted_ids),
+        "answer_ids": list(answer.answer_ids),
+        "answer_logprobs": list(answer.answer_logprobs),
         "score": float(correct),
     }
     if control:
@@ -83,9 +82,10 @@ def grid(items: list[dict[str, Any]]) -> dict[str, Any]:
     return QuietDict({key: table[key] for key in sorted(table, key=int)})
 
 
-AGGREGATION = {
-    "vniah_acc": mean_accuracy,
-    "vniah_control": control_accuracy,
-    "vniah_effective_frames": effective_frames,
-    "vniah_grid": grid,
+# Each metric's aggregation, and whether higher is better.
+METRICS: Metrics = {
+    "vniah_acc": (mean_accuracy, True),
+    "vniah_control": (control_accuracy, False),
+    "vniah_effective_frames": (effective_frames, True),
+    "vniah_grid": (grid, True),
 }

@@ -1,7 +1,7 @@
-"""From one scored answer of text NIAH to lmms-eval's metric dicts, and from those to the figures of a run.
+"""From one answer of text NIAH to its metric values, and from those to the figures of a run.
 
-lmms-eval drops the document from its sample logs, so a cell's first metric dict carries it whole. Figures
-are V-NIAH's (``vniah/tasks/vniah/metrics.py``) with lengths in tokens for frames.
+lmms-eval drops the document from its sample logs, so a cell's first value carries it whole. Figures are
+V-NIAH's (``vniah/visual/metrics.py``) with lengths in tokens for frames.
 """
 
 from __future__ import annotations
@@ -9,37 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vniah.tasks.text_niah.books import cell_of
-from vniah.tasks.vniah import metrics as vniah_metrics
-from vniah.text import ComposedText, Placed, TextBook, TextSettings
+from vniah.runs.task import Answer, Metrics
+from vniah.text.compose import ComposedText, Placed
 from vniah.text.score import CORRECT, DISTRACTOR, OTHER, classify_generated, classify_teacher_forced, recalled
-
-HIGHER_IS_BETTER = {
-    "text_niah_acc": True,
-    "text_niah_control": False,
-    "text_niah_abstained": True,
-    "text_niah_effective_length": True,
-    "text_niah_distracted": False,
-    "text_niah_recalled": True,
-    "text_niah_grid": True,
-}
+from vniah.text.settings import TextSettings
+from vniah.visual import metrics as visual_metrics
 
 
-def sample_metrics(
-    book: TextBook, row: Mapping[str, Any], correct: bool, details: Mapping[str, Any], *, teacher_forced: bool
+def cell_metrics(
+    composed: ComposedText, settings: TextSettings, row: Mapping[str, Any], correct: bool, answer: Answer
 ) -> dict[str, Any]:
-    """The metric dicts of one cell.
+    """The metric values of one cell.
 
     Args:
-        book: the task's.
+        composed: its prompt.
+        settings: the task's.
         row: the cell's row.
         correct: whether the answer is right.
-        details: what the model told: predicted, predicted_ids, answer_ids, answer_logprobs, prompt_tokens.
-        teacher_forced: whether ``details`` come of teacher forcing.
+        answer: what the model gave.
     """
-    composed = book.compose(cell_of(row))
-    settings, control = book.settings, bool(row["control"])
-    mistake, city = _mistake(composed, settings, correct, details, teacher_forced=teacher_forced)
+    control = bool(row["control"])
+    mistake, city = _mistake(composed, settings, correct, answer)
     brief = {
         "context_length": int(row["context_length"]),
         "depth_percent": None if control else int(row["depth_percent"]),
@@ -50,7 +40,7 @@ def sample_metrics(
     }
     needle = composed.needle
     # A model may put a mark before every prompt (a BOS token), which moves all that follows.
-    shift = int(details.get("prompt_tokens", composed.num_tokens)) - composed.num_tokens
+    shift = 0 if answer.prompt_tokens is None else answer.prompt_tokens - composed.num_tokens
     full = {
         **brief,
         "num_tokens": composed.num_tokens + shift,
@@ -63,10 +53,10 @@ def sample_metrics(
         "distractors": [_place(one, shift) for one in composed.placed if not one.insert.is_needle],
         "question": row["question"],
         "answer": row["answer"],
-        "predicted": details.get("predicted", ""),
-        "predicted_ids": list(details.get("predicted_ids", [])),
-        "answer_ids": list(details.get("answer_ids", [])),
-        "answer_logprobs": list(details.get("answer_logprobs", [])),
+        "predicted": answer.text,
+        "predicted_ids": list(answer.predicted_ids),
+        "answer_ids": list(answer.answer_ids),
+        "answer_logprobs": list(answer.answer_logprobs),
         "mistake": mistake,
         "mistake_city": city,
         "score": float(correct),
@@ -78,7 +68,7 @@ def sample_metrics(
     if settings.num_distractors:
         found["text_niah_distracted"] = float(mistake == DISTRACTOR)
     if settings.variant == "multi":
-        found["text_niah_recalled"] = recalled(details.get("predicted", ""), composed.puzzle)
+        found["text_niah_recalled"] = recalled(answer.text, composed.puzzle)
     return found
 
 
@@ -91,19 +81,18 @@ def _place(placed: Placed, shift: int) -> dict[str, Any]:
     }
 
 
-def _mistake(
-    composed: ComposedText, settings: TextSettings, correct: bool, details: Mapping[str, Any], *, teacher_forced: bool
-) -> tuple[str, str]:
+def _mistake(composed: ComposedText, settings: TextSettings, correct: bool, answer: Answer) -> tuple[str, str]:
     """(kind, city) of a wrong answer, from token ids where there are some, else from the text."""
     if correct:
         return CORRECT, ""
     puzzle, measure = composed.puzzle, composed.source.measure
     one_number = settings.variant in ("single", "absent")
-    if teacher_forced and one_number and details.get("predicted_ids") and not measure.is_estimate:
+    forced = answer.is_greedy is not None
+    if forced and one_number and answer.predicted_ids and not measure.is_estimate:
         ids = {one.city: measure.encode(one.number) for one in puzzle.distractors}
-        kind, city = classify_teacher_forced(details["predicted_ids"], details["answer_ids"], ids)
+        kind, city = classify_teacher_forced(answer.predicted_ids, answer.answer_ids, ids)
         return kind or OTHER, city
-    return classify_generated(details.get("predicted", ""), puzzle, correct=False)
+    return classify_generated(answer.text, puzzle, correct=False)
 
 
 def _as_frames(aggregate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
@@ -115,10 +104,10 @@ def _as_frames(aggregate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[li
 
 # Mean over the grid's cells; of the controls; the longest length up to which every column's mean is 0.9 or
 # more; scores by length and depth.
-mean_accuracy = _as_frames(vniah_metrics.mean_accuracy)
-control_accuracy = _as_frames(vniah_metrics.control_accuracy)
-effective_length = _as_frames(vniah_metrics.effective_frames)
-grid = _as_frames(vniah_metrics.grid)
+mean_accuracy = _as_frames(visual_metrics.mean_accuracy)
+control_accuracy = _as_frames(visual_metrics.control_accuracy)
+effective_length = _as_frames(visual_metrics.effective_frames)
+grid = _as_frames(visual_metrics.grid)
 
 
 def mean(items: list[float]) -> float:
@@ -126,16 +115,18 @@ def mean(items: list[float]) -> float:
     return sum(items) / len(items)
 
 
-def aggregation(settings: TextSettings) -> dict[str, Callable[[list[Any]], Any]]:
-    """The figures that a task of these settings has."""
-    found: dict[str, Callable[[list[Any]], Any]] = {
-        "text_niah_acc": mean_accuracy,
-        "text_niah_abstained" if settings.variant == "absent" else "text_niah_control": control_accuracy,
-        "text_niah_effective_length": effective_length,
-        "text_niah_grid": grid,
+def metrics_of(settings: TextSettings) -> Metrics:
+    """The figures that a task of these settings has: their aggregation, and whether higher is better."""
+    absent = settings.variant == "absent"
+    found: dict[str, tuple[Callable[[list[Any]], Any], bool]] = {
+        "text_niah_acc": (mean_accuracy, True),
+        # Without the needle "not there" is right where it is offered; elsewhere a right answer is a guess.
+        "text_niah_abstained" if absent else "text_niah_control": (control_accuracy, absent),
+        "text_niah_effective_length": (effective_length, True),
+        "text_niah_grid": (grid, True),
     }
     if settings.num_distractors:
-        found["text_niah_distracted"] = mean
+        found["text_niah_distracted"] = (mean, False)
     if settings.variant == "multi":
-        found["text_niah_recalled"] = mean
+        found["text_niah_recalled"] = (mean, True)
     return found

@@ -1,39 +1,48 @@
-"""The cells of a V-NIAH run as rows, and each row's visual part: shared by the two ways of scoring."""
+"""The V-NIAH task: the cells of a grid over one haystack, what each shows, and its scores."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vniah import scoring
 from vniah.compose import Composer, SplicedVideo
 from vniah.grid import Cell, Grid, needle_index
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
+from vniah.prompts import question_text
+from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.settings import Settings
+from vniah.visual import metrics
 
 
-class CellBook:
+class VisualTask(NeedleTask):
     """Opens the haystack and the needles of ``settings`` and lists the cells to score.
 
     Raises:
-        ValueError: a bad grid, a bad needle set, or a haystack shorter than the grid needs.
+        ValueError: a bad grid or one of too many cells, a bad needle set, or a haystack shorter than the grid needs.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    family = "vniah"
+    unit = "frames"
+
+    def __init__(self, name: str, scoring: Scoring, settings: Settings) -> None:
+        super().__init__(name, scoring)
         self.settings = settings
         self.grid: Grid = settings.grid
         self.needles: NeedleSet = open_needles(settings.needles)
+        columns = len(self.grid.frames) * (len(self.grid.depths) + 1)
+        self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, self.grid.max_frames)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict a cell, controls included (``depth_percent`` and ``needle_index`` are -1 there)."""
-        return [self._row(cell) for cell in self.grid.cells(self.needles.ids)]
+    @functools.cached_property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(cell) for cell in self.grid.cells(self.needles.ids))
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
+    def _row(self, cell: Cell) -> Row:
         needle = self.needles.get(cell.needle_id)
         index = cell.needle_index
         return {
@@ -46,6 +55,16 @@ class CellBook:
             "answer": needle.answer,
             "choice": needle.kind == "choice",
         }
+
+    @property
+    def per_place(self) -> int:
+        return len(self.needles)
+
+    def question(self, row: Row) -> str:
+        return str(row["question"]) if self.scoring == "teacher-forced" else question_text(row["question"]).lstrip("\n")
+
+    def visuals(self, row: Row) -> list[Any]:
+        return [self.video(row)] if self.scoring == "teacher-forced" else [str(self.mp4(row))]
 
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """The spliced haystack of a row; the bare haystack for a control."""
@@ -70,8 +89,18 @@ class CellBook:
         """The row's video as an mp4 of 1 fps in the cache."""
         return self.composer.cached(self.video(row))
 
-    def provenance(self) -> dict[str, Any]:
-        """What was measured on, for results.json: settings, fingerprints and the version of this package."""
+    def _scores(self, row: Row, answer: Answer) -> dict[str, Any]:
+        if answer.is_greedy is None:
+            correct = scoring.generated_match(answer.text, row["answer"], is_choice=bool(row["choice"]))
+        else:
+            correct = answer.is_greedy
+        return metrics.cell_metrics(row, correct, answer)
+
+    @property
+    def _metrics(self) -> Metrics:
+        return metrics.METRICS
+
+    def describe(self) -> dict[str, Any]:
         return {
             **{key: value for key, value in self.settings.as_dict().items() if key not in ("cache", "cache_gb")},
             "haystack_name": self.haystack.name,
@@ -79,11 +108,10 @@ class CellBook:
             "haystack_frames": len(self.haystack),
             "needles_name": self.needles.name,
             "needles_fingerprint": self.needles.fingerprint,
-            "vniah_version": version("vniah"),
         }
 
 
 @functools.lru_cache(maxsize=8)
-def open_cells(settings: Settings) -> CellBook:
-    """The book of ``settings``, opened once a process (lmms-eval loads a task's functions several times)."""
-    return CellBook(settings)
+def open_visual(name: str, scoring: Scoring, settings: Settings) -> VisualTask:
+    """The task, opened once a process (lmms-eval loads a task's functions several times)."""
+    return VisualTask(name, scoring, settings)

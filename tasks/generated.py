@@ -1,0 +1,81 @@
+"""The needle tasks of free answers as lmms-eval has them: a YAML of functions, for both families.
+
+lmms-eval gives such a task the form that a model wants, simple or chat, but tells functions nothing of their task;
+so a seed names the task, and each row carries it and what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vniah.notices import recorded
+from vniah.quiet import QuietDict
+from vniah.runs.open import metadata_of, open_task
+from vniah.runs.task import Answer, NeedleTask
+
+
+def logged_rows(task: NeedleTask) -> list[dict[str, Any]]:
+    """The task's rows, each with what is measured, for the journal of a model's adapter."""
+    told = {"provenance": json.dumps(task.provenance())}
+    return [{**row, **told} for row in task.rows]
+
+
+class GeneratedTask:
+    """The functions of a family, for its YAML files to name.
+
+    Args:
+        family: "vniah" or "text_niah".
+        name: of the task whose seed data set names none.
+        opened: called with a task as its rows are made.
+    """
+
+    def __init__(self, family: str, name: str, opened: Callable[[NeedleTask], None] | None = None) -> None:
+        self._family, self._name, self._opened = family, name, opened
+
+    def _open(self, seed: Mapping[str, Any]) -> NeedleTask:
+        name = str(seed.get("task") or self._name)
+        return open_task(name, self._family, "generated", {**metadata_of(name), **seed}, cached=True)
+
+    def _of(self, doc: Mapping[str, Any]) -> NeedleTask:
+        return self._open(json.loads(doc["seed"]))
+
+    def process_docs(self, dataset: Any) -> Any:
+        """Expand the one-line seed data set, which names the task, into the grid's rows.
+
+        lmms-eval retries whatever is raised here five times and then hides it, so an error is put in a row, and
+        raised when the first prompt is asked for.
+        """
+        import datasets
+
+        seed = {} if dataset is None else dict(dataset[0])
+        try:
+            task = self._open(seed)
+            if self._opened is not None:
+                self._opened(task)
+        except (ValueError, OSError) as error:
+            return datasets.Dataset.from_list([{"error": str(error)}])
+        return datasets.Dataset.from_list([{**row, "seed": json.dumps(seed)} for row in logged_rows(task)])
+
+    def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
+        return self._of(doc).visuals(doc)
+
+    def doc_to_text(self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+        """The question, or the whole prompt of a text task: megabytes at the paper's lengths.
+
+        Raises:
+            ValueError: bad settings, or inputs that cannot be had.
+        """
+        if doc.get("error"):
+            raise ValueError(doc["error"])
+        return self._of(doc).question(doc)
+
+    def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        task = self._of(doc)
+        found = task.scores(doc, Answer(text=results[0] if results else ""))
+        return {**found, task.provenance_name: doc["provenance"]}
+
+    def provenance(self, items: list[str]) -> dict[str, Any]:
+        """The aggregation of ``vniah_provenance`` and ``text_niah_provenance``; see ``NeedleTask``."""
+        return QuietDict({**json.loads(items[0]), "warnings": list(recorded())})

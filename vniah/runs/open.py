@@ -1,0 +1,140 @@
+"""From the name of a needle task to the task, opened: what its YAML says under what the user says.
+
+The YAML files of the tasks folder are the one place that knows which tasks there are and what each stands for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from vniah.lmms_plugin import tasks_dir
+from vniah.runs.task import NeedleTask, Scoring
+from vniah.task_index import expand, read_index, read_task
+
+# By family: which inputs a user may choose.
+INPUTS = {
+    "vniah": ("frames", "depths", "haystack", "needles", "decoder"),
+    "text_niah": ("lengths", "depths", "samples", "haystack", "tokenizer", "seed", "shared_distractors"),
+}
+_SCORING: dict[str, Scoring] = {"loglikelihood": "teacher-forced", "generate_until": "generated"}
+
+
+def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> list[NeedleTask]:
+    """Open needle tasks, groups expanded, each once.
+
+    Args:
+        names: of tasks or groups.
+        given: inputs by name (see ``INPUTS``), which win over the environment; ``None`` leaves one open.
+
+    Raises:
+        ValueError: no such task (names the nearest), a task that is no needle task, an input that is empty, is none of
+            the tasks' or would mean two things; and what the tasks raise for theirs.
+        OSError: a haystack or needle set that is not there.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{key} is empty; leave it out, or give it a value")
+    configs = {name: _config(name) for name in _expanded(names)}
+    families = {name: str(config["metadata"]["family"]) for name, config in configs.items()}
+    _check_inputs(given, families)
+    opened = []
+    for name, config in configs.items():
+        mine = {key: value for key, value in given.items() if key in INPUTS[families[name]]}
+        opened.append(open_task(name, families[name], _SCORING[config["output_type"]], config["metadata"], mine))
+    return opened
+
+
+def open_task(
+    name: str,
+    family: str,
+    scoring: Scoring,
+    metadata: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    cached: bool = False,
+) -> NeedleTask:
+    """Open one task.
+
+    Args:
+        name: its name.
+        family: "vniah" or "text_niah".
+        scoring: how its answers are scored.
+        metadata: what its YAML says, under the environment.
+        given: what wins over both.
+        cached: the same object for the same inputs, once a process.
+    """
+    if family == "text_niah":
+        from vniah.text.settings import TextSettings
+        from vniah.text.task import TextTask, open_text
+
+        text = TextSettings.read(metadata, given=given)
+        return open_text(name, scoring, text) if cached else TextTask(name, scoring, text)
+    from vniah.settings import Settings
+    from vniah.visual.task import VisualTask, open_visual
+
+    visual = Settings.read(metadata, given=given)
+    return open_visual(name, scoring, visual) if cached else VisualTask(name, scoring, visual)
+
+
+def metadata_of(name: str) -> dict[str, Any]:
+    """What the YAML of a task of ours stands for; nothing for a name that is none of ours."""
+    folder = tasks_dir()
+    return dict(read_task(folder, name).get("metadata") or {}) if name in read_index(folder) else {}
+
+
+def generation(name: str) -> dict[str, Any]:
+    """The generation settings of a task that is answered freely."""
+    return dict(_config(name).get("generation_kwargs") or {})
+
+
+def needle_tasks() -> tuple[str, ...]:
+    """The names of all needle tasks and of the groups made of them."""
+    folder = tasks_dir()
+    index = read_index(folder)
+    single = {name for name, members in index.items() if not members and _family(read_task(folder, name))}
+    groups = {name for name, members in index.items() if members and set(expand(name, index)) <= single}
+    return tuple(sorted(single | groups))
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    if not names:
+        raise ValueError("no task is named; give at least one, such as vniah")
+    index = read_index(tasks_dir())
+    for name in names:
+        if name not in index:
+            near = difflib.get_close_matches(name, index, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(needle_tasks())}"
+            raise ValueError(f"no task {name!r}; {hint}")
+    return list(dict.fromkeys(one for name in names for one in expand(name, index)))
+
+
+def _config(name: str) -> dict[str, Any]:
+    folder = tasks_dir()
+    config = read_task(folder, name) if name in read_index(folder) else {}
+    if not _family(config):
+        raise ValueError(
+            f"{name} is no needle task, and those are what is run here ({', '.join(needle_tasks())}); "
+            f"run it by lmms-eval --tasks {name}"
+        )
+    return config
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    return str(cast(Mapping[str, Any], config.get("metadata") or {}).get("family") or "")
+
+
+def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None:
+    """Every input must be some task's, and mean one thing for all of them."""
+    for key in given:
+        takers = {family for family in families.values() if key in INPUTS[family]}
+        if not takers:
+            known = ", ".join(dict.fromkeys(one for family in families.values() for one in INPUTS[family]))
+            raise ValueError(f"{', '.join(families)} take no {key}; what they take is {known}")
+        if key == "haystack" and len(takers) > 1:
+            raise ValueError(
+                "one haystack cannot be both a film and a text; run V-NIAH and text NIAH one after the other, or set "
+                "VNIAH_HAYSTACK and TEXT_NIAH_HAYSTACK in place of it"
+            )

@@ -1,0 +1,1 @@
+"""V-NIAH: one image hidden among the frames of a film (paper section 4)."""
