@@ -69,6 +69,7 @@ def test_all_frames_by_default(compose, tmp_path: Path) -> None:
     [
         (["nowhere.mp4", "--control"], "no haystack at nowhere.mp4"),
         (["synthetic:0:5", "--control", "--frames", "6"], "has 5 frames and 6 are needed"),
+        (["synthetic:0", "--control"], "synthetic:0 has no end; say how many frames of it to take, such as --frames"),
         (["synthetic:0:5", "--control", "--frames", "0"], "num_frames must be positive, got 0"),
         (["synthetic:0:5", "--needle", "red", "--depth", "101"], "from 0 to 100, got 101"),
         (["synthetic:0:5", "--needle", "blue"], "blue"),

@@ -10,7 +10,7 @@ import pytest
 
 from vniah.haystack import SyntheticHaystack, open_haystack
 from vniah.haystack.actors import Actor, Part
-from vniah.haystack.synthetic import BLOCK_FRAMES, MIN_SCENE_FRAMES, VERSION, scene_starts
+from vniah.haystack.synthetic import BLOCK_FRAMES, ENDLESS_FRAMES, MIN_SCENE_FRAMES, VERSION, scene_starts
 
 
 def test_bytes_are_those_of_version_1() -> None:
@@ -20,7 +20,7 @@ def test_bytes_are_those_of_version_1() -> None:
     digest = hashlib.sha256()
     for i in (0, 1, 23, 24, 100, 3000):
         digest.update(film.frames(i, i + 1).tobytes())
-    assert (film.fingerprint, len(film), film.size) == ("synthetic-v1-0-320x180", 3600, (180, 320))
+    assert (film.fingerprint, film.size) == ("synthetic-v1-0-320x180", (180, 320))
     assert digest.hexdigest() == "dc7db5008142ad6f2c68ea3d33bc9b5a617e6b2cdc3dfe192119459664dace8d"
     small = open_haystack("synthetic:7:50:32x32")
     assert (
@@ -47,6 +47,17 @@ def test_length_does_not_change_frames_and_seed_and_size_do() -> None:
     others = [open_haystack(spec) for spec in ("synthetic:2:10", "synthetic:1:10:64x36")]
     assert len({short.fingerprint, *(other.fingerprint for other in others)}) == 3
     assert not np.array_equal(short.frames(0, 1), others[0].frames(0, 1))
+
+
+def test_a_film_without_a_length_has_no_end() -> None:
+    film, cut = open_haystack("synthetic:1"), open_haystack("synthetic:1:200")
+    assert isinstance(film, SyntheticHaystack) and isinstance(cut, SyntheticHaystack)
+    assert film.endless and not cut.endless and (len(film), len(cut)) == (ENDLESS_FRAMES, 200)
+    assert film.fingerprint == cut.fingerprint, "a cut film is the start of the whole one"
+    # Beyond the hour that it once had, and at its far end.
+    for i in (3599, 3600, ENDLESS_FRAMES - 1):
+        assert film.frames(i, i + 1).any()
+    assert pickle.loads(pickle.dumps(film)).endless
 
 
 def test_scenes_are_cut_and_move() -> None:

@@ -21,7 +21,9 @@ def command(
     needles: Annotated[
         str, typer.Option(help="The needle set: a Hub dataset, a folder, builtin, or icons[:seed[:count]].")
     ] = "builtin",
-    frames: Annotated[int | None, typer.Option(help="Haystack frames; all of them if left out.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Haystack frames; all of them if left out, where the haystack has an end.")
+    ] = None,
     depth: Annotated[int, typer.Option(help="Where the needle goes, from 0 (first) to 100 (last) per cent.")] = 50,
     control: Annotated[bool, typer.Option("--control", help="The haystack alone, without a needle.")] = False,
     decoder: Annotated[str, typer.Option(help="pyav, pyav-fast (approximate) or decord.")] = "pyav",
@@ -43,6 +45,8 @@ def command(
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists already; choose another name or pass --force")
     source = open_haystack(haystack, decoder=decoder)
+    if frames is None and getattr(source, "endless", False):
+        raise ValueError(f"{source.name} has no end; say how many frames of it to take, such as --frames 200")
     num_frames = len(source) if frames is None else frames
     # Checks both ranges with the errors that a grid gives.
     (cell,) = Grid(frames=(num_frames,), depths=(depth,)).cells([needle or ""], controls=False)

@@ -4,7 +4,7 @@ A spec is one of
 
 - a video file, sampled at one frame a second (``film.mp4``), or several in a row (``a.mp4+b.mp4``);
 - a folder of images, one frame each;
-- ``synthetic[:seed[:num_frames[:WIDTHxHEIGHT]]]``, a procedural film,
+- ``synthetic[:seed[:num_frames[:WIDTHxHEIGHT]]]``, a procedural film, without an end unless ``num_frames`` sets one,
 
 and may end in ``?loop=N``: repeated from its start until there are N frames.
 """

@@ -28,7 +28,8 @@ from vniah.haystack.scenery import paint_background
 # Part of every fingerprint. Raise it when a change alters a single byte of any frame.
 VERSION = 1
 BLOCK_FRAMES, MIN_SCENE_FRAMES = 24, 4
-DEFAULT_NUM_FRAMES = 3600
+# A film without an end must have a length all the same (``len``): eleven days at a frame a second.
+ENDLESS_FRAMES = 1_000_000
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 320, 180
 _MIN_SIDE, _MAX_SIDE = 16, 4096
 _SCENES_KEPT = 8
@@ -37,9 +38,12 @@ _SCENES_KEPT = 8
 class SyntheticHaystack(Haystack):
     """The film of ``seed``, of any length, drawn when asked for.
 
+    Attributes:
+        endless: no length was chosen; there are ``ENDLESS_FRAMES`` frames, more than anyone shows or encodes whole.
+
     Args:
         seed: which film; any whole number from 0.
-        num_frames: length; an hour by default. The frames do not depend on it.
+        num_frames: length; without an end unless given. The frames do not depend on it.
         width, height: size in pixels, 16 to 4096; 320x180 by default. Another size is another film.
 
     Raises:
@@ -51,13 +55,13 @@ class SyntheticHaystack(Haystack):
     def __init__(
         self,
         seed: int = 0,
-        num_frames: int = DEFAULT_NUM_FRAMES,
+        num_frames: int | None = None,
         width: int = DEFAULT_WIDTH,
         height: int = DEFAULT_HEIGHT,
     ) -> None:
         if seed < 0:
             raise ValueError(f"the seed of a synthetic haystack must be 0 or more, got {seed}")
-        if num_frames < 1:
+        if num_frames is not None and num_frames < 1:
             raise ValueError(f"a synthetic haystack of {num_frames} frames was asked for; give at least 1")
         if not (_MIN_SIDE <= width <= _MAX_SIDE and _MIN_SIDE <= height <= _MAX_SIDE):
             raise ValueError(
@@ -65,7 +69,8 @@ class SyntheticHaystack(Haystack):
             )
         self.name = f"synthetic:{seed}"
         self.seed = seed
-        self._length = num_frames
+        self.endless = num_frames is None
+        self._length = ENDLESS_FRAMES if num_frames is None else num_frames
         self._size = (height, width)
         self._scenes: OrderedDict[tuple[int, int], Scene] = OrderedDict()
         self._lock = threading.Lock()
