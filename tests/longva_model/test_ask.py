@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import string
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,37 @@ def test_questions_may_go_on_from_the_input(files: dict[str, Path]) -> None:
     once = ask(files, str(files["cat"]), "What?", "--then", "Why?", "--then", "Who?")
     for ending in ("", "\n", "\nnever read\n"):
         assert ask(files, str(files["cat"]), "What?", "--chat", input="Why?\nWho?\n" + ending) == once
+
+
+def test_what_is_no_picture_or_film_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    # Long enough a text is a "film" to FFmpeg, which draws it on a terminal.
+    (tmp_path / "text.txt").write_text("Lorem ipsum dolor sit amet.\n" * 400)
+    (tmp_path / "short.txt").write_text("hello\n")
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 8)
+    for name, said in (
+        ("text.txt", "neither a picture nor a film, but text"),
+        ("short.txt", "neither a picture nor a film"),
+        ("noise.mp4", "neither a picture nor a film"),
+        ("gone.mp4", "no file"),
+    ):
+        code = (
+            "import sys; from vniah import cli; sys.argv = ['vniah', 'ask', sys.argv[1], 'What?']\n"
+            "try: cli.main()\n"
+            "finally: assert 'torch' not in sys.modules\n"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("vniah: error: ") and said in done.stderr
+
+
+def test_nano_is_called_a_test_model_and_says_one_thing_no_longer_than_a_word(files: dict[str, Path]) -> None:
+    command = ["ask", str(files["video"]), "What is in this video?", "--model-args", "device=cpu"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "nano is a tiny test model" in result.stderr
+    assert len(result.stdout.split()) <= 8
+    told = CliRunner().invoke(app, [*command, "--max-new-tokens", "20"])
+    assert told.stdout.startswith(result.stdout.strip()), "a length that is given wins"
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# FFmpeg draws text and raw bytes as pictures, whatever is in them.
+_NO_FILMS = ("tty", "bin", "bintext", "xbin", "adf", "idf", "rawvideo")
+# nano answers a needle's question in a word. Where it was taught no answer, it says one word until it is stopped.
+_NANO_TOKENS, _TOKENS = 8, 512
 
 
 def command(
@@ -15,7 +21,9 @@ def command(
     ],
     model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")] = "nano",
     frames: Annotated[int, typer.Option(help="Frames sampled from each video.", min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 512,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer in tokens; 512 unless given, 8 of nano.", min=1)
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     follow_up: Annotated[
@@ -30,11 +38,6 @@ def command(
 
     Follow-up questions reuse what was computed for the video and the turns before.
     """
-    from longva_model.engine.conversation import Conversation
-    from longva_model.engine.runner import Runner
-    from longva_model.generation_args import generate_leaf
-    from longva_model.model_args import ModelArgs, parse_model_args
-
     *named, question = visuals_and_question
     # A question may be longer than any path: os.path says no where pathlib would raise.
     if os.path.isfile(os.path.expanduser(question)):
@@ -43,10 +46,25 @@ def command(
     for path in paths:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"no file {path!r}; give videos or images first and the question last, in quotes")
+        check_visual(Path(path))
+    # What can be refused is, before torch is loaded.
+    from longva_model.engine.conversation import Conversation
+    from longva_model.engine.runner import Runner
+    from longva_model.generation_args import generate_leaf
+    from longva_model.model_args import ModelArgs, parse_model_args
+
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}
+    is_nano = args["pretrained"] == "nano"
+    if is_nano:
+        print(
+            "vniah: nano is a tiny test model: it was taught icons, their colours and digits, and nothing else; for "
+            "real answers name a model, such as --model lmms-lab/LongVA-7B",
+            file=sys.stderr,
+        )
     runner = Runner.load(ModelArgs.read(args))
     talk = Conversation(runner.engine(ring=False), paths, max_frames=runner.args.max_frames_num)
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    longest = max_new_tokens or (_NANO_TOKENS if is_nano else _TOKENS)
+    options = {"max_new_tokens": longest, "temperature": temperature, "seed": seed}
     leaf = generate_leaf(options, runner.backend.generation_defaults)
     given = [question, *(follow_up or [])]
     while given or chat:
@@ -68,6 +86,31 @@ def command(
         # Rarely a later token changes how an earlier one reads: then the whole answer, on a line of its own.
         rest = result.text[len(shown) :] if result.text.startswith(shown) else "\n" + result.text
         print(rest, flush=True)
+
+
+def check_visual(path: Path) -> None:
+    """Raise unless a file is a picture or a film.
+
+    Raises:
+        ValueError: it is neither; says what was found.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from vniah.haystack.video_index import open_container, video_stream
+
+    try:
+        with Image.open(path):
+            return
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        pass  # no picture, but perhaps a film
+    try:
+        with open_container(path) as container:
+            kind = container.format.name
+            video_stream(container, path)
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a picture nor a film that can be read ({error})") from None
+    if kind in _NO_FILMS:
+        raise ValueError(f"{path} is neither a picture nor a film, but text or raw bytes; give a .png, .jpg, .mp4, ...")
 
 
 def _from_terminal() -> str:
