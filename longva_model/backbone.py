@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from longva_model.cache_name import cache_keyword
 from longva_model.config import LongVAConfig
 from longva_model.layout import UNIRES_POOL
 from longva_model.pretrained import LongVAPreTrainedModel
@@ -207,10 +208,11 @@ class LongVAModel(LongVAPreTrainedModel):
         video_num_frames: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> LongVAOutputWithPast:
         """Run the decoder over a prompt.
@@ -223,9 +225,10 @@ class LongVAModel(LongVAPreTrainedModel):
             video_num_frames: (videos,), where they differ.
             attention_mask: (B, past + L), 0 for padding; prompts of a batch are padded on the left.
             position_ids: (B, L); counted from the mask unless given.
-            past_key_values: keys and values of what came before.
+            cache: keys and values of what came before.
             inputs_embeds: (B, L, D) instead of ``input_ids``.
             mm_token_type_ids: not needed; taken because processors are asked for them.
+            past_key_values: ``cache`` by the name that older releases of transformers call it.
 
         Raises:
             ValueError: neither or both of ids and embeddings; placeholders and visual tokens that do not
@@ -244,14 +247,15 @@ class LongVAModel(LongVAPreTrainedModel):
         length = inputs_embeds.shape[1]
         if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        past = cache.get_seq_length() if cache is not None else 0
         self.check_length(past, length, position_ids)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{cache_keyword(self.language_model): cache},
             **kwargs,
         )
         return LongVAOutputWithPast(**outputs, image_hidden_states=images, video_hidden_states=videos)

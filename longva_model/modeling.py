@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from longva_model import checkpoint, loading, released
 from longva_model.attention import register as register_attention
 from longva_model.backbone import LongVAModel
+from longva_model.cache_name import cache_keyword
 from longva_model.config import LongVAConfig
 from longva_model.pretrained import LongVAPreTrainedModel
 
@@ -92,11 +93,12 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         video_num_frames: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> LongVACausalLMOutputWithPast:
         """Logits, and the loss where there are labels. Other arguments: see ``LongVAModel.forward``.
@@ -117,7 +119,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
             video_num_frames=video_num_frames,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -127,15 +129,9 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return LongVACausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            video_hidden_states=outputs.video_hidden_states,
-        )
+        # By name, because the cache's name in an output is transformers' to choose.
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return LongVACausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -143,7 +139,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
 
         Placeholders are put back into the prompt part of what is returned. Inside, they are replaced by a token
         of the prompt, so that repetition penalties and the like meet vocabulary ids only, and beams share one
-        encoding. Visuals that ``past_key_values`` hold already need not be given again.
+        encoding. Visuals that ``cache`` holds already need not be given again.
 
         Args:
             inputs: (B, L) ids, unless given as ``input_ids``.
@@ -153,6 +149,9 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
             ValueError: see ``LongVAModel.forward``.
         """
         ids_BL = kwargs.pop("input_ids", None) if inputs is None else inputs
+        old_name, cache = kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+        if (cache := old_name if cache is None else cache) is not None:
+            kwargs[cache_keyword(self.language_model)] = cache
         visuals = {name: kwargs.pop(name) for name in VISUAL_INPUTS if kwargs.get(name) is not None}
         if ids_BL is None or kwargs.get("inputs_embeds") is not None:
             return super().generate(inputs=ids_BL, **kwargs)
@@ -162,7 +161,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         self.model.check_length(0, ids_BL.shape[1] if mask is None else int(mask.sum(-1).max()))
         if not visuals and not special.any():
             return super().generate(inputs=ids_BL, **kwargs)
-        cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         if visuals or special[:, past:].any():
             kwargs["inputs_embeds"] = self.model.embed(ids_BL, **visuals)[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from longva_model.cache_name import cache_keyword
 from longva_model.engine.backend import Backend
 from longva_model.engine.beams import beam_search
 from longva_model.engine.embeddings import FrameEmbeddings
@@ -279,7 +280,10 @@ class TreeEngine:
         start = self.cache.length
         positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)
         out = self.backend.decoder(
-            inputs_embeds=chunk_TD[None], position_ids=positions[None], past_key_values=self.cache, use_cache=True
+            inputs_embeds=chunk_TD[None],
+            position_ids=positions[None],
+            use_cache=True,
+            **{cache_keyword(self.backend.decoder): self.cache},
         )
         hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
         return hidden_TD

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
+from longva_model.cache_name import cache_keyword
 from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
@@ -129,8 +130,8 @@ class RingEngine(TreeEngine):
         out = self.backend.decoder(
             inputs_embeds=embeds_nD[None],
             position_ids=positions_n[None],
-            past_key_values=self.cache.local,
             use_cache=True,
+            **{cache_keyword(self.backend.decoder): self.cache.local},
         )
         hidden_nD: torch.Tensor = out.last_hidden_state[0]
         return hidden_nD

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longva_model.attention import RingContext, register, ring_context
+from longva_model.cache_name import cache_keyword
 
 SMALL = {
     "vocab_size": 97,
@@ -65,7 +66,7 @@ def test_prefill_in_chunks_and_generation_equal_eager_attention(attention: str) 
     with torch.no_grad():
         want = eager(ids).logits
         for chunk in ids.split([17, 1, 20, 3], 1):
-            chunks.append(ours(chunk, past_key_values=cache, use_cache=True).logits)
+            chunks.append(ours(chunk, use_cache=True, **{cache_keyword(ours): cache}).logits)
     torch.testing.assert_close(torch.cat(chunks, 1), want, atol=2e-5, rtol=1e-4)
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(ours.generate(ids, **settings), eager.generate(ids, **settings))
@@ -96,8 +97,9 @@ def test_what_it_cannot_do_is_an_error(attention: str) -> None:
         model(ids, attention_mask=torch.zeros(2, 1, 20, 20))
     from transformers import StaticCache
 
+    cache = StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(ValueError, match="without unused slots"):
-        model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=64), use_cache=True)
+        model(ids, use_cache=True, **{cache_keyword(model): cache})
     with pytest.raises(ValueError, match="no dropout"):
         decoder("qwen2", attention, attention_dropout=0.1).train()(ids)
 
@@ -151,11 +153,11 @@ def test_a_ring_of_one_with_padding_and_a_past() -> None:
         torch.testing.assert_close(got[:, :30], want, atol=2e-5, rtol=1e-4)
         cache = DynamicCache(config=ours.config)
         with ring_context():
-            ours(ids[:, :11], past_key_values=cache, use_cache=True)
+            ours(ids[:, :11], use_cache=True, **{cache_keyword(ours): cache})
         with ring_context(past_lengths=(11,)):
-            chunk = ours(ids[:, 11:25], past_key_values=cache, use_cache=True).logits
+            chunk = ours(ids[:, 11:25], use_cache=True, **{cache_keyword(ours): cache}).logits
         with ring_context(layout="replicated"):
-            question = ours(ids[:, 25:], past_key_values=cache, use_cache=True).logits
+            question = ours(ids[:, 25:], use_cache=True, **{cache_keyword(ours): cache}).logits
     torch.testing.assert_close(torch.cat([chunk, question], 1), want[:, 11:], atol=2e-5, rtol=1e-4)
 
 
@@ -177,9 +179,9 @@ def test_a_context_ends_with_its_block_and_checks_itself() -> None:
 
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), ring_context():
-        model(ids, past_key_values=cache, use_cache=True)
+        model(ids, use_cache=True, **{cache_keyword(model): cache})
         with pytest.raises(ValueError, match="8 past tokens on this rank"):
-            model(ids, past_key_values=cache, use_cache=True)
+            model(ids, use_cache=True, **{cache_keyword(model): cache})
 
 
 def test_importing_the_room_imports_no_torch() -> None:

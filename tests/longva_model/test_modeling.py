@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
+from longva_model.cache_name import cache_keyword
+
 BACKBONES = ("qwen2", "llama", "mistral")
 MERGES = ("unires", "spatial_unpad", "flat")
 torch.set_num_threads(1)
@@ -228,7 +230,8 @@ def test_a_follow_up_needs_neither_the_visuals_nor_the_past_again(
     mask = torch.ones_like(ids)
     whole = model.generate(**{**inputs, "input_ids": ids, "attention_mask": mask}, **options)
     seen = count_tiles(model)
-    again = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **options)
+    cache = {"cache": first[cache_keyword(model.language_model)]}
+    again = model.generate(input_ids=ids, attention_mask=mask, **cache, **options)
     assert torch.equal(again, whole) and not seen
 
 

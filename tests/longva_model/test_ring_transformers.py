@@ -24,6 +24,7 @@ from longva_model.attention import (
     zigzag_positions,
     zigzag_shard,
 )
+from longva_model.cache_name import cache_keyword
 
 WORLDS = (2, 3)
 CHECKS: dict[str, Callable[[int, int], None]] = {}
@@ -112,7 +113,7 @@ def prefill_question_and_generation_equal_one_process(rank: int, world: int) -> 
             positions = zigzag_positions(length, rank, world, offset=start)[None]
             with ring_context(valid_length=length, past_lengths=held if start else None):
                 mine = zigzag_shard(chunk, rank, world, 1)
-                got = model(mine, position_ids=positions, past_key_values=cache, use_cache=True).logits
+                got = model(mine, position_ids=positions, use_cache=True, **{cache_keyword(model): cache}).logits
             torch.testing.assert_close(
                 got, zigzag_shard(want[:, start : start + length], rank, world, 1), atol=2e-5, rtol=1e-4
             )
@@ -122,7 +123,7 @@ def prefill_question_and_generation_equal_one_process(rank: int, world: int) -> 
         def replicated(ids: Tensor, at: int, keeper: int) -> Tensor:
             positions = torch.arange(at, at + ids.shape[1])[None]
             with ring_context(layout="replicated", new_on=keeper):
-                logits = model(ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
+                logits = model(ids, position_ids=positions, use_cache=True, **{cache_keyword(model): cache}).logits
             if rank != keeper:
                 cache.crop(-ids.shape[1])
             return logits
