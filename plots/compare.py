@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vniah.plots.grid_data import long_label
+from vniah.nearest import did_you_mean
+from vniah.plots.grid_data import EFFECTIVE_AT, effective_length, long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
-from vniah.plots.run_notes import distinct_grids, left_out, limits
+from vniah.plots.run_notes import (
+    control_note,
+    differences,
+    distinct_grids,
+    left_out,
+    limits,
+    measured_lines,
+    unfinished,
+    warned,
+)
 from vniah.plots.table_formats import TextTable
 from vniah.results import NOT_SCORED, Run
 from vniah.run_reader import model_args
-from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+from vniah.scoring import column_means, control_mean, grid_mean, grid_scores
 
 MISSING = "-"
 
@@ -96,13 +106,14 @@ def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
 
 
-def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparison]:
+def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: float = EFFECTIVE_AT) -> list[Comparison]:
     """Every comparison that the runs allow: V-NIAH grids, text grids, one a published table, then other tasks.
 
     Args:
         runs: ours, of any tasks.
         published: grid names, or table rows as "LongVA@128" ("LongVA" takes the row of the run's
             ``max_frames_num``). A table is also compared when nothing is named: its own metrics are shown.
+        threshold: what a column's mean must be at least to be effective.
 
     Raises:
         ValueError: a published name that does not exist, or that nothing of ours can be put beside.
@@ -114,8 +125,8 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
     for label in labels:
         if label not in known:
             raise ValueError(
-                f"no published figure {label!r}; expected a grid ({', '.join(grid_names())}) "
-                "or a row of a table such as LongVA@128; --list prints all"
+                f"no published figure {label!r}; expected a grid ({', '.join(grid_names())}) or a row of a table such "
+                f"as LongVA@128; --list prints all{did_you_mean(label, (*grid_names(), *sorted(known)))}"
             )
     made, used = [], set()
     for unit, title in (("frames", "V-NIAH"), ("tokens", "Text NIAH")):
@@ -123,7 +134,7 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
         theirs = [run for name in grids if (run := read_published(name)).unit == unit]
         if ours:
             used |= {name for name in grids if read_published(name).unit == unit}
-            made.append(compare_grids(title, ours, theirs))
+            made.append(compare_grids(title, ours, theirs, threshold))
     for table in tables():
         comparison, taken = _compare_table(table, runs, labels)
         used |= taken
@@ -141,35 +152,37 @@ def compare(runs: Sequence[Run], published: Sequence[str] = ()) -> list[Comparis
     return made
 
 
-def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison:
+def compare_grids(
+    title: str, ours: Sequence[Run], theirs: Sequence[Run], threshold: float = EFFECTIVE_AT
+) -> Comparison:
     """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
     everyone = [*distinct_grids(ours), *theirs]
     scores = [grid_scores(run.scored) for run in everyone]
     shared = set.intersection(*(set(one) for one in scores))
     differ = any(set(one) != shared for one in scores)
     unit = everyone[0].unit
-    effective = f"effective {unit}"
+    effective = f"effective {unit} (columns >= {threshold:g})"
     common = f"mean of {len(shared)} shared cells"
     lengths = sorted({length for run in everyone for length in run.frames})
     columns = []
     for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
-        values: dict[str, float] = {"mean": grid_mean(run.scored), effective: effective_frames(run.scored)}
+        values: dict[str, float] = {"mean": grid_mean(run.scored), effective: effective_length(run, threshold)}
         if differ and shared:
             values[common] = sum(cells[place] for place in shared) / len(shared)
         control = control_mean(run.scored)
         if control is not None:
-            values["no-needle control"] = control
+            values[control_note(run)] = control
         values |= {long_label(length, unit): mean for length, mean in column_means(run.scored).items()}
         columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
     rows = {"mean": 3, **({common: 3} if differ and shared else {}), effective: 0}
-    if any("no-needle control" in column.values for column in columns):
-        rows["no-needle control"] = 3
+    controls = dict.fromkeys(control_note(run) for run in everyone)
+    rows |= {note: 3 for note in controls if any(note in column.values for column in columns)}
     rows |= {long_label(length, unit): 3 for length in lengths}
     notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
-    notes += limits(ours)
+    notes += [*measured_lines(ours), *differences(everyone), *unfinished(ours), *warned(ours), *limits(ours)]
     if differ:
         notes.append("The grids differ: mean and effective length are over each one's own, without a difference.")
-    apart = frozenset({"mean", effective, "no-needle control"} if differ else ())
+    apart = frozenset({"mean", effective, *controls} if differ else ())
     return Comparison(title=title, rows=rows, columns=tuple(columns), notes=tuple(notes), apart=apart)
 
 

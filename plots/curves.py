@@ -19,9 +19,11 @@ from vniah.plots.style import (
     LINE_STYLES,
     MARKERS,
     TEXT_WIDTH,
+    Look,
     new_figure,
     paper_style,
     save_figure,
+    wrapped,
 )
 
 
@@ -43,13 +45,22 @@ class Curve:
 
 
 def curves_figure(
-    panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str, mark_x: float | None = None
+    panels: Mapping[str, Sequence[Curve]],
+    *,
+    x_label: str,
+    y_label: str,
+    mark_x: float | None = None,
+    notes: Sequence[str] = (),
+    look: Look | None = None,
 ) -> Any:
     """One panel a title, curves within; x in octaves.
 
     Args:
         panels: curves by panel title.
+        x_label, y_label: the axes'.
         mark_x: a dotted line there (a training length).
+        notes: small print.
+        look: what the user chose.
 
     Raises:
         ValueError: nothing to draw.
@@ -59,8 +70,14 @@ def curves_figure(
     across = min(4, len(panels))
     down = math.ceil(len(panels) / across)
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    look = look or Look()
+    width = look.width or min(TEXT_WIDTH, 3.5 * across)
+    # Long names: as many in a row of the legend as have room, about 0.06 inches a letter and the line before it.
+    longest = max(map(len, names))
+    in_a_row = max(1, min(4, len(names), int(width / (0.06 * longest + 0.55))))
     with paper_style():
-        figure = new_figure(min(TEXT_WIDTH, 3.5 * across), 2.1 * down + 0.3)
+        height = 2.1 * down + 0.3 + 0.15 * (math.ceil(len(names) / in_a_row) - 1)
+        figure = new_figure(width, height, look, notes=notes)
         # One scale for all panels: on scales of their own, small differences look like large ones.
         axes = figure.subplots(down, across, squeeze=False, sharey=True)
         handles: dict[str, Any] = {}
@@ -78,20 +95,18 @@ def curves_figure(
                     linewidth=1.2,
                     label=curve.name,
                 )
-            _octaves(here, sorted({x for curve in curves for x, _ in curve.points}), 7 / across)
+            _octaves(here, sorted({x for curve in curves for x, _ in curve.points}), width / across)
             if mark_x is not None:
                 here.axvline(mark_x, color="black", linewidth=1, linestyle=(0, (1, 1.5)))
             here.grid(axis="y", linewidth=0.4, color="#d5d5d5")
             if title:
-                here.set_title(title, loc="left")
+                here.set_title(wrapped(title, width / across - 0.6, 8.5), loc="left")
             here.set_xlabel(x_label)
             if index % across == 0:
                 here.set_ylabel(y_label)
         for empty in range(len(panels), down * across):
             axes[empty // across][empty % across].set_axis_off()
-        figure.legend(
-            handles=list(handles.values()), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-        )
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=in_a_row, frameon=False)
     return figure
 
 
@@ -123,7 +138,7 @@ class Bars:
     values: Mapping[str, float]
 
 
-def bars_figure(groups: Sequence[Bars], *, value_label: str) -> Any:
+def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None = None) -> Any:
     """Categories down, one bar a run in each, values beside the bars.
 
     Raises:
@@ -133,8 +148,10 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str) -> Any:
     if not categories:
         raise ValueError("no categories to draw")
     thick = 0.8 / len(groups)
+    look = look or Look()
     with paper_style():
-        figure = new_figure(TEXT_WIDTH * 0.75, 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups)))
+        height = 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups))
+        figure = new_figure(look.width or TEXT_WIDTH * 0.75, height, look)
         axes = figure.subplots()
         for index, group in enumerate(groups):
             rows = [at for at, category in enumerate(categories) if category in group.values]

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vniah.plots.run_notes import control_name, control_note, grid_of, measured_line, warnings_of
 from vniah.results import Run
 from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 from vniah.text.score import DISTRACTOR
@@ -32,10 +33,16 @@ class GridData:
         controls: mean without a needle by frames; empty where no control was scored.
         mean: mean over the grid's cells.
         column_means: by frames, over depths and needles.
-        effective: the longest frames up to which every column's mean is at least ``EFFECTIVE_AT``; 0 if none.
+        threshold: what a column's mean must be at least to be effective.
+        effective: the longest frames up to which every column is whole and effective; 0 if none.
         control: mean over all controls; ``None`` where none was scored.
+        control_name: what that mean is: "no-needle control", or "abstained".
+        control_note: the same with what it counts.
         train_length: the backbone's training length in ``unit``; ``None`` if not known.
-        missing: how many scores the grid lacks.
+        missing: how many scores the grid lacks, of ``whole``.
+        whole: how many scores the whole grid has, controls left out.
+        measured: on which haystack and needles, in a line; empty where nothing is known.
+        warnings: what the run itself warned of.
         mistakes: wrong answers, and those of them that were a distractor's; ``None`` where there were no
             distractors, or nothing says what was answered.
     """
@@ -49,29 +56,35 @@ class GridData:
     controls: dict[int, float]
     mean: float
     column_means: dict[int, float]
+    threshold: float
     effective: int
     control: float | None
+    control_name: str
+    control_note: str
     train_length: float | None
     missing: int
+    whole: int
+    measured: str = ""
+    warnings: tuple[str, ...] = ()
     mistakes: tuple[int, int] | None = None
 
     @property
     def summary(self) -> str:
-        """One line: "LongVA: mean 0.909, effective 2,200 frames"."""
+        """One line: "LongVA: mean 0.909, effective 2,200 frames (columns >= 0.9)"."""
         return f"{self.name}: {self.figures}"
 
     @property
     def figures(self) -> str:
         """The summary without the name."""
         reach = f"effective {long_label(self.effective, self.unit)}" if self.effective else "effective at no length"
-        return f"mean {self.mean:.3f}, {reach}"
+        return f"mean {self.mean:.3f}, {reach} (columns >= {self.threshold:g})"
 
     @property
     def caption(self) -> str:
-        """What the figure's small print says: control, kinds of mistakes, training length, holes."""
+        """What the figure's small print says of its numbers: control, kinds of mistakes, training length, holes."""
         parts = []
         if self.control is not None:
-            parts.append(f"no-needle control {self.control:.3f}")
+            parts.append(f"{self.control_note} {self.control:.3f}")
         if self.mistakes is not None:
             wrong, distracted = self.mistakes
             share = f"{distracted:,} of {wrong:,} wrong answers were" if wrong else "no wrong answer was"
@@ -80,8 +93,13 @@ class GridData:
             place = "" if self.line_position() is not None else ", outside this grid"
             parts.append(f"dotted line: training length {long_label(self.train_length, self.unit)}{place}")
         if self.missing:
-            parts.append(f"partial: {self.missing:,} scores missing")
+            parts.append(f"partial: {self.whole - self.missing:,} of {self.whole:,} cells")
         return "; ".join(parts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All small print, a sentence each: the caption, what was measured, and what the run warned of."""
+        return tuple(_sentence(one) for one in (self.caption, self.measured, *self.warnings) if one)
 
     def line_position(self) -> float | None:
         """Where the training length falls among the columns, column ``i`` being centred at ``i + 0.5``.
@@ -100,14 +118,44 @@ class GridData:
         return position if 0 <= position <= len(columns) else None
 
 
-def grid_data(run: Run) -> GridData:
-    """The grid of a run.
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def check_threshold(threshold: float) -> float:
+    """A threshold of effective lengths.
+
+    Raises:
+        ValueError: not above 0 and at most 1.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"--threshold is a share above 0 and at most 1, such as {EFFECTIVE_AT}, got {threshold:g}")
+    return threshold
+
+
+def effective_length(run: Run, threshold: float = EFFECTIVE_AT) -> int:
+    """The longest length up to which every column is whole and its mean at least ``threshold``; 0 if none is.
+
+    A column that lacks scores ends it: of what was not scored nobody knows that it would have been found.
+    """
+    short = min((length for length, _ in run.missing()), default=None)
+    return effective_frames((cell for cell in run.scored if short is None or cell.num_frames < short), threshold)
+
+
+def grid_data(run: Run, threshold: float = EFFECTIVE_AT) -> GridData:
+    """The grid of a run, columns and rows that were never scored included.
+
+    Args:
+        run: what is drawn.
+        threshold: what a column's mean must be at least to be effective.
 
     Raises:
         ValueError: the run has no scored cells.
     """
     if not run.placed:
         raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
+    lengths, depths = grid_of(run)
+    missing = sum(run.missing().values())
     means = grid_scores(run.scored)
     counts: dict[tuple[int, int | None], int] = defaultdict(int)
     controls: dict[int, list[float]] = defaultdict(list)
@@ -118,17 +166,23 @@ def grid_data(run: Run) -> GridData:
     return GridData(
         name=run.name,
         unit=run.unit,
-        frames=run.frames,
-        depths=run.depths,
-        scores=tuple(tuple(means.get((frames, depth)) for frames in run.frames) for depth in run.depths),
-        counts=tuple(tuple(counts[frames, depth] for frames in run.frames) for depth in run.depths),
+        frames=lengths,
+        depths=depths,
+        scores=tuple(tuple(means.get((frames, depth)) for frames in lengths) for depth in depths),
+        counts=tuple(tuple(counts[frames, depth] for frames in lengths) for depth in depths),
         controls={frames: sum(values) / len(values) for frames, values in sorted(controls.items())},
         mean=grid_mean(run.scored),
         column_means=column_means(run.scored),
-        effective=effective_frames(run.scored, EFFECTIVE_AT),
+        threshold=threshold,
+        effective=effective_length(run, threshold),
         control=control_mean(run.scored),
+        control_name=control_name(run),
+        control_note=control_note(run),
         train_length=run.train_frames,
-        missing=sum(run.missing().values()),
+        missing=missing,
+        whole=missing + len(run.placed),
+        measured=measured_line(run),
+        warnings=warnings_of(run),
         mistakes=_mistakes(run),
     )
 
@@ -157,18 +211,20 @@ def to_text(data: GridData) -> str:
     """The grid as a table for a terminal, depth down and frames across, with the columns' means."""
     heads = [length_label(frames, data.unit) for frames in data.frames]
     width = max(4, *(len(head) for head in heads)) + 1
-    first = 7
+    # The last word of its name is short enough for the first column: "control", "abstained".
+    control = data.control_name.rpartition(" ")[2]
+    first = max(7, len(control) if data.controls else 0)
 
     def line(label: str, values: Sequence[float | None]) -> str:
         return f"{label:>{first}}" + "".join(f"{'-' if one is None else f'{one:.2f}':>{width}}" for one in values)
 
     lines = [data.summary, f"{data.unit:>{first}}" + "".join(f"{head:>{width}}" for head in heads)]
     lines += [line(f"{depth} %", row) for depth, row in zip(data.depths, data.scores, strict=True)]
-    lines.append(line("mean", [data.column_means[frames] for frames in data.frames]))
+    lines.append(line("mean", [data.column_means.get(frames) for frames in data.frames]))
     if data.controls:
-        lines.append(line("control", [data.controls.get(frames) for frames in data.frames]))
-    if data.caption:
-        lines.append(data.caption)
+        lines.append(line(control, [data.controls.get(frames) for frames in data.frames]))
+    lines += [one for one in (data.caption, data.measured) if one]
+    lines += [f"warning: {one}" for one in data.warnings]
     return "\n".join(lines)
 
 

@@ -7,12 +7,11 @@ line is the backbone's training length, placed by value among the columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vniah.plots.grid_data import GridData, length_label
-from vniah.plots.style import TEXT_WIDTH, ink_on, new_figure, paper_style, save_figure, score_colormap
+from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
 
 _POINTS = 72
 _LABEL_WIDTHS = (0.0, 0.64, 1.0, 1.7)  # of a cell's value by its characters, in font sizes
@@ -26,6 +25,7 @@ def draw_heatmap(
     colorbar_axes: Any = None,
     colorbar_across: bool = False,
     show_depth: bool = True,
+    look: Look | None = None,
 ) -> None:
     """Draw one grid into matplotlib axes.
 
@@ -34,9 +34,15 @@ def draw_heatmap(
         colorbar_axes: where the scale goes; none is drawn otherwise.
         colorbar_across: the scale lies and does not stand.
         show_depth: label the depth axis; panels of a row share it.
+        look: the colour map, where another one was chosen.
     """
     import numpy as np
     import seaborn
+    from matplotlib.colors import to_hex
+    from matplotlib.patheffects import withStroke
+
+    look = look or Look()
+    colormap = look.colormap()
 
     scores = np.array([[math.nan if one is None else one for one in row] for row in data.scores], dtype=float)
     labels = np.array([[_cell_label(one) for one in row] for row in data.scores], dtype=object)
@@ -51,7 +57,7 @@ def draw_heatmap(
         ax=axes,
         vmin=0,
         vmax=1,
-        cmap=score_colormap(),
+        cmap=colormap,
         mask=np.isnan(scores),
         annot=labels if readable else False,
         fmt="",
@@ -65,34 +71,28 @@ def draw_heatmap(
         yticklabels=False,
     )
     for text, score in zip(axes.texts, (one for row in data.scores for one in row if one is not None), strict=False):
-        text.set_color(ink_on(score))
+        text.set_color(look.ink(score))
     _label_ticks(axes, data, cell_width, show_depth=show_depth)
     if colorbar_axes is not None:
         (colorbar_axes.set_xticks if colorbar_across else colorbar_axes.set_yticks)([0, 0.2, 0.4, 0.6, 0.8, 1])
         colorbar_axes.tick_params(length=2)
     position = data.line_position()
     if position is not None:
-        column = min(int(position), len(data.frames) - 1)
-        off_centre = abs(position - column - 0.5) * cell_width * _POINTS
-        widths = [_LABEL_WIDTHS[len(labels[row][column])] for row in range(len(data.depths))]
-        ends = line_ends([readable and width > 0 and off_centre < width * font / 2 + 1.2 for width in widths])
-        downs = [one for start, stop in ends for one in (start, stop, math.nan)]
         # White under black: the dots show on every colour of the scale.
         for style in (
             {"color": "white", "linewidth": 2.6, "alpha": 0.75, "zorder": 1.5, "solid_capstyle": "butt"},
             {"color": "black", "linewidth": 1.4, "linestyle": (0, (1, 1.2)), "zorder": 1.6},
         ):
-            axes.plot([position] * len(downs), downs, scalex=False, scaley=False, **style)
-
-
-def line_ends(met: Sequence[bool]) -> list[tuple[float, float]]:
-    """The training-length line from top to bottom, in units of rows, with a gap where it meets a row's value.
-
-    A dot of the line beside a ".8" would be read as part of it.
-    """
-    ends = [end for row, meets in enumerate(met) if meets for end in (row + 0.25, row + 0.75)]
-    ends = [0.0, *ends, float(len(met))]
-    return list(zip(ends[::2], ends[1::2], strict=True))
+            axes.plot([position] * 2, [0, len(data.depths)], scalex=False, scaley=False, **style)
+        # The line runs whole from top to bottom; a value on it stands clear by a rim of its cell's colour, since a
+        # dot of the line beside a ".8" would be read as part of it.
+        for text in axes.texts:
+            x, y = text.get_position()
+            width = _LABEL_WIDTHS[len(text.get_text())] * font / (cell_width * _POINTS)
+            score = data.scores[int(y)][int(x)]
+            if score is not None and abs(position - x) < width / 2 + 0.1:
+                rim = withStroke(linewidth=font * 0.55, foreground=to_hex(colormap(score)))
+                text.set_path_effects([rim])
 
 
 def _cell_label(score: float | None) -> str:
@@ -117,23 +117,33 @@ def _label_ticks(axes: Any, data: GridData, cell_width: float, *, show_depth: bo
         axes.set_ylabel("needle depth (%)")
 
 
-def heatmap_figure(data: GridData) -> Any:
-    """One grid as a figure: title with name, mean and effective length; control and line in the caption."""
+def heatmap_figure(data: GridData, look: Look | None = None) -> Any:
+    """One grid as a figure: title with name, mean and effective length; the rest that must be known as small print."""
+    look = look or Look()
     columns, rows = len(data.frames), len(data.depths)
     margin = 1.25
-    width = min(TEXT_WIDTH, max(4.4, margin + 0.5 * columns))
+    width = look.width or min(TEXT_WIDTH, max(4.4, margin + 0.5 * columns))
     cell_width = (width - margin) / columns
     with paper_style():
-        figure = new_figure(width, 0.95 + max(1.2, min(3.2, 0.28 * rows)))
+        title = heading(data.name, data.figures, width - margin, 8.5, bold=True)
+        height = 0.95 + max(1.2, min(3.2, 0.28 * rows)) + 0.15 * title.count("\n")
+        figure = new_figure(width, height, look, notes=data.notes)
         axes, bar = figure.subplots(1, 2, width_ratios=[1, 0.022])
-        draw_heatmap(axes, data, cell_width=cell_width, colorbar_axes=bar)
-        axes.set_title(data.summary, loc="left", fontweight="bold")
-        if data.caption:
-            figure.supxlabel(data.caption[0].upper() + data.caption[1:] + ".", fontsize=6.5, x=0.01, ha="left")
+        draw_heatmap(axes, data, cell_width=cell_width, colorbar_axes=bar, look=look)
+        axes.set_title(title, loc="left", fontweight="bold")
     return figure
 
 
-def save_heatmap(data: GridData, path: str | Path) -> Path:
+def heading(name: str, figures: str, inches: float, size: float, *, bold: bool = False) -> str:
+    """A grid's title: name and figures on one line where they fit, else on lines of their own, wrapped."""
+    together = f"{name}: {figures}"
+    if wrapped(together, inches, size, bold=bold) == together:
+        return together
+    return "\n".join(wrapped(one, inches, size, bold=bold) for one in (name, figures))
+
+
+def save_heatmap(data: GridData, path: str | Path, look: Look | None = None) -> Path:
     """Draw and save one grid. See ``style.save_figure`` for what it raises."""
-    saved: Path = save_figure(heatmap_figure(data), path, title=data.summary)
+    look = look or Look()
+    saved: Path = save_figure(heatmap_figure(data, look), path, title=look.title or data.summary, dpi=look.dpi)
     return saved

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vniah.plots.image_sizes import Sizes
-from vniah.plots.style import TEXT_WIDTH, new_figure, paper_style, save_figure
+from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
 
 BINS_PER_OCTAVE = 4
 GUIDE = 768  # the paper speaks of images smaller than 768 x 768
@@ -48,7 +48,7 @@ def sizes_csv(datasets: Sequence[Sizes]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sizes_figure(datasets: Sequence[Sizes]) -> Any:
+def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
     """One panel a dataset, three in a row.
 
     Raises:
@@ -62,21 +62,26 @@ def sizes_figure(datasets: Sequence[Sizes]) -> Any:
     counts = [size_counts(data, edges) for data in datasets]
     across = min(3, len(datasets))
     down = math.ceil(len(datasets) / across)
-    side = (TEXT_WIDTH - 0.9) / 3
+    look = look or Look()
+    side = (look.width - 0.9) / across if look.width else (TEXT_WIDTH - 0.9) / 3
+    titles = [
+        wrapped(f"{data.name}, {len(data.sizes):,} images", side, 8.5)
+        + f"\n{data.share_within(GUIDE):.0%} within {GUIDE} x {GUIDE}"
+        for data in datasets
+    ]
+    lines = max(title.count("\n") for title in titles)
     with paper_style():
-        figure = new_figure(side * across + 0.9, (side + 0.35) * down + 0.1)
+        figure = new_figure(side * across + 0.9, (side + 0.35 + 0.14 * (lines - 1)) * down + 0.1, look)
         axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         most = max(2, max(int(one.max()) for one in counts))
         norm = LogNorm(vmin=1, vmax=most)
-        for index, data in enumerate(datasets):
+        for index, title in enumerate(titles):
             here = axes[index // across][index % across]
             # Zeros are left white: a logarithmic scale has no place for them.
             shown = np.ma.masked_equal(counts[index].T, 0)
-            mesh = here.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r", linewidth=0)
+            mesh = here.pcolormesh(edges, edges, shown, norm=norm, cmap=look.cmap or "viridis_r", linewidth=0)
             here.plot([edges[0], GUIDE, GUIDE], [GUIDE, GUIDE, edges[0]], color="black", linewidth=0.8, linestyle=":")
-            here.set_title(
-                f"{data.name}, {len(data.sizes):,} images\n{data.share_within(GUIDE):.0%} within {GUIDE} x {GUIDE}"
-            )
+            here.set_title(title)
             _octave_ticks(here, edges)
             if index + across >= len(datasets):
                 here.set_xlabel("width (pixels)")

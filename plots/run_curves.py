@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vniah.plots.compare import frames_of
@@ -99,16 +99,24 @@ def category_label(key: str, prefix: str = "") -> str:
     return text[:1].upper() + text[1:]
 
 
-def read_perplexity(path: str | Path, name: str | None = None) -> Curve:
-    """A perplexity curve from a CSV with columns ``context_length`` and ``perplexity``.
+def read_perplexity(path: str | Path, name: str | None = None) -> list[Curve]:
+    """The perplexity curves of a CSV with columns ``context_length`` and ``perplexity``, and perhaps ``curve``.
+
+    A file with a column ``curve``, as ``vniah perplexity --csv`` writes it, holds as many as that has values, and each
+    is named by it (and by its ``panel``, the model, where that is given); any other file holds one, named as the file.
+
+    Args:
+        path: the file.
+        name: what to call its curve, or what to put before the names of several.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column or number is missing; names the line.
+        ValueError: a column or number is missing, a length comes twice in a curve, or there is no line at all; names
+            the line.
     """
     path = Path(path)
-    points = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    curves: dict[str, dict[float, float]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         for key in ("context_length", "perplexity"):
             if key not in (reader.fieldnames or ()):
@@ -120,5 +128,23 @@ def read_perplexity(path: str | Path, name: str | None = None) -> Curve:
                 x, y = math.nan, math.nan
             if not (x > 0 and y > 0 and math.isfinite(x * y)):
                 raise ValueError(f"{path}, line {reader.line_num}: expected two positive numbers, got {dict(row)}")
+            points = curves.setdefault(_curve_name(row), {})
+            if x in points:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: the length {x:g} comes twice in one curve; a column 'curve' "
+                    "tells curves apart"
+                )
             points[x] = y
-    return Curve(name=name or path.stem, points=tuple(sorted(points.items())))
+    if not curves:
+        raise ValueError(f"{path} has no lines below its head; expected at least one length and its perplexity")
+    made = []
+    for label, points in curves.items():
+        own = label or path.stem
+        called = own if name is None else name if len(curves) == 1 else f"{name}, {label}"
+        made.append(Curve(name=called, points=tuple(sorted(points.items()))))
+    return made
+
+
+def _curve_name(row: Mapping[str, str]) -> str:
+    """ "nano, full context" of a row's panel and curve; empty where it has neither."""
+    return ", ".join(value for key in ("panel", "curve") if (value := (row.get(key) or "").strip()))

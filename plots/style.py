@@ -7,10 +7,14 @@ window. Sizes are in inches for a text width of 7 and fonts in points of the pri
 
 from __future__ import annotations
 
+import difflib
+import functools
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,10 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
+
+# Below and above these a figure is a mistake: unreadable, or more pixels than a machine holds.
+_WIDTHS, _DPIS = (2.0, 40.0), (30, 1200)
+SMALL_PRINT = 6.5  # points: a figure's caption
 
 _RC: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -40,8 +48,53 @@ _RC: dict[str, Any] = {
     "text.parse_math": False,  # a "$" in a run's name is a dollar sign
     "pdf.fonttype": 42,  # TrueType: what paper checkers ask for
     "svg.fonttype": "none",
-    "savefig.dpi": 200,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a user may choose of any figure.
+
+    Attributes:
+        width: inches, 2 to 40; what the figure asks for unless told.
+        dpi: pixels an inch of a PNG, 30 to 1200.
+        cmap: a matplotlib colour map for scores or counts; the figure's own unless told.
+        title: above the figure; none unless told.
+
+    Raises:
+        ValueError: a width or dpi out of range, or a colour map that matplotlib does not have (names the nearest).
+    """
+
+    width: float | None = None
+    dpi: int = 200
+    cmap: str | None = None
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if self.width is not None and not _WIDTHS[0] <= self.width <= _WIDTHS[1]:
+            raise ValueError(f"a figure of {self.width:g} inches was asked for; --width takes 2 to 40, 7 fits a page")
+        if not _DPIS[0] <= self.dpi <= _DPIS[1]:
+            raise ValueError(f"{self.dpi} pixels an inch were asked for; --dpi takes 30 to 1200, 300 is for print")
+        if self.cmap is not None:
+            from matplotlib import colormaps
+
+            if self.cmap not in colormaps:
+                near = difflib.get_close_matches(self.cmap, colormaps, n=3) or ["viridis", "cividis", "RdYlGn"]
+                raise ValueError(f"matplotlib has no colour map {self.cmap!r}; try {', '.join(near)}")
+
+    def colormap(self) -> Any:
+        """The scale of scores: the one that was chosen, else the paper's red, yellow, green."""
+        from matplotlib import colormaps
+
+        return score_colormap() if self.cmap is None else colormaps[self.cmap]
+
+    def ink(self, score: float) -> str:
+        """Black or white on the scale's colour at ``score``."""
+        if self.cmap is None:
+            return ink_on(score)
+        from matplotlib.colors import to_hex
+
+        return ink_on_colour(to_hex(self.colormap()(score)))
 
 
 @contextmanager
@@ -70,20 +123,69 @@ def score_colour(score: float) -> str:
 
 
 def ink_on(score: float) -> str:
-    """Black or white, whichever stands out more from the scale's colour at ``score`` (WCAG's contrast)."""
-    colour = score_colour(score)
+    """Black or white on the scale's colour at ``score``, in figures and pages alike."""
+    return ink_on_colour(score_colour(score))
+
+
+def ink_on_colour(colour: str) -> str:
+    """Black or white, whichever stands out more from ``#rrggbb`` (WCAG's contrast)."""
     red, green, blue = ((int(colour[at : at + 2], 16) / 255) ** 2.2 for at in (1, 3, 5))
     return "black" if (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches that can save itself; constrained layout."""
+def new_figure(width: float, height: float, look: Look | None = None, *, notes: Sequence[str] = ()) -> Any:
+    """An empty figure of so many inches that can save itself; constrained layout.
+
+    The chosen title goes above and the small print below; both are wrapped to the width, and the figure grows by
+    their lines, so that neither takes room from what is drawn.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    title = wrapped(look.title if look else "", width - 0.15, 10, bold=True)
+    small = [line for note in notes for line in wrapped(note, width - 0.15, SMALL_PRINT).splitlines()]
+    # What is drawn has room for one line of small print as it is.
+    height += 0.2 * len(title.splitlines()) + 0.12 * max(0, len(small) - 1)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if small:
+        figure.supxlabel("\n".join(small), fontsize=SMALL_PRINT, x=0.01, ha="left")
     return figure
+
+
+def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str:
+    """Text in lines of at most so many inches at ``size`` points, broken at spaces, else behind marks in a word."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for piece in _pieces(paragraph):
+            if line and _inches(line + piece.rstrip(), size, bold) > inches:
+                lines.append(line.rstrip())
+                line = ""
+            line += piece
+            while _inches(line.rstrip(), size, bold) > inches and len(line.rstrip()) > 1:
+                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or _inches(line[:n], size, bold) <= inches)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _pieces(text: str) -> list[str]:
+    """A text in pieces behind each of which a line may end: a space, or a mark of a model's or file's name."""
+    return re.findall(r"[^ /_+-]*(?: +|[/_+-]+ *|$)", text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _inches(text: str, size: float, bold: bool) -> float:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=_RC["font.sans-serif"], size=size, weight="bold" if bold else "normal")
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / 72
 
 
 def check_image_path(path: str | Path) -> Path:
@@ -111,8 +213,14 @@ def check_output_path(path: Path) -> None:
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
-def save_figure(figure: Any, path: str | Path, *, title: str = "") -> Path:
+def save_figure(figure: Any, path: str | Path, *, title: str = "", dpi: int = 200) -> Path:
     """Save atomically in the format of the path's ending; an image of that name is replaced.
+
+    Args:
+        figure: what is saved.
+        path: ending in one of ``IMAGE_SUFFIXES``.
+        title: for the file's metadata.
+        dpi: pixels an inch of a PNG.
 
     Raises:
         ValueError, OSError: see ``check_image_path``; or the folder cannot be written to.
@@ -123,7 +231,7 @@ def save_figure(figure: Any, path: str | Path, *, title: str = "") -> Path:
     metadata: dict[str, Any] = {"Title": title} if title else {}
     metadata |= {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     with paper_style(), _replacing(path) as part:
-        figure.savefig(part, format=kind, metadata=metadata)
+        figure.savefig(part, format=kind, metadata=metadata, dpi=dpi)
     return path
 
 

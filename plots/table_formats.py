@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from vniah.nearest import did_you_mean
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -101,3 +103,18 @@ FORMATS: dict[str, Callable[[TextTable], str]] = {
     "latex": as_latex,
     "csv": as_csv,
 }
+# By the ending of a file that holds it.
+_ALIASES = {"txt": "table", "text": "table", "md": "markdown", "tex": "latex"}
+
+
+def get_format(name: str) -> Callable[[TextTable], str]:
+    """The writer of a form, by its name or the ending of its files.
+
+    Raises:
+        ValueError: no such form; names those there are.
+    """
+    name = name.casefold().removeprefix(".")
+    name = _ALIASES.get(name, name)
+    if name not in FORMATS:
+        raise ValueError(f"no format {name!r}; expected one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
+    return FORMATS[name]

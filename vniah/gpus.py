@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vniah.nearest import did_you_mean
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
@@ -31,11 +33,19 @@ UTILISATION = 0.5
 
 
 def get_gpu(name: str) -> Gpu:
-    """Look a GPU up.
+    """Look a GPU up, by its name or by a beginning of it that fits one alone ("H100"), whatever the letters' case.
 
     Raises:
-        ValueError: naming the GPUs that are known.
+        ValueError: no GPU, or several; names them.
     """
-    if name not in GPUS:
-        raise ValueError(f"no figures for the GPU {name!r}; expected one of {', '.join(GPUS)}")
-    return GPUS[name]
+    wanted = name.casefold()
+    fitting = [one for one in GPUS if one.casefold() == wanted] or [
+        one for one in GPUS if one.casefold().startswith(f"{wanted}-")
+    ]
+    if len(fitting) > 1:
+        raise ValueError(f"the GPU {name!r} comes in {' and '.join(fitting)}; say which")
+    if not fitting:
+        raise ValueError(
+            f"no figures for the GPU {name!r}; expected one of {', '.join(GPUS)}{did_you_mean(name, GPUS)}"
+        )
+    return GPUS[fitting[0]]

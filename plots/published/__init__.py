@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from vniah.nearest import did_you_mean
 from vniah.results import Run, cells_from_scores
 
 
@@ -74,7 +75,8 @@ def read_published(name: str) -> Run:
     """
     whole = _files().get(name)
     if whole is None or whole["kind"] != "grid":
-        raise ValueError(f"no published grid {name!r}; expected one of {', '.join(grid_names())}")
+        near = did_you_mean(name, grid_names())
+        raise ValueError(f"no published grid {name!r}; expected one of {', '.join(grid_names())}{near}")
     scores: dict[tuple[int, int | None], float] = {
         (frames, depth): score
         for depth, row in zip(whole["depths_percent"], whole["scores_by_depth"], strict=True)

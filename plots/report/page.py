@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from vniah.plots.grid_data import GridData, grid_data, length_label
+from vniah.plots.grid_data import EFFECTIVE_AT, GridData, grid_data, length_label
 from vniah.plots.report.payload import payload, script_json
 from vniah.plots.run_notes import distinct_grids
-from vniah.plots.style import score_colour
+from vniah.plots.style import ink_on, score_colour
 from vniah.results import NOT_SCORED, Run
 
 
@@ -28,6 +28,7 @@ def build_page(
     pictures: Sequence[Mapping[str, Image.Image]] | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    threshold: float = EFFECTIVE_AT,
 ) -> str:
     """The page as a string.
 
@@ -36,6 +37,7 @@ def build_page(
         pictures: for each run, needle images by id.
         title: the page's; the runs' names otherwise.
         notes: said at the top.
+        threshold: what a column's mean must be at least to be effective.
 
     Raises:
         ValueError: no runs.
@@ -55,7 +57,7 @@ def build_page(
         ),
         "STYLE": style,
         "NOTES": "".join(f'<p class="note">{_text(note)}</p>' for note in notes),
-        "GRIDS": "\n".join(_grid_section(index, run) for index, run in _by_task(runs)),
+        "GRIDS": "\n".join(_grid_section(index, run, threshold) for index, run in _by_task(runs)),
         "METRICS": "\n".join(_metrics(runs)),
         "SETTINGS": "\n".join(_settings(index, run) for index, run in enumerate(runs)),
         "DATA": data,
@@ -84,10 +86,8 @@ def _score_classes() -> list[str]:
     """One class a percent: the policy allows no style attributes."""
     rules = []
     for percent in range(101):
-        colour = score_colour(percent / 100)
-        red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.22
-        rules.append(f".s{percent}{{background:{colour};color:{'#fff' if dark else '#111'}}}")
+        score = percent / 100
+        rules.append(f".s{percent}{{background:{score_colour(score)};color:{ink_on(score)}}}")
     return rules
 
 
@@ -98,12 +98,14 @@ def _by_task(runs: Sequence[Run]) -> list[tuple[int, Run]]:
     return sorted(placed, key=lambda one: tasks.index((one[1].unit, one[1].task)))
 
 
-def _grid_section(index: int, run: Run) -> str:
+def _grid_section(index: int, run: Run, threshold: float) -> str:
     """One grid's section: heading, figures and the grid."""
     name = (
         f'<h2 id="run-{index}">{_text(run.name)}</h2><p class="task">{_text(run.task)} &middot; {_text(run.model)}</p>'
     )
-    return f'<section class="run" aria-labelledby="run-{index}">{name}{_grid(index, grid_data(run))}</section>'
+    return (
+        f'<section class="run" aria-labelledby="run-{index}">{name}{_grid(index, grid_data(run, threshold))}</section>'
+    )
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
@@ -147,14 +149,16 @@ def _grid(index: int, data: GridData) -> str:
         ]
         rows.append(f'<tr role="row"><th scope="row" role="rowheader">{depth} %</th>{"".join(cells)}</tr>')
     if data.controls:
+        # Where "not there" is offered, saying it without the needle is right, and a score here is no guess.
+        right = "abstained" if data.control_name == "abstained" else "correct"
         cells = [
-            _cell(index, frames, "control", data.controls.get(frames), None, data.unit, edge == frames)
+            _cell(index, frames, "control", data.controls.get(frames), None, data.unit, edge == frames, right)
             for frames in data.frames
         ]
         rows.append(
             f'<tr role="row" class="control"><th scope="row" role="rowheader">no needle</th>{"".join(cells)}</tr>'
         )
-    caption = f"<p>{_text(data.caption)}.</p>" if data.caption else ""
+    caption = "".join(f"<p>{_text(note)}</p>" for note in data.notes)
     corner = f'<th scope="col" role="columnheader">depth \\ {_text(data.unit)}</th>'
     return (
         f'<p id="figures-{index}" class="figures">{_text(data.figures)}</p>'
@@ -165,12 +169,21 @@ def _grid(index: int, data: GridData) -> str:
     )
 
 
-def _cell(index: int, frames: int, depth: str, score: float | None, count: int | None, unit: str, edge: bool) -> str:
+def _cell(
+    index: int,
+    frames: int,
+    depth: str,
+    score: float | None,
+    count: int | None,
+    unit: str,
+    edge: bool,
+    right: str = "correct",
+) -> str:
     where = f"{frames} {unit}, " + ("no needle" if depth == "control" else f"depth {depth} %")
     classes = " edge" if edge else ""
     if score is None:
         return f'<td role="gridcell" class="hole{classes}" aria-label="{where}, not scored"></td>'
-    told = f"{round(score * count)} of {count} correct" if count else f"{score:.0%} correct"
+    told = f"{round(score * count)} of {count} {right}" if count else f"{score:.0%} {right}"
     return (
         f'<td role="gridcell" tabindex="-1" aria-selected="false" class="s{round(score * 100)}{classes}" '
         f'data-place="{frames}/{depth}" aria-label="{where}, {told}">{f"{score:.2f}".rstrip("0").rstrip(".")}</td>'

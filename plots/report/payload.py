@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from vniah.plots.run_notes import control_name
 from vniah.results import Run, ScoredCell
 
 THUMBNAIL = 360  # the longer side in pixels; a needle must be recognised, not measured
@@ -49,6 +50,7 @@ def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) 
             {
                 "name": run.name,
                 "unit": run.unit,
+                "control": control_name(run).capitalize(),
                 "aggregate": any(cell.extra.get("aggregate") for cell in run.scored),
                 "pictures": {needle: place(image) for needle, image in mine.items() if needle in set(run.needles)},
                 "cells": _by_place(run.scored),

@@ -104,7 +104,7 @@
         if (control) told.append(verdict(control), ` ${control.predicted ?? ""}`);
         if (control && control.needle !== needle) told.append(` (asked for ${control.needle})`);
         if (!control) told.textContent = "not scored";
-        row(table, "No-needle control", told);
+        row(table, run.control, told);
       }
       card.append(table);
     }

@@ -15,7 +15,7 @@ from run_files import small_run
 
 from vniah.plots.curves import Bars, Curve, bars_csv, bars_figure, curves_csv, curves_figure
 from vniah.plots.grid_data import grid_data
-from vniah.plots.heatmap import heatmap_figure, line_ends, save_heatmap
+from vniah.plots.heatmap import heatmap_figure, save_heatmap
 from vniah.plots.panels import FIGURE_4, FIGURE_7, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.style import ink_on, paper_style, save_figure, save_text, score_colormap, score_colour
@@ -43,14 +43,17 @@ def test_a_heatmap_draws_its_scores_with_depth_0_on_top_and_the_line_by_value() 
     assert len(texts) == 90 and texts[data.depths.index(60) * 15 + 9] == ".4"
 
 
-def test_the_line_leaves_out_the_values_that_it_would_run_into() -> None:
-    assert line_ends([False, False]) == [(0, 2)]
-    assert line_ends([True, False, True]) == [(0, 0.25), (0.75, 2.25), (2.75, 3)]
+def test_the_line_is_whole_and_the_values_on_it_stand_clear() -> None:
     # Through the middle of a column of ones; beside them, where columns are wide.
-    narrow = panels_figure([grid_data(read_published(name)) for name in FIGURE_7]).axes[1].lines[-1].get_ydata()
-    assert np.isnan(narrow).sum() == 12
-    wide = heatmap_figure(grid_data(read_published("LongVA-7B"))).axes[0].lines[-1].get_ydata()
-    assert wide[:2].tolist() == [0, 6]
+    narrow = panels_figure([grid_data(read_published(name)) for name in FIGURE_7]).axes[1]
+    wide = heatmap_figure(grid_data(read_published("LongVA-7B"))).axes[0]
+    assert [*narrow.lines[-1].get_ydata(), *wide.lines[-1].get_ydata()] == [0, 11, 0, 6]
+    for axes, rows in ((narrow, 11), (wide, 0)):
+        rimmed = [text for text in axes.texts if text.get_path_effects()]
+        assert len(rimmed) == rows
+        column = int(axes.lines[-1].get_xdata()[0])
+        assert {int(text.get_position()[0]) for text in rimmed} <= {column}
+        assert all(text.get_zorder() > axes.lines[-1].get_zorder() for text in rimmed)
 
 
 def test_values_stand_out_from_their_cells() -> None:

@@ -28,13 +28,13 @@ def test_scores_lie_by_depth_and_frames() -> None:
     assert data.column_means == {4: 1, 8: 1, 16: pytest.approx(1 / 3)}
     assert data.controls == {4: 0.5, 8: 0, 16: 0}
     assert (data.mean, data.effective) == (pytest.approx(7 / 9), 8)
-    assert data.summary == "tiny: mean 0.778, effective 8 frames"
+    assert data.summary == "tiny: mean 0.778, effective 8 frames (columns >= 0.9)"
     assert data.caption == "no-needle control 0.167; dotted line: training length 10 frames"
 
 
 def test_longva_is_drawn_as_published() -> None:
     data = grid_data(read_published("LongVA-7B"))
-    assert data.summary == "LongVA (published): mean 0.909, effective 2,200 frames"
+    assert data.summary == "LongVA (published): mean 0.909, effective 2,200 frames (columns >= 0.9)"
     at_60 = data.scores[data.depths.index(60)]
     assert at_60[data.frames.index(2000)] == pytest.approx(0.4)
     # 1,555.6 lies 78 % of the way from the 1,400 column (centre 6.5) to the 1,600 column (7.5).
@@ -44,7 +44,7 @@ def test_longva_is_drawn_as_published() -> None:
 def test_a_grid_that_fails_everywhere_has_no_effective_length() -> None:
     data = grid_data(small_run(lambda *_: False))
     assert data.effective == 0
-    assert data.summary == "tiny: mean 0.000, effective at no length"
+    assert data.summary == "tiny: mean 0.000, effective at no length (columns >= 0.9)"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_mistakes_are_told_where_there_were_distractors() -> None:
 def test_text_grids_count_in_thousands_of_tokens() -> None:
     data = grid_data(read_published("Qwen2-7B-224K-distractors-5"))
     assert to_text(data).splitlines()[1].split()[:3] == ["tokens", "32K", "64K"]
-    assert data.figures == "mean 0.920, effective 32K tokens"
+    assert data.figures == "mean 0.920, effective 32K tokens (columns >= 0.9)"
 
 
 def test_csv_holds_every_cell_and_control() -> None:
@@ -126,7 +126,7 @@ def test_holes_are_told() -> None:
     data = grid_data(dataclasses.replace(run, scored=cells))
     assert data.scores[0] == (1, None, 0)
     assert data.missing == 2
-    assert "partial: 2 scores missing" in data.caption
+    assert "partial: 16 of 18 cells" in data.caption
     assert to_text(data).splitlines()[2].split() == ["0", "%", "1.00", "-", "0.00"]
 
 

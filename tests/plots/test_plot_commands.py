@@ -31,9 +31,9 @@ def test_published_longva_as_table_figure_pdf_and_csv(vniah, tmp_path: Path) -> 
     png, data = tmp_path / "a.png", tmp_path / "a.csv"
     code, out, _ = vniah("heatmap", "--published", "LongVA-7B", "-o", png, "--pdf", "--csv", data)
     assert code == 0
-    assert out.startswith("LongVA (published): mean 0.909, effective 2,200 frames\n")
+    assert out.startswith("LongVA (published): mean 0.909, effective 2,200 frames (columns >= 0.9)\n")
     with Image.open(png) as image:
-        assert image.size == (1400, 526)
+        assert image.size == (1400, 550)
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
     rows = list(csv.DictReader(data.open()))
     assert len(rows) == 90 and sum(float(row["score"]) for row in rows) / 90 == pytest.approx(0.90889, abs=1e-5)

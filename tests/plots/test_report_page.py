@@ -221,5 +221,7 @@ def test_the_command_writes_the_page_and_shows_other_tasks(tmp_path: Path, monke
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 0
-    assert capsys.readouterr().out == f"wrote {page}\n"
+    note, wrote = capsys.readouterr().out.splitlines()
+    assert note.startswith("Not measured on what the paper's were (a: haystack and needles unknown; ")
+    assert wrote == f"wrote {page}" and note.replace("'", "&#x27;") in page.read_text("utf-8")
     assert [run["name"] for run in Page(page.read_text("utf-8")).data["runs"]] == ["a", "b", "LongVA (published)"]

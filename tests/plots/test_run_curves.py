@@ -68,7 +68,7 @@ def test_labels_are_words(key: str, label: str) -> None:
 def test_perplexity_is_read_from_csv_and_bad_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "nano.csv"
     path.write_text("context_length,perplexity\n2000,7.5\n1000,8\n")
-    curve = read_perplexity(path)
+    (curve,) = read_perplexity(path)
     assert (curve.name, curve.points) == ("nano", ((1000, 8.0), (2000, 7.5)))
     path.write_text("context_length,perplexity\n1000,nan\n")
     with pytest.raises(ValueError, match="line 2: expected two positive numbers"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.commands.run_options import RUN_HELP
+from vniah.commands.run_options import RUN_HELP, Threshold
 
 
 def command(
@@ -17,11 +17,12 @@ def command(
         typer.Option(help="A published grid (LongVA-7B) or table row (LongVA@128; LongVA for the run's own frames)."),
     ] = None,
     list_published: Annotated[bool, typer.Option("--list", help="Print every published name and its source.")] = False,
-    form: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown (md), latex (tex) or csv.")] = "table",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to the terminal.")] = None,
     task: Annotated[str | None, typer.Option(help="Compare this task alone.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept grids that are not complete.")] = False,
+    threshold: Threshold = 0.9,
 ) -> None:
     """Put runs beside each other and beside the published figures.
 
@@ -29,17 +30,18 @@ def command(
     """
     from vniah.commands.run_options import all_runs, check_text_output
     from vniah.plots.compare import compare, published_names
+    from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import save_text
-    from vniah.plots.table_formats import FORMATS
+    from vniah.plots.table_formats import get_format
 
     if list_published:
         print(published_names())
         return
-    if form not in FORMATS:
-        raise ValueError(f"no format {form!r}; expected one of {', '.join(FORMATS)}")
+    write = get_format(form)
+    check_threshold(threshold)
     check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
     read = all_runs(runs or [], names=name or [], task=task, partial=partial)
-    text = "\n\n".join(FORMATS[form](one.table()) for one in compare(read, published or []))
+    text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=threshold))
     if output is None:
         print(text)
     else:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from vniah.commands.run_options import Cmap, Dpi, FigureTitle, Threshold, TrainFrames, TrainLength, Width
+
+if TYPE_CHECKING:
+    from vniah.plots.style import Look
 
 KINDS = {
     "4": "V-NIAH heatmaps: the paper's, or RUNs (with --published NAME beside them)",
@@ -33,6 +38,8 @@ class _Asked:
     split: str
     limit: int | None
     partial: bool
+    threshold: float
+    look: Look
 
     def name(self, index: int) -> str | None:
         return self.names[index] if index < len(self.names) else None
@@ -52,23 +59,34 @@ def command(
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="What to call each SOURCE, in order.")] = None,
     task: Annotated[str | None, typer.Option(help="Which task, where a run scored several.")] = None,
-    train_length: Annotated[float | None, typer.Option(help="Where the training-length line goes.")] = None,
+    train_length: TrainLength = None,
+    train_frames: TrainFrames = None,
     column: Annotated[str | None, typer.Option(help="5: the image column, where a table has several.")] = None,
     split: Annotated[str, typer.Option(help="5: the split of Hub datasets that name none.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="5: read so many images of each dataset.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw grids that are not complete.")] = False,
+    threshold: Threshold = 0.9,
+    width: Width = None,
+    dpi: Dpi = 200,
+    cmap: Cmap = None,
+    title: FigureTitle = "",
 ) -> None:
     """Draw one of the paper's figures, from our runs or from the published data."""
     from vniah.commands.run_options import check_names, check_text_output
-    from vniah.plots.style import check_image_path, save_figure, save_text
+    from vniah.nearest import did_you_mean
+    from vniah.plots.grid_data import check_threshold
+    from vniah.plots.style import Look, check_image_path, save_figure, save_text
 
     if kind not in KINDS:
-        raise ValueError(f"no figure {kind!r}; expected one of {', '.join(KINDS)}")
+        raise ValueError(f"no figure {kind!r}; expected one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if output is None and csv is None:
         raise ValueError("nowhere to draw to: give -o FIGURE.png (or --csv for the data alone)")
     if pdf and output is None:
         raise ValueError("--pdf goes with -o: it writes a PDF of the same name beside the figure")
+    if cmap is not None and kind in ("frames", "categories", "perplexity"):
+        raise ValueError(f"--cmap {cmap} has nothing to colour in figure {kind}; it is for the figures with cells")
     check_names(sources or [], name or [])
+    check_threshold(threshold)
     images = [] if output is None else [check_image_path(output)]
     if output is not None and pdf:
         images.append(check_image_path(output.with_suffix(".pdf")))
@@ -78,15 +96,17 @@ def command(
         names=name or [],
         published=published or [],
         task=task,
-        train_length=train_length,
+        train_length=train_frames if train_length is None else train_length,
         column=column,
         split=split,
         limit=limit,
         partial=partial,
+        threshold=threshold,
+        look=Look(width=width, dpi=dpi, cmap=cmap, title=title),
     )
     draw, text = _BUILD[kind](asked)
     for path in dict.fromkeys(images):
-        print(f"wrote {save_figure(draw(), path)}")
+        print(f"wrote {save_figure(draw(), path, title=title, dpi=dpi)}")
     if csv is not None:
         print(f"wrote {save_text(text, csv)}")
 
@@ -99,6 +119,7 @@ def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
     from vniah.commands.run_options import grid_runs
     from vniah.plots.grid_data import grid_data, to_csv
     from vniah.plots.panels import panels_figure
+    from vniah.plots.run_notes import differences
 
     published = asked.published or ([] if asked.sources else list(default))
     runs = grid_runs(
@@ -106,16 +127,17 @@ def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
         published,
         names=asked.names,
         task=asked.task,
-        train_frames=asked.train_length,
+        train_length=asked.train_length,
         partial=asked.partial,
         unit=unit,
     )
-    grids = [grid_data(run) for run in runs if run.unit == unit]
+    grids = [grid_data(run, asked.threshold) for run in runs if run.unit == unit]
     if not grids:
         raise ValueError(
             f"no grid over {unit} among {', '.join(run.name for run in runs)}; figure 4 takes V-NIAH, 7 text NIAH"
         )
-    return lambda: panels_figure(grids), to_csv(grids)
+    notes = differences([run for run in runs if run.unit == unit])
+    return lambda: panels_figure(grids, notes=notes, look=asked.look), to_csv(grids)
 
 
 def _figure_4(asked: _Asked) -> _Made:
@@ -142,7 +164,7 @@ def _sizes(asked: _Asked) -> _Made:
         note = f", {sizes.unreadable:,} unreadable" if sizes.unreadable else ""
         print(f"{sizes.name}: {len(sizes.sizes):,} images{note}")
         read.append(sizes)
-    return lambda: sizes_figure(read), sizes_csv(read)
+    return lambda: sizes_figure(read, asked.look), sizes_csv(read)
 
 
 def _frames(asked: _Asked) -> _Made:
@@ -155,7 +177,7 @@ def _frames(asked: _Asked) -> _Made:
     runs = all_runs(asked.sources, names=asked.names, task=asked.task, distinct=False) if asked.sources else []
     models = [one for one in (asked.published or ["LongVA"]) if one != "none"]
     panels = frames_panels(read_table("table6"), runs, models)
-    return lambda: curves_figure(panels, x_label="frames", y_label="accuracy (%)"), curves_csv(
+    return lambda: curves_figure(panels, x_label="frames", y_label="accuracy (%)", look=asked.look), curves_csv(
         panels, "frames", "accuracy"
     )
 
@@ -168,7 +190,7 @@ def _categories(asked: _Asked) -> _Made:
     runs = all_runs(asked.sources, names=asked.names, task=asked.task)
     bars = category_bars(runs)
     label = value_label(next(run.task for run in runs if run.metrics and not run.placed))
-    return lambda: bars_figure(bars, value_label=label), bars_csv(bars, label.partition(" ")[0])
+    return lambda: bars_figure(bars, value_label=label, look=asked.look), bars_csv(bars, label.partition(" ")[0])
 
 
 def _perplexity(asked: _Asked) -> _Made:
@@ -177,9 +199,14 @@ def _perplexity(asked: _Asked) -> _Made:
 
     if not asked.sources:
         raise ValueError("name at least one CSV file with columns context_length and perplexity")
-    panels = {"": [read_perplexity(source, asked.name(index)) for index, source in enumerate(asked.sources)]}
+    read = [read_perplexity(source, asked.name(index)) for index, source in enumerate(asked.sources)]
+    panels = {"": [curve for curves in read for curve in curves]}
     return lambda: curves_figure(
-        panels, x_label="context length (tokens)", y_label="perplexity", mark_x=asked.train_length
+        panels,
+        x_label="context length (tokens)",
+        y_label="perplexity",
+        mark_x=asked.train_length,
+        look=asked.look,
     ), curves_csv(panels, "context_length", "perplexity")
 
 
@@ -191,9 +218,9 @@ def _nano(asked: _Asked) -> _Made:
     if not asked.sources:
         raise ValueError("name at least one folder that `vniah train nano_figure4 seed=N output=FOLDER` wrote")
     folders = [Path(source) for source in asked.sources]
-    grids = [grid_data(run) for run in as_runs(folders)]
+    grids = [grid_data(run, asked.threshold) for run in as_runs(folders)]
     print(table(collect(folders)))
-    return lambda: panels_figure(grids), to_csv(grids)
+    return lambda: panels_figure(grids, look=asked.look), to_csv(grids)
 
 
 _BUILD: dict[str, Callable[[_Asked], _Made]] = {

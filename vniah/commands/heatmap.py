@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.commands.run_options import RUN_HELP
+from vniah.commands.run_options import RUN_HELP, Cmap, Dpi, FigureTitle, Threshold, TrainFrames, TrainLength, Width
 
 
 def command(
@@ -21,22 +21,26 @@ def command(
         list[str] | None, typer.Option(help="Add a published grid, such as LongVA-7B; 'list' prints their names.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Which task, where a run scored several.")] = None,
-    train_frames: Annotated[
-        float | None,
-        typer.Option(help="The backbone's training length (frames, or tokens for text NIAH), for the dotted line."),
-    ] = None,
+    train_length: TrainLength = None,
+    train_frames: TrainFrames = None,
     name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Panels in a row when there are several runs.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw a grid that is not complete.")] = False,
+    threshold: Threshold = 0.9,
+    width: Width = None,
+    dpi: Dpi = 200,
+    cmap: Cmap = None,
+    title: FigureTitle = "",
 ) -> None:
     """Draw the depth-by-frames heatmap of a run, or the paper's.
 
     Several runs become panels of one figure. The table is always printed; without -o, only the table.
     """
     from vniah.commands.run_options import check_text_output, grid_runs
-    from vniah.plots.grid_data import grid_data, to_csv, to_text
+    from vniah.plots.grid_data import check_threshold, grid_data, to_csv, to_text
     from vniah.plots.published import grid_names
-    from vniah.plots.style import check_image_path, save_text
+    from vniah.plots.run_notes import differences
+    from vniah.plots.style import Look, check_image_path, save_text
 
     if published and "list" in published:
         print("\n".join(grid_names()))
@@ -48,18 +52,23 @@ def command(
     if output is not None and pdf:
         images.append(check_image_path(output.with_suffix(".pdf")))
     check_text_output(csv, (".csv",), inputs)
-    read = grid_runs(inputs, published or [], names=name or [], task=task, train_frames=train_frames, partial=partial)
-    grids = [grid_data(run) for run in read]
-    print("\n\n".join(to_text(data) for data in grids))
+    check_threshold(threshold)
+    look = Look(width=width, dpi=dpi, cmap=cmap, title=title)
+    if train_length is None:
+        train_length = train_frames
+    read = grid_runs(inputs, published or [], names=name or [], task=task, train_length=train_length, partial=partial)
+    grids = [grid_data(run, threshold) for run in read]
+    notes = differences(read)
+    print("\n\n".join([*(to_text(data) for data in grids), *(["\n".join(notes)] if notes else [])]))
     if images:
         from vniah.plots.heatmap import save_heatmap
         from vniah.plots.panels import save_panels
 
         for path in dict.fromkeys(images):
             if len(grids) == 1:
-                save_heatmap(grids[0], path)
+                save_heatmap(grids[0], path, look)
             else:
-                save_panels(grids, path, columns=columns)
+                save_panels(grids, path, columns=columns, notes=notes, look=look)
             print(f"wrote {path}")
     if csv is not None:
         print(f"wrote {save_text(to_csv(grids), csv)}")

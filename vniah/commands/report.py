@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.commands.run_options import RUN_HELP
+from vniah.commands.run_options import RUN_HELP, Threshold
 
 
 def command(
@@ -22,19 +22,22 @@ def command(
     name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
     title: Annotated[str, typer.Option(help="The page's title; the runs' names otherwise.")] = "",
     partial: Annotated[bool, typer.Option("--partial", help="Show grids that are not complete.")] = False,
+    threshold: Threshold = 0.9,
 ) -> None:
     """Write one self-contained HTML page of runs.
 
     Choose a cell of a heatmap, by mouse or keyboard, to see its needles, predictions and controls.
     """
     from vniah.commands.run_options import check_text_output, run_groups
+    from vniah.plots.grid_data import check_threshold
     from vniah.plots.published import read_published
     from vniah.plots.report import build_page
     from vniah.plots.report.pictures import needle_pictures
-    from vniah.plots.run_notes import left_out, limits
+    from vniah.plots.run_notes import differences, left_out, limits, warned
     from vniah.plots.style import save_text
 
     check_text_output(output, (".html", ".htm"), runs)
+    check_threshold(threshold)
     specs = needles or []
     if len(specs) not in (0, 1, len(runs)):
         raise ValueError(
@@ -51,8 +54,8 @@ def command(
     for one in published or []:
         shown.append(read_published(one))
         pictures.append({})
-    notes = list(dict.fromkeys([*notes, *left_out(shown), *limits(shown)]))
-    page = build_page(shown, pictures=pictures, title=title, notes=notes)
+    notes = list(dict.fromkeys([*notes, *differences(shown), *warned(shown), *left_out(shown), *limits(shown)]))
+    page = build_page(shown, pictures=pictures, title=title, notes=notes, threshold=threshold)
     for note in notes:
         print(note)
     print(f"wrote {save_text(page, output)}")

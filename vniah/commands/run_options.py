@@ -1,14 +1,30 @@
-"""What ``heatmap``, ``compare`` and ``report`` share: turning their options into runs, and checks of outputs."""
+"""What ``heatmap``, ``compare``, ``figure`` and ``report`` share: their options, turned into runs and a look."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from vniah.results import Run
 
 RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
+# Options of one meaning wherever they are taken.
+Threshold = Annotated[
+    float, typer.Option(help="What a column's mean must be at least to count into the effective length; above 0, to 1.")
+]
+TrainLength = Annotated[
+    float | None,
+    typer.Option(help="The backbone's training length (frames, or tokens for text NIAH), for the dotted line."),
+]
+TrainFrames = Annotated[float | None, typer.Option("--train-frames", hidden=True)]
+Width = Annotated[float | None, typer.Option(help="Width of the figure in inches, 2 to 40.")]
+Dpi = Annotated[int, typer.Option(help="Pixels an inch of a PNG, 30 to 1200.")]
+Cmap = Annotated[str | None, typer.Option(help="A matplotlib colour map for the cells, such as viridis.")]
+FigureTitle = Annotated[str, typer.Option("--title", help="A title above the figure.")]
 
 
 def run_groups(
@@ -58,7 +74,7 @@ def grid_runs(
     *,
     names: Sequence[str] = (),
     task: str | None = None,
-    train_frames: float | None = None,
+    train_length: float | None = None,
     partial: bool = False,
     unit: str | None = None,
 ) -> list[Run]:
@@ -78,8 +94,8 @@ def grid_runs(
     if not paths and not published:
         raise ValueError("nothing to show: name a RUN (an lmms-eval output folder) or --published NAME")
     check_names(paths, names)
-    if train_frames is not None and not train_frames > 0:
-        raise ValueError(f"--train-frames must be above 0, got {train_frames}")
+    if train_length is not None and not train_length > 0:
+        raise ValueError(f"--train-length must be above 0, got {train_length:g}")
     groups = []
     for index, path in enumerate(paths):
         name = names[index] if index < len(names) else None
@@ -90,7 +106,7 @@ def grid_runs(
         for run in grids:
             if not partial:
                 check_complete(run, path)
-        groups.append([with_training_length(run, train_frames) for run in grids])
+        groups.append([with_training_length(run, train_length) for run in grids])
     # A grid has every length: how many frames an ordinary video would get tells nothing about it.
     ours = [run for group in distinct_names(groups, by_frames=False) for run in group]
     return ours + [read_published(name) for name in published]
@@ -103,33 +119,82 @@ def check_names(paths: Sequence[str], names: Sequence[str]) -> None:
 
 
 def distinct_names(groups: Sequence[Sequence[Run]], *, by_frames: bool = True) -> list[list[Run]]:
-    """Groups of runs (one a RUN argument) with a name of their own each, told apart by frames, else by number."""
+    """Groups of runs (one a RUN argument) with a name of their own each, told apart by what differs between them.
+
+    That is the frames that the model was given, the haystack, the needles, a model argument, the task, the settings of
+    the grid or the date: the first that tells all of a name apart, else as many as it takes; a number at the last.
+    """
     from vniah.plots.compare import frames_of
 
-    def repeated(groups: Sequence[Sequence[Run]]) -> set[str]:
-        names = [name for group in groups for name in {run.name for run in group}]
-        return {name for name in names if names.count(name) > 1}
-
-    twice = repeated(groups) if by_frames else set()
-    named = [
-        [
-            replace(run, name=f"{run.name}@{frames}") if run.name in twice and (frames := frames_of(run)) else run
-            for run in group
+    if by_frames:
+        twice = _repeated(groups)
+        groups = [
+            [
+                replace(run, name=f"{run.name}@{frames}") if run.name in twice and (frames := frames_of(run)) else run
+                for run in group
+            ]
+            for group in groups
         ]
-        for group in groups
-    ]
-    twice = repeated(named)
+    named = [list(group) for group in groups]
+    for name in _repeated(named):
+        places = [at for at, group in enumerate(named) if any(run.name == name for run in group)]
+        tails = _telling([[run for run in named[at] if run.name == name] for at in places])
+        for at, tail in zip(places, tails, strict=True):
+            named[at] = [replace(run, name=f"{name}{tail}") if run.name == name else run for run in named[at]]
+    twice = _repeated(named)
     return [
         [replace(run, name=f"{run.name} ({number})") if run.name in twice else run for run in group]
         for number, group in enumerate(named, start=1)
     ]
 
 
-def with_training_length(run: Run, train_frames: float | None = None) -> Run:
+def _repeated(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The names that several groups have."""
+    names = [name for group in groups for name in dict.fromkeys(run.name for run in group)]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def _telling(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """For groups of one name, what to put behind it: ", haystack synthetic:0" and ", haystack synthetic:3"."""
+    columns = [column for column in _traits(groups) if len(set(column)) > 1]
+    for column in columns:
+        if len(set(column)) == len(groups):
+            return [f", {value}" if value else "" for value in column]
+    tails = [""] * len(groups)
+    for column in columns:
+        longer = [f"{tail}, {value}" if value else tail for tail, value in zip(tails, column, strict=True)]
+        if len(set(longer)) > len(set(tails)):
+            tails = longer
+    return tails
+
+
+def _traits(groups: Sequence[Sequence[Run]]) -> Iterator[list[str]]:
+    """One trait after the other, as each group has it; the most telling first."""
+    from vniah.plots.run_notes import measured_on
+    from vniah.run_reader import model_args
+
+    firsts = [next((run for run in group if run.placed), group[0]) for group in groups]
+    measured = [measured_on(run) for run in firsts]
+    for what in ("haystack", "needles"):
+        known = [one.get(what) for one in measured]
+        yield [f"{what} {one.name}" if one else "" for one in known]
+        yield [f"{what} {one.proven}" if one else "" for one in known]
+    arguments = [model_args(run) for run in firsts]
+    keys = dict.fromkeys(key for one in arguments for key in one)
+    # A path tells least: what was written where, and not how it was measured.
+    for key in sorted(keys, key=lambda key: any("/" in one.get(key, "") for one in arguments)):
+        yield [f"{key}={one[key]}" if key in one else f"no {key}" for one in arguments]
+    yield ["task " + "+".join(dict.fromkeys(run.task for run in group)) for group in groups]
+    for what in dict.fromkeys(what for one in measured for what in one):
+        yield [f"{what} {one[what].name}" if what in one else "" for one in measured]
+    yield [str(run.settings.get("timing", {}).get("date", "")) for run in firsts]
+
+
+def with_training_length(run: Run, train_length: float | None = None) -> Run:
     """The run with the length its backbone was trained to: as told, else by a published model's name, else as is."""
     from vniah.plots.published import known_train_length
 
-    length = train_frames or run.train_frames or known_train_length(run.model, run.unit)
+    length = train_length or run.train_frames or known_train_length(run.model, run.unit)
     return run if length is None else replace(run, train_frames=length)
 
 
