@@ -6,6 +6,7 @@ requests which share a video or a haystack share its prefix.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ class LongVARing(lmms):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.args = ModelArgs.read(kwargs)
-        self._system = self._resolve_system_prompt(self.args.system_prompt or "") or None
+        self._system = self.args.system_text()
         self.runner = Runner.load(self.args)
         self.backend = self.runner.backend
         self._rank, self._world_size = self.runner.rank, self.runner.world_size
@@ -68,7 +69,7 @@ class LongVARing(lmms):
             answer = target if isinstance(target, str) else target(self._doc(task, split, doc_id))
             self._visuals[task] = doc_to_visual
             jobs.append(_job(request, task, split, doc_id, context, Target(str(answer))))
-        results = self.runner.run(jobs, self._build, self._about)
+        results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
         return [
             ScoredPair(
                 result.logprob,
@@ -91,7 +92,8 @@ class LongVARing(lmms):
         is answered once if greedy, and with a seed for each time if sampled.
         """
         jobs = numbered_samples([self._generation(request) for request in requests])
-        return [result.text.strip() for result in self.runner.run(jobs, self._build, self._about)]
+        results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
+        return [result.text.strip() for result in results]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Rounds of questions, each told the answers before it; one list of answers a request."""
@@ -190,10 +192,20 @@ class LongVARing(lmms):
         """A V-NIAH video is shown whole: sampling it would skip the one-frame needle."""
         return 10**9 if job.every_frame else self.args.max_frames_num
 
+    def _measured(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """What the needle tasks among the jobs' are to measure; their documents say it."""
+        first = {job.task: job for job in reversed(jobs)}
+        told = {task: self._doc(task, job.split, job.doc_id).get("provenance") for task, job in first.items()}
+        return {task: json.loads(value) for task, value in told.items() if value}
+
     def _about(self, job: Job) -> dict[str, Any]:
-        """What a journal line says of its document: its plain fields."""
+        """What a journal line says of its document: its plain fields, what holds for the whole run left out."""
         doc = self._doc(job.task, job.split, job.doc_id)
-        plain = {key: value for key, value in doc.items() if isinstance(value, (str, int, float, bool, type(None)))}
+        plain = {
+            key: value
+            for key, value in doc.items()
+            if isinstance(value, (str, int, float, bool, type(None))) and key not in ("provenance", "seed")
+        }
         return {"task": job.task, "model": self.args.pretrained, "doc_id": job.doc_id, "doc": plain}
 
 

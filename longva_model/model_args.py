@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 _CHOICES = {
@@ -90,6 +92,16 @@ class ModelArgs:
             if getattr(args, key) not in choices:
                 raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(choices)}")
         return args
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def system_text(self) -> str | None:
+        """The system prompt, read where it is a file; ``None`` for the template's own."""
+        given = self.system_prompt or ""
+        if given and os.path.isfile(given):
+            return Path(given).read_text(encoding="utf-8").strip() or None
+        return given or None
 
 
 def parse_model_args(text: str) -> dict[str, str]:

@@ -1,9 +1,16 @@
 """vniah: the benchmark. Measures how much long visual context a model really uses.
 
-Importing it brings in neither torch nor transformers nor lmms_eval.
+``vniah.evaluate`` is its front door in Python. Importing it brings in neither torch nor transformers nor lmms_eval.
 """
 
+from __future__ import annotations
+
 import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from vniah.results import Run as _Run
 
 __version__ = "0.1.0"
 
@@ -14,3 +21,14 @@ if _os.path.isfile(_os.path.join(_checkout, "pyproject.toml")) and not _os.path.
     _os.path.join(__path__[0], "tasks")
 ):
     __path__.append(_checkout)
+
+
+def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
+    """Measure a needle task on a model; see ``vniah.commands.evaluation.evaluate`` for the options.
+
+    ``vniah.evaluate("nano", "vniah_nano", frames="16,32")`` returns a ``Run`` with ``cells`` (a pandas table),
+    ``table()``, ``heatmap(path)`` and ``report(path)``. ``model`` may be a function ``(mp4_path, question) -> str``.
+    """
+    from vniah.commands.evaluation import evaluate as run
+
+    return run(model, task, **options)

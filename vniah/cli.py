@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "download": "Fetch needles, a model or the dataset of a task into the local cache.",
     "compose": "Write the mp4 of one cell: a haystack with a needle in it.",
+    "run": "Score needle tasks on a model, and draw their heatmaps.",
     "plan": "Show cells, tokens, FLOPs, memory and time of a grid before running it.",
     "heatmap": "Draw the depth-by-frames heatmap of a run, or the paper's.",
     "compare": "Put runs beside each other and beside the published figures.",

@@ -1,7 +1,8 @@
 """The journal: one JSON line a scored leaf, written as it comes, read back on a rerun.
 
 A line is keyed by the content of what was computed (weights, segments, target, scoring, dtype), so a
-rerun of the same command computes only what is missing. A killed run loses at most the leaf in flight:
+rerun of the same command computes only what is missing. Before a run's first leaf stands a line that says what
+the run is to measure, so that a part of it is never taken for the whole. A killed run loses at most the leaf in flight:
 a torn last line is cut off; a broken line before it is an error and never a wrong score. Two processes
 on one journal are refused.
 """
@@ -98,7 +99,8 @@ class Journal:
         return rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        """How many results there are."""
+        return sum("run" not in row for row in self._rows.values())
 
     def holds(self, key: str) -> bool:
         """Whether ``key`` stands in this very file and not only in those read beside it."""
@@ -108,6 +110,12 @@ class Journal:
         """The result stored under ``key``, or ``None``."""
         row = self._rows.get(key)
         return None if row is None else dict(row["result"])
+
+    def describe(self, run: Mapping[str, Any]) -> None:
+        """Say what the lines behind this one are part of; once a journal, however often a run is continued."""
+        key = f"run-{content_key(dict(run))}"
+        if not self.holds(key):
+            self.put(key, {}, run=dict(run))
 
     def put(self, key: str, result: Mapping[str, Any], **about: Any) -> None:
         """Append a result and make sure that it is on the disk before returning.

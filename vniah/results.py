@@ -5,10 +5,15 @@ A *run* is one model on one task. Plots, tables and the report read runs and not
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
 
 # What a metric says in place of a value that nobody could give.
 NOT_SCORED = "not scored"
@@ -36,6 +41,15 @@ class ScoredCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntendedGrid:
+    """What a run was to measure: ``per_place`` scores at each of ``frames`` (or tokens) by ``depths`` (percent)."""
+
+    frames: tuple[int, ...]
+    depths: tuple[int, ...]
+    per_place: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A model's scores on one task.
 
@@ -48,6 +62,7 @@ class Run:
         metrics: scalar metrics by name.
         unscored: metrics that have no value because nobody scored them (a judge that was off, say).
         settings: grid, haystack, needles, fingerprints, versions.
+        intended: the whole grid, where the run says what it was to measure.
     """
 
     name: str
@@ -58,6 +73,46 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    intended: IntendedGrid | None = None
+
+    @functools.cached_property
+    def cells(self) -> pandas.DataFrame:
+        """Every scored cell as a row: num_frames, depth_percent (missing for a control), needle, correct and more."""
+        import pandas
+
+        names = [field.name for field in fields(ScoredCell) if field.name != "extra"]
+        rows = [{name: getattr(cell, name) for name in names} for cell in self.scored]
+        found = pandas.DataFrame(rows, columns=names)
+        whole = dict.fromkeys(("num_frames", "depth_percent", "needle_index"), "Int64")
+        return found.astype({**whole, "correct": bool, "control": bool})
+
+    def table(self) -> pandas.DataFrame:
+        """Mean correctness, depth in percent down and num_frames across; a place that was not scored is NaN."""
+        placed = self.cells[~self.cells["control"]]
+        means = placed.astype({"correct": float}).pivot_table("correct", "depth_percent", "num_frames", aggfunc="mean")
+        if self.intended is None:
+            return means
+        return means.reindex(index=list(self.intended.depths), columns=list(self.intended.frames))
+
+    def heatmap(self, path: str | Path, *, partial: bool = False) -> Path:
+        """Draw the grid to a .png, .pdf or .svg. ``partial`` draws one that is not complete.
+
+        Raises:
+            ValueError: no needle grid, cells that are missing, or another ending.
+        """
+        from vniah.commands.evaluation import save_heatmap
+
+        return save_heatmap(self, path, partial=partial)
+
+    def report(self, path: str | Path, *, partial: bool = False) -> Path:
+        """Write the run as one HTML page, down to each needle and prediction.
+
+        Raises:
+            ValueError: cells that are missing, or another ending than .html.
+        """
+        from vniah.commands.evaluation import save_report
+
+        return save_report(self, path, partial=partial)
 
     @property
     def unit(self) -> str:
@@ -85,13 +140,17 @@ class Run:
         return tuple(dict.fromkeys(cell.needle for cell in self.scored))
 
     def missing(self) -> dict[tuple[int, int], int]:
-        """How many scores each (num_frames, depth_percent) lacks against the fullest; empty for a whole run.
+        """How many scores each (num_frames, depth_percent) lacks against what was to be measured; empty for a whole
+        run. Where the run does not say what that was, against the fullest place of those that were scored.
 
         Counted and not matched by needle: text NIAH draws new needles in every cell.
         """
         counts = Counter((cell.num_frames, cell.depth_percent) for cell in self.placed)
-        full = max(counts.values(), default=0)
-        grid = ((frames, depth) for frames in self.frames for depth in self.depths)
+        if self.intended is not None:
+            frames, depths, full = self.intended.frames, self.intended.depths, self.intended.per_place
+        else:
+            frames, depths, full = self.frames, self.depths, max(counts.values(), default=0)
+        grid = ((one, depth) for one in frames for depth in depths)
         return {place: full - counts[place] for place in grid if counts[place] < full}
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vniah.grid import parse_range
 from vniah.journal import is_journal
-from vniah.results import NOT_SCORED, Run, ScoredCell, cells_from_scores
+from vniah.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
 from vniah.scored_rows import read_cells
+from vniah.text.puzzles import parse_lengths
 
 _RESULTS = re.compile(r"^(?P<date>.+)_results\.json$")
 _SAMPLES = re.compile(r"^(?P<date>.+?)_samples_(?P<task>.+)\.jsonl$")
@@ -94,9 +96,11 @@ def check_complete(run: Run, path: str | Path) -> None:
     missing = run.missing()
     if missing:
         (frames, depth), count = next(iter(missing)), sum(missing.values())
+        whole = count + len(run.placed)
         raise ValueError(
-            f"{path}: {count} of {count + len(run.placed)} cells of the grid are missing, the first "
-            f"at {frames} {run.unit}, depth {depth} %; let the run finish, or pass --partial to use what is there"
+            f"{path}: {len(run.placed)} of {whole} cells are scored and {count} of {whole} cells of the grid are "
+            f"missing, the first at {frames} {run.unit}, depth {depth} %; let the run finish, or pass --partial to use "
+            "what is there"
         )
 
 
@@ -168,6 +172,7 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
         if samples is None and one in _mapping(whole.get("group_subtasks")) and not _metrics(values):
             continue  # a group without figures of its own
         model = str(whole.get("model_name") or _mapping(whole.get("config")).get("model") or evaluation.folder.name)
+        settings = _settings(whole, one, evaluation)
         runs.append(
             Run(
                 name=name or Path(model).name,
@@ -176,7 +181,8 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
                 scored=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
                 metrics=_metrics(values),
                 unscored=_unscored(values),
-                settings=_settings(whole, one, evaluation),
+                settings=settings,
+                intended=_intended(settings.get("task", {})),
             )
         )
     return runs
@@ -199,13 +205,44 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     elif len(told) > 1:
         raise ValueError(f"{path} holds several tasks ({', '.join(sorted(told))}); choose one with --task")
     model = models.pop() if len(models) == 1 else path.resolve().parent.name
+    task = task or (told.pop() if told else "vniah")
+    header = _header([path, *ranks], task)
+    sections = {"model": header.get("model"), "task": header.get("measured"), "files": {"journal": str(path)}}
     return Run(
         name=name or Path(model).name,
-        task=task or (told.pop() if told else "vniah"),
+        task=task,
         model=model,
         scored=cells,
-        settings={"files": {"journal": str(path)}},
+        settings={title: dict(section) for title, section in sections.items() if section},
+        intended=_intended(header.get("measured")),
     )
+
+
+def _header(journals: Iterable[Path], task: str) -> Mapping[str, Any]:
+    """What a journal says that the lines of ``task`` are part of; nothing in journals that say nothing."""
+    for path in journals:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if '"run": {' in line and (found := _mapping(_row(line).get("run"))).get("task") == task:
+                    return found
+    return {}
+
+
+def _row(line: str) -> Mapping[str, Any]:
+    try:
+        return _mapping(json.loads(line))
+    except ValueError:
+        return {}
+
+
+def _intended(measured: Any) -> IntendedGrid | None:
+    """The grid that a run was to measure, if it says so whole."""
+    told = _mapping(measured)
+    lengths, depths, per_place = told.get("frames", told.get("lengths")), told.get("depths"), told.get("per_place")
+    if not isinstance(lengths, str) or not isinstance(depths, str) or not isinstance(per_place, int):
+        return None
+    frames = parse_range(lengths, "frames") if "frames" in told else parse_lengths(lengths)
+    return IntendedGrid(frames=frames, depths=parse_range(depths, "depths"), per_place=per_place)
 
 
 def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:
@@ -246,7 +283,7 @@ def _metrics(values: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in _mapping(values).items():
         name = key.partition(",")[0]
-        if "_stderr" in name or name.endswith("_grid") or name in {"alias", "samples"}:
+        if "_stderr" in name or name.endswith(("_grid", "_provenance")) or name in {"alias", "samples"}:
             continue
         parts: Iterable[tuple[str, Any]] = (
             ((f"{name}/{part}", one) for part, one in value.items()) if isinstance(value, Mapping) else ((name, value),)
@@ -262,6 +299,14 @@ def _unscored(values: Any) -> tuple[str, ...]:
     return tuple(key.partition(",")[0] for key, value in _mapping(values).items() if value == NOT_SCORED)
 
 
+def _provenance(whole: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """What a needle task says at its end of what it measured, its warnings included."""
+    metrics = _mapping(_mapping(whole.get("results")).get(task))
+    return next(
+        (_mapping(value) for key, value in metrics.items() if key.partition(",")[0].endswith("_provenance")), {}
+    )
+
+
 def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> dict[str, Any]:
     """What the page of a run shows: model, task, versions, timing, files; empty sections left out."""
     config, task_config = _mapping(whole.get("config")), _mapping(_mapping(whole.get("configs")).get(task))
@@ -269,7 +314,7 @@ def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> d
         "model": {
             key: config.get(key) for key in ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
         },
-        "task": dict(_mapping(task_config.get("metadata"))),
+        "task": {**_mapping(task_config.get("metadata")), **_provenance(whole, task)},
         "versions": {
             "lmms_eval": whole.get("lmms_eval_version"),
             "git_hash": whole.get("git_hash"),

@@ -36,6 +36,23 @@ def nano_folder() -> Path:
     return folder
 
 
+def checkpoint_folder(args: ModelArgs) -> str:
+    """The folder of ``args.pretrained``, fetched from the Hub where it is neither shipped nor on disk.
+
+    Raises:
+        FileNotFoundError: neither a folder with a config nor a model that the Hub or the local cache has.
+    """
+    from longva_model import checkpoint
+
+    name = str(nano_folder()) if args.pretrained == "nano" else args.pretrained
+    folder = checkpoint.resolve_folder(name, {"revision": args.revision} if args.revision else {})
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"pretrained={args.pretrained!r} has no config.json; expected nano, a checkpoint folder or a Hub model id"
+        )
+    return folder
+
+
 def load_backend(args: ModelArgs) -> Backend:
     """Load ``args.pretrained`` onto its device.
 
@@ -45,13 +62,8 @@ def load_backend(args: ModelArgs) -> Backend:
     """
     from longva_model import checkpoint
 
-    name = str(nano_folder()) if args.pretrained == "nano" else args.pretrained
-    folder = checkpoint.resolve_folder(name, {"revision": args.revision} if args.revision else {})
+    folder = checkpoint_folder(args)
     config_file = Path(folder) / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(
-            f"pretrained={args.pretrained!r} has no config.json; expected nano, a checkpoint folder or a Hub model id"
-        )
     # Whole, and no pickle, whichever class reads them.
     checkpoint.read_tensor_index(folder)
     kind = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")

@@ -8,9 +8,11 @@ about equal cost that share prefixes ("branch") or computed by all together ("ri
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
@@ -19,7 +21,7 @@ from longva_model.engine.embeddings import FrameEmbeddings, block_range
 from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
-from longva_model.engine.progress import flops_bar
+from longva_model.engine.progress import progress_bar
 from longva_model.engine.together import Block, encode_together
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt
@@ -74,6 +76,7 @@ class Runner:
             backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch, show=self.rank == 0
         )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
+        self._unit = "answers"
 
     @classmethod
     def load(cls, args: ModelArgs) -> Runner:
@@ -87,10 +90,15 @@ class Runner:
         work.join_processes(args.device)
         return cls(load_backend(args), args)
 
-    def run(self, jobs: Sequence[Job], build: Build, about: About) -> list[LeafResult]:
+    def run(
+        self, jobs: Sequence[Job], build: Build, about: About, measured: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[LeafResult]:
         """Run this process's ``jobs``; results in their order.
 
         With several processes this is a collective call: each hands in its own jobs.
+
+        Args:
+            measured: what each needle task among them is to measure (``NeedleTask.provenance``), for the journal.
         """
         everyone = work.gather(list(jobs))
         by_order = {job.order: job for jobs_of_rank in everyone for job in jobs_of_rank}
@@ -98,6 +106,10 @@ class Runner:
         if not union:
             return []
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
+            self._unit = "cells" if measured else "answers"
+            if journal is not None:
+                for task, provenance in (measured or {}).items():
+                    journal.describe({"task": task, "measured": dict(provenance), "model": self.identity()})
             if self.world_size > 1:
                 found = self._run_together(union, build, about, journal)
             else:
@@ -200,6 +212,25 @@ class Runner:
     def _run_key(self, union: Sequence[Job]) -> str:
         return content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
 
+    def identity(self) -> dict[str, Any]:
+        """The model and how it is run, for whoever reads the results."""
+        import transformers
+
+        return {
+            "pretrained": self.args.pretrained,
+            "revision": self.args.revision,
+            "fingerprint": self.backend.fingerprint,
+            "dtype": str(self.backend.dtype).removeprefix("torch."),
+            "scoring": self.args.scoring,
+            "preprocess": self.args.preprocess,
+            "rope_theta": self.args.rope_theta,
+            "template": self.backend.template.name,
+            "attention": str(self._attention),
+            "settings": content_key(self.settings_key())[:8],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""
         from vniah import __version__
@@ -279,12 +310,20 @@ class Runner:
                 known = work.broadcast(known)
                 found.update({window[index][0].order: result for index, result in known.items()})
             if len(known) < len(window):
-                self._run_window([prompt for _, prompt in window], known, done, ring=ring)
+                place = (len(found), len(jobs))
+                self._run_window([prompt for _, prompt in window], known, done, place, ring=ring)
         return found
 
     def _run_window(
-        self, prompts: Sequence[Prompt], known: dict[int, LeafResult], done: OnResult, *, ring: bool
+        self,
+        prompts: Sequence[Prompt],
+        known: dict[int, LeafResult],
+        done: OnResult,
+        place: tuple[int, int],
+        *,
+        ring: bool,
     ) -> None:
+        """Run the prompts of a window; ``place`` is how many answers there are already, of how many in all."""
         tree = RequestTree([prompt.request for prompt in prompts])
         engine = self.engine(ring=ring)
         media: dict[str, Any] = {}
@@ -292,5 +331,11 @@ class Runner:
             media.update(prompt.media)
             self._show(engine, prompt)
         total = engine.planned_flops(tree, known)
-        with flops_bar(total, show=self.rank == 0) as tick:
-            engine.run(tree, media, on_result=done, on_flops=tick, known=known)
+        before, everything = place
+        with progress_bar(total, done=before, of=everything, unit=self._unit, show=self.rank == 0) as progress:
+
+            def told(index: int, result: LeafResult) -> None:
+                done(index, result)
+                progress.answered()
+
+            engine.run(tree, media, on_result=told, on_flops=progress.computed, known=known)

@@ -66,6 +66,18 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun started, joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def gather(value: T) -> list[T]:
     """Every process's value, in rank order, on every process."""
     _, world = rank_and_world()

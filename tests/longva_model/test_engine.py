@@ -16,7 +16,7 @@ from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
-from longva_model.engine.progress import flops_bar
+from longva_model.engine.progress import progress_bar
 from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
@@ -226,11 +226,13 @@ def test_bad_requests_are_named() -> None:
 
 
 def test_the_bars_rate_counts_from_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with flops_bar(10**12, show=True) as tick:
+    with progress_bar(10**12, done=2, of=12, unit="cells", show=True) as progress:
         for _ in range(10):
-            tick(10**11)
-    assert "1.00T/1.00T" in capsys.readouterr().err
+            progress.computed(10**11)
+            progress.answered()
+    told = capsys.readouterr().err
+    assert "100 % of the work" in told and "12 of 12 cells" in told and "2 of 12 cells" in told
     for total, show in ((10**12, False), (10**6, True)):
-        with flops_bar(total, show=show) as tick:
-            tick(total)
+        with progress_bar(total, done=0, of=1, unit="cells", show=show) as progress:
+            progress.computed(total)
         assert capsys.readouterr().err == ""

@@ -43,7 +43,9 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
     opened = []
     for name, config in configs.items():
         mine = {key: value for key, value in given.items() if key in INPUTS[families[name]]}
-        opened.append(open_task(name, families[name], _SCORING[config["output_type"]], config["metadata"], mine))
+        task = open_task(name, families[name], _SCORING[config["output_type"]], config["metadata"], mine)
+        task.generation = dict(config.get("generation_kwargs") or {})
+        opened.append(task)
     return opened
 
 
@@ -83,11 +85,6 @@ def metadata_of(name: str) -> dict[str, Any]:
     """What the YAML of a task of ours stands for; nothing for a name that is none of ours."""
     folder = tasks_dir()
     return dict(read_task(folder, name).get("metadata") or {}) if name in read_index(folder) else {}
-
-
-def generation(name: str) -> dict[str, Any]:
-    """The generation settings of a task that is answered freely."""
-    return dict(_config(name).get("generation_kwargs") or {})
 
 
 def needle_tasks() -> tuple[str, ...]:

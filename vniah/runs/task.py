@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from vniah.notices import recorded
@@ -64,8 +65,10 @@ class NeedleTask(ABC):
         scoring: how answers are scored.
         family: what its metrics' names begin with.
         unit: what lengths count, "frames" or "tokens".
+        generation: settings of a free answer, as lmms-eval names them.
     """
 
+    generation: Mapping[str, Any] = MappingProxyType({})
     family: str
     unit: str
 

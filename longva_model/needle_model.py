@@ -1,0 +1,183 @@
+"""A checkpoint as what answers needle tasks without lmms-eval: the same jobs, through the same runner.
+
+Its jobs are those that the lmms-eval adapter makes of the same cells, in the same order, so results are the
+same to the bit and either goes on where the other's journal ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longva_model.model_args import ModelArgs
+from vniah.notices import notice
+from vniah.requests import Leaf
+from vniah.runs.task import Answer, NeedleTask, Row
+
+if TYPE_CHECKING:
+    from longva_model.engine.runner import Job, Runner
+    from longva_model.prompting import Prompt
+
+# Tokens beside the frames: template, question and answer.
+_TEXT_TOKENS = 256
+
+
+class NeedleModel:
+    """A checkpoint named as ``pretrained`` of ``ModelArgs``. Nothing is loaded before the first answer.
+
+    Args:
+        args: the model's arguments.
+
+    Raises:
+        FileNotFoundError: no such folder or Hub model.
+    """
+
+    def __init__(self, args: ModelArgs) -> None:
+        from longva_model.engine.loading import checkpoint_folder
+
+        self.args = args
+        self.name = args.pretrained
+        self.folder = Path(checkpoint_folder(args))
+        self._runner: Runner | None = None
+
+    def about(self) -> dict[str, Any]:
+        """The model's arguments and, once it is loaded, its identity."""
+        given = {key: value for key, value in self.args.as_dict().items() if value != getattr(ModelArgs(), key)}
+        given = {"pretrained": self.args.pretrained, **given}
+        text = ",".join(f"{key}={value}" for key, value in given.items())
+        found: dict[str, Any] = {"model": "longva_ring", "model_args": text}
+        if self._runner is not None:
+            found.update(self._runner.identity())
+        return found
+
+    def check(self, tasks: Sequence[NeedleTask]) -> None:
+        """Raise where a run cannot end well, before any weights are read.
+
+        Raises:
+            ValueError: weights and the longest cell's KV cache are larger than the device.
+        """
+        from longva_model.engine import work
+        from vniah.planning import shape_of
+
+        asked = {one.name: str(one.describe().get("needles_name", "icons")) for one in tasks}
+        strange = [name for name, needles in asked.items() if not needles.startswith("icons")]
+        if self.args.pretrained == "nano" and strange:
+            notice(
+                f"nano is a tiny model that was taught icons, and {', '.join(strange)} asks for other needles: expect "
+                "nothing of it (needles icons:0:20 ask what it knows)"
+            )
+        try:
+            shape = shape_of(str(self.folder))
+        except ValueError:
+            return  # a config of another form says nothing here; loading it says what is wrong
+        longest = max((_longest_tokens(task, shape.tokens_per_frame) for task in tasks), default=0)
+        device = work.pick_device(self.args.device)
+        width = {"float32": 4, "auto": 2 if device.type == "cuda" else 4}.get(self.args.dtype, 2)
+        scale = width / shape.kv_bytes
+        weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        cache = longest * shape.kv_bytes_per_token * scale
+        room, world = work.total_bytes(device), work.launched_processes()
+        shared = world if self.args.parallel in ("auto", "ring") else 1
+        if weights + cache / shared > room:
+            raise ValueError(
+                f"{self.name} does not fit {device}: weights of {weights / 1e9:.1f} GB and a KV cache of "
+                f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are more than its "
+                f"{room / 1e9:.1f} GB; ask for fewer frames, or share the cache over devices: "
+                "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
+            )
+
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer] | None:
+        """Answer cells; ``None`` in every process but the first, which has them all.
+
+        Args:
+            tasks: by name.
+            cells: (task, number of the row) in the order of the tasks.
+        """
+        from longva_model.engine.runner import Job, Runner
+        from longva_model.generation_args import generate_leaf
+
+        runner = self._runner = self._runner or Runner.load(self.args)
+        free: dict[str, Leaf] = {
+            name: generate_leaf(task.generation, runner.backend.generation_defaults)
+            for name, task in tasks.items()
+            if task.scoring == "generated"
+        }
+
+        def job(name: str, number: int) -> Job:
+            task = tasks[name]
+            row = task.rows[number]
+            leaf = free.get(name) or task.leaf(row)
+            assert leaf is not None, "a task is forced or free"
+            return Job(
+                task=name,
+                split="test",
+                doc_id=number,
+                index=0,
+                context=task.question(row),
+                leaf=leaf,
+                every_frame=task.scoring == "generated" and task.unit == "frames",
+            )
+
+        def build(job: Job) -> Prompt:
+            task = tasks[job.task]
+            return self._prompt(runner, task, task.rows[job.doc_id], job)
+
+        def about(job: Job) -> dict[str, Any]:
+            return {
+                "task": job.task,
+                "model": self.args.pretrained,
+                "doc_id": job.doc_id,
+                "doc": tasks[job.task].rows[job.doc_id],
+            }
+
+        found: dict[tuple[str, int], Answer] = {}
+        # lmms-eval asks for all forced answers in one call and for all free ones in another.
+        for scoring in dict.fromkeys(tasks[name].scoring for name, _ in cells):
+            mine = [(name, number) for name, number in cells if tasks[name].scoring == scoring]
+            jobs = [job(name, number) for name, number in mine] if runner.rank == 0 else []
+            told = {name: tasks[name].provenance() for name in dict.fromkeys(name for name, _ in mine)}
+            for place, result in zip(mine, runner.run(jobs, build, about, told), strict=runner.rank == 0):
+                forced = scoring == "teacher-forced"
+                found[place] = Answer(
+                    text=result.text if forced else result.text.strip(),
+                    is_greedy=result.is_greedy if forced else None,
+                    predicted_ids=result.predicted_ids if forced else (),
+                    answer_ids=result.answer_ids,
+                    answer_logprobs=result.answer_logprobs,
+                    prompt_tokens=result.prompt_tokens if forced else None,
+                )
+        return [found[place] for place in cells] if runner.rank == 0 else None
+
+    def _prompt(self, runner: Runner, task: NeedleTask, row: Row, job: Job) -> Prompt:
+        from longva_model.prompting import build_prompt
+
+        visuals = task.visuals(row)
+        for visual in visuals:
+            if hasattr(visual, "bind_tokenizer"):
+                visual.bind_tokenizer(runner.backend.token_ids)
+        # A needle's film is shown whole: sampling it would skip the one-frame needle.
+        frames = 10**9 if job.every_frame else self.args.max_frames_num
+        assert job.context is not None
+        prompt = build_prompt(
+            job.context,
+            visuals,
+            job.leaf,
+            runner.backend.template,
+            max_frames=frames,
+            system=self.args.system_text(),
+        )
+        return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
+
+    def interrupted(self) -> str:
+        """What continues a run that was stopped."""
+        if self.args.journal == "none":
+            return "journal=none keeps nothing; the same command starts over"
+        place = "" if self.args.journal == "auto" else f" in {self.args.journal}"
+        return f"what was scored is kept{place}; the same command continues"
+
+
+def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:
+    key, each = ("num_frames", tokens_per_frame) if task.unit == "frames" else ("context_length", 1)
+    return max((int(row[key]) + 1) * each for row in task.rows) + _TEXT_TOKENS

@@ -1,0 +1,117 @@
+"""A function of the user's own as a model: it is shown each cell's mp4 and answers freely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vniah.journal import Journal, content_key
+from vniah.runs.task import Answer, NeedleTask
+
+Answerer = Callable[[Any, str], str]
+
+
+class CellError(ValueError):
+    """A cell that the model could not answer.
+
+    Attributes:
+        answered: what was answered before it, in the order of the cells.
+    """
+
+    def __init__(self, message: str, answered: Sequence[Answer]) -> None:
+        super().__init__(message)
+        self.answered = tuple(answered)
+
+
+class CallableModel:
+    """``function(mp4_path, question)`` returns the answer as text; the path is ``None`` for a task of text.
+
+    Args:
+        function: the model.
+        name: what to call it in results; the function's own name otherwise.
+        journal: file that keeps the answers of a run that does not end; ``None`` keeps none. A function has no
+            fingerprint, so the caller answers for it being the same one when a run goes on.
+    """
+
+    def __init__(self, function: Answerer, name: str = "", journal: Path | None = None) -> None:
+        self.function = function
+        self.name = name or str(getattr(function, "__name__", type(function).__name__)).strip("<>")
+        self.journal = journal
+
+    def about(self) -> dict[str, Any]:
+        return {"model": "callable", "model_args": f"model={self.name}"}
+
+    def check(self, tasks: Sequence[NeedleTask]) -> None:
+        """Raise for a task that a free answer cannot be scored on.
+
+        Raises:
+            ValueError: naming the task and the one to use.
+        """
+        for task in tasks:
+            if task.scoring != "generated":
+                raise ValueError(
+                    f"{task.name} is scored by teacher forcing, for which a function of text is no model; use "
+                    f"{'vniah_generate' if task.unit == 'frames' else 'text_niah_generate'}"
+                )
+
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Answer cells in order.
+
+        Raises:
+            CellError: the function raises, or returns something else than text.
+        """
+        if self.journal is None:
+            return self._answers(tasks, cells, None)
+        with Journal(self.journal) as journal:
+            for name in dict.fromkeys(name for name, _ in cells):
+                journal.describe({"task": name, "measured": tasks[name].provenance(), "model": self.about()})
+            found = self._answers(tasks, cells, journal)
+        # What is finished stands in the results; a run after this one asks anew.
+        self.journal.unlink()
+        return found
+
+    def _answers(
+        self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]], journal: Journal | None
+    ) -> list[Answer]:
+        import sys
+
+        from tqdm import tqdm
+
+        keys = [content_key(self.name, tasks[name].provenance_key, number) for name, number in cells]
+        known = [journal.get(key) if journal is not None else None for key in keys]
+        before = sum(row is not None for row in known)
+        if before and journal is not None:
+            print(f"vniah: {before} of {len(cells)} answers are in {journal.path}", file=sys.stderr)
+        answered: list[Answer] = []
+        for (name, number), key, row in zip(
+            tqdm(cells, desc="vniah", unit=" cells", file=sys.stderr), keys, known, strict=True
+        ):
+            text = row["text"] if row is not None else self._ask(tasks[name], number, answered)
+            if journal is not None and row is None:
+                doc = tasks[name].rows[number]
+                journal.put(key, {"text": text}, task=name, model=self.name, doc_id=number, doc=doc)
+            answered.append(Answer(text=text))
+        return answered
+
+    def _ask(self, task: NeedleTask, number: int, answered: Sequence[Answer]) -> str:
+        row = task.rows[number]
+        where = ", ".join(f"{key} {row[key]}" for key in ("num_frames", "context_length", "needle") if key in row)
+        where = f"{task.name}, {where}, {'no needle' if row['control'] else 'depth ' + str(row['depth_percent'])}"
+        visuals = task.visuals(row)
+        try:
+            text = self.function(visuals[0] if visuals else None, task.question(row))
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise CellError(f"the model {self.name} failed at the cell {where}: {said}", answered) from error
+        if not isinstance(text, str):
+            raise CellError(
+                f"the model {self.name} returned {type(text).__name__} at the cell {where}; expected text", answered
+            )
+        return text
+
+    def interrupted(self) -> str:
+        """What continues a run that was stopped."""
+        if self.journal is None:
+            return "nothing of it is kept; give an output folder, and the same call continues"
+        return f"what was answered is kept in {self.journal}; the same call continues"

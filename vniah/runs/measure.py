@@ -1,0 +1,157 @@
+"""Measure needle tasks on a model: check, answer, score, write, and read back as runs.
+
+The model is anything that answers cells (``Model``); this file knows none.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from vniah import notices
+from vniah.results import Run
+from vniah.runs.callable_model import CellError
+from vniah.runs.task import Answer, NeedleTask
+from vniah.runs.write import check_writable, model_folder, sample_row, write_results
+from vniah.scoring import ScoredPair
+
+
+class Model(Protocol):
+    """What answers cells."""
+
+    name: str
+
+    def about(self) -> dict[str, Any]:
+        """Which model this is, for the results."""
+        ...
+
+    def check(self, tasks: Sequence[NeedleTask]) -> None:
+        """Raise ValueError for what cannot end well."""
+        ...
+
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer] | None:
+        """An answer for each (task, row number); ``None`` in a process that another one answers for."""
+        ...
+
+    def interrupted(self) -> str:
+        """What continues a run that was stopped."""
+        ...
+
+
+def measure(
+    tasks: Sequence[NeedleTask], model: Model, *, output: Path | None = None, limit: int | None = None
+) -> list[Run]:
+    """Score every cell of the tasks.
+
+    Args:
+        tasks: opened, each once.
+        model: what answers.
+        output: folder for results files; none are kept without one.
+        limit: the first so many cells of each task alone, controls counted: what comes of it is a partial run.
+
+    Returns:
+        One run a task, as ``vniah.run_reader`` reads them; nothing in a process that another one answers for.
+
+    Raises:
+        ValueError: what the model's check finds.
+        CellError: a cell that could not be answered; what was scored before it is in ``output``.
+        OSError: the output cannot be written.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} cells leaves nothing to score; give at least 1")
+    if output is not None:
+        check_writable(output)
+    model.check(tasks)
+    by_name = {task.name: task for task in tasks}
+    cells = [(task.name, number) for task in tasks for number in range(len(task.rows))[:limit]]
+    begun = time.time()
+    try:
+        answered = model.answers(by_name, cells)
+    except CellError as error:
+        kept = ""
+        if output is not None and error.answered:
+            path = _write(by_name, cells, error.answered, model, output, begun, limit)
+            kept = f"; the {len(error.answered)} of {len(cells)} cells before it are in {path}"
+        raise CellError(f"{error}{kept}", error.answered) from error.__cause__
+    if answered is None:
+        return []
+    if output is not None:
+        return _read(_write(by_name, cells, answered, model, output, begun, limit))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = _read(_write(by_name, cells, answered, model, Path(folder), begun, limit))
+    return [replace(run, settings={key: one for key, one in run.settings.items() if key != "files"}) for run in runs]
+
+
+def _read(path: Path) -> list[Run]:
+    from vniah.run_reader import read_runs
+
+    return read_runs(path)
+
+
+def _write(
+    tasks: Mapping[str, NeedleTask],
+    cells: Sequence[tuple[str, int]],
+    answers: Sequence[Answer],
+    model: Model,
+    output: Path,
+    begun: float,
+    limit: int | None,
+) -> Path:
+    """Score and write what was answered: the first ``len(answers)`` of ``cells``."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for (name, number), answer in zip(cells, answers, strict=False):
+        samples.setdefault(name, []).append(_sample(tasks[name], number, answer))
+    results = {
+        "results": {name: _figures(tasks[name], rows) for name, rows in samples.items()},
+        "configs": {name: _config(tasks[name]) for name in samples},
+        "versions": dict.fromkeys(samples, 1.0),
+        "higher_is_better": {
+            name: {metric: higher for metric, (_, higher) in tasks[name].metrics.items()} for name in samples
+        },
+        "n-samples": {
+            name: {"original": len(tasks[name].rows), "effective": len(rows)} for name, rows in samples.items()
+        },
+        "config": {**model.about(), "limit": limit},
+        "host": "vniah run",
+        "python": platform.python_version(),
+        "model_name": model.name,
+        "total_evaluation_time_seconds": f"{time.time() - begun:.3f}",
+    }
+    return write_results(model_folder(output, model.name), results, samples)
+
+
+def _sample(task: NeedleTask, number: int, answer: Answer) -> dict[str, Any]:
+    row = task.rows[number]
+    response = answer.text
+    if answer.is_greedy is not None:
+        details = {
+            "predicted": answer.text,
+            "predicted_ids": list(answer.predicted_ids),
+            "answer_ids": list(answer.answer_ids),
+            "answer_logprobs": list(answer.answer_logprobs),
+            "prompt_tokens": answer.prompt_tokens,
+        }
+        response = str(ScoredPair(float(sum(answer.answer_logprobs)), answer.is_greedy, details))
+    # A text prompt of megabytes is not logged.
+    question = task.question(row) if task.unit == "frames" or answer.is_greedy is not None else str(row["question"])
+    return sample_row(number, question, task.target(row), response, task.scores(row, answer))
+
+
+def _figures(task: NeedleTask, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": task.name}
+    for name, (aggregate, _) in task.metrics.items():
+        values = [row[name] for row in rows if name in row]
+        if values:
+            found[f"{name},none"] = aggregate(values)
+    return found
+
+
+def _config(task: NeedleTask) -> dict[str, Any]:
+    kind = "loglikelihood" if task.scoring == "teacher-forced" else "generate_until"
+    metadata = {**task.provenance(), "warnings": list(notices.recorded())}
+    return {"task": task.name, "output_type": kind, "generation_kwargs": dict(task.generation), "metadata": metadata}

@@ -1,0 +1,92 @@
+"""Results files in the layout that lmms-eval writes, so that every reader of ours takes both for the same.
+
+``OUT/<model>/<date>_results.json`` and, a task, ``OUT/<model>/<date>_samples_<task>.jsonl``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vniah.splice import temporary_beside
+
+
+def model_folder(output: Path, model: str) -> Path:
+    """Where the results of a model go, named as lmms-eval names it."""
+    name = "/".join(model.split("/")[-2:])
+    return output / (re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name) or "model")
+
+
+def check_writable(output: Path) -> None:
+    """Raise unless a results folder can be made at ``output``; leaves nothing behind but the folder.
+
+    Raises:
+        OSError: a file stands there, or the disk does not let us write.
+    """
+    if output.is_file():
+        raise NotADirectoryError(f"the output {output} is a file; give a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write results: {error.strerror}; give another folder with -o", str(output)
+        ) from None
+
+
+def write_results(folder: Path, results: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write an evaluation; files appear whole, the results last.
+
+    Args:
+        folder: see ``model_folder``.
+        results: the content of results.json.
+        samples: rows by task.
+
+    Returns:
+        The results file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    date = _free_date(folder)
+    for task, rows in samples.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _write(folder / f"{date}_samples_{task}.jsonl", text)
+    path = folder / f"{date}_results.json"
+    _write(path, json.dumps({**results, "date": date}, indent=2, ensure_ascii=False))
+    return path
+
+
+def sample_row(doc_id: int, question: str, target: str, response: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged sample as lmms-eval writes it."""
+    return {
+        "doc_id": doc_id,
+        "target": target,
+        "filtered_resps": response,
+        "doc_hash": hashlib.sha256(f"{question}\n{target}".encode()).hexdigest(),
+        **metrics,
+        "input": question,
+    }
+
+
+def _free_date(folder: Path) -> str:
+    """Now as lmms-eval writes it, at a second that no evaluation in the folder has."""
+    moment = time.time()
+    while True:
+        date = time.strftime("%Y%m%d_%H%M%S", time.localtime(moment))
+        if not any(folder.glob(f"{date}_*")):
+            return date
+        moment += 1
+
+
+def _write(path: Path, text: str) -> None:
+    with temporary_beside(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
