@@ -174,6 +174,7 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
         f"{'stage':<24}{'tokens/GPU':>11}{'weights':>9}{'grads':>8}{'optim.':>8}{'gathered':>9}{'activ.':>8}"
         f"{'peak GiB':>10}{'fits':>6}{'longest':>11}",
     ]
+    notes = []
     for stage in recipe.stages:
         if not isinstance(stage, TextStage | AlignStage | DpoStage):
             continue
@@ -184,15 +185,29 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
         parts = {"gpus": gpus, "trained": trained, "frozen": frozen}
         need = memory(shape, stage.train, tokens=tokens, vision=vision_of(tokens), **parts)
         longest = longest_sequence(shape, stage.train, capacity=capacity, vision_of=vision_of, **parts)
-        cells = [need.parameters, need.gradients, need.optimizer, need.gathered, need.activations, need.peak]
-        figures = "".join(f"{x / GIB:>{w}.2f}" for x, w in zip(cells, (9, 8, 8, 9, 8, 10), strict=True))
+        figures = "".join(_gib(x, w) for x, w in ((need.gathered, 9), (need.activations, 8), (need.peak, 10)))
+        if stage.train.offload:
+            figures = f"{'on the host':>25}{figures}"
+            on_host = 4 * (trained + frozen) + (4 + 8) * trained
+            notes.append(
+                f"{stage.name}: weights, gradients and optimizer take{_gib(on_host, 0)} GiB of the host in all"
+            )
+        else:
+            kept = ((need.parameters, 9), (need.gradients, 8), (need.optimizer, 8))
+            figures = "".join(_gib(x, w) for x, w in kept) + figures
         fits = "yes" if need.peak <= capacity else "no"
         lines.append(f"{stage.name:<24}{tokens:>11,}{figures}{fits:>6}{longest:>11,}")
     lines.append(
         "tokens/GPU: the longest batch that the recipe allows; longest: tokens that fit (of a batch, or of the"
     )
     lines.append("one sequence that all GPUs share)")
-    return "\n".join(lines)
+    return "\n".join(lines + notes)
+
+
+def _gib(num_bytes: float, width: int) -> str:
+    """A size as a cell of the table; what is there and rounds to nothing is no 0.00."""
+    gib = num_bytes / GIB
+    return f" {'<0.01' if 0 < gib < 0.005 else f'{gib:.2f}':>{max(0, width - 1)}}"
 
 
 def tokens_of(stage: TextStage | AlignStage | DpoStage, gpus: int) -> int:

@@ -26,19 +26,28 @@ class StageBars:
         """Begin the bar of a stage; ``steps`` in all, where that is known."""
         from tqdm.auto import tqdm
 
-        self._bars[name] = tqdm(desc=name, total=steps or None, unit="step", leave=False, disable=self._disable)
-        self.update()
+        bar = tqdm(desc=name, total=steps or None, unit="step", leave=False, disable=self._disable)
+        event = None if bar.disable else self._last(name)
+        # A stage that goes on does not count the steps of before in its rate.
+        bar.initial = bar.last_print_n = bar.n = event.get("step", 0) if event else 0
+        self._bars[name] = bar
+        bar.refresh()
 
     def update(self) -> None:
         """Move every bar to the last step that its stage has logged."""
         for name, bar in self._bars.items():
-            event = None if bar.disable else last_event(self._folder / name / "run" / METRICS)
+            event = None if bar.disable else self._last(name)
             if event is None or event.get("step", 0) == bar.n:
                 continue
             bar.n = event["step"]
+            # It goes on from its last checkpoint, which may lie before the last step that was logged.
+            bar.initial = min(bar.initial, bar.n)
             if "loss" in event:
                 bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=False)
             bar.refresh()
+
+    def _last(self, name: str) -> dict[str, Any] | None:
+        return last_event(self._folder / name / "run" / METRICS)
 
     def remove(self, name: str) -> None:
         """End the bar of a stage."""

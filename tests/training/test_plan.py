@@ -177,6 +177,18 @@ def test_the_papers_recipes_are_planned() -> None:
     assert "LongVA-7B" in plan_recipe(load_recipe("align_stage2"), gpus=8, gpu_gib=80)
 
 
+def test_what_is_on_the_host_is_not_shown_as_nothing() -> None:
+    text = plan_recipe(load_recipe("text_extension_224k"), gpus=8, gpu_gib=80)
+    row = next(line for line in text.splitlines() if line.startswith("Qwen2-7B-Instruct-224K"))
+    assert "on the host" in row and " 0.00" not in row
+    # fp32 weights, gradients and two moments of 7.6e9 parameters.
+    assert "take 113.48 GiB of the host in all" in text
+    head, row = text.splitlines()[1:3]
+    assert len(head) == len(row), "the columns stand under their heads"
+    nano = plan_recipe(load_recipe("nano"), gpus=1, gpu_gib=8)
+    assert "on the host" not in nano and "<0.01" in nano and " 0.00" not in nano
+
+
 def test_an_unknown_model_says_what_to_give() -> None:
     recipe = load_recipe("align_stage1", ["stage1.model_from=someone/else"])
     with pytest.raises(ValueError, match="'someone/else' is not known"):

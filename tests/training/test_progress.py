@@ -53,6 +53,33 @@ def test_bars_show_the_step_and_the_loss_of_each_stage(tmp_path: Path, monkeypat
     assert lines == ["tower: started"]
 
 
+def test_the_rate_of_a_stage_that_goes_on_counts_no_steps_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bars = StageBars(tmp_path, shown=True)
+    path = metrics(tmp_path, "text", '{"step": 1000, "loss": 1.25}\n')
+    bars.add("text", 2000)
+    (bar,) = bars._bars.values()
+
+    def rated() -> int:
+        """How many steps the rate is taken over."""
+        told = bar.format_dict
+        return int(told["n"] - told["initial"])
+
+    assert (bar.n, rated()) == (1000, 0)
+    bars.update()
+    assert rated() == 0
+    path.write_text('{"step": 1004, "loss": 1.2}\n')
+    bars.update()
+    assert (bar.n, rated()) == (1004, 4)
+    # The log is cut back to the checkpoint that the run goes on from.
+    path.write_text('{"step": 900, "loss": 1.3}\n')
+    bars.update()
+    assert (bar.n, rated()) == (900, 0)
+    bars.close()
+
+
 def test_nothing_is_drawn_where_no_one_looks_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
