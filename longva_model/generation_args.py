@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from vniah.notices import notice
 from vniah.requests import Generate
 
 # What lmms-eval puts into every task that names no stop string. Its own models drop it, and an answer of
@@ -46,9 +46,7 @@ def generate_leaf(settings: Mapping[str, Any], defaults: Mapping[str, Any] | Non
     """
     unknown = [key for key in settings if key not in _KNOWN | _IGNORED]
     if unknown:
-        warnings.warn(
-            f"generation settings that are not honoured: {', '.join(sorted(unknown))}", UserWarning, stacklevel=2
-        )
+        notice(f"generation settings that are not honoured: {', '.join(sorted(unknown))}")
     own = {key: value for key, value in settings.items() if value is not None}
     values = {**(defaults or {}), **own}
     until = own.get("until") or ()

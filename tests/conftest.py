@@ -23,6 +23,14 @@ def shared() -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def own_notices() -> None:
+    """Each test is a run of its own: what an earlier one said is said again."""
+    from vniah import notices
+
+    notices.forget()
+
+
 @pytest.fixture
 def loopback_hub() -> Iterator[LoopbackHub]:
     """A Hub on 127.0.0.1 for one test; see hub_server.py."""

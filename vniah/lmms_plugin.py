@@ -13,11 +13,12 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from vniah.notices import notice
 
 _TARGET = "lmms_eval.tasks"
 
@@ -83,16 +84,15 @@ def _extend(module: ModuleType) -> None:
 
 
 class _TaskFinder(importlib.abc.MetaPathFinder):
-    """Steps aside after it has wrapped the loader of ``lmms_eval.tasks`` once."""
+    """Wraps the loader of ``lmms_eval.tasks``; that loader removes it once the module is really imported.
+
+    Looking the module up (``importlib.util.find_spec``) imports nothing and must not use the hook up.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != _TARGET:
-            return None
-        try:
-            sys.meta_path.remove(self)
-        except ValueError:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -111,6 +111,7 @@ class _ExtendingLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._inner.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TaskFinder)]
         try:
             _extend(module)
         except Exception as error:
@@ -122,9 +123,7 @@ class _ExtendingLoader(importlib.abc.Loader):
 
 
 def _warn(error: Exception) -> None:
-    warnings.warn(
+    notice(
         f"vniah could not add its tasks to lmms-eval ({error}); "
-        'pass --include_path "$(vniah tasks-dir)" to lmms-eval instead',
-        RuntimeWarning,
-        stacklevel=2,
+        'pass --include_path "$(vniah tasks-dir)" to lmms-eval instead'
     )

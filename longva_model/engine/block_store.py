@@ -11,13 +11,14 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from vniah.notices import notice
 
 BLOCK = 64
 # Other processes fill the folder too, so what it holds is counted anew now and then.
@@ -80,11 +81,9 @@ class BlockStore:
             self._make_room(path, size)
         except (OSError, SafetensorError) as error:
             self.writable = False
-            warnings.warn(
+            notice(
                 f"frame embeddings are not kept on disk: {error}; the run goes on and encodes frames again when "
-                "needed. Free space, or choose another folder with VNIAH_CACHE",
-                RuntimeWarning,
-                stacklevel=2,
+                "needed. Free space, or choose another folder with VNIAH_CACHE"
             )
 
     def _leave_room(self, num_bytes: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from longva_model.generation_args import generate_leaf
 from longva_model.model_args import ModelArgs, parse_model_args
+from vniah.notices import recorded
 from vniah.requests import Generate
 
 
@@ -109,8 +110,8 @@ def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
 
 
 def test_settings_that_are_not_honoured_are_said() -> None:
-    with pytest.warns(UserWarning, match="not honoured: length_penalty, typical_p"):
-        generate_leaf({"typical_p": 0.3, "length_penalty": 2.0})
+    generate_leaf({"typical_p": 0.3, "length_penalty": 2.0})
+    assert "not honoured: length_penalty, typical_p" in "".join(recorded())
 
 
 def test_checkpoints_that_cannot_be_loaded_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

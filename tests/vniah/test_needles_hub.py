@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from vniah.hub import HubUnreachableError, RepositoryMissingError
 from vniah.needles import open_needles
+from vniah.notices import recorded
 from vniah.settings import DEFAULT_NEEDLES
 
 pa = pytest.importorskip("pyarrow")
@@ -131,14 +132,14 @@ def test_missing_dataset_is_an_error_even_for_the_papers_name(online: LoopbackHu
 
 def test_unreachable_hub_falls_back_for_the_papers_set_alone_and_says_so(online: LoopbackHub) -> None:
     online.stop()
-    with pytest.warns(UserWarning, match=r"Using the built-in needles.*vniah download needles"):
-        needles = open_needles(DEFAULT_NEEDLES)
+    needles = open_needles(DEFAULT_NEEDLES)
+    (told,) = recorded()
+    assert re.search(r"Using the built-in needles.*vniah download needles", told)
     assert needles.name == "builtin"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        open_needles("builtin")
-        with pytest.raises(HubUnreachableError, match="org/other"):
-            open_needles("org/other")
+    open_needles("builtin")
+    with pytest.raises(HubUnreachableError, match="org/other"):
+        open_needles("org/other")
+    assert recorded() == (told,)
 
 
 def test_folder_wins_over_a_hub_name(online: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

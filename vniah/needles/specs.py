@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
 from vniah.hub import HubUnreachableError
 from vniah.needles.needle import NeedleSet
+from vniah.notices import notice
 from vniah.settings import DEFAULT_NEEDLES
 
 FORMS = (
@@ -55,11 +55,10 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
     except HubUnreachableError as error:
         if spec != DEFAULT_NEEDLES:
             raise
-        warnings.warn(
+        notice(
             f"the needles {spec} are not in the cache and could not be fetched ({error}). Using the built-in needles "
             "instead: scores will not compare with the paper's. `vniah download needles` fetches the real ones; "
-            "VNIAH_NEEDLES=builtin silences this",
-            stacklevel=2,
+            "VNIAH_NEEDLES=builtin silences this"
         )
         return _open_local("builtin", "builtin", "")
 
