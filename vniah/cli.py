@@ -3,6 +3,8 @@
 ``vniah --help`` must answer in under 0.5 s, so the names and one-line helps stand here and nothing
 heavier than typer is imported. A command module has one function ``command`` with typer annotations,
 and imports what it needs inside it.
+
+Whatever is wrong with what a user gave is one line on standard error and exit code 2; Ctrl-C is one line and 130.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -32,6 +34,13 @@ COMMANDS = {
     "doctor": "Say what is installed, what is missing and how to get it.",
     "tasks-dir": "Print the folder of our lmms-eval tasks.",
 }
+# What a stopped command does when it is given again.
+GOES_ON = {
+    "run": "the same command goes on where it was",
+    "sweep-rope": "the same command goes on where it was",
+    "train": "the same command goes on from the last checkpoint",
+}
+_HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
 class _LazyGroup(TyperGroup):
@@ -46,7 +55,22 @@ class _LazyGroup(TyperGroup):
             return None
         return _as_command(cmd_name, lambda: None, COMMANDS[cmd_name])
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            hint = GOES_ON.get(ctx.invoked_subcommand, "")
+            # A terminal shows "^C", or half a progress bar, where the cursor is.
+            start = "\n" if sys.stderr.isatty() else ""
+            print(f"{start}vniah: stopped{f'; {hint}' if hint else ''}", file=sys.stderr)
+            sys.exit(130)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from vniah.nearest import did_you_mean
+
+            near = did_you_mean(args[0], COMMANDS)
+            raise ValueError(f"no command {args[0]!r}{near or '; `vniah --help` lists them'}")
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and command is not None:
             module = importlib.import_module(f"vniah.commands.{name.replace('-', '_')}")
@@ -56,7 +80,10 @@ class _LazyGroup(TyperGroup):
 
 def _as_command(name: str, function: Callable[..., None], help_line: str | None = None) -> Any:
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    one.command(name, help=help_line)(function)
+    # Each paragraph in one line, which is then as wide as the terminal.
+    paragraphs = (function.__doc__ or "").split("\n\n")
+    text = help_line or "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    one.command(name, help=text, context_settings=_HELP_NAMES)(function)
     return typer.main.get_command(one)
 
 
@@ -66,22 +93,50 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=_HELP_NAMES,
     help="Measure how much long visual context a model really uses.",
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vniah import __version__
+
+        print(f"vniah {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Measure how much long visual context a model really uses."""
 
 
 def main() -> None:
     """Run the command line. A bad value, a missing file or a full disk is one line and exit code 2."""
     try:
-        app()
+        code = app(prog_name="vniah", standalone_mode=False)
     except (ValueError, OSError) as error:
-        print(f"vniah: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        # Options that cannot be parsed. Which click they come from, a module of its own or typer's, depends on typer.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        hint = f"; `{context.command_path} --help` lists what it takes" if context is not None else ""
+        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}{hint}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"vniah: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

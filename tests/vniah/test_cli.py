@@ -1,0 +1,98 @@
+"""The command line itself: its help, its version, and one line for whatever is wrong or stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import CliRunner
+
+import vniah
+from vniah import cli
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run ``vniah ARGUMENTS``; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vniah", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def test_the_version_is_told(main: Callable[..., Outcome]) -> None:
+    assert main("--version") == (0, f"vniah {vniah.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_a_short_flag_for_its_help_that_fits_the_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, long = (CliRunner().invoke(cli.app, [name, flag]) for flag in ("-h", "--help"))
+    assert (
+        short.exit_code == 0
+        and short.output == long.output
+        and f"vniah {name}" in short.output.replace("root", "vniah")
+    )
+    assert max(map(len, short.output.splitlines())) <= 80
+
+
+def test_paragraphs_of_help_are_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = CliRunner().invoke(cli.app, ["plan", "-h"]).output.splitlines()
+    (paragraph,) = [line for line in lines if "The tree computes each shared prefix once" in line]
+    assert paragraph.rstrip().endswith("counts the text.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["heatmp"], "no command 'heatmp'; did you mean 'heatmap'?"),
+        (["zzz"], "no command 'zzz'; `vniah --help` lists them"),
+        (["--foo"], "No such option: --foo"),
+        (["heatmap", "--publishd", "x"], "--published"),
+        (["plan", "--gpus", "many"], "'--gpus'"),
+        (["report"], "`vniah report --help` lists what it takes"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line_and_code_2(
+    main: Callable[..., Outcome], arguments: list[str], said: str
+) -> None:
+    code, out, err = main(*arguments)
+    assert (code, out) == (2, "") and err.startswith("vniah: error: ") and err.count("\n") == 1 and said in err
+
+
+def test_no_arguments_show_the_commands(main: Callable[..., Outcome]) -> None:
+    code, out, err = main()
+    assert code == 2 and all(name in out + err for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(["train", "nano"], "; the same command goes on from the last checkpoint"), (["tasks-dir"], "")],
+)
+def test_ctrl_c_is_one_line(
+    main: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, arguments: list[str], hint: str
+) -> None:
+    import vniah.lmms_plugin
+    import vniah.training.runner
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vniah.training.runner, "run_recipe", stopped)
+    monkeypatch.setattr(vniah.lmms_plugin, "tasks_dir", stopped)
+    assert main(*arguments) == (130, "", f"vniah: stopped{hint}\n")
+
+
+def test_what_goes_on_is_a_command() -> None:
+    assert set(cli.GOES_ON) <= set(cli.COMMANDS)
