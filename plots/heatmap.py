@@ -84,15 +84,32 @@ def draw_heatmap(
             {"color": "black", "linewidth": 1.4, "linestyle": (0, (1, 1.2)), "zorder": 1.6},
         ):
             axes.plot([position] * 2, [0, len(data.depths)], scalex=False, scaley=False, **style)
-        # The line runs whole from top to bottom; a value on it stands clear by a rim of its cell's colour, since a
-        # dot of the line beside a ".8" would be read as part of it.
+        # The line runs whole from top to bottom: a dot of it beside a ".8" would be read as part of that, so a value
+        # on it moves aside, or where its cell has no room for that stands in a rim of the cell's colour.
         for text in axes.texts:
             x, y = text.get_position()
             width = _LABEL_WIDTHS[len(text.get_text())] * font / (cell_width * _POINTS)
+            beside = beside_line(x, position, width, 1.5 / (cell_width * _POINTS))
             score = data.scores[int(y)][int(x)]
-            if score is not None and abs(position - x) < width / 2 + 0.1:
-                rim = withStroke(linewidth=font * 0.55, foreground=to_hex(colormap(score)))
+            if beside is not None:
+                text.set_x(beside)
+            elif score is not None:
+                rim = withStroke(linewidth=font * 0.55, foreground=to_hex(colormap(float(score))))
                 text.set_path_effects([rim])
+
+
+def beside_line(centre: float, line: float, width: float, gap: float) -> float | None:
+    """Where a value is centred so that it keeps ``gap`` from the line; ``None`` where its cell has no room.
+
+    All in columns: ``centre`` is that of its cell, and the cell reaches half a column to both sides.
+    """
+    clear = width / 2 + gap
+    if abs(centre - line) >= clear:
+        return centre
+    # Into the middle of its half where there is room; a value on the line, whose length was trained, to the left.
+    aside = max(clear, 0.25)
+    moved = line + aside if centre > line else line - aside
+    return moved if abs(moved - centre) + width / 2 <= 0.5 else None
 
 
 def _cell_label(score: float | None) -> str:

@@ -41,7 +41,8 @@ class Input:
     @property
     def proven(self) -> str:
         """The name with a short fingerprint behind it."""
-        return f"{self.name} ({short(self.fingerprint)})" if self.fingerprint not in ("", self.name) else self.name
+        proof = short(self.fingerprint)
+        return self.name if proof in ("", self.name) else f"{self.name} ({proof})"
 
 
 def short(fingerprint: str) -> str:
@@ -58,7 +59,7 @@ def is_published(run: Run) -> bool:
 def measured_on(run: Run) -> dict[str, Input]:
     """What a needle grid was measured on, by what it is: haystack, needles, grid, scoring, ...; what is known of it."""
     task = _told(run)
-    found: dict[str, Input | None] = {"haystack": _named(task, "haystack", "haystack_sha256")}
+    found: dict[str, Input | None] = {"haystack": _named(task, "haystack")}
     if run.unit == "frames":
         found["needles"] = _named(task, "needles")
     if run.placed:
@@ -222,9 +223,9 @@ def _told(run: Run) -> Mapping[str, Any]:
     return task if isinstance(task, Mapping) else {}
 
 
-def _named(task: Mapping[str, Any], what: str, fingerprint: str = "") -> Input | None:
+def _named(task: Mapping[str, Any], what: str) -> Input | None:
     name = str(task.get(f"{what}_name") or task.get(what) or "")
-    proof = str(task.get(fingerprint or f"{what}_fingerprint") or "")
+    proof = str(task.get(f"{what}_fingerprint") or task.get(f"{what}_sha256") or "")
     return Input(name=name or short(proof), fingerprint=proof) if name or proof else None
 
 

@@ -94,7 +94,7 @@ class Look:
             return ink_on(score)
         from matplotlib.colors import to_hex
 
-        return ink_on_colour(to_hex(self.colormap()(score)))
+        return ink_on_colour(to_hex(self.colormap()(float(score))))
 
 
 @contextmanager
@@ -174,8 +174,11 @@ def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str
 
 
 def _pieces(text: str) -> list[str]:
-    """A text in pieces behind each of which a line may end: a space, or a mark of a model's or file's name."""
-    return re.findall(r"[^ /_+-]*(?: +|[/_+-]+ *|$)", text)
+    """A text in pieces behind each of which a line may end: a space, or a mark of a model's or file's name.
+
+    What stands in short brackets stays together.
+    """
+    return re.findall(r"(?:\([^()]{1,24}\)|[^ /_+-])*(?: +|[/_+-]+ *|$)", text)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,10 +15,11 @@ from run_files import small_run
 
 from vniah.plots.curves import Bars, Curve, bars_csv, bars_figure, curves_csv, curves_figure
 from vniah.plots.grid_data import grid_data
-from vniah.plots.heatmap import heatmap_figure, save_heatmap
+from vniah.plots.heatmap import beside_line, heatmap_figure, save_heatmap
 from vniah.plots.panels import FIGURE_4, FIGURE_7, panels_figure
 from vniah.plots.published import read_published
-from vniah.plots.style import ink_on, paper_style, save_figure, save_text, score_colormap, score_colour
+from vniah.plots.report.page import _score_classes
+from vniah.plots.style import Look, ink_on, paper_style, save_figure, save_text, score_colormap, score_colour, wrapped
 
 
 def quad_values(axes: object) -> np.ndarray:
@@ -44,16 +45,26 @@ def test_a_heatmap_draws_its_scores_with_depth_0_on_top_and_the_line_by_value() 
 
 
 def test_the_line_is_whole_and_the_values_on_it_stand_clear() -> None:
+    assert beside_line(4.5, 4.5, 0.1, 0.05) == pytest.approx(4.25), "to the left, whose lengths were trained"
+    assert beside_line(4.5, 4.5, 0.45, 0.04) == pytest.approx(4.235), "as far as it must"
+    assert beside_line(4.5, 4.4, 0.4, 0.05) == pytest.approx(4.65)
+    assert beside_line(4.5, 4.0, 0.4, 0.05) == 4.5, "far enough as it is"
+    assert beside_line(4.5, 4.5, 0.8, 0.05) is None, "its cell has no room"
     # Through the middle of a column of ones; beside them, where columns are wide.
     narrow = panels_figure([grid_data(read_published(name)) for name in FIGURE_7]).axes[1]
     wide = heatmap_figure(grid_data(read_published("LongVA-7B"))).axes[0]
     assert [*narrow.lines[-1].get_ydata(), *wide.lines[-1].get_ydata()] == [0, 11, 0, 6]
     for axes, rows in ((narrow, 11), (wide, 0)):
-        rimmed = [text for text in axes.texts if text.get_path_effects()]
-        assert len(rimmed) == rows
-        column = int(axes.lines[-1].get_xdata()[0])
-        assert {int(text.get_position()[0]) for text in rimmed} <= {column}
-        assert all(text.get_zorder() > axes.lines[-1].get_zorder() for text in rimmed)
+        moved = [text for text in axes.texts if text.get_position()[0] % 1 != 0.5]
+        assert len(moved) == rows
+        assert all(text.get_position()[0] < axes.lines[-1].get_xdata()[0] for text in moved)
+    # Three figures fill their narrow cell: there they stand in a rim of its colour, above the line.
+    data = grid_data(read_published(FIGURE_7[0]))
+    full = dataclasses.replace(data, scores=((0.83,) * 16,) * 11)
+    axes = panels_figure([full, full]).axes[1]
+    rimmed = [text for text in axes.texts if text.get_path_effects()]
+    assert {int(text.get_position()[0]) for text in rimmed} == {int(axes.lines[-1].get_xdata()[0])}
+    assert len(rimmed) == 11 and rimmed[0].get_zorder() > axes.lines[-1].get_zorder()
 
 
 def test_values_stand_out_from_their_cells() -> None:
@@ -240,3 +251,52 @@ def test_the_style_holds_only_inside() -> None:
     with paper_style():
         assert matplotlib.rcParams["pdf.fonttype"] == 42
     assert matplotlib.rcParams["font.size"] == before
+
+
+LONG = "LLaVA-NeXT-Video-7B-32K-extended"
+
+
+def right_edges(figure: object) -> list[tuple[float, float]]:
+    """For each titled axes: where its title and where the axes end, in pixels."""
+    figure.canvas.draw()  # type: ignore[attr-defined]
+    found = []
+    for axes in figure.axes:  # type: ignore[attr-defined]
+        if axes.get_title(loc="left"):
+            found.append((axes._left_title.get_window_extent().x1, axes.get_window_extent().x1))
+    return found
+
+
+@pytest.mark.parametrize("name", [LONG, f"{LONG}, haystack /data/films/one_very_long_name_without_any_space.mp4"])
+def test_long_names_stay_over_their_own_axes(name: str) -> None:
+    run = dataclasses.replace(read_published("LongVA-7B"), name=name)
+    seven = dataclasses.replace(run, scored=tuple(cell for cell in run.scored if cell.num_frames <= 1400))
+    for figure in (
+        panels_figure([grid_data(run), grid_data(run)]),
+        heatmap_figure(grid_data(seven)),
+        heatmap_figure(grid_data(seven), Look(width=3, title="A title that is far too long for three inches")),
+    ):
+        for title, axes in right_edges(figure):
+            assert title <= axes + 2, "within a hair of the axes"
+        width = figure.get_figwidth() * figure.dpi
+        for text in (figure._suptitle, figure._supxlabel):
+            assert text is None or text.get_window_extent().x1 <= width
+
+
+def test_a_title_breaks_at_spaces_and_marks_and_keeps_brackets_whole() -> None:
+    text = wrapped("mean 0.990, effective 1,400 frames (columns >= 0.9)", 2.6, 8.5, bold=True)
+    assert text.splitlines() == ["mean 0.990, effective 1,400 frames", "(columns >= 0.9)"]
+    assert wrapped("a" * 60, 1.0, 8).replace("\n", "") == "a" * 60 and "\n" in wrapped("a" * 60, 1.0, 8)
+    assert wrapped("", 1.0, 8) == ""
+
+
+def test_values_stand_out_on_every_colour_map() -> None:
+    look = Look(cmap="viridis")
+    assert [look.ink(score) for score in (0, 0.4, 1)] == ["white", "white", "black"]
+    axes = heatmap_figure(grid_data(small_run()), look).axes[0]
+    assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
+
+
+def test_pages_and_figures_choose_the_same_ink() -> None:
+    rules = dict(rule.rstrip("}").split("{") for rule in _score_classes())
+    for percent in range(101):
+        assert rules[f".s{percent}"].endswith(f"color:{ink_on(percent / 100)}")

@@ -156,3 +156,61 @@ def test_frames_and_categories_of_our_runs(vniah, tmp_path: Path) -> None:  # ty
     ]
     assert vniah("figure", "categories", *runs, "--csv", data, "-o", tmp_path / "b.png")[0] == 0
     assert data.read_text().splitlines()[-1] == "LongVA-7B@64,Short,45"
+
+
+def test_figure_perplexity_draws_every_curve_of_a_file(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = tmp_path / "p.csv"
+    source.write_text(
+        "panel,curve,context_length,perplexity\nnano,full context,1000,9\nnano,sliding window,1000,7\n"
+        "nano,full context,2000,8\nnano,sliding window,2000,6\n"
+    )
+    code, _, err = vniah("figure", "perplexity", source, "-o", tmp_path / "p.svg", "--csv", tmp_path / "out.csv")
+    assert code == 0, err
+    assert len(list(csv.DictReader((tmp_path / "out.csv").open()))) == 4
+    drawn = (tmp_path / "p.svg").read_text()
+    assert "nano, full context" in drawn and "nano, sliding window" in drawn
+
+
+def test_a_figure_has_the_size_colours_and_title_that_are_chosen(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    look = ("--width", "5", "--dpi", "100", "--title", "Mine & yours")
+    assert vniah("heatmap", "--published", "LongVA-7B", "-o", tmp_path / "a.png", "--cmap", "viridis", *look)[0] == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == 500 and image.text["Title"] == "Mine & yours"  # type: ignore[attr-defined]
+    assert vniah("figure", "frames", "-o", tmp_path / "b.svg", *look)[0] == 0
+    assert "Mine &amp; yours" in (tmp_path / "b.svg").read_text()
+
+
+def test_files_and_forms_go_by_the_names_people_use(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    a = write_evaluation(tmp_path / "a", sample_rows(), model="me/a")
+    assert vniah("compare", a, "--format", "md") == vniah("compare", a, "--format", "markdown")
+    lines = [vniah("heatmap", a, option, "10")[1] for option in ("--train-length", "--train-frames")]
+    assert lines[0] == lines[1] and "training length 10 frames" in lines[0]
+    source = tmp_path / "p.csv"
+    source.write_text("context_length,perplexity\n1000,8\n")
+    drawn = [
+        vniah("figure", "perplexity", source, "--csv", tmp_path / "o.csv", f"--train-{one}", "9")
+        for one in ("length", "frames")
+    ]
+    assert [code for code, _, _ in drawn] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heatmap", "--published", "LongVA-7b"], "did you mean 'LongVA-7B'?"),
+        (["compare", "x", "--format", "marcdown"], "did you mean 'markdown'?"),
+        (["figure", "perplexty", "-o", "x.png"], "did you mean 'perplexity'?"),
+        (["heatmap", "--published", "LongVA-7B", "--threshold", "0"], "above 0 and at most 1"),
+        (["compare", "x", "--threshold", "90"], "above 0 and at most 1, such as 0.9, got 90"),
+        (["heatmap", "--published", "LongVA-7B", "--width", "700"], "--width takes 2 to 40"),
+        (["heatmap", "--published", "LongVA-7B", "--dpi", "9"], "--dpi takes 30 to 1200"),
+        (["heatmap", "--published", "LongVA-7B", "--cmap", "virids"], "no colour map 'virids'; try viridis"),
+        (["figure", "frames", "-o", "x.png", "--cmap", "viridis"], "nothing to colour in figure frames"),
+        (["heatmap", "--published", "LongVA-7B", "--train-length", "0"], "--train-length must be above 0"),
+    ],
+)
+def test_bad_choices_are_one_line_that_helps(vniah, tmp_path, monkeypatch, arguments, message) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = vniah(*arguments)
+    assert code == 2 and message in err and err.startswith("vniah: error: ") and err.count("\n") == 1
+    assert out == "" and list(tmp_path.iterdir()) == []

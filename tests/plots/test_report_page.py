@@ -222,6 +222,6 @@ def test_the_command_writes_the_page_and_shows_other_tasks(tmp_path: Path, monke
         cli.main()
     assert caught.value.code == 0
     note, wrote = capsys.readouterr().out.splitlines()
-    assert note.startswith("Not measured on what the paper's were (a: haystack and needles unknown; ")
+    assert note.startswith("Not measured on what the paper's were (a: haystack f00d, needles unknown; ")
     assert wrote == f"wrote {page}" and note.replace("'", "&#x27;") in page.read_text("utf-8")
     assert [run["name"] for run in Page(page.read_text("utf-8")).data["runs"]] == ["a", "b", "LongVA (published)"]

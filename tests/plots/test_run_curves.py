@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vniah.plots.curves import Curve, curves_csv
 from vniah.plots.published import read_table
 from vniah.plots.run_curves import category_bars, category_label, frames_panels, read_perplexity, value_label
 from vniah.results import Run
@@ -70,9 +71,27 @@ def test_perplexity_is_read_from_csv_and_bad_lines_are_named(tmp_path: Path) -> 
     path.write_text("context_length,perplexity\n2000,7.5\n1000,8\n")
     (curve,) = read_perplexity(path)
     assert (curve.name, curve.points) == ("nano", ((1000, 8.0), (2000, 7.5)))
+    assert read_perplexity(path, "mine")[0].name == "mine"
+    path.write_text("context_length,perplexity\n1000,8\n1000,7\n")
+    with pytest.raises(ValueError, match="line 3: the length 1000 comes twice"):
+        read_perplexity(path)
+    path.write_text("context_length,perplexity\n")
+    with pytest.raises(ValueError, match="no lines below its head"):
+        read_perplexity(path)
     path.write_text("context_length,perplexity\n1000,nan\n")
     with pytest.raises(ValueError, match="line 2: expected two positive numbers"):
         read_perplexity(path)
     path.write_text("length,ppl\n1,2\n")
     with pytest.raises(ValueError, match="no column 'context_length'; it has length, ppl"):
         read_perplexity(path)
+
+
+def test_every_curve_of_a_perplexity_file_is_read_and_named(tmp_path: Path) -> None:
+    """The file is what `vniah perplexity --csv` writes: full context and sliding window."""
+    full = Curve(name="full context", points=((1000.0, 9.0), (2000.0, 8.0)))
+    sliding = Curve(name="sliding window, stride 256", points=((1000.0, 7.0), (2000.0, 6.0)))
+    path = tmp_path / "p.csv"
+    path.write_text(curves_csv({"nano": [full, sliding]}, "context_length", "perplexity"))
+    found = {curve.name: curve.points for curve in read_perplexity(path)}
+    assert found == {"nano, full context": full.points, "nano, sliding window, stride 256": sliding.points}
+    assert [curve.name for curve in read_perplexity(path, "a")] == [f"a, {name}" for name in found]

@@ -1,0 +1,237 @@
+"""What is said of a run beside its figures: what it was measured on, where runs differ in it, and what is unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from run_files import small_run
+
+from vniah.commands.run_options import distinct_names
+from vniah.plots.compare import compare
+from vniah.plots.grid_data import grid_data, to_text
+from vniah.plots.panels import panels_figure
+from vniah.plots.published import read_published
+from vniah.plots.report import build_page
+from vniah.plots.run_notes import differences, measured_line, short, spans
+from vniah.results import Run
+
+FILM, OTHER_FILM = "video-pyav-" + "1a2b3c4d" * 4, "video-pyav-" + "99887766" * 4
+SYNTHETIC = {
+    "haystack_name": "synthetic:0",
+    "haystack_fingerprint": "synthetic-v1-0-320x180",
+    "needles_name": "icons:0:3",
+    "needles_fingerprint": "83d55fa8" * 8,
+    "scoring": "teacher-forced",
+    "decoder": "pyav",
+}
+
+
+def told(run: Run, **task: Any) -> Run:
+    """The run with what it says of its inputs; ``model_args`` and ``date`` go where lmms-eval has them."""
+    model, date = task.pop("model_args", None), task.pop("date", None)
+    settings: dict[str, Any] = {"task": task}
+    settings |= {"model": {"model_args": model}} if model else {}
+    settings |= {"timing": {"date": date}} if date else {}
+    return dataclasses.replace(run, settings=settings)
+
+
+def text_run(task: str = "text_niah_0", **told_of: Any) -> Run:
+    return told(dataclasses.replace(small_run(), task=task), **told_of)
+
+
+def figure_text(figure: Any) -> str:
+    small = figure._supxlabel
+    return " ".join([small.get_text() if small else "", *(axes.get_title(loc="left") for axes in figure.axes)])
+
+
+def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
+    run = told(small_run(), **SYNTHETIC, warnings=["the built-in needles stand in for the paper's"])
+    line = "Haystack synthetic:0 (synthetic-v1-0-320x180), needles icons:0:3 (83d55fa8), teacher-forced"
+    assert measured_line(run) == line
+    warning = "The built-in needles stand in for the paper's"
+    data = grid_data(run)
+    assert data.notes[1:] == (f"{line}.", f"{warning}.")
+    printed = to_text(data).splitlines()
+    assert printed[-2:] == [line, "warning: the built-in needles stand in for the paper's"]
+    drawn = figure_text(panels_figure([data, data])).replace("\n", " ")
+    assert line in drawn and warning in drawn
+    page = build_page([run])
+    assert line in page and "The built-in needles stand in for the paper&#x27;s." in page
+    (comparison,) = compare([run, dataclasses.replace(run, name="b")])
+    assert comparison.notes == (
+        f"tiny and b: {line[:1].lower()}{line[1:]}.",
+        "tiny and b: warning: the built-in needles stand in for the paper's",
+    )
+
+
+def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
+    assert measured_line(small_run()) == "" and grid_data(small_run()).measured == ""
+    assert measured_line(told(small_run(), haystack_fingerprint=FILM)) == "Haystack 1a2b3c4d"
+    assert short("synthetic-v1-0-320x180") == "synthetic-v1-0-320x180"
+
+
+def test_published_grids_say_where_they_are_from() -> None:
+    assert grid_data(read_published("LongVA-7B")).notes[-1] == (
+        "Published: Long Context Transfer from Language to Vision (TMLR), Figure 4 (i)."
+    )
+
+
+def test_runs_on_other_films_or_needles_are_said_to_differ() -> None:
+    a = told(small_run(name="out"), **SYNTHETIC)
+    b = told(
+        small_run(name="out5"),
+        **{**SYNTHETIC, "haystack_name": "synthetic:3", "haystack_fingerprint": "synthetic-v1-3-320x180"},
+    )
+    assert differences([a, b]) == [
+        "The runs differ in haystack (out: synthetic:0, out5: synthetic:3): differences are not of the model alone."
+    ]
+    c = told(small_run(name="c"), **{**SYNTHETIC, "needles_name": "icons:5:3", "needles_fingerprint": "8c" * 32})
+    (line,) = differences([a, b, c])
+    assert "haystack (out and c: synthetic:0, out5: synthetic:3) and needles (out and out5: icons:0:3, c: " in line
+    assert differences([a, dataclasses.replace(a, name="again")]) == []
+    (comparison,) = compare([a, b])
+    assert differences([a, b])[0] in comparison.notes
+    drawn = panels_figure([grid_data(a), grid_data(b)], notes=differences([a, b]))
+    assert "The runs differ in haystack (out: synthetic:0" in figure_text(drawn).replace("\n", " ")
+
+
+def test_films_are_told_apart_by_their_fingerprints_and_not_by_their_names() -> None:
+    film = {**SYNTHETIC, "haystack_name": "film.mp4", "haystack_fingerprint": FILM}
+    a, b = told(small_run(name="a"), **film), told(small_run(name="b"), **{**film, "haystack_fingerprint": OTHER_FILM})
+    assert "haystack (a: film.mp4 (1a2b3c4d), b: film.mp4 (99887766))" in differences([a, b])[0]
+    moved = told(small_run(name="b"), **{**film, "haystack_name": "/other/place.mp4"})
+    assert differences([a, moved]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("scoring", "generated", "scoring (a: teacher-forced, b: generated)"),
+        ("decoder", "pyav-fast", "decoder (a: pyav, b: pyav-fast)"),
+    ],
+)
+def test_other_ways_of_measuring_differ_too(key: str, value: str, said: str) -> None:
+    film = {**SYNTHETIC, "haystack_name": "film.mp4", "haystack_fingerprint": FILM}
+    a, b = told(small_run(name="a"), **film), told(small_run(name="b"), **{**film, key: value})
+    assert said in differences([a, b])[0]
+
+
+def test_the_decoder_of_a_film_that_is_drawn_makes_no_difference() -> None:
+    a, b = told(small_run(name="a"), **SYNTHETIC), told(small_run(name="b"), **{**SYNTHETIC, "decoder": "decord"})
+    assert differences([a, b]) == []
+
+
+def test_grids_differ_by_lengths_and_depths() -> None:
+    a = told(small_run(name="a"), **SYNTHETIC)
+    b = dataclasses.replace(a, name="b", scored=tuple(cell for cell in a.scored if cell.num_frames != 4))
+    assert "grid (a: 4,8,16 frames x 0-100:50 %; b: 8,16 frames x 0-100:50 %)" in differences([a, b])[0].replace(
+        ", b:", "; b:"
+    )
+    assert spans((200, 400, 600)) == "200-600:200" and spans((16, 32)) == "16,32"
+
+
+def test_text_grids_differ_by_text_seed_and_samples() -> None:
+    known = {"haystack": "builtin", "haystack_sha256": "61" * 32, "seed": 1, "samples": 5}
+    a = text_run(**known)
+    b = dataclasses.replace(text_run(**{**known, "seed": 2, "samples": 3}), name="b")
+    (line,) = differences([a, b])
+    assert "samples (tiny: 5, b: 3)" in line and "seed (tiny: 1, b: 2)" in line and "haystack" not in line
+
+
+def test_what_is_not_known_is_said_to_be_unknown() -> None:
+    known, silent = told(small_run(name="new"), **SYNTHETIC), small_run(name="old")
+    assert differences([known, silent]) == [
+        "Unknown: the haystack and needles of old; whether the runs were measured on the same is not known."
+    ]
+    assert differences([silent]) == [], "alone it is compared with nothing"
+    (line,) = differences([silent, read_published("LongVA-7B")])
+    assert "(old: haystack and needles unknown; the paper's film is another" in line
+
+
+def test_beside_the_papers_grids_ours_says_on_what_it_was_measured() -> None:
+    ours = told(small_run(name="ours"), **SYNTHETIC)
+    (comparison,) = compare([ours], ["LongVA-7B"])
+    assert (
+        "Not measured on what the paper's were (ours: haystack synthetic:0, needles icons:0:3; the paper's film is "
+        "another, and its needles are those of lmms-lab/v_niah_needles): differences are not of the model alone."
+    ) in comparison.notes
+    essays = text_run(haystack="baber/paul_graham_essays")
+    assert differences([essays, read_published("Qwen2-7B-224K-distractors-0")]) == [], "the paper's own text"
+    prose = text_run(haystack="builtin")
+    (line,) = differences([prose, read_published("Qwen2-7B-224K-distractors-0")])
+    assert "tiny: haystack builtin; the paper's text is Paul Graham's essays" in line
+
+
+def names(*runs: Run) -> list[str]:
+    return [run.name for group in distinct_names([[run] for run in runs], by_frames=False) for run in group]
+
+
+def test_runs_of_one_name_are_named_by_what_differs() -> None:
+    run = told(small_run(name="nano"), **SYNTHETIC, model_args="pretrained=nano,journal=/a/1.jsonl", date="1")
+    film = {**SYNTHETIC, "haystack_name": "synthetic:3", "haystack_fingerprint": "synthetic-v1-3-320x180"}
+    needles = {**SYNTHETIC, "needles_name": "icons:5:3", "needles_fingerprint": "8c" * 32}
+    assert names(run, told(run, **film)) == ["nano, haystack synthetic:0", "nano, haystack synthetic:3"]
+    assert names(run, told(run, **needles)) == ["nano, needles icons:0:3", "nano, needles icons:5:3"]
+    assert names(run, told(run, **film), told(run, **needles)) == [
+        "nano, haystack synthetic:0, needles icons:0:3",
+        "nano, haystack synthetic:3, needles icons:0:3",
+        "nano, haystack synthetic:0, needles icons:5:3",
+    ]
+    scaled = told(run, **SYNTHETIC, model_args="pretrained=nano,rope_theta=1e7,journal=/a/2.jsonl")
+    assert names(run, scaled) == ["nano, no rope_theta", "nano, rope_theta=1e7"]
+    free = dataclasses.replace(run, task="vniah_generate")
+    assert names(run, free) == ["nano, task vniah", "nano, task vniah_generate"]
+    later = told(run, **SYNTHETIC, model_args="pretrained=nano,journal=/a/1.jsonl", date="2")
+    assert names(run, later) == ["nano, 1", "nano, 2"]
+    assert names(run, run) == ["nano (1)", "nano (2)"], "nothing differs"
+    assert names(run, dataclasses.replace(run, name="other")) == ["nano", "other"]
+    twins = {**SYNTHETIC, "haystack_name": "film.mp4"}
+    one, two = (told(run, **{**twins, "haystack_fingerprint": proof}) for proof in (FILM, OTHER_FILM))
+    assert names(one, two) == ["nano, haystack film.mp4 (1a2b3c4d)", "nano, haystack film.mp4 (99887766)"]
+
+
+@pytest.mark.parametrize("task", ["text_niah_absent", "text_niah_generate_absent"])
+def test_abstention_is_never_called_a_control(task: str) -> None:
+    run = text_run(task)
+    data = grid_data(run)
+    assert data.caption.startswith("abstained (right to say 'not there') 0.167")
+    page = build_page([run])
+    (comparison,) = compare([run])
+    assert "abstained (right to say 'not there')" in comparison.rows
+    for shown in (to_text(data), page.partition('id="report-data"')[0], comparison.table().title, str(comparison.rows)):
+        assert "control 0" not in shown and "no-needle control" not in shown.lower()
+    assert "abstained 0.50 0.00 0.00" in " ".join(to_text(data).split()).replace("frames", "")
+    assert '"control":"Abstained"' in page and "no needle, 50% abstained" in page
+    assert '"control":"No-needle control"' in build_page([small_run()])
+
+
+def test_a_partial_grid_says_how_many_cells_it_has_and_reaches_no_further_than_its_whole_columns() -> None:
+    run = small_run(lambda *_: True)
+    cells = tuple(cell for cell in run.scored if not (cell.num_frames == 8 and cell.depth_percent == 50))
+    holed = dataclasses.replace(run, scored=cells)
+    data = grid_data(holed)
+    assert "partial: 16 of 18 cells" in data.caption and data.effective == 4
+    (comparison,) = compare([holed])
+    assert "tiny: partial, 16 of 18 cells." in comparison.notes
+
+
+def test_columns_that_were_never_scored_are_drawn_as_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(lambda *_: True)
+    cells = tuple(cell for cell in run.scored if cell.num_frames == 4)
+    stopped = dataclasses.replace(run, scored=cells)
+    holes = {(frames, depth): 2 for frames in (8, 16) for depth in (0, 50, 100)}
+    monkeypatch.setattr(Run, "missing", lambda self: holes)
+    data = grid_data(stopped)
+    assert data.frames == (4, 8, 16) and data.scores == ((1, None, None),) * 3
+    assert "partial: 6 of 18 cells" in data.caption and data.effective == 4
+    assert to_text(data).splitlines()[5].split() == ["mean", "1.00", "-", "-"]
+
+
+def test_the_threshold_of_effective_lengths_is_shown_and_chosen() -> None:
+    run = small_run()
+    assert grid_data(run, 0.3).figures == "mean 0.778, effective 16 frames (columns >= 0.3)"
+    (comparison,) = compare([run], threshold=0.3)
+    assert dict(comparison.columns[0].values)["effective frames (columns >= 0.3)"] == 16
+    assert "effective 16 frames (columns &gt;= 0.3)" in build_page([run], threshold=0.3)
