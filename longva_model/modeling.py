@@ -19,9 +19,9 @@ from transformers.utils.generic import can_return_tuple
 from longva_model import checkpoint, loading, released
 from longva_model.attention import register as register_attention
 from longva_model.backbone import LongVAModel
-from longva_model.cache_name import cache_keyword
 from longva_model.config import LongVAConfig
 from longva_model.pretrained import LongVAPreTrainedModel
+from longva_model.renamed import cache_keyword
 
 VISUAL_INPUTS = ("pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames")
 

@@ -24,6 +24,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from datasets import Dataset
 
     from longva_model import LongVAForConditionalGeneration, LongVAProcessor
+    from longva_model.renamed import checkpointing_keyword
     from vniah.prompts import get_template
     from vniah.training.align import steps_and_passes
     from vniah.training.data.preference import PreferenceCollator
@@ -64,7 +65,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         beta=stage.beta,
         loss_type=["sigmoid"],
         max_length=None,
-        gradient_checkpointing=stage.train.checkpointing != "none",
+        **{checkpointing_keyword(DPOConfig): stage.train.checkpointing != "none"},
     )
     log = MetricsLog(run_folder / METRICS)
     trainer = DPOTrainer(

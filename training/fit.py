@@ -257,7 +257,9 @@ def set_checkpointing(model: Any, train: Train) -> None:
 
         enable_offloaded_checkpointing(model)
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    from longva_model.renamed import enable_checkpointing
+
+    enable_checkpointing(model)
 
 
 def only_item(items: Sequence[Any]) -> Any:

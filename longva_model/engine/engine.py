@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from longva_model.cache_name import cache_keyword
 from longva_model.engine.backend import Backend
 from longva_model.engine.beams import beam_search
 from longva_model.engine.embeddings import FrameEmbeddings
@@ -24,6 +23,7 @@ from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder, rechunk
 from longva_model.engine.steps import Step, steps
 from longva_model.prompting import Prompt
+from longva_model.renamed import cache_keyword
 from vniah.flops import ModelShape
 from vniah.requests import Generate, Request, RequestTree, Segment, Target
 

@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
-from longva_model.cache_name import cache_keyword
 from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.together import SharedFrames
 from longva_model.engine.work import rank_and_world
+from longva_model.renamed import cache_keyword
 from vniah.requests import Generate, Segment
 
 # Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from longva_model.cache_name import cache_keyword
+from longva_model.renamed import cache_keyword, enable_checkpointing
 
 BACKBONES = ("qwen2", "llama", "mistral")
 MERGES = ("unires", "spatial_unpad", "flat")
@@ -254,7 +254,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     for checkpointing in (False, True):
         model = tiny_model(mm_patch_merge_type=merge).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_checkpointing(model)
         inputs = tiny_processor(model.config)(
             text="<image>x<video>y", images=[picture(50, 40)], videos=[film(2)], return_tensors="pt"
         )

@@ -24,7 +24,7 @@ from longva_model.attention import (
     zigzag_positions,
     zigzag_shard,
 )
-from longva_model.cache_name import cache_keyword
+from longva_model.renamed import cache_keyword, enable_checkpointing
 
 WORLDS = (2, 3)
 CHECKS: dict[str, Callable[[int, int], None]] = {}
@@ -72,7 +72,7 @@ def train_step(rank: int, world: int, length: int, padded: bool, checkpointing: 
             pad_to_multiple(x, 2 * world, 1, fill) for x, fill in ((ids, 0), (labels, -100), (positions, 0))
         )
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
         model.train()
     mine, my_labels, my_positions = (zigzag_shard(x, rank, world, 1) for x in (ids, labels, positions))
     ring = RingContext(valid_length=length)

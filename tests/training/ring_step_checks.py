@@ -31,6 +31,7 @@ def sequence() -> dict[str, torch.Tensor]:
 
 def one_step(checkpointing: str) -> None:
     from longva_model.attention import register, zigzag_shard
+    from longva_model.renamed import enable_checkpointing
     from vniah.training.losses import install_loss
     from vniah.training.offload import enable_offloaded_checkpointing
 
@@ -43,7 +44,7 @@ def one_step(checkpointing: str) -> None:
     wanted.backward()
     model = tiny("longva_ring").train()
     if checkpointing == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model)
     elif checkpointing == "offload":
         enable_offloaded_checkpointing(model)
     install_loss(model, ring=True)
