@@ -7,6 +7,7 @@ Knows nothing about images, prompts or models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -95,6 +96,14 @@ class Grid:
                     yield Cell(num_frames, None, needle_id)
 
 
+def with_step(first: int, last: int) -> str:
+    """A range of ten to twenty or so values over the same numbers: "200-3000:200"."""
+    step, units = 1, itertools.cycle((2, 2.5, 2))  # 1, 2, 5, 10, 20, 50, ...
+    while (last - first) // step > 20:
+        step = int(step * next(units))
+    return f"{first}-{last}:{step}"
+
+
 def parse_range(
     spec: str, what: str, *, number: Callable[[str], int] = int, example: str = "'4,8,12' or '200-3000:200'"
 ) -> tuple[int, ...]:
@@ -130,6 +139,9 @@ def parse_range(
             ) from None
         found = range(first, last + 1, stride)
         if len(found) > _MOST_VALUES:
-            raise ValueError(f"{piece!r} in {what} {str(spec)!r} is {len(found):,} values; give a larger step")
+            raise ValueError(
+                f"{piece!r} in {what} {str(spec)!r} is {len(found):,} values; give a step, such as "
+                f"{with_step(first, last)!r}"
+            )
         values.update(found)
     return tuple(sorted(values))

@@ -15,16 +15,20 @@ from vniah.flops import (
     SHAPES,
     ModelShape,
     TokenCount,
+    answer_flops,
     estimate_tokens,
     longest_path,
     plain_flops,
     request_tokens,
-    tree_flops,
+    segment_tokens,
 )
 from vniah.gpus import UTILISATION, Gpu
-from vniah.grid import Grid
+from vniah.grid import Grid, with_step
 from vniah.prompts import QWEN_1_5, question_text
-from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
+from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text, Tokens
+
+# A plan of more columns is not what anyone means: a step was forgotten.
+MOST_COLUMNS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,52 @@ def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[
     return cells, controls
 
 
+def check_columns(spec: str, lengths: Sequence[int], what: str) -> None:
+    """Raise unless a plan's columns are as many as can be meant.
+
+    Raises:
+        ValueError: more than ``MOST_COLUMNS``; suggests a step.
+    """
+    if len(lengths) > MOST_COLUMNS:
+        raise ValueError(
+            f"{what} {spec!r} are {len(lengths):,} columns, and at most {MOST_COLUMNS:,} are planned; was a step "
+            f"forgotten? Give one, such as {with_step(lengths[0], lengths[-1])!r}"
+        )
+
+
+def shared_flops(
+    requests: Sequence[Request], shape: ModelShape, count: TokenCount = estimate_tokens, *, at: int = 0, past: int = 0
+) -> int:
+    """FLOPs when each shared prefix is computed once: ``tree_flops`` of the requests' tree without the tree.
+
+    A long trunk with a branch at each of thousands of places has as many nodes, and each request would walk them all
+    to its own. Here a span costs its longest reach once, since FLOPs of a causal forward add up over its pieces.
+
+    Args:
+        requests: alike in their first ``at`` segments, of ``past`` tokens. No span goes on where one of the same
+            source ends, as none of a needle test does.
+    """
+    total = 0
+    spans: dict[tuple[type, str, int], int] = {}
+    branches: dict[Segment, list[Request]] = {}
+    for request in requests:
+        if at == len(request.segments):
+            total += answer_flops(request.leaf, past, shape, count)
+            continue
+        segment = request.segments[at]
+        branches.setdefault(segment, []).append(request)
+        if isinstance(segment, Frames | Tokens):
+            start = (type(segment), segment.source, segment.start)
+            spans[start] = max(spans.get(start, 0), segment_tokens(segment, shape, count))
+        elif len(branches[segment]) == 1:
+            total += shape.forward_flops(segment_tokens(segment, shape, count), past)
+    total += sum(shape.forward_flops(new, past) for new in spans.values())
+    for segment, alike in branches.items():
+        behind = past + segment_tokens(segment, shape, count)
+        total += shared_flops(alike, shape, count, at=at + 1, past=behind)
+    return total
+
+
 def make_plan(
     cells: Sequence[Request],
     controls: Sequence[Request],
@@ -100,8 +150,8 @@ def make_plan(
     """
     if not cells:
         raise ValueError("there is nothing to plan: no cells")
-    tree = RequestTree([*cells, *controls])
-    longest = longest_path(tree, shape, count)
+    every = [*cells, *controls]
+    longest = max(longest_path(RequestTree((request,)), shape, count) for request in every)
     chunk = min(chunk_tokens, longest)
     # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
     width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -109,8 +159,8 @@ def make_plan(
         cells=len(cells),
         controls=len(controls),
         prompt_tokens=sum(request_tokens(request, shape, count) for request in cells),
-        tree_flops=tree_flops(tree, shape, count),
-        plain_flops=plain_flops(RequestTree(cells), shape, count),
+        tree_flops=shared_flops(every, shape, count),
+        plain_flops=sum(plain_flops(RequestTree((request,)), shape, count) for request in cells),
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
         weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),

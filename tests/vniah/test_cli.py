@@ -38,11 +38,7 @@ def test_every_command_has_a_short_flag_for_its_help_that_fits_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     short, long = (CliRunner().invoke(cli.app, [name, flag]) for flag in ("-h", "--help"))
-    assert (
-        short.exit_code == 0
-        and short.output == long.output
-        and f"vniah {name}" in short.output.replace("root", "vniah")
-    )
+    assert short.exit_code == 0 and short.output == long.output and name in short.output
     assert max(map(len, short.output.splitlines())) <= 80
 
 

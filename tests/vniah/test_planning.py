@@ -10,10 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from vniah.cli import app
-from vniah.flops import SHAPES
+from vniah.commands.plan import plan_needles
+from vniah.flops import SHAPES, tree_flops
 from vniah.gpus import get_gpu
-from vniah.grid import Grid
-from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
+from vniah.grid import Grid, parse_range, with_step
+from vniah.needles import open_needles
+from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of, shared_flops
+from vniah.requests import Request, RequestTree
+from vniah.text import Measure, TextBook, TextSettings, TextSource, open_text_haystack
 
 NEEDLES = [(f"n{number}", "What is it?" * 10, "Panda") for number in range(5)]
 
@@ -95,6 +99,68 @@ def test_text_is_counted_by_the_checkpoints_tokenizer(shared: Path, monkeypatch:
     assert found is not None and 2000 < int(found[1].replace(",", "")) < 2200
 
 
+@pytest.fixture(scope="module")
+def text_prompts() -> list[Request]:
+    settings = TextSettings(lengths="1K-4K:1K", depths="0-100:25", samples=2, haystack="builtin", num_distractors=3)
+    return list(TextBook(settings, TextSource(open_text_haystack("builtin"), Measure())).requests())
+
+
+def test_flops_without_a_tree_are_those_of_the_tree(text_prompts: list[Request]) -> None:
+    films = [
+        grid_requests(Grid.parse(frames, depths), NEEDLES)
+        for frames, depths in (("1-40:1", "0-100:10"), ("7", "50"), ("3,4,9", "0,1,99,100"))
+    ]
+    for requests in (*([*cells, *controls] for cells, controls in films), text_prompts):
+        assert shared_flops(requests, SHAPES["nano"]) == tree_flops(RequestTree(requests), SHAPES["nano"])
+
+
+def test_a_forgotten_step_is_refused_with_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Hundreds of columns are planned, ...
+    assert CliRunner().invoke(app, ["plan", "--frames", "3-3000:3"]).exit_code == 0
+    # ... and thousands are a mistake, wherever the grid comes from.
+    monkeypatch.setenv("VNIAH_FRAMES", "200-3000")
+    with pytest.raises(ValueError, match=r"'200-3000' are 2,801 columns, and at most 1,000 .* such as '200-3000:200'"):
+        CliRunner().invoke(app, ["plan"], catch_exceptions=False)
+    with pytest.raises(ValueError, match=r"lengths '1000-3000' are 2,001 columns"):
+        CliRunner().invoke(app, ["plan", "--text", "1000-3000"], catch_exceptions=False)
+    with pytest.raises(ValueError, match="are 2,100,000 cells, and at most 1,000,000"):
+        CliRunner().invoke(
+            app, ["plan", "--frames", "200-3000:200", "--needles", "icons:0:20000"], catch_exceptions=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"), [(1, 100_000, "1-100000:5000"), (4, 8, "4-8:1"), (0, 100, "0-100:5")]
+)
+def test_a_step_that_is_suggested_is_a_round_one(first: int, last: int, said: str) -> None:
+    assert with_step(first, last) == said
+    assert len(parse_range(said, "frames")) <= 21
+
+
+def test_needles_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``VNIAH_NEEDLES``, else the paper's; a set or number that is given wins."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("VNIAH_FRAMES", "4,8")
+
+    def first_lines(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["plan", "--depths", "0,100", *arguments], catch_exceptions=False)
+        return " ".join(" ".join(result.output.splitlines()[:2]).split())
+
+    assumed = "5 needles (assumed: lmms-lab/v_niah_needles is not in the cache; `vniah download needles` fetches it)"
+    assert assumed in first_lines() and "cells (and controls) 20 (10)" in first_lines()
+    monkeypatch.setenv("VNIAH_NEEDLES", "builtin")
+    assert "12 needles of builtin cells (and controls) 48 (24)" in first_lines()
+    assert "3 needles of icons:0:3:heldout cells (and controls) 12 (6)" in first_lines("--needles", "icons:0:3")
+    assert "1 needle cells (and controls) 4 (2)" in first_lines("--needles", "1")
+    with pytest.raises(ValueError, match="--needles 0 leaves nothing to plan"):
+        plan_needles("0")
+    with pytest.raises(FileNotFoundError, match=r"no folder of needles at '\./none'"):
+        plan_needles("./none")
+    # Their questions are counted, and not five of one length.
+    found = {needle_id: (question, answer) for needle_id, question, answer in plan_needles("builtin")[0]}
+    assert found == {needle.id: (needle.question, needle.answer) for needle in open_needles("builtin")}
+
+
 def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> None:
     result = CliRunner().invoke(app, ["plan", "--frames", "200-3000:200"])
     assert result.exit_code == 0 and "2.34x fewer" in result.output
@@ -104,3 +170,11 @@ def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> Non
         shape_of("LongVA-8B")
     with pytest.raises(ValueError, match="A100-80GB"):
         get_gpu("A100")
+    with pytest.raises(ValueError, match=r"expected one of .*; did you mean 'RTX-4090'\?"):
+        get_gpu("RTX4090")
+
+
+def test_a_gpu_may_be_called_by_a_name_that_fits_one_alone() -> None:
+    assert [get_gpu(name).name for name in ("H100", "h200", "l40s")] == ["H100-80GB", "H200-141GB", "L40S"]
+    result = CliRunner().invoke(app, ["plan", "--frames", "200", "--gpu", "H100"])
+    assert "1 x H100-80GB" in result.output

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from vniah.grid import Grid
+    from vniah.needles import NeedleSet
     from vniah.requests import Request
     from vniah.text import Encode, TextSettings
+
+_PAPERS_NEEDLES = 5
 
 
 def command(
     model: Annotated[str, typer.Option(help="A known shape (LongVA-7B, ...) or a checkpoint folder.")] = "LongVA-7B",
     frames: Annotated[str, typer.Option(help="Frame counts, as VNIAH_FRAMES, which is the default.")] = "",
     depths: Annotated[str, typer.Option(help="Depths in percent, as VNIAH_DEPTHS or TEXT_NIAH_DEPTHS.")] = "",
-    needles: Annotated[int, typer.Option(help="Number of needles.", min=1)] = 5,
+    needles: Annotated[str, typer.Option(help="A needle set, as VNIAH_NEEDLES, or how many needles.")] = "",
     gpu: Annotated[str, typer.Option(help="GPU to estimate time for.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
@@ -37,7 +42,7 @@ def command(
     from vniah.flops import estimate_tokens
     from vniah.gpus import UTILISATION, get_gpu
     from vniah.grid import Grid
-    from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
+    from vniah.planning import check_columns, checkpoint_tokens, grid_requests, make_plan, shape_of
     from vniah.settings import Settings
     from vniah.text import TextSettings
 
@@ -54,15 +59,18 @@ def command(
             num_distractors=distractors,
             shared_distractors=shared_distractors or settings.shared_distractors,
         )
+        check_columns(text, settings.grid.frames, "lengths")
         cells, controls = _text_requests(settings, encode)
         what = f"text NIAH {text} tokens, depths {settings.depths} %, {distractors} distractors"
     else:
         asked = Settings.read()
         frames, depths = frames or asked.frames, depths or asked.depths
         grid = Grid.parse(frames, depths)
-        question = "\nFind the frame of the needle. What is it?\nAnswer the question using a single word or phrase."
-        cells, controls = grid_requests(grid, [(f"needle{n}", f"{question} ({n})", "Panda") for n in range(needles)])
-        what = f"V-NIAH {frames} frames, depths {depths} %, {needles} needles"
+        check_columns(frames, grid.frames, "frames")
+        found, told = plan_needles(needles or asked.needles)
+        check_cells(grid, len(found))
+        cells, controls = grid_requests(grid, found)
+        what = f"V-NIAH {frames} frames, depths {depths} %, {told}"
     count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
     gb = 1e9
@@ -77,8 +85,8 @@ def command(
         ("one prefill chunk", f"{_size(plan.chunk_bytes)}"),
         ("peak memory, about", f"{_size(plan.peak_bytes)}"),
         ("logits never made", f"{_size(plan.logits_bytes_plain)} (fp32, full vocabulary, longest prompt)"),
-        (f"time, tree, {gpus} x {gpu}", _clock(plan.seconds(device, plan.tree_flops) / gpus)),
-        (f"time, plain, {gpus} x {gpu}", _clock(plan.seconds(device, plan.plain_flops) / gpus)),
+        (f"time, tree, {gpus} x {device.name}", _clock(plan.seconds(device, plan.tree_flops) / gpus)),
+        (f"time, plain, {gpus} x {device.name}", _clock(plan.seconds(device, plan.plain_flops) / gpus)),
     ]
     print(f"{model}: {what}")
     width = max(len(name) for name, _ in rows)
@@ -92,12 +100,64 @@ def command(
         advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache"
     else:
         advice = "the weights and a chunk alone do not fit the device: choose a larger one, or smaller chunks"
-    print(f"  on a {gpu} of {device.memory_gb:.0f} GB {advice}")
+    print(f"  on a {device.name} of {device.memory_gb:.0f} GB {advice}")
     print(
         f"  times assume {UTILISATION:.0%} of the maker's {device.tflops:.0f} dense bf16 TFLOP/s; "
         "the vision tower is in no figure"
     )
     print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
+
+
+def plan_needles(spec: str) -> tuple[list[tuple[str, str, str]], str]:
+    """(id, question, answer) of each needle of a set or of so many of the paper's length, and how to call them.
+
+    Nothing is fetched: for a Hub dataset that is not in the cache, five stand in.
+
+    Raises:
+        ValueError, OSError: no such needle set; or no needles.
+    """
+    from vniah.settings import DEFAULT_NEEDLES
+
+    if spec.strip().isdecimal():
+        if int(spec) < 1:
+            raise ValueError(f"--needles {spec} leaves nothing to plan; give 1 or more, or a needle set")
+        return _like_the_papers(int(spec)), f"{int(spec):,} needle{'s' if int(spec) > 1 else ''}"
+    found = _on_this_machine(spec)
+    if found is None:
+        hint = "; `vniah download needles` fetches it" if spec == DEFAULT_NEEDLES else ""
+        assumed = f"{_PAPERS_NEEDLES} needles (assumed: {spec} is not in the cache{hint})"
+        return _like_the_papers(_PAPERS_NEEDLES), assumed
+    return [(needle.id, needle.question, needle.answer) for needle in found], f"{len(found):,} needles of {found.name}"
+
+
+def _like_the_papers(number: int) -> list[tuple[str, str, str]]:
+    question = "\nFind the frame of the needle. What is it?\nAnswer the question using a single word or phrase."
+    return [(f"needle{n}", f"{question} ({n})", "Panda") for n in range(number)]
+
+
+def _on_this_machine(spec: str) -> NeedleSet | None:
+    """The needle set, unless it is a Hub dataset that is not in the cache."""
+    from vniah.needles import open_needles
+
+    if spec.count("/") != 1 or spec.startswith((".", "~", "/")) or Path(spec).is_dir():
+        return open_needles(spec)
+    from vniah.hub import cached_snapshot
+    from vniah.needles.dataset import PATTERNS, read_snapshot
+
+    snapshot = cached_snapshot(spec, "dataset", allow_patterns=PATTERNS, known_whole=False)
+    return None if snapshot is None else read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
+
+
+def check_cells(grid: Grid, needles: int) -> None:
+    """Raise ValueError unless a grid is of a size that a run would take."""
+    from vniah.runs.task import MOST_CELLS
+
+    cells = len(grid.frames) * (len(grid.depths) + 1) * needles
+    if cells > MOST_CELLS:
+        raise ValueError(
+            f"{len(grid.frames):,} frame counts by {len(grid.depths)} depths and a control, with {needles:,} needles, "
+            f"are {cells:,} cells, and at most {MOST_CELLS:,} are scored in a run; give larger steps or fewer needles"
+        )
 
 
 def _text_requests(settings: TextSettings, encode: Encode | None) -> tuple[list[Request], list[Request]]:
