@@ -29,16 +29,17 @@ class NeedleModel:
 
     Args:
         args: the model's arguments.
+        name: what to call it in results; its ``pretrained`` otherwise.
 
     Raises:
         FileNotFoundError: no such folder or Hub model.
     """
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: ModelArgs, name: str = "") -> None:
         from longva_model.engine.loading import checkpoint_folder
 
         self.args = args
-        self.name = args.pretrained
+        self.name = name or args.pretrained
         self.folder = Path(checkpoint_folder(args))
         self._runner: Runner | None = None
 
@@ -127,7 +128,7 @@ class NeedleModel:
         def about(job: Job) -> dict[str, Any]:
             return {
                 "task": job.task,
-                "model": self.args.pretrained,
+                "model": self.name,
                 "doc_id": job.doc_id,
                 "doc": tasks[job.task].rows[job.doc_id],
             }

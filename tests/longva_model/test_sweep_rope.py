@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from longva_model.engine.engine import TreeEngine
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from vniah.cli import app
-from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table
+from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table, verdict
 from vniah.run_reader import read_run
 
 torch.set_num_threads(1)
@@ -135,4 +135,6 @@ def test_the_best_is_the_highest_mean_then_the_longest_reach() -> None:
 
     scores = {1e6: found(0.5, 200), 3e6: found(0.5, 400), 1e7: found(0.5, 400), 1e8: found(0.4, 600)}
     assert best(scores) == 3e6
+    assert verdict(scores) == "3e6 (a tie with 1e7; the smallest is named)"
+    assert verdict({3e6: found(0.5, 400), 1e7: found(0.6, 400)}) == "1e7"
     assert table(scores).splitlines()[2].split() == ["3e6", "0.500", "400", "-", "0.50"]

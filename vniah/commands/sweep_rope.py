@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from vniah.results import ScoredCell
+    from vniah.runs.task import NeedleTask
 
 # The bases that the paper chooses from (section 5.1).
 PAPER_THETAS = "3e6,1e7,3e7,1e8,3e8,1e9"
@@ -41,11 +42,8 @@ def command(
     Frames are encoded once for all bases. Each base has a folder with a journal in OUTPUT, which `vniah heatmap`
     reads; a sweep that was stopped goes on where it was.
     """
-    from dataclasses import replace
-
     from longva_model.model_args import parse_model_args
-    from vniah.settings import Settings
-    from vniah.tasks.vniah.cells import open_cells
+    from vniah.runs.open import open_tasks
 
     bases = parse_thetas(thetas)
     extra = parse_model_args(model_args)
@@ -53,24 +51,22 @@ def command(
         if key in extra:
             raise ValueError(f"{key} is not for --model-args here; use {instead}")
     given = {"frames": frames, "depths": depths, "haystack": haystack, "needles": needles}
-    chosen: dict[str, Any] = {key: value for key, value in given.items() if value}
-    settings = replace(Settings.read(), **chosen)
-    book = open_cells(settings)
-    about = {"model": model, "model_args": model_args, **book.provenance()}
+    (task,) = open_tasks(["vniah"], given)
+    about = {"model": model, "model_args": model_args, **task.provenance()}
     _check_folder(output, about)
     scores: dict[float, dict[str, Any]] = {}
     for base in bases:
         folder = output / f"rope_theta_{label(base)}"
-        cells, is_first = _score(
-            book, {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
-        )
+        args = {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
+        cells = _score(task, args)
+        if cells is None:
+            continue  # another process has the answers and prints
         scores[base] = summary(cells)
-        if is_first:
-            print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
-            _write(output / _SUMMARY, {**about, "bases": {label(one): found for one, found in scores.items()}})
-    if is_first:
+        print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
+        _write(output / _SUMMARY, {**about, "bases": {label(one): found for one, found in scores.items()}})
+    if scores:
         print("\n" + table(scores))
-        print(f"best RoPE base: {label(best(scores))}")
+        print(f"best RoPE base: {verdict(scores)}")
         print(f"draw them: vniah heatmap {output}/rope_theta_* -o sweep.png")
 
 
@@ -104,43 +100,29 @@ def label(base: float) -> str:
     return f"{text[0]}e{len(text) - 1}" if text.isdigit() and set(text[1:]) == {"0"} else text
 
 
-def _score(book: Any, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
-    """Score every cell of the grid at one base; also whether this process is the one that prints."""
-    from longva_model.engine.runner import Job, Runner
+def _score(task: NeedleTask, args: Mapping[str, Any]) -> list[ScoredCell] | None:
+    """Score every cell of the grid at one base; ``None`` in a process that another one answers for."""
     from longva_model.model_args import ModelArgs
-    from longva_model.prompting import Prompt, build_prompt
-    from vniah.requests import Target
+    from longva_model.needle_model import NeedleModel
     from vniah.results import ScoredCell
 
     # The model of the base before must be gone by now: two of 7B do not fit one device.
     gc.collect()
-    runner = Runner.load(ModelArgs.read(dict(args)))
-    rows = book.rows()
     name = f"{args['pretrained']}, RoPE base {label(float(args['rope_theta']))}"
-
-    def build(job: Job) -> Prompt:
-        row = rows[job.doc_id]
-        return build_prompt(row["question"], [book.video(row)], job.leaf, runner.backend.template, max_frames=1)
-
-    def about(job: Job) -> dict[str, Any]:
-        return {"task": "vniah", "model": name, "doc_id": job.doc_id, "doc": rows[job.doc_id]}
-
-    jobs = [
-        Job(task="vniah", split="test", doc_id=number, index=0, context=row["question"], leaf=Target(row["answer"]))
-        for number, row in enumerate(rows)
-    ]
-    results = runner.run(jobs, build, about)
-    cells = [
+    model = NeedleModel(ModelArgs.read(dict(args)), name=name)
+    answers = model.answers({task.name: task}, [(task.name, number) for number in range(len(task.rows))])
+    if answers is None:
+        return None
+    return [
         ScoredCell(
             num_frames=row["num_frames"],
             depth_percent=None if row["control"] else row["depth_percent"],
             needle=row["needle"],
-            correct=result.is_greedy,
+            correct=bool(answer.is_greedy),
             control=row["control"],
         )
-        for row, result in zip(rows, results, strict=True)
+        for row, answer in zip(task.rows, answers, strict=True)
     ]
-    return cells, runner.rank == 0
 
 
 def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
@@ -158,6 +140,17 @@ def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
 def best(scores: Mapping[float, Mapping[str, Any]]) -> float:
     """The base with the highest mean; of equals the one with more effective frames, then the smallest."""
     return max(scores, key=lambda base: (scores[base]["mean"], scores[base]["effective_frames"], -base))
+
+
+def verdict(scores: Mapping[float, Mapping[str, Any]]) -> str:
+    """The best base, and which others did as well: a tie is no finding."""
+    first = best(scores)
+
+    def figures(base: float) -> tuple[float, int]:
+        return scores[base]["mean"], scores[base]["effective_frames"]
+
+    tied = [label(base) for base in scores if base != first and figures(base) == figures(first)]
+    return label(first) + (f" (a tie with {', '.join(tied)}; the smallest is named)" if tied else "")
 
 
 def table(scores: Mapping[float, Mapping[str, Any]]) -> str:

@@ -5,11 +5,11 @@ The YAML files of the tasks folder are the one place that knows which tasks ther
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from vniah.lmms_plugin import tasks_dir
+from vniah.nearest import did_you_mean
 from vniah.runs.task import NeedleTask, Scoring
 from vniah.task_index import expand, read_index, read_task
 
@@ -102,9 +102,8 @@ def _expanded(names: Sequence[str]) -> list[str]:
     index = read_index(tasks_dir())
     for name in names:
         if name not in index:
-            near = difflib.get_close_matches(name, index, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(needle_tasks())}"
-            raise ValueError(f"no task {name!r}; {hint}")
+            near = did_you_mean(name, index) or f"; expected one of {', '.join(needle_tasks())}"
+            raise ValueError(f"no task {name!r}{near}")
     return list(dict.fromkeys(one for name in names for one in expand(name, index)))
 
 

@@ -1,0 +1,289 @@
+"""``vniah run`` and ``vniah.evaluate``: without lmms-eval, the same numbers, true exit codes, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import vniah
+from vniah.cli import app
+from vniah.run_reader import read_run, read_runs
+from vniah.runs.callable_model import CellError
+
+SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
+FLAGS = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for key in [key for key in os.environ if key.startswith(("VNIAH_", "TEXT_NIAH_")) and key != "VNIAH_SHARED"]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def run(*arguments: str) -> str:
+    """The command's output; its errors as the exceptions that the command line prints."""
+    result = CliRunner().invoke(app, ["run", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return str(result.output)
+
+
+def scores(path: Path) -> list[tuple[Any, ...]]:
+    """Every cell with its ids and log-probabilities, to the bit."""
+    return sorted(
+        (cell.num_frames, cell.depth_percent or -1, cell.control, cell.needle, cell.predicted_ids, cell.answer_logprobs)
+        for cell in read_run(path).scored
+    )
+
+
+def test_lmms_eval_is_never_imported_and_the_grid_is_drawn(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['lmms_eval'] = None\nfrom vniah.cli import main\n"
+        f"sys.argv = {['vniah', 'run', 'vniah_nano', '--model', 'nano', *FLAGS, '-o', str(tmp_path / 'out')]!r}\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "nano"
+    assert len(list(folder.glob("*_results.json"))) == len(list(folder.glob("*_samples_vniah_nano.jsonl"))) == 1
+    assert list(folder.glob("*.png")) and "next: vniah report" in done.stdout
+    told = read_run(tmp_path / "out").settings["task"]
+    assert (
+        told["cells"] == 8 and told["controls"] == 4 and told["per_place"] == 2 and told["scoring"] == "teacher-forced"
+    )
+    assert told["haystack_fingerprint"] and told["needles_fingerprint"] and "warnings" not in told
+
+
+def test_numbers_are_lmms_evals_to_the_bit_on_the_parity_cells(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = pytest.importorskip("lmms_eval.evaluator")
+    parity = shared / "parity"
+    inputs = {"haystack": str(parity / "niah" / "haystack"), "needles": str(parity / "niah" / "needles")}
+    for key, value in {"FRAMES": "4,8", "DEPTHS": "0,50,100", **inputs}.items():
+        monkeypatch.setenv(f"VNIAH_{key.upper()}", value)
+    model_args = {"dtype": "float32", "device": "cpu", "journal": "none"}
+    checkpoint = str(parity / "LongVA-tiny-unires")
+    ours = vniah.evaluate(checkpoint, "vniah", output=tmp_path / "ours", **model_args)
+    theirs = evaluator.simple_evaluate(
+        model="longva_ring",
+        model_args=",".join(f"{key}={value}" for key, value in {"pretrained": checkpoint, **model_args}.items()),
+        tasks=["vniah"],
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    samples = [sample.get("vniah_acc") or sample["vniah_control"] for sample in theirs["samples"]["vniah"]]
+    assert len(samples) == len(ours.scored) == 16
+    for cell, sample in zip(ours.scored, samples, strict=True):
+        assert list(cell.predicted_ids) == sample["predicted_ids"]
+        assert list(cell.answer_logprobs) == sample["answer_logprobs"]
+        assert cell.correct == sample["correct"]
+    metrics = theirs["results"]["vniah"]
+    assert ours.metrics["vniah_acc"] == metrics["vniah_acc,none"]
+    # Both say the same of what was measured.
+    told = {key: value for key, value in metrics["vniah_provenance,none"].items() if key != "warnings"}
+    assert {key: ours.settings["task"][key] for key in told} == told
+
+
+def test_evaluate_gives_tables_and_pictures(tmp_path: Path) -> None:
+    found = vniah.evaluate("nano", "vniah_nano", **{**SMALL, "frames": [4, 8]})
+    assert len(found.cells) == 12 and list(found.table().shape) == [2, 2] and "files" not in found.settings
+    assert found.cells["depth_percent"].isna().sum() == 4
+    assert found.heatmap(tmp_path / "a.png").stat().st_size > 5000
+    assert found.report(tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
+    with pytest.raises(ValueError, match="cannot tell the format"):
+        found.heatmap(tmp_path / "a.txt")
+
+
+def test_a_limited_run_says_what_is_missing(tmp_path: Path) -> None:
+    run("vniah_nano", "--model", "nano", *FLAGS, "-o", str(tmp_path / "out"), "--limit", "5")
+    with pytest.raises(ValueError, match=r"4 of 8 cells are scored.*--partial"):
+        read_run(tmp_path / "out")
+    part = read_run(tmp_path / "out", partial=True)
+    assert part.missing() == {(8, 0): 2, (8, 100): 2} and part.table().isna().sum().sum() == 2
+    with pytest.raises(ValueError, match="--partial"):
+        part.heatmap(tmp_path / "a.png")
+
+
+def test_an_interrupted_run_goes_on_and_its_journal_says_what_it_was_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longva_model.engine.engine import TreeEngine
+
+    whole = tmp_path / "whole"
+    run("vniah_nano", "--model", "nano", *FLAGS, "--model-args", "journal=none", "-o", str(whole))
+    original, left = TreeEngine._finish, [3]
+
+    def finish(self: Any, step: Any, done: Callable[..., None]) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(self, step, done)
+
+    monkeypatch.setattr(TreeEngine, "_finish", finish)
+    journal = tmp_path / "j" / "journal.jsonl"
+    arguments = (
+        "vniah_nano",
+        "--model",
+        "nano",
+        *FLAGS,
+        "--model-args",
+        f"journal={journal}",
+        "-o",
+        str(tmp_path / "out"),
+    )
+    stopped = CliRunner().invoke(app, ["run", *arguments])
+    assert stopped.exit_code == 130 and "the same command" in stopped.output
+    with pytest.raises(ValueError, match=r"\d of 8 cells are scored"):
+        read_run(journal)
+    part = read_run(journal, partial=True)
+    assert part.intended is not None and part.settings["model"]["fingerprint"]
+    assert part.settings["task"]["needles_name"].startswith("icons:0:2")
+    monkeypatch.setattr(TreeEngine, "_finish", original)
+    run(*arguments)
+    assert scores(tmp_path / "out") == scores(whole)
+    assert read_run(journal).placed
+
+
+def test_a_function_is_a_model(tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def red(mp4: str, question: str) -> str:
+        asked.append((mp4, question))
+        return "red"
+
+    found = vniah.evaluate(red, "vniah_generate", **SMALL, output=tmp_path)
+    assert len(found.cells) == 12 and found.model == "red" and set(found.cells["predicted"]) == {"red"}
+    assert all(Path(mp4).suffix == ".mp4" for mp4, _ in asked) and len({mp4 for mp4, _ in asked}) == 8 + 2
+    assert found.settings["task"]["scoring"] == "generated" and found.settings["task"]["needles_fingerprint"]
+    text = vniah.evaluate(lambda path, prompt: str(path), "text_niah_generate", lengths="200", depths="0", samples=1)
+    assert set(text.cells["predicted"]) == {"None"}
+
+
+def test_a_function_that_fails_keeps_what_was_scored_and_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def model(mp4: str, question: str) -> Any:
+        calls.append(mp4)
+        if len(calls) == 4:
+            raise RuntimeError("server gone")
+        return "red"
+
+    with pytest.raises(CellError, match=r"vniah_generate, num_frames 4.*RuntimeError: server gone; the 3 of 12 cells"):
+        vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
+    (part,) = read_runs(tmp_path)
+    assert len(part.scored) == 3 and sum(part.missing().values()) == 5
+    found = vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
+    assert len(found.scored) == 12 and len(calls) == 4 + 9, "what was answered is not asked again"
+    assert not list(tmp_path.rglob("journal.jsonl"))
+    vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
+    assert len(calls) == 4 + 9 + 12, "a run that ended is asked anew"
+
+
+def test_a_function_that_returns_no_text_is_named() -> None:
+    with pytest.raises(CellError, match=r"returned int at the cell vniah_generate, num_frames 4, needle 0000"):
+        vniah.evaluate(lambda mp4, question: 7, "vniah_generate", **SMALL)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="use vniah_generate"):
+        vniah.evaluate(lambda mp4, question: "red", "vniah", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"task": "vnia"}, "no task 'vnia'; did you mean 'vniah'"),
+        ({"task": "videomme_longva"}, "is no needle task.*lmms-eval --tasks videomme_longva"),
+        ({"--model": "no-such/model"}, "no-such/model"),
+        ({"--model": "nanno"}, "nanno"),
+        ({"--haystack": "nope.mp4"}, "nope.mp4"),
+        ({"--needles": "nope"}, "no needle set 'nope'"),
+        ({"--frames": "17"}, "has 16 frames and 17 are needed"),
+        ({"--frames": ""}, "frames is empty"),
+        ({"--frames": "1-40000", "--depths": "0-100", "--haystack": "synthetic"}, "8,160,000 cells, and at most"),
+        ({"--decoder": "vlc"}, "no decoder 'vlc'"),
+        ({"--lengths": "1K"}, "take no lengths"),
+        ({"--model-args": "chunk_token=1"}, "did you mean 'chunk_tokens'"),
+        ({"--model-args": "device=tpu9"}, "device='tpu9'"),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_any_weight_is_read(
+    changed: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longva_model.engine.runner import Runner
+
+    monkeypatch.setattr(Runner, "load", classmethod(lambda *_: pytest.fail("the model was loaded")))
+    changed = dict(changed)
+    task = changed.pop("task", "vniah_nano")
+    flags = {**{f"--{key}": value for key, value in SMALL.items()}, "--model": "nano", **changed}
+    with pytest.raises((ValueError, OSError), match=said):
+        run(task, *(part for pair in flags.items() for part in pair), "-o", str(tmp_path / "out"))
+
+
+def test_a_failed_run_ends_with_a_line_and_a_true_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        (["--haystack", "nope.mp4", "-o", "out"], "nope.mp4"),
+        (["-o", "file"], "the output file is a file"),
+        (["-o", "file/out"], "cannot write results"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "vniah", "run", "vniah_nano", "--model", "nano", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        )
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_model_larger_than_the_device_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longva_model.engine import work
+
+    monkeypatch.setattr(work, "total_bytes", lambda device: 3_000_000)
+    with pytest.raises(ValueError, match=r"nano does not fit cpu: weights of .* GB .* fewer frames"):
+        run("vniah_nano", "--model", "nano", *FLAGS, "-o", str(tmp_path / "out"))
+
+
+def test_needles_that_replace_the_papers_are_said_and_written_down(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = vniah.evaluate("nano", "vniah", frames=2, depths=0)
+    (said,) = [text for text in found.settings["task"]["warnings"] if "built-in" in text]
+    assert said in capfd.readouterr().err and found.settings["task"]["needles_name"] == "builtin"
+
+
+def test_two_ranks_with_the_ring_write_one_run(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    run("vniah_nano", "--model", "nano", *FLAGS, "--model-args", "journal=none", "-o", str(one))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    command += ["-m", "vniah", "run", "vniah_nano", "--model", "nano", *FLAGS, "-o", str(tmp_path / "two")]
+    command += ["--model-args", "parallel=ring,device=cpu,journal=none"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "two").rglob("*_results.json"))) == 1
+    for (*place, ids, logprobs), (*other, other_ids, other_logprobs) in zip(
+        scores(one), scores(tmp_path / "two"), strict=True
+    ):
+        assert (place, ids) == (other, other_ids) and logprobs == pytest.approx(other_logprobs, abs=1e-4)
+
+
+def test_results_files_are_json_that_any_reader_takes(tmp_path: Path) -> None:
+    run("vniah_nano", "text_niah_generate", "--model", "nano", *FLAGS[:4], "--needles", "icons:0:1", "--lengths", "120",
+        "--samples", "1", "-o", str(tmp_path), "--model-args", "chunk_tokens=512")  # fmt: skip
+    (path,) = tmp_path.rglob("*_results.json")
+    whole = json.loads(path.read_text())
+    assert set(whole["results"]) == {"vniah_nano", "text_niah_generate"}
+    assert whole["config"]["model_args"] == "pretrained=nano,chunk_tokens=512" and whole["config"]["fingerprint"]
