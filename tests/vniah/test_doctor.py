@@ -64,6 +64,44 @@ def test_our_own_metadata_is_met_here() -> None:
     assert any(f.text.startswith("torch ") for f in found) and any(f.text.startswith("lmms-eval ") for f in found)
 
 
+def with_versions(monkeypatch: pytest.MonkeyPatch, **known: str | None) -> None:
+    """These packages as installed in these versions, or not at all; the others as they are."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        found = known.get(name.replace("-", "_"), real)
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found if isinstance(found, str) else found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_known_breaks_of_lmms_eval_are_named_with_their_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, filelock="4.3.0", av="16.0.1", lmms_eval="0.7.3")
+    found = list(diagnosis.packages(["filelock>=3.13", "av>=14"], ">=3.10"))
+    filelock = only(found, "filelock")
+    assert filelock.state == "missing" and filelock.fix == "pip install 'filelock<4.3'" and "_api" in filelock.text
+    assert only(found, "av 16.0.1").fix == "pip install 'av<16'"
+
+
+def test_installed_versions_against_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lock = tmp_path / "the constraints.txt"
+    lock.write_text("# made\nnumpy==1.0 ; python_version < '3'\nnumpy==2.0 ; python_version >= '3'\ntorch==2.14.1\n")
+    required = ["numpy>=1", "torch>=2", "gone>=1", "trl>=1; extra == 'train'"]
+    with_versions(monkeypatch, numpy="2.0", torch="2.14.1", gone=None)
+    (found,) = diagnosis.locked(required, lock)
+    assert found.state == "ok" and found.text.startswith("2 packages as locked")
+    with_versions(monkeypatch, numpy="2.0", torch="2.15.0", gone=None)
+    apart = only(diagnosis.locked(required, lock), "torch 2.15.0 (tested with 2.14.1)")
+    assert apart.state == "note" and apart.fix == f"pip install -c '{lock}' --upgrade torch"
+    assert only(diagnosis.locked(required, tmp_path / "none"), "not readable").state == "note"
+
+
+def test_the_packaged_lock_is_that_of_the_checkout() -> None:
+    assert diagnosis.LOCK.read_text() == (Path(__file__).parents[2] / "constraints.txt").read_text()
+
+
 def test_uninstalled_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -83,6 +121,15 @@ def test_harness_finds_our_model_and_tasks() -> None:
     found = list(diagnosis.harness())
     assert only(found, "longva_ring").state == "ok"
     assert only(found, "tasks and").state == "ok"
+
+
+def test_without_lmms_eval_the_core_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, lmms_eval=None, filelock="4.3.0")
+    (found,) = diagnosis.harness()
+    assert found.state == "note" and "vniah run works" in found.text
+    assert "missing" not in states(diagnosis.packages(["lmms-eval>=0.7.3", "filelock<4.3"], ">=3.10")).values()
+    done = run_doctor()
+    assert done.exit_code == 0 and "The core can run: vniah run" in done.output, done.output
 
 
 def test_harness_without_an_entry_point_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:

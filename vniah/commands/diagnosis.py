@@ -9,20 +9,34 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 PACKAGE = "vniah"
+# constraints.txt of the checkout, or its copy in an installation.
+LOCK = Path(__file__).parents[1] / "constraints.txt"
 # What each optional package is for; flash-attn is judged with the kernels, where a device is known.
 OPTIONAL = {
-    "decord": "a second video decoder",
     "trl": "preference training",
     "tensorboard": "training curves",
 }
 FLASH = "pip install 'flash-attn>=2.8' --no-build-isolation"
+# Versions that lmms-eval 0.7.3 is known to break with, why, and what mends it.
+BREAKS = {
+    "filelock": (
+        ">=4.3",
+        "lmms-eval 0.7.3 imports filelock._api, gone in 4.3",
+        "pip install 'filelock<4.3'",
+    ),
+    "av": (">=16", "lmms-eval 0.7.3 needs av<16", "pip install 'av<16'"),
+}
+# What only lmms-eval and its models need: without them, ``vniah run`` still works.
+HARNESS = "lmms-eval"
+FOR_HARNESS = (HARNESS, "decord", "decord2")
 # Shown one by one; the others are summed up unless something is wrong with them.
 SHOWN = ("torch", "transformers", "lmms-eval", "huggingface-hub", "datasets")
 DECODED = ("h264", "hevc", "vp9", "av1")
@@ -75,6 +89,8 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
     quiet = 0
     for name, needs in core:
         found = _compare(name, needs)
+        if found.state == "missing" and (name in FOR_HARNESS or (name in BREAKS and not has_harness())):
+            found = replace(found, state="note")
         if found.state == "ok" and name not in SHOWN:
             quiet += 1
         else:
@@ -85,6 +101,43 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
             found = _compare(name, optional[name])
             text = found.text if found.state == "ok" else f"{found.text}; it is for {purpose}"
             yield Finding(topic=topic, state="ok" if found.state == "ok" else "note", text=text, fix=found.fix)
+
+
+def locked(required: Iterable[str] | None = None, lock: Path | None = None) -> Iterator[Finding]:
+    """Installed versions of what we require against the lock, which names the versions that our tests run with.
+
+    Args:
+        required: requirement strings; our metadata's if None.
+        lock: a file of constraints; the one that comes with the package if None.
+    """
+    topic = "lock"
+    lock = LOCK if lock is None else lock
+    try:
+        required = importlib.metadata.requires(PACKAGE) or [] if required is None else required
+        pinned, _ = _split(line for line in lock.read_text(encoding="utf-8").splitlines() if line[:1] not in ("#", ""))
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        yield Finding(topic=topic, state="note", text=f"{lock} is not readable", fix="pip install . (again)")
+        return
+    here = {name: bounds.removeprefix("==") for name, bounds in pinned}
+    core, optional = _split(required)
+    apart = []
+    same = 0
+    for name in dict.fromkeys([name for name, _ in core] + list(optional)):
+        version = _version(name)
+        if name in here and version is not None and version != here[name]:
+            apart.append((name, version))
+        else:
+            same += version is not None and name in here
+    if apart:
+        differ = ", ".join(f"{name} {version} (tested with {here[name]})" for name, version in apart)
+        fix = f"pip install -c {shlex.quote(str(lock))} --upgrade {' '.join(name for name, _ in apart)}"
+        yield Finding(topic=topic, state="note", text=f"not as locked: {differ}", fix=fix)
+    yield Finding(topic=topic, state="ok", text=f"{same} packages as locked in {lock}")
+
+
+def has_harness() -> bool:
+    """Whether lmms-eval is installed."""
+    return _version(HARNESS) is not None
 
 
 def devices() -> Iterator[Finding]:
@@ -160,6 +213,10 @@ def harness() -> Iterator[Finding]:
     """Whether lmms-eval finds our model and our tasks."""
     topic = "lmms-eval"
     reinstall = "pip install . (again)"
+    if not has_harness():
+        text = "lmms-eval is not installed: vniah run works, lmms-eval's models and tasks do not"
+        yield Finding(topic=topic, state="note", text=text, fix="pip install 'lmms-eval>=0.7.3,<0.8'")
+        return
     entries = [e for e in importlib.metadata.entry_points(group="lmms_eval.models") if e.name == PACKAGE]
     if not entries:
         text = "the entry point 'vniah' of group lmms_eval.models is not registered"
@@ -277,15 +334,27 @@ def _split(required: Iterable[str]) -> tuple[list[tuple[str, str]], dict[str, st
     return core, optional
 
 
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _compare(name: str, needs: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
     wanted = f"{name} (needs {needs})" if needs else name
     fix = f"pip install '{name}{needs}'"
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         return Finding(topic="packages", state="missing", text=f"{wanted}: not installed", fix=fix)
+    if name in BREAKS and has_harness():
+        broken, why, mend = BREAKS[name]
+        if SpecifierSet(broken).contains(version, prereleases=True):
+            return Finding(
+                topic="packages", state="missing", text=f"{name} {version} is installed, but {why}", fix=mend
+            )
     if not SpecifierSet(needs).contains(version, prereleases=True):
         return Finding(topic="packages", state="missing", text=f"{wanted}: {version} is installed", fix=fix)
     return Finding(topic="packages", state="ok", text=f"{name} {version}" + (f" (needs {needs})" if needs else ""))

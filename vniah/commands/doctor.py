@@ -14,12 +14,14 @@ def command(
 ) -> None:
     """Say what is installed, what is missing and how to get it.
 
-    Ends with exit code 0 if `lmms-eval --model longva_ring --tasks vniah` can run here, else 1.
+    Ends with exit code 0 if `lmms-eval --model longva_ring --tasks vniah` can run here, or without lmms-eval
+    `vniah run vniah`; else 1.
     """
     from vniah.commands import diagnosis
 
     checks = (
         diagnosis.packages,
+        diagnosis.locked,
         diagnosis.devices,
         diagnosis.attention,
         diagnosis.decoders,
@@ -52,4 +54,7 @@ def command(
     if missing:
         typer.echo(f"\nThe main job cannot run: {len(missing)} thing{'s' if len(missing) > 1 else ''} missing (!!).")
         raise typer.Exit(1)
-    typer.echo("\nThe main job can run: lmms-eval --model longva_ring --tasks vniah")
+    if diagnosis.has_harness():
+        typer.echo("\nThe main job can run: lmms-eval --model longva_ring --tasks vniah")
+    else:
+        typer.echo("\nThe core can run: vniah run vniah --model nano -o out; lmms-eval is not installed")
