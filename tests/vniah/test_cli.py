@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
@@ -47,6 +49,21 @@ def test_paragraphs_of_help_are_as_wide_as_the_terminal(monkeypatch: pytest.Monk
     lines = CliRunner().invoke(cli.app, ["plan", "-h"]).output.splitlines()
     (paragraph,) = [line for line in lines if "The tree computes each shared prefix once" in line]
     assert paragraph.rstrip().endswith("counts the text.")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_loses_no_word(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text in square brackets may be read as a style: "[@split]" of "owner/name[:config][@split]" was gone."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = " ".join(CliRunner().invoke(cli.app, [name, "-h"]).output.split())
+    function = importlib.import_module(f"vniah.commands.{name.replace('-', '_')}").command
+    written = [function.__doc__]
+    for hint in get_type_hints(function, include_extras=True).values():
+        written += [
+            one.help for one in get_args(hint) if getattr(one, "help", None) and not getattr(one, "hidden", False)
+        ]
+    for text in written:
+        assert " ".join(text.split()) in shown
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 KINDS = {
     "4": "V-NIAH heatmaps: the paper's, or RUNs (with --published NAME beside them)",
-    "5": "image sizes of datasets: folders, .parquet files or Hub datasets owner/name[:config][@split]",
+    # No square brackets: the help takes them for a style.
+    "5": "image sizes of datasets: folders, .parquet files or Hub datasets owner/name, with :config and @split behind",
     "7": "text NIAH heatmaps: the paper's, or RUNs",
     "frames": "accuracy against frames beside Table 6: RUNs of videomme_longva at several max_frames_num",
     "categories": "accuracy by category: RUNs of videomme_longva, mlvu_longva_dev_choice, ...",
