@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import vniah
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "vniah": "vniah",
@@ -30,6 +32,7 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
         entry_points = file.read(next(name for name in file.namelist() if name.endswith("entry_points.txt"))).decode()
+        lock = file.read("vniah/constraints.txt")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     expected = set()
     for name in tracked:
@@ -37,4 +40,6 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
         if folder in FOLDERS and rest:
             expected.add(f"{FOLDERS[folder]}/{rest}")
     assert packed == expected
+    assert wheel.name.startswith(f"vniah-{vniah.__version__}-")
+    assert lock == (ROOT / "constraints.txt").read_bytes()
     assert "vniah.lmms_plugin:manifests" in entry_points and "vniah.cli:main" in entry_points

@@ -12,7 +12,7 @@ from typing import Any as _Any
 if _TYPE_CHECKING:
     from vniah.results import Run as _Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Installed, tasks, training and plots lie in this folder. In a checkout they lie beside it, and Python started
 # there ("python -m lmms_eval", torchrun) finds this file before any installed one.
