@@ -196,7 +196,9 @@ class LongVARing(lmms):
         """What the needle tasks among the jobs' are to measure; their documents say it."""
         first = {job.task: job for job in reversed(jobs)}
         told = {task: self._doc(task, job.split, job.doc_id).get("provenance") for task, job in first.items()}
-        return {task: json.loads(value) for task, value in told.items() if value}
+        measured = {task: json.loads(value) for task, value in told.items() if value}
+        self.args.check_needles(measured)
+        return measured
 
     def _about(self, job: Job) -> dict[str, Any]:
         """What a journal line says of its document: its plain fields, what holds for the whole run left out."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from vniah.notices import notice
 
 _CHOICES = {
     "parallel": ("auto", "branch", "ring"),
@@ -95,6 +98,17 @@ class ModelArgs:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def check_needles(self, measured: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say so where the shipped model is asked what it was not taught; ``measured`` is provenance by task."""
+        asked = {task: str(told.get("needles_name", "icons")) for task, told in measured.items()}
+        strange = [task for task, needles in asked.items() if not needles.startswith("icons")]
+        if self.pretrained == "nano" and strange:
+            notice(
+                f"the model is nano, a tiny one that ships for trying things out and was taught icons alone, and "
+                f"{', '.join(strange)} asks for other needles: expect nothing of it. Name a model of yours "
+                "(pretrained=...), or ask what it knows (needles icons:0:20)"
+            )
 
     def system_text(self) -> str | None:
         """The system prompt, read where it is a file; ``None`` for the template's own."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longva_model.model_args import ModelArgs
-from vniah.notices import notice
 from vniah.requests import Leaf
 from vniah.runs.task import Answer, NeedleTask, Row
 
@@ -62,13 +61,7 @@ class NeedleModel:
         from longva_model.engine import work
         from vniah.planning import shape_of
 
-        asked = {one.name: str(one.describe().get("needles_name", "icons")) for one in tasks}
-        strange = [name for name, needles in asked.items() if not needles.startswith("icons")]
-        if self.args.pretrained == "nano" and strange:
-            notice(
-                f"nano is a tiny model that was taught icons, and {', '.join(strange)} asks for other needles: expect "
-                "nothing of it (needles icons:0:20 ask what it knows)"
-            )
+        self.args.check_needles({task.name: task.describe() for task in tasks})
         try:
             shape = shape_of(str(self.folder))
         except ValueError:

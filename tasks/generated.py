@@ -14,6 +14,7 @@ from vniah.notices import recorded
 from vniah.quiet import QuietDict
 from vniah.runs.open import metadata_of, open_task
 from vniah.runs.task import Answer, NeedleTask
+from vniah.tasks.errors import raise_error_of, rows_or_error
 
 
 def logged_rows(task: NeedleTask) -> list[dict[str, Any]]:
@@ -42,21 +43,16 @@ class GeneratedTask:
         return self._open(json.loads(doc["seed"]))
 
     def process_docs(self, dataset: Any) -> Any:
-        """Expand the one-line seed data set, which names the task, into the grid's rows.
-
-        lmms-eval retries whatever is raised here five times and then hides it, so an error is put in a row, and
-        raised when the first prompt is asked for.
-        """
-        import datasets
-
+        """Expand the one-line seed data set, which names the task, into the grid's rows."""
         seed = {} if dataset is None else dict(dataset[0])
-        try:
+
+        def rows() -> list[dict[str, Any]]:
             task = self._open(seed)
             if self._opened is not None:
                 self._opened(task)
-        except (ValueError, OSError) as error:
-            return datasets.Dataset.from_list([{"error": str(error)}])
-        return datasets.Dataset.from_list([{**row, "seed": json.dumps(seed)} for row in logged_rows(task)])
+            return [{**row, "seed": json.dumps(seed)} for row in logged_rows(task)]
+
+        return rows_or_error(rows)
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
         return self._of(doc).visuals(doc)
@@ -67,8 +63,7 @@ class GeneratedTask:
         Raises:
             ValueError: bad settings, or inputs that cannot be had.
         """
-        if doc.get("error"):
-            raise ValueError(doc["error"])
+        raise_error_of(doc)
         return self._of(doc).question(doc)
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:

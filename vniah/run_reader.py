@@ -129,7 +129,10 @@ def read_runs(path: str | Path, name: str | None = None, *, task: str | None = N
         journals = sorted(path.rglob(JOURNAL), key=lambda file: file.stat().st_mtime) if path.is_dir() else []
         if journals:
             return [_read_loose(journals[-1], name, task)]
-        raise FileNotFoundError(f"nothing to read in {path}; looked for {_LOOKED_FOR}")
+        raise FileNotFoundError(
+            f"nothing to read in {path}; looked for {_LOOKED_FOR}. An evaluation that failed leaves none of them, and "
+            "lmms-eval ends with exit code 0 all the same: its last lines say what went wrong"
+        )
     newest = max(found, key=lambda evaluation: evaluation.age)
     return _read_evaluation(newest, name, task, only=path if _SAMPLES.match(path.name) else None)
 
@@ -259,7 +262,19 @@ def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:
         for depth, score in _mapping(column).items()
     }
     documents = _mapping(_mapping(whole.get("n-samples")).get(task)).get("effective")
-    if not scores or not isinstance(documents, int) or documents % len(scores):
+    if not scores or not isinstance(documents, int):
+        return ()
+    told = {**_mapping(_mapping(_mapping(whole.get("configs")).get(task)).get("metadata")), **_provenance(whole, task)}
+    cells, controls, per_place = (told.get(key) for key in ("cells", "controls", "per_place"))
+    if isinstance(cells, int) and isinstance(controls, int) and isinstance(per_place, int):
+        lengths = len({frames for frames, _ in scores})
+        # Of a part of the grid nobody knows over how many needles each mean was taken.
+        if documents != cells + controls or controls % lengths:
+            return ()
+        placed = {place: score for place, score in scores.items() if place[1] is not None}
+        bare = {place: score for place, score in scores.items() if place[1] is None}
+        return cells_from_scores(placed, per_place) + cells_from_scores(bare, controls // lengths)
+    if documents % len(scores):
         return ()
     return cells_from_scores(scores, documents // len(scores))
 

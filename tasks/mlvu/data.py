@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.choices import answer_letter, letter_of
+from vniah.tasks.errors import rows_or_error
 from vniah.tasks.mlvu.kinds import BY_CODE, kind_named
 from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
 
@@ -67,9 +68,7 @@ def process_docs_test_generation(dataset: Any) -> Any:
 
 def _process(split: str, *, generation: bool) -> Any:
     """The questions of one part in place of lmms-eval's one-line seed; see ``load``."""
-    import datasets
-
-    return datasets.Dataset.from_list([dict(row) for row in load(split, generation, SOURCES[split, generation].key())])
+    return rows_or_error(lambda: load(split, generation, SOURCES[split, generation].key()))
 
 
 @load_once

@@ -18,6 +18,7 @@ from typing import Any
 from vniah.choices import chosen_letter
 from vniah.judge import OFF, Judge, JudgeConfig, Verdict
 from vniah.quiet import QuietDict
+from vniah.tasks.errors import raise_error_of
 from vniah.tasks.mlvu.criteria import CRITERIA, request
 from vniah.tasks.mlvu.data import with_options
 from vniah.tasks.mlvu.kinds import GENERATION_CODES
@@ -35,6 +36,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
 
 def doc_to_text_choice(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
     """Question, options and MLVU's cue. ``pre_prompt`` and ``post_prompt`` of the YAML come around the question."""
+    raise_error_of(doc)
     kwargs = lmms_eval_specific_kwargs or {}
     question = with_options(doc["question"], doc["options"])
     return f"{kwargs.get('pre_prompt', '')}{question}{kwargs.get('post_prompt', CHOICE_CUE)}"
@@ -42,6 +44,7 @@ def doc_to_text_choice(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mappin
 
 def doc_to_text_generation(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
     """The question as it is, as MLVU asks it."""
+    raise_error_of(doc)
     kwargs = lmms_eval_specific_kwargs or {}
     return f"{kwargs.get('pre_prompt', '')}{doc['question']}{kwargs.get('post_prompt', '')}"
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vniah.choices import answer_letter, letter_of
+from vniah.tasks.errors import rows_or_error
 from vniah.tasks.videomme.subtitles import find_subtitles
 from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
 
@@ -22,21 +23,19 @@ LOCAL_ANNOTATIONS = ("test*.parquet", "*.parquet", "videomme*.jsonl", "*.jsonl",
 
 
 def process_docs(dataset: Any) -> Any:
-    """Replace lmms-eval's one-line seed by the questions whose videos open, grouped by video.
+    """Replace lmms-eval's one-line seed by the questions whose videos open, grouped by video; see ``load``."""
+    # The same for both tasks: opening 900 videos takes a while.
+    return rows_or_error(lambda: load(SOURCE.key()))
+
+
+@load_once
+def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
+    """The rows to ask, remembered under ``SOURCE.key()``.
 
     Raises:
         ValueError: no question can be asked at all.
         OSError: see ``VideoSource.locate``.
     """
-    import datasets
-
-    # The same for both tasks and for lmms-eval's retries: opening 900 videos takes a while.
-    return datasets.Dataset.from_list([dict(row) for row in load(SOURCE.key())])
-
-
-@load_once
-def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
-    """The rows to ask, remembered under ``SOURCE.key()``; see ``process_docs``."""
     questions = _questions(_annotations())
     ids = [question["video_id"] for question in questions]
     wanted = {video_id: (f"{video_id}.mp4", ("data", "videos")) for video_id in ids}

@@ -14,6 +14,7 @@ from typing import Any
 
 from vniah.choices import chosen_letter
 from vniah.quiet import QuietDict
+from vniah.tasks.errors import raise_error_of
 from vniah.tasks.videomme.subtitles import subtitle_text
 
 INSTRUCTION = (
@@ -31,6 +32,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
     """The prompt without subtitles. ``pre_prompt`` and ``post_prompt`` of the YAML replace instruction and cue."""
+    raise_error_of(doc)
     kwargs = lmms_eval_specific_kwargs or {}
     lines = [kwargs.get("pre_prompt", INSTRUCTION), doc["question"], *doc["options"]]
     return "\n".join([*lines, kwargs.get("post_prompt", ANSWER_CUE)])

@@ -235,3 +235,20 @@ def test_subtitles_are_parsed_without_markup() -> None:
 )
 def test_subtitles_shown_at_frames(num_frames: int, shown: list[str]) -> None:
     assert shown_at_frames(parse_srt(SRT), 4.0, num_frames) == shown
+
+
+def test_a_benchmark_that_cannot_be_had_says_so_when_the_task_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmms_eval.tasks import TaskManager
+
+    folder = Path(__file__).resolve().parents[2] / "tasks"
+    monkeypatch.setenv("VIDEOMME_VIDEOS", str(tmp_path))
+    monkeypatch.setenv("MLVU_VIDEOS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    manager = TaskManager("ERROR", include_path=str(folder), include_defaults=False)
+    for task in ("videomme_longva", "mlvu_longva_dev_choice"):
+        with pytest.raises(ValueError, match=r"(?i)video-?mme|mlvu"):
+            manager.load_task_or_group([task])

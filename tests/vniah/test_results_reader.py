@@ -296,3 +296,38 @@ def test_unnamed_cells_average_to_their_scores() -> None:
     assert control_mean(cells) == pytest.approx(0.2)
     with pytest.raises(ValueError, match=r"0.5 at 4 frames, depth 0 is no mean over 5 needles"):
         cells_from_scores({(4, 0): 0.5}, 5)
+
+
+def test_a_text_grid_without_samples_is_read_by_what_the_run_says_of_itself(tmp_path: Path) -> None:
+    """One control a length and several samples a cell: the number of documents alone tells nothing."""
+    grid = {"1000": {"0": 0.5, "100": 1.0, "control": 0.0}, "2000": {"0": 0.0, "100": 1.0, "control": 1.0}}
+    told = {"lengths": "1K,2K", "depths": "0,100", "per_place": 2, "cells": 8, "controls": 2, "warnings": []}
+    whole = {
+        "results": {"text_niah_0": {"text_niah_grid,none": grid, "text_niah_provenance,none": told}},
+        "n-samples": {"text_niah_0": {"effective": 10}},
+        "model_name": "m",
+    }
+    path = tmp_path / f"{DATE}_results.json"
+    path.write_text(json.dumps(whole))
+    run = read_run(path)
+    assert grid_scores(run.scored) == {(1000, 0): 0.5, (1000, 100): 1.0, (2000, 0): 0.0, (2000, 100): 1.0}
+    assert control_mean(run.scored) == 0.5 and not run.missing() and "text_niah_provenance/cells" not in run.metrics
+    # A part of it: over how many samples each mean was taken is not known, and nothing is made up.
+    path.write_text(json.dumps({**whole, "n-samples": {"text_niah_0": {"effective": 7}}}))
+    with pytest.raises(ValueError, match="--log_samples"):
+        read_run(path)
+
+
+def test_what_a_run_was_to_measure_decides_what_is_missing(tmp_path: Path) -> None:
+    """A limited run is a whole grid of fewer cells by its own cells alone."""
+    rows = sample_rows(frames=(4,), depths=(0,))
+    whole = results_of(rows, model="m")
+    whole["results"]["vniah"]["vniah_provenance,none"] = {
+        "frames": "4,8", "depths": "0,50", "per_place": 2, "warnings": ["needles were replaced"],
+    }  # fmt: skip
+    write_lines(tmp_path / f"{DATE}_samples_vniah.jsonl", rows)
+    (tmp_path / f"{DATE}_results.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"2 of 8 cells are scored.*8 frames|2 of 8 cells are scored.*depth 50"):
+        read_run(tmp_path)
+    part = read_run(tmp_path, partial=True)
+    assert sum(part.missing().values()) == 6 and part.settings["task"]["warnings"] == ["needles were replaced"]
