@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vniah.plots.grid_data import GridData
 from vniah.plots.heatmap import draw_heatmap
+from vniah.plots.run_notes import differences
 from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
+from vniah.results import Run
 
 FIGURE_4 = ("LongVA-7B", "LLaVA-NeXT-Video-7B-32K", "LLaVA-NeXT-Video-7B-32K-rope-1e8")
 FIGURE_7 = ("Qwen2-7B-224K-distractors-0", "Qwen2-7B-224K-distractors-3", "Qwen2-7B-224K-distractors-5")
@@ -82,6 +85,11 @@ def _captions(grids: Sequence[GridData]) -> list[str]:
             found.setdefault(note, []).append(numeral)
     shared = len(grids)
     return [note if len(said) == shared > 1 else f"({', '.join(said)}) {note}" for note, said in found.items()]
+
+
+def panel_notes(runs: Sequence[Run]) -> list[str]:
+    """How the runs of panels differ in what they were measured on, each called by its panel's number."""
+    return differences([replace(run, name=numeral) for numeral, run in zip(_ROMAN, runs, strict=False)])
 
 
 def save_panels(

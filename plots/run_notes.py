@@ -209,7 +209,7 @@ def _by_names(told: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(name, text) pairs with the names of equal texts put together."""
     found: dict[str, dict[str, None]] = {}
     for name, text in told:
-        found.setdefault(text, {})[name] = None
+        found.setdefault(text, {})[f'"{name}"' if "," in name else name] = None
     return [(_listed(names), text) for text, names in found.items()]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from run_files import small_run
 
-from vniah.commands.run_options import distinct_names
 from vniah.plots.compare import compare
 from vniah.plots.grid_data import grid_data, to_text
-from vniah.plots.panels import panels_figure
+from vniah.plots.panels import panel_notes, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
+from vniah.plots.run_names import distinct_names
 from vniah.plots.run_notes import differences, measured_line, short, spans
 from vniah.results import Run
 
@@ -93,8 +93,8 @@ def test_runs_on_other_films_or_needles_are_said_to_differ() -> None:
     assert differences([a, dataclasses.replace(a, name="again")]) == []
     (comparison,) = compare([a, b])
     assert differences([a, b])[0] in comparison.notes
-    drawn = panels_figure([grid_data(a), grid_data(b)], notes=differences([a, b]))
-    assert "The runs differ in haystack (out: synthetic:0" in figure_text(drawn).replace("\n", " ")
+    drawn = panels_figure([grid_data(a), grid_data(b)], notes=panel_notes([a, b]))
+    assert "The runs differ in haystack (i: synthetic:0, ii: synthetic:3)" in figure_text(drawn).replace("\n", " ")
 
 
 def test_films_are_told_apart_by_their_fingerprints_and_not_by_their_names() -> None:
@@ -176,7 +176,7 @@ def test_runs_of_one_name_are_named_by_what_differs() -> None:
     assert names(run, told(run, **needles)) == ["nano, needles icons:0:3", "nano, needles icons:5:3"]
     assert names(run, told(run, **film), told(run, **needles)) == [
         "nano, haystack synthetic:0, needles icons:0:3",
-        "nano, haystack synthetic:3, needles icons:0:3",
+        "nano, haystack synthetic:3",
         "nano, haystack synthetic:0, needles icons:5:3",
     ]
     scaled = told(run, **SYNTHETIC, model_args="pretrained=nano,rope_theta=1e7,journal=/a/2.jsonl")
@@ -184,7 +184,12 @@ def test_runs_of_one_name_are_named_by_what_differs() -> None:
     free = dataclasses.replace(run, task="vniah_generate")
     assert names(run, free) == ["nano, task vniah", "nano, task vniah_generate"]
     later = told(run, **SYNTHETIC, model_args="pretrained=nano,journal=/a/1.jsonl", date="2")
-    assert names(run, later) == ["nano, 1", "nano, 2"]
+    assert names(run, later) == ["nano, of 1", "nano, of 2"]
+    assert names(run, later, told(later, **film)) == [
+        "nano, haystack synthetic:0, of 1",
+        "nano, haystack synthetic:0, of 2",
+        "nano, haystack synthetic:3",
+    ]
     assert names(run, run) == ["nano (1)", "nano (2)"], "nothing differs"
     assert names(run, dataclasses.replace(run, name="other")) == ["nano", "other"]
     twins = {**SYNTHETIC, "haystack_name": "film.mp4"}

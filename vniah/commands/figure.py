@@ -119,8 +119,7 @@ _Made = tuple[Callable[[], Any], str]
 def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
     from vniah.commands.run_options import grid_runs
     from vniah.plots.grid_data import grid_data, to_csv
-    from vniah.plots.panels import panels_figure
-    from vniah.plots.run_notes import differences
+    from vniah.plots.panels import panel_notes, panels_figure
 
     published = asked.published or ([] if asked.sources else list(default))
     runs = grid_runs(
@@ -137,7 +136,7 @@ def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
         raise ValueError(
             f"no grid over {unit} among {', '.join(run.name for run in runs)}; figure 4 takes V-NIAH, 7 text NIAH"
         )
-    notes = differences([run for run in runs if run.unit == unit])
+    notes = panel_notes([run for run in runs if run.unit == unit])
     return lambda: panels_figure(grids, notes=notes, look=asked.look), to_csv(grids)
 
 

@@ -62,13 +62,13 @@ def command(
     print("\n\n".join([*(to_text(data) for data in grids), *(["\n".join(notes)] if notes else [])]))
     if images:
         from vniah.plots.heatmap import save_heatmap
-        from vniah.plots.panels import save_panels
+        from vniah.plots.panels import panel_notes, save_panels
 
         for path in dict.fromkeys(images):
             if len(grids) == 1:
                 save_heatmap(grids[0], path, look)
             else:
-                save_panels(grids, path, columns=columns, notes=notes, look=look)
+                save_panels(grids, path, columns=columns, notes=panel_notes(read), look=look)
             print(f"wrote {path}")
     if csv is not None:
         print(f"wrote {save_text(to_csv(grids), csv)}")

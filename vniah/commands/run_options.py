@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +40,7 @@ def run_groups(
     Raises:
         ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
     """
+    from vniah.plots.run_names import distinct_names
     from vniah.run_reader import check_complete, read_runs
 
     if not paths:
@@ -88,6 +89,7 @@ def grid_runs(
             and what ``read_run`` and ``read_published`` raise.
     """
     from vniah.plots.published import read_published
+    from vniah.plots.run_names import distinct_names
     from vniah.plots.run_notes import distinct_grids
     from vniah.run_reader import check_complete, read_run, read_runs
 
@@ -116,78 +118,6 @@ def check_names(paths: Sequence[str], names: Sequence[str]) -> None:
     """Raise ValueError if there are more names than runs."""
     if len(names) > len(paths):
         raise ValueError(f"{len(names)} names (--name) for {len(paths)} runs; give one for each RUN, in order")
-
-
-def distinct_names(groups: Sequence[Sequence[Run]], *, by_frames: bool = True) -> list[list[Run]]:
-    """Groups of runs (one a RUN argument) with a name of their own each, told apart by what differs between them.
-
-    That is the frames that the model was given, the haystack, the needles, a model argument, the task, the settings of
-    the grid or the date: the first that tells all of a name apart, else as many as it takes; a number at the last.
-    """
-    from vniah.plots.compare import frames_of
-
-    if by_frames:
-        twice = _repeated(groups)
-        groups = [
-            [
-                replace(run, name=f"{run.name}@{frames}") if run.name in twice and (frames := frames_of(run)) else run
-                for run in group
-            ]
-            for group in groups
-        ]
-    named = [list(group) for group in groups]
-    for name in _repeated(named):
-        places = [at for at, group in enumerate(named) if any(run.name == name for run in group)]
-        tails = _telling([[run for run in named[at] if run.name == name] for at in places])
-        for at, tail in zip(places, tails, strict=True):
-            named[at] = [replace(run, name=f"{name}{tail}") if run.name == name else run for run in named[at]]
-    twice = _repeated(named)
-    return [
-        [replace(run, name=f"{run.name} ({number})") if run.name in twice else run for run in group]
-        for number, group in enumerate(named, start=1)
-    ]
-
-
-def _repeated(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The names that several groups have."""
-    names = [name for group in groups for name in dict.fromkeys(run.name for run in group)]
-    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
-
-
-def _telling(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """For groups of one name, what to put behind it: ", haystack synthetic:0" and ", haystack synthetic:3"."""
-    columns = [column for column in _traits(groups) if len(set(column)) > 1]
-    for column in columns:
-        if len(set(column)) == len(groups):
-            return [f", {value}" if value else "" for value in column]
-    tails = [""] * len(groups)
-    for column in columns:
-        longer = [f"{tail}, {value}" if value else tail for tail, value in zip(tails, column, strict=True)]
-        if len(set(longer)) > len(set(tails)):
-            tails = longer
-    return tails
-
-
-def _traits(groups: Sequence[Sequence[Run]]) -> Iterator[list[str]]:
-    """One trait after the other, as each group has it; the most telling first."""
-    from vniah.plots.run_notes import measured_on
-    from vniah.run_reader import model_args
-
-    firsts = [next((run for run in group if run.placed), group[0]) for group in groups]
-    measured = [measured_on(run) for run in firsts]
-    for what in ("haystack", "needles"):
-        known = [one.get(what) for one in measured]
-        yield [f"{what} {one.name}" if one else "" for one in known]
-        yield [f"{what} {one.proven}" if one else "" for one in known]
-    arguments = [model_args(run) for run in firsts]
-    keys = dict.fromkeys(key for one in arguments for key in one)
-    # A path tells least: what was written where, and not how it was measured.
-    for key in sorted(keys, key=lambda key: any("/" in one.get(key, "") for one in arguments)):
-        yield [f"{key}={one[key]}" if key in one else f"no {key}" for one in arguments]
-    yield ["task " + "+".join(dict.fromkeys(run.task for run in group)) for group in groups]
-    for what in dict.fromkeys(what for one in measured for what in one):
-        yield [f"{what} {one[what].name}" if what in one else "" for one in measured]
-    yield [str(run.settings.get("timing", {}).get("date", "")) for run in firsts]
 
 
 def with_training_length(run: Run, train_length: float | None = None) -> Run:
