@@ -33,7 +33,9 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
         entry_points = file.read(next(name for name in file.namelist() if name.endswith("entry_points.txt"))).decode()
         lock = file.read("vniah/constraints.txt")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=tmp_path / "clone", capture_output=True, text=True, check=True
+    ).stdout.split()
     expected = set()
     for name in tracked:
         folder, _, rest = name.partition("/")
