@@ -24,6 +24,7 @@ from vniah.flops import (
 )
 from vniah.gpus import UTILISATION, Gpu
 from vniah.grid import Grid, with_step
+from vniah.nearest import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
 from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text, Tokens
 
@@ -180,7 +181,10 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
     folder = Path(model).expanduser()
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json")
+        raise ValueError(
+            f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json"
+            f"{did_you_mean(model, SHAPES)}"
+        )
     config = _read_config(path)
     text = config.get("text_config") or config
     if tokens_per_frame is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -87,6 +89,35 @@ def test_what_cannot_be_parsed_is_one_line_and_code_2(
 def test_no_arguments_show_the_commands(main: Callable[..., Outcome]) -> None:
     code, out, err = main()
     assert code == 2 and all(name in out + err for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["perplexity", "--text", "no/such/text"], "'no/such/text' is no folder or file"),
+        (["perplexity", "--text", "x", "--lengths", "many"], "cannot read 'many' in lengths"),
+        (["perplexity", "--text", "x", "--csv", "x.txt"], "expected a name ending in .csv"),
+        (
+            ["convert", "no/such/model", "new", "--to", "our"],
+            "no layout 'our'; expected ours or released; did you mean",
+        ),
+        (["convert", "no/such/model", "."], ". is there already and is not overwritten"),
+        (["ask", "no-film.mp4", "What?"], "no file 'no-film.mp4'"),
+        (["compose", "no-film.mp4", "-o", "x.mp4"], "no haystack at no-film.mp4"),
+        (["plan", "--model", "no-model"], "no model shape 'no-model'"),
+        (["train", "no-recipe"], "no recipe 'no-recipe'"),
+    ],
+)
+def test_bad_input_is_said_before_torch_is_loaded(arguments: list[str], said: str, tmp_path: Path) -> None:
+    """Which takes seconds."""
+    code = (
+        f"import sys; from vniah import cli; sys.argv = ['vniah', *{arguments!r}]\n"
+        "try: cli.main()\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("vniah: error: ") and said in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> Non
     assert result.exit_code == 0 and "text NIAH" in result.output
     with pytest.raises(ValueError, match="LongVA-7B, "):
         shape_of("LongVA-8B")
+    with pytest.raises(ValueError, match=r"did you mean 'LongVA-7B'\?"):
+        shape_of("longva-7b")
     with pytest.raises(ValueError, match="A100-80GB"):
         get_gpu("A100")
     with pytest.raises(ValueError, match=r"expected one of .*; did you mean 'RTX-4090'\?"):

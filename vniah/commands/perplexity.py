@@ -27,11 +27,6 @@ def command(
 
     Under torchrun the sequence is shared over the processes (--model-args parallel=branch: each measures all of it).
     """
-    from tqdm import tqdm
-
-    from longva_model.engine.perplexity import check_length, measure
-    from longva_model.engine.runner import Runner
-    from longva_model.model_args import ModelArgs, parse_model_args
     from vniah.commands.run_options import check_text_output
     from vniah.documents import read_documents
     from vniah.plots.style import check_image_path, save_text
@@ -43,6 +38,13 @@ def command(
         check_image_path(output)
     check_text_output(csv, (".csv",), [text])
     documents = read_documents(text)
+    # What can be refused is, before torch is loaded.
+    from tqdm import tqdm
+
+    from longva_model.engine.perplexity import check_length, measure
+    from longva_model.engine.runner import Runner
+    from longva_model.model_args import ModelArgs, parse_model_args
+
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
     engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel != "branch")
     if join:
