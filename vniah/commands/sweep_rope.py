@@ -67,6 +67,7 @@ def command(
     if scores:
         print("\n" + table(scores))
         print(f"best RoPE base: {verdict(scores)}")
+        print("effective: the most frames up to which every column's mean is at least 0.9")
         print(f"draw them: vniah heatmap {output}/rope_theta_* -o sweep.png")
 
 
