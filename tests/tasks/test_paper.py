@@ -12,6 +12,8 @@ import pytest
 
 from vniah.tasks.paper import upstream
 
+pytest.importorskip("lmms_eval")
+
 
 @pytest.fixture(scope="module")
 def manager() -> Any:

@@ -21,6 +21,8 @@ from video_files import cut, write_video
 
 from vniah.choices import chosen_letter
 
+pytest.importorskip("lmms_eval")
+
 
 @pytest.fixture
 def video(tmp_path: Path) -> bytes:

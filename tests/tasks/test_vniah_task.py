@@ -12,6 +12,8 @@ from PIL import Image
 
 from vniah.scoring import ScoredPair
 
+pytest.importorskip("lmms_eval")
+
 QWEN_ARGS = "device=cpu,device_map=cpu,max_num_frames=8,min_pixels=3136,max_pixels=12544"
 PARITY_ARGS = "pretrained={},dtype=float32,device=cpu,scoring={}"
 

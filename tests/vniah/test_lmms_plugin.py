@@ -13,6 +13,8 @@ import pytest
 from vniah import lmms_plugin
 from vniah.notices import recorded
 
+pytest.importorskip("lmms_eval")
+
 
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

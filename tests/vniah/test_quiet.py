@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 
+import pytest
+
 from vniah.quiet import QuietDict
 
 CONTENT = {"short": {"accuracy": 50.0, "questions": 2}, "long": {}}
@@ -19,6 +21,7 @@ def test_content_is_that_of_a_plain_dict() -> None:
 
 
 def test_lmms_evals_table_passes_over_it() -> None:
+    pytest.importorskip("lmms_eval")
     from lmms_eval.utils import make_table
 
     results = {"task": {"alias": "task", "plain,none": 1.0, "wide,none": QuietDict(CONTENT)}}
