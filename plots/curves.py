@@ -72,9 +72,7 @@ def curves_figure(
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     look = look or Look()
     width = look.width or min(TEXT_WIDTH, 3.5 * across)
-    # Long names: as many in a row of the legend as have room, about 0.06 inches a letter and the line before it.
-    longest = max(map(len, names))
-    in_a_row = max(1, min(4, len(names), int(width / (0.06 * longest + 0.55))))
+    in_a_row = _legend_columns(names, width)
     with paper_style():
         height = 2.1 * down + 0.3 + 0.15 * (math.ceil(len(names) / in_a_row) - 1)
         figure = new_figure(width, height, look, notes=notes)
@@ -108,6 +106,14 @@ def curves_figure(
             axes[empty // across][empty % across].set_axis_off()
         figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=in_a_row, frameon=False)
     return figure
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """How many names go into a row of a legend: at most four, fewer where they are long.
+
+    A letter takes about 0.06 inches, and the line or bar before it half an inch.
+    """
+    return max(1, min(4, len(names), int(width / (0.06 * max(map(len, names)) + 0.55))))
 
 
 def _octaves(axes: Any, xs: Sequence[float], width: float) -> None:
@@ -150,8 +156,10 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None =
     thick = 0.8 / len(groups)
     look = look or Look()
     with paper_style():
+        width = look.width or TEXT_WIDTH * 0.75
+        in_a_row = _legend_columns([group.name for group in groups], width)
         height = 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups))
-        figure = new_figure(look.width or TEXT_WIDTH * 0.75, height, look)
+        figure = new_figure(width, height + 0.15 * (math.ceil(len(groups) / in_a_row) - 1), look)
         axes = figure.subplots()
         for index, group in enumerate(groups):
             rows = [at for at, category in enumerate(categories) if category in group.values]
@@ -176,7 +184,7 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None =
         most = max(value for group in groups for value in group.values.values())
         axes.set_xlim(0, 1.1 * most if most > 0 else 1)
         if len(groups) > 1:
-            figure.legend(loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
+            figure.legend(loc="outside lower center", ncols=in_a_row, frameon=False)
     return figure
 
 

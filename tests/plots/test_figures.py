@@ -300,3 +300,15 @@ def test_pages_and_figures_choose_the_same_ink() -> None:
     rules = dict(rule.rstrip("}").split("{") for rule in _score_classes())
     for percent in range(101):
         assert rules[f".s{percent}"].endswith(f"color:{ink_on(percent / 100)}")
+
+
+def test_long_names_stay_inside_a_legend() -> None:
+    names = [f"{LONG}, haystack synthetic:{number}" for number in range(3)]
+    curves = curves_figure(
+        {"": [Curve(name=name, points=((8, 1.0), (16, 2.0))) for name in names]}, x_label="x", y_label="y"
+    )
+    bars = bars_figure([Bars(name=name, values={"TR": 1.0}) for name in names], value_label="score")
+    for figure in (curves, bars):
+        figure.canvas.draw()
+        box = figure.legends[0].get_window_extent()
+        assert 0 <= box.x0 and box.x1 <= figure.get_figwidth() * figure.dpi
