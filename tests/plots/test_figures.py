@@ -311,4 +311,4 @@ def test_long_names_stay_inside_a_legend() -> None:
     for figure in (curves, bars):
         figure.canvas.draw()
         box = figure.legends[0].get_window_extent()
-        assert 0 <= box.x0 and box.x1 <= figure.get_figwidth() * figure.dpi
+        assert box.x0 >= 0 and box.x1 <= figure.get_figwidth() * figure.dpi

@@ -186,5 +186,5 @@ def test_a_gpu_goes_by_a_beginning_that_fits_one_alone() -> None:
     assert get_gpu("h100").name == get_gpu("H100-80GB").name == "H100-80GB"
     with pytest.raises(ValueError, match="'A100' comes in A100-40GB and A100-80GB; say which"):
         get_gpu("A100")
-    with pytest.raises(ValueError, match="no figures for the GPU 'RTX4090'; .*did you mean 'RTX-4090'"):
+    with pytest.raises(ValueError, match=r"no figures for the GPU 'RTX4090'; .*did you mean 'RTX-4090'"):
         get_gpu("RTX4090")
