@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longva_model.renamed import cache_keyword
+from longva_model.renamed import cache_keyword, checkpointing_keyword, enable_checkpointing
 
 
 @pytest.fixture
@@ -46,3 +47,33 @@ def test_forward_and_generate_log_no_deprecation(
     cache = first[cache_keyword(model.language_model)]
     model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=2, do_sample=False)
     assert not [line for line in logged if "deprecated" in line]
+
+
+class Older(torch.nn.Module):
+    """A model by the names of older releases."""
+
+    def forward(self, inputs_embeds: Any = None, past_key_values: Any = None) -> None: ...
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
+        self.settings = gradient_checkpointing_kwargs
+
+
+class Newer(Older):
+    """The same by those of newer ones, the older still there."""
+
+    def forward(self, inputs_embeds: Any = None, cache: Any = None, **kwargs: Any) -> None: ...
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any]) -> None:
+        self.new_settings = activation_checkpointing_kwargs
+
+
+def test_names_of_older_and_newer_releases() -> None:
+    old, new = Older(), Newer()
+    assert cache_keyword(old) == "past_key_values" and cache_keyword(new) == "cache"
+    enable_checkpointing(old)
+    enable_checkpointing(new)
+    assert old.settings == new.new_settings == {"use_reentrant": False} and not hasattr(new, "settings")
+    before = dataclasses.make_dataclass("Before", [("gradient_checkpointing", bool)])
+    after = dataclasses.make_dataclass("After", [("gradient_checkpointing", bool), ("activation_checkpointing", bool)])
+    assert checkpointing_keyword(before) == "gradient_checkpointing"
+    assert checkpointing_keyword(after) == "activation_checkpointing"
