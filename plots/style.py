@@ -178,7 +178,7 @@ def _pieces(text: str) -> list[str]:
 
     What stands in short brackets stays together.
     """
-    return re.findall(r"(?:\([^()]{1,24}\)|[^ /_+-])*(?: +|[/_+-]+ *|$)", text)
+    return re.findall(r"[/_+-]*(?:\([^()]{1,24}\)|[^ /_+-])*(?: +|[/_+-]+ *|$)", text)
 
 
 @functools.lru_cache(maxsize=4096)
