@@ -287,7 +287,7 @@ def test_a_title_breaks_at_spaces_and_marks_and_keeps_brackets_whole() -> None:
     assert text.splitlines() == ["mean 0.990, effective 1,400 frames", "(columns >= 0.9)"]
     assert wrapped("a" * 60, 1.0, 8).replace("\n", "") == "a" * 60 and "\n" in wrapped("a" * 60, 1.0, 8)
     assert wrapped("", 1.0, 8) == ""
-    assert wrapped("nano, --limit 7", 0.6, 7) == "nano,\n--limit 7"
+    assert wrapped("nano, --limit 7", 0.5, 7) == "nano,\n--limit 7"
 
 
 def test_values_stand_out_on_every_colour_map() -> None:
