@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vniah.notices import recorded
+from vniah.notices import closing
 from vniah.quiet import QuietDict
 from vniah.runs.open import metadata_of, open_task
 from vniah.runs.task import Answer, NeedleTask
@@ -73,4 +73,4 @@ class GeneratedTask:
 
     def provenance(self, items: list[str]) -> dict[str, Any]:
         """The aggregation of ``vniah_provenance`` and ``text_niah_provenance``; see ``NeedleTask``."""
-        return QuietDict({**json.loads(items[0]), "warnings": list(recorded())})
+        return QuietDict({**json.loads(items[0]), **closing()})

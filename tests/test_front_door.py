@@ -91,8 +91,11 @@ def test_numbers_are_lmms_evals_to_the_bit_on_the_parity_cells(
     metrics = theirs["results"]["vniah"]
     assert ours.metrics["vniah_acc"] == metrics["vniah_acc,none"]
     # Both say the same of what was measured.
-    told = {key: value for key, value in metrics["vniah_provenance,none"].items() if key != "warnings"}
-    assert {key: ours.settings["task"][key] for key in told} == told
+    told = dict(metrics["vniah_provenance,none"])
+    model, versions = told.pop("model"), told.pop("versions")
+    assert told.pop("warnings") == [] and {key: ours.settings["task"][key] for key in told} == told
+    assert model["fingerprint"] and model.items() <= ours.settings["model"].items()
+    assert versions["torch"] and versions.items() <= ours.settings["versions"].items()
 
 
 def test_evaluate_gives_tables_and_pictures(tmp_path: Path) -> None:
@@ -286,4 +289,7 @@ def test_results_files_are_json_that_any_reader_takes(tmp_path: Path) -> None:
     (path,) = tmp_path.rglob("*_results.json")
     whole = json.loads(path.read_text())
     assert set(whole["results"]) == {"vniah_nano", "text_niah_generate"}
-    assert whole["config"]["model_args"] == "pretrained=nano,chunk_tokens=512" and whole["config"]["fingerprint"]
+    assert (
+        whole["config"]["model_args"] == "pretrained=nano,chunk_tokens=512"
+        and whole["results"]["vniah_nano"]["vniah_provenance,none"]["model"]["fingerprint"]
+    )

@@ -1,16 +1,25 @@
-"""What a user must know of a run that goes on all the same: said once on standard error, and kept for the results.
+"""What a run says of itself beside its scores: warnings, the model behind it, and the versions that it ran on.
 
-Python's own warnings are no way to say it: lmms-eval switches them off when it is imported.
+A warning is said once on standard error and kept for the results. Python's own are no way to say it: lmms-eval
+switches them off when it is imported. A model's adapter tells here which model it is, since a task of lmms-eval
+never sees it.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import sys
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 _said: dict[str, None] = {}
+_model: dict[str, Any] = {}
 _lock = threading.Lock()
+# What scores may depend on.
+_PACKAGES = ("vniah", "torch", "transformers", "lmms-eval", "av", "numpy", "pillow")
 
 
 def notice(text: str) -> None:
@@ -26,13 +35,33 @@ def notice(text: str) -> None:
         print(f"vniah: warning: {text}", file=sys.stderr, flush=True)
 
 
-def recorded(since: int = 0) -> tuple[str, ...]:
-    """Every notice of this process so far, from the ``since``-th on."""
+def recorded() -> tuple[str, ...]:
+    """Every notice of this run so far."""
     with _lock:
-        return tuple(_said)[since:]
+        return tuple(_said)
+
+
+def identify(model: Mapping[str, Any]) -> None:
+    """Say which model this run is of: its name, fingerprint, and how it is run."""
+    with _lock:
+        _model.clear()
+        _model.update(model)
+
+
+def closing() -> dict[str, Any]:
+    """What the end of a run says beside what was measured: warnings, model and versions."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    with _lock:
+        return {"warnings": list(_said), "model": dict(_model), "versions": versions}
 
 
 def forget() -> None:
     """Begin anew: another run in the same process says its own."""
     with _lock:
         _said.clear()
+        _model.clear()

@@ -325,12 +325,13 @@ def _provenance(whole: Mapping[str, Any], task: str) -> Mapping[str, Any]:
 def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> dict[str, Any]:
     """What the page of a run shows: model, task, versions, timing, files; empty sections left out."""
     config, task_config = _mapping(whole.get("config")), _mapping(_mapping(whole.get("configs")).get(task))
+    told = dict(_provenance(whole, task))
+    identity, packages = _mapping(told.pop("model", {})), _mapping(told.pop("versions", {}))
     sections = {
-        "model": {
-            key: config.get(key) for key in ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
-        },
-        "task": {**_mapping(task_config.get("metadata")), **_provenance(whole, task)},
+        "model": {**{key: config.get(key) for key in _MODEL_KEYS}, **identity},
+        "task": {**_mapping(task_config.get("metadata")), **told},
         "versions": {
+            **packages,
             "lmms_eval": whole.get("lmms_eval_version"),
             "git_hash": whole.get("git_hash"),
             "task": _mapping(whole.get("versions")).get(task),

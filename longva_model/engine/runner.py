@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
 from longva_model.engine.dealing import Costs, Planned, shared_sources, windows
@@ -26,6 +24,7 @@ from longva_model.engine.together import Block, encode_together
 from longva_model.model_args import ModelArgs
 from longva_model.prompting import Prompt
 from vniah.journal import Journal, content_key
+from vniah.notices import identify
 from vniah.requests import Frames, Image, Leaf, Request, RequestTree
 
 # How jobs are sorted and told apart: task, document, request of the document, sample.
@@ -107,6 +106,7 @@ class Runner:
             return []
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
             self._unit = "cells" if measured else "answers"
+            identify(self.identity())
             if journal is not None:
                 for task, provenance in (measured or {}).items():
                     journal.describe({"task": task, "measured": dict(provenance), "model": self.identity()})
@@ -214,9 +214,7 @@ class Runner:
 
     def identity(self) -> dict[str, Any]:
         """The model and how it is run, for whoever reads the results."""
-        import transformers
-
-        return {
+        found = {
             "pretrained": self.args.pretrained,
             "revision": self.args.revision,
             "fingerprint": self.backend.fingerprint,
@@ -227,9 +225,8 @@ class Runner:
             "template": self.backend.template.name,
             "attention": str(self._attention),
             "settings": content_key(self.settings_key())[:8],
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
         }
+        return {key: value for key, value in found.items() if value is not None}
 
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""

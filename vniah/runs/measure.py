@@ -5,7 +5,6 @@ The model is anything that answers cells (``Model``); this file knows none.
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from vniah import notices
 from vniah.results import Run
 from vniah.runs.callable_model import CellError
 from vniah.runs.task import Answer, NeedleTask
@@ -118,7 +116,6 @@ def _write(
         },
         "config": {**model.about(), "limit": limit},
         "host": "vniah run",
-        "python": platform.python_version(),
         "model_name": model.name,
         "total_evaluation_time_seconds": f"{time.time() - begun:.3f}",
     }
@@ -153,5 +150,5 @@ def _figures(task: NeedleTask, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 def _config(task: NeedleTask) -> dict[str, Any]:
     kind = "loglikelihood" if task.scoring == "teacher-forced" else "generate_until"
-    metadata = {**task.provenance(), "warnings": list(notices.recorded())}
-    return {"task": task.name, "output_type": kind, "generation_kwargs": dict(task.generation), "metadata": metadata}
+    settings = dict(task.generation)
+    return {"task": task.name, "output_type": kind, "generation_kwargs": settings, "metadata": task.provenance()}

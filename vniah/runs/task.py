@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from vniah.notices import recorded
+from vniah.notices import closing
 from vniah.quiet import QuietDict
 from vniah.requests import Target
 
@@ -126,9 +126,9 @@ class NeedleTask(ABC):
         return hashlib.sha256(json.dumps(self.provenance(), sort_keys=True).encode()).hexdigest()[:12]
 
     def _told(self, values: list[Any]) -> dict[str, Any]:
-        # Called at the end of a run, so that it has every notice of it. Whole in results.json, and left out of
+        # Called at the end of a run, so that it has every warning of it. Whole in results.json, and left out of
         # lmms-eval's printed table.
-        return QuietDict({**self.provenance(), "warnings": list(recorded())})
+        return QuietDict({**self.provenance(), **closing()})
 
     def target(self, row: Row) -> str:
         return str(row["answer"])
