@@ -45,7 +45,7 @@ def command(
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists already; choose another name or pass --force")
     source = open_haystack(haystack, decoder=decoder)
-    if frames is None and getattr(source, "endless", False):
+    if frames is None and source.endless:
         raise ValueError(f"{source.name} has no end; say how many frames of it to take, such as --frames 200")
     num_frames = len(source) if frames is None else frames
     # Checks both ranges with the errors that a grid gives.

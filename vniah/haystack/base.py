@@ -31,11 +31,13 @@ class Haystack(ABC):
         name: what to call it in results and titles.
         fps: frames a second of the film that the sampled frames stand for; 1.0 or close to it.
         approximate: pixels are a little off for speed's sake; what is done with them may be too.
+        endless: no length was chosen; ``len`` is more than anyone shows.
     """
 
     name: str
     fps: float
     approximate: bool = False
+    endless: bool = False
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -107,7 +109,7 @@ class Haystack(ABC):
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<{type(self).__name__} {self.name!r}: {len(self)} frames of {width}x{height}>"
+        return f"<{type(self).__name__} {self.name!r}: {"endless" if self.endless else len(self)} frames of {width}x{height}>"
 
 
 def require_frames(haystack: FrameSource, num_frames: int) -> None:

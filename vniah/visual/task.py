@@ -105,7 +105,7 @@ class VisualTask(NeedleTask):
             **{key: value for key, value in self.settings.as_dict().items() if key not in ("cache", "cache_gb")},
             "haystack_name": self.haystack.name,
             "haystack_fingerprint": self.haystack.fingerprint,
-            "haystack_frames": len(self.haystack),
+            "haystack_frames": "endless" if self.haystack.endless else len(self.haystack),
             "needles_name": self.needles.name,
             "needles_fingerprint": self.needles.fingerprint,
         }
