@@ -89,6 +89,8 @@ def evaluate_tasks(
     notices.forget()
     if output is not None:
         check_writable(output)
+    # Before torch, which takes seconds to import: most mistakes are in here.
+    tasks = open_tasks(names, given)
     chosen: Model
     if callable(model):
         if model_args:
@@ -101,7 +103,6 @@ def evaluate_tasks(
         from longva_model.needle_model import NeedleModel
 
         chosen = NeedleModel(ModelArgs.read({"pretrained": model, **model_args}))
-    tasks = open_tasks(names, given)
     try:
         runs = measure(tasks, chosen, output=output, limit=limit)
     except KeyboardInterrupt:

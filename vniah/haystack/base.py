@@ -109,7 +109,8 @@ class Haystack(ABC):
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<{type(self).__name__} {self.name!r}: {"endless" if self.endless else len(self)} frames of {width}x{height}>"
+        length = "endless" if self.endless else len(self)
+        return f"<{type(self).__name__} {self.name!r}: {length} frames of {width}x{height}>"
 
 
 def require_frames(haystack: FrameSource, num_frames: int) -> None:
