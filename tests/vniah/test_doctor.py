@@ -89,7 +89,7 @@ def test_installed_versions_against_the_lock(monkeypatch: pytest.MonkeyPatch, tm
     lock = tmp_path / "the constraints.txt"
     lock.write_text("# made\nnumpy==1.0 ; python_version < '3'\nnumpy==2.0 ; python_version >= '3'\ntorch==2.14.1\n")
     required = ["numpy>=1", "torch>=2", "gone>=1", "trl>=1; extra == 'train'"]
-    with_versions(monkeypatch, numpy="2.0", torch="2.14.1", gone=None)
+    with_versions(monkeypatch, numpy="2.0", torch="2.14.1+cpu", gone=None)
     (found,) = diagnosis.locked(required, lock)
     assert found.state == "ok" and found.text.startswith("2 packages as locked")
     with_versions(monkeypatch, numpy="2.0", torch="2.15.0", gone=None)

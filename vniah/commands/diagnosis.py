@@ -124,7 +124,8 @@ def locked(required: Iterable[str] | None = None, lock: Path | None = None) -> I
     same = 0
     for name in dict.fromkeys([name for name, _ in core] + list(optional)):
         version = _version(name)
-        if name in here and version is not None and version != here[name]:
+        # A build's own label, as in 2.14.1+cpu, is no other version.
+        if name in here and version is not None and version.split("+")[0] != here[name]:
             apart.append((name, version))
         else:
             same += version is not None and name in here
