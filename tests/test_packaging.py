@@ -1,4 +1,4 @@
-"""The wheel holds every module, recipe, task and weight of the tree, and nothing else's."""
+"""The wheel holds every file of the rooms and nothing else; the lock meets what pyproject.toml asks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import vniah
 
@@ -45,3 +47,34 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     assert wheel.name.startswith(f"vniah-{vniah.__version__}-")
     assert lock == (ROOT / "constraints.txt").read_bytes()
     assert "vniah.lmms_plugin:manifests" in entry_points and "vniah.cli:main" in entry_points
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+@pytest.mark.parametrize(
+    ("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")], ids="-".join
+)
+def test_the_lock_has_one_fitting_version_of_each_requirement(python: str, system: str, machine: str) -> None:
+    tomllib = pytest.importorskip("tomllib")
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": system,
+        "platform_system": {"linux": "Linux", "darwin": "Darwin"}[system],
+        "platform_machine": machine,
+        "extra": "",
+    }
+    pins: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate(environment):
+            assert pin.name not in pins, f"two versions of {pin.name}"
+            pins[pin.name] = str(pin.specifier).removeprefix("==")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["train"], *extras["test"], *extras["dev"]]:
+        required = Requirement(text)
+        if required.name == "vniah" or not (required.marker is None or required.marker.evaluate(environment)):
+            continue
+        assert required.specifier.contains(pins[canonicalize_name(required.name)]), f"{text}: run .ci/lock"
