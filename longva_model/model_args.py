@@ -105,7 +105,7 @@ class ModelArgs:
         strange = [task for task, needles in asked.items() if not needles.startswith("icons")]
         if self.pretrained == "nano" and strange:
             notice(
-                f"the model is nano, a tiny one that ships for trying things out and was taught icons alone, and "
+                f"the model is nano, a tiny one that ships for trying things out and was taught icons, and "
                 f"{', '.join(strange)} asks for other needles: expect nothing of it. Name a model of yours "
                 "(pretrained=...), or ask what it knows (needles icons:0:20)"
             )

@@ -6,6 +6,7 @@ same to the bit and either goes on where the other's journal ends.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class NeedleModel:
         self.args = args
         self.name = name or args.pretrained
         self.folder = Path(checkpoint_folder(args))
+        self.speaks = int(os.environ.get("RANK") or 0) == 0
         self._runner: Runner | None = None
 
     def about(self) -> dict[str, Any]:
@@ -79,8 +81,8 @@ class NeedleModel:
                 "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
             )
 
-    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer] | None:
-        """Answer cells; ``None`` in every process but the first, which has them all.
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Answer cells. Collective: every process asks for the same ones and has all answers.
 
         Args:
             tasks: by name.
@@ -127,9 +129,9 @@ class NeedleModel:
         # lmms-eval asks for all forced answers in one call and for all free ones in another.
         for scoring in dict.fromkeys(tasks[name].scoring for name, _ in cells):
             mine = [(name, number) for name, number in cells if tasks[name].scoring == scoring]
-            jobs = [job(name, number) for name, number in mine] if runner.rank == 0 else []
+            jobs = [job(name, number) for name, number in mine]
             told = {name: tasks[name].provenance() for name in dict.fromkeys(name for name, _ in mine)}
-            for place, result in zip(mine, runner.run(jobs, build, about, told), strict=runner.rank == 0):
+            for place, result in zip(mine, runner.run(jobs, build, about, told), strict=True):
                 forced = scoring == "teacher-forced"
                 found[place] = Answer(
                     text=result.text if forced else result.text.strip(),
@@ -139,7 +141,10 @@ class NeedleModel:
                     answer_logprobs=result.answer_logprobs,
                     prompt_tokens=result.prompt_tokens if forced else None,
                 )
-        return [found[place] for place in cells] if runner.rank == 0 else None
+        return [found[place] for place in cells]
+
+    def finished(self) -> None:
+        """The journal stays: another run of the same cells has them at once."""
 
     def _prompt(self, runner: Runner, task: NeedleTask, row: Row, job: Job) -> Prompt:
         from longva_model.prompting import build_prompt
@@ -165,8 +170,10 @@ class NeedleModel:
         """What continues a run that was stopped."""
         if self.args.journal == "none":
             return "journal=none keeps nothing; the same command starts over"
-        place = "" if self.args.journal == "auto" else f" in {self.args.journal}"
-        return f"what was scored is kept{place}; the same command continues"
+        path = None if self._runner is None else self._runner.journal_path
+        if path is None:
+            return "nothing was scored yet; the same command starts over"
+        return f"what was scored is kept, the same command goes on; draw it: vniah heatmap {path} --partial"
 
 
 def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:

@@ -25,6 +25,10 @@ def frames_panels(table: Table, runs: Sequence[Run], models: Sequence[str]) -> d
         ValueError: a run that does not say how many frames it took, two runs of one name and frame
             count, or a model that the table does not have.
     """
+    tasks = dict.fromkeys(task for column in table.columns for task in column.tasks)
+    for run in runs:
+        if run.task not in tasks:
+            raise ValueError(f"the run {run.name!r} is of {run.task}, and this figure takes {', '.join(tasks)}")
     panels: dict[str, list[Curve]] = {column.name: [] for column in table.columns}
     for column in table.columns:
         points: dict[str, dict[float, float]] = {}

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import vniah
 from vniah.cli import app
 from vniah.run_reader import read_run, read_runs
-from vniah.runs.callable_model import CellError
+from vniah.runs.callable_model import CallableModel, CellError, _code_of
+from vniah.runs.write import write_results
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
 FLAGS = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
@@ -188,9 +189,129 @@ def test_a_function_that_fails_keeps_what_was_scored_and_goes_on(tmp_path: Path)
     assert len(part.scored) == 3 and sum(part.missing().values()) == 5
     found = vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
     assert len(found.scored) == 12 and len(calls) == 4 + 9, "what was answered is not asked again"
-    assert not list(tmp_path.rglob("journal.jsonl"))
+    assert not list(tmp_path.rglob("journal*"))
     vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
     assert len(calls) == 4 + 9 + 12, "a run that ended is asked anew"
+
+
+def test_a_function_loses_no_answer_to_another_grid_or_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vniah.runs import measure
+
+    asked: list[str] = []
+
+    def model(mp4: str, question: str) -> str:
+        asked.append(mp4)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return "red"
+
+    grid = {**SMALL, "frames": "4"}
+    with pytest.raises(KeyboardInterrupt, match=r"what was answered is kept in .*journal"):
+        vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path)
+    vniah.evaluate(model, "vniah_generate", **{**grid, "frames": "5"}, output=tmp_path)
+    assert len(asked) == 3 + 6
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "write_results", full)
+        with pytest.raises(OSError, match="No space left"):
+            vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path)
+    assert len(asked) == 3 + 6 + 4, "two of six were answered before"
+    assert len(vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path).scored) == 6
+    assert len(asked) == 3 + 6 + 4, "nothing is asked again"
+    # Another function of the same name has a journal of its own.
+    first, second = (lambda mp4, question: "red"), (lambda mp4, question: "blue")
+    assert CallableModel(first).name == CallableModel(second).name and _code_of(first) != _code_of(second)
+
+
+def test_a_journal_of_two_films_is_no_ones_grid(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"frames": "4", "needles": "icons:0:2", "journal": str(tmp_path / "j.jsonl")}
+    vniah.evaluate("nano", "vniah_nano", depths="0,100", haystack="synthetic:0", limit=2, **grid)
+    vniah.evaluate("nano", "vniah_nano", depths="100", haystack="synthetic:7", **grid)
+    with pytest.raises(ValueError, match="measured different things"):
+        read_run(tmp_path / "j.jsonl", partial=True)
+
+
+def test_a_text_that_changes_between_runs_is_read_anew(tmp_path: Path) -> None:
+    prompts: list[str] = []
+    for word in ("apple", "melon"):
+        (tmp_path / "a.txt").write_text(f"The old {word} fell. " * 500)
+        vniah.evaluate(
+            lambda path, prompt: prompts.append(prompt) or "1",  # type: ignore[func-returns-value]
+            "text_niah_generate", lengths="200", depths="0", samples=1, haystack=str(tmp_path),
+        )  # fmt: skip
+    assert "apple" in prompts[0] and "melon" in prompts[-1] and "apple" not in prompts[-1]
+
+
+def test_controls_that_are_missing_make_a_run_partial(tmp_path: Path) -> None:
+    found = vniah.evaluate("nano", "vniah_nano", **{**SMALL, "frames": "4"}, limit=4)
+    assert not found.missing()
+    with pytest.raises(ValueError, match="0 of 2 controls are scored"):
+        found.heatmap(tmp_path / "a.png")
+
+
+def test_of_several_runs_in_a_folder_the_newest_is_read_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        vniah.evaluate("nano", "vniah_nano", **{**SMALL, "frames": "4", "needles": f"icons:{seed}:1"}, output=tmp_path)
+    assert vniah.load(tmp_path).settings["task"]["needles_name"].startswith("icons:1:1")
+    assert "holds 2 evaluations; the newest is read" in capsys.readouterr().err
+
+
+def test_files_are_dated_by_lmms_evals_clock(tmp_path: Path) -> None:
+    """In one folder the newest of both must be the newest: lmms-eval takes the time of Singapore everywhere."""
+    utils = pytest.importorskip("lmms_eval.utils")
+    before = utils.get_datetime_str(timezone="Asia/Singapore")
+    ours = write_results(tmp_path, {}, {}).name[: len(before)]
+    assert before <= ours <= utils.get_datetime_str(timezone="Asia/Singapore")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": None}, "a model is a name or a function, got None"),
+        ({"task": ["vniah_nano"]}, "the name of one needle task"),
+        ({"task": "text_niah"}, "text_niah stands for text_niah_0, text_niah_3, text_niah_5; name one"),
+        ({"limit": 1.5}, "limit must be a whole number"),
+        ({"name": 5}, "name must be a text"),
+        ({"output": ""}, "output is empty"),
+        ({"frames": b"4"}, "cannot read b'4'"),
+        ({"frames": "4_0"}, "cannot read '4_0'"),
+        ({"needles": 0}, "no needle set '0'"),
+        ({"needles": "icons:0:99999999999"}, "count from 1 to 100,000"),
+        ({"model": "nan"}, "no model 'nan'; did you mean 'nano'"),
+        ({"model": len, "frame": "4"}, "frame is no input.*did you mean 'frames'"),
+    ],
+)
+def test_bad_arguments_are_said_before_anything_is_asked(given: dict[str, Any], said: str) -> None:
+    task = given.get("task", "vniah_nano")
+    inputs = {} if task == "text_niah" else SMALL
+    with pytest.raises((ValueError, OSError), match=said):
+        vniah.evaluate(**{"model": "nano", "task": task, **inputs, **given})
+
+
+def test_a_variable_that_is_not_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah.notices import recorded
+    from vniah.settings import Settings
+
+    monkeypatch.setenv("VNIAH_FRAME", "16,32")
+    Settings.read()
+    assert any("VNIAH_FRAME is not read; did you mean 'VNIAH_FRAMES'" in text for text in recorded())
+
+
+def test_two_results_of_one_second_are_two(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda number: write_results(tmp_path, {"number": number}, {"t": []}), range(8)))
+    assert len(set(paths)) == 8
+    assert sorted(json.loads(path.read_text())["number"] for path in paths) == list(range(8))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_function_that_returns_no_text_is_named() -> None:

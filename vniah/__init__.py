@@ -32,3 +32,15 @@ def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
     from vniah.commands.evaluation import evaluate as run
 
     return run(model, task, **options)
+
+
+def load(path: str | _os.PathLike[str], *, task: str | None = None, partial: bool = False) -> _Run:
+    """Read a finished run: an output folder of lmms-eval or ``vniah run``, a results or samples file, or a journal.
+
+    Args:
+        task: which, where there are several.
+        partial: accept a grid that is not complete.
+    """
+    from vniah.run_reader import read_run
+
+    return read_run(_os.fspath(path), task=task, partial=partial)

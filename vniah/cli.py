@@ -58,8 +58,8 @@ class _LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            hint = GOES_ON.get(ctx.invoked_subcommand, "")
+        except KeyboardInterrupt as stopped:
+            hint = str(stopped) or GOES_ON.get(ctx.invoked_subcommand, "")
             # A terminal shows "^C", or half a progress bar, where the cursor is.
             start = "\n" if sys.stderr.isatty() else ""
             print(f"{start}vniah: stopped{f'; {hint}' if hint else ''}", file=sys.stderr)

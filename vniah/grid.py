@@ -104,8 +104,15 @@ def with_step(first: int, last: int) -> str:
     return f"{first}-{last}:{step}"
 
 
+def whole_number(text: str) -> int:
+    """A whole number in plain digits: "1_0" and digits of other scripts, which Python reads too, are typing errors."""
+    if not (text.isascii() and text.strip().lstrip("-").isdigit()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
 def parse_range(
-    spec: str, what: str, *, number: Callable[[str], int] = int, example: str = "'4,8,12' or '200-3000:200'"
+    spec: str, what: str, *, number: Callable[[str], int] | None = None, example: str = "'4,8,12' or '200-3000:200'"
 ) -> tuple[int, ...]:
     """Parse ``"4,8,12"`` or ``"200-3000:200"`` (stop included when the step meets it).
 
@@ -119,6 +126,7 @@ def parse_range(
         ValueError: naming the piece, the spec and the two forms that are read; or so many values that no one
             means it.
     """
+    number = number or whole_number
     values: set[int] = set()
     for piece in str(spec).split(","):
         piece = piece.strip()

@@ -42,14 +42,16 @@ class ScoredCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntendedGrid:
-    """What a run was to measure: ``per_place`` scores at each of ``frames`` (or tokens) by ``depths`` (percent)."""
+    """What a run was to measure: ``per_place`` scores at each of ``frames`` (or tokens) by ``depths`` (percent), and so
+    many ``controls`` in all."""
 
     frames: tuple[int, ...]
     depths: tuple[int, ...]
     per_place: int
+    controls: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Run:
     """A model's scores on one task.
 
@@ -74,6 +76,11 @@ class Run:
     unscored: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     intended: IntendedGrid | None = None
+
+    def __repr__(self) -> str:
+        scored = f"{len(self.placed)} cells, {len(self.scored) - len(self.placed)} controls"
+        part = f", {sum(self.missing().values())} missing" if self.missing() else ""
+        return f"<Run {self.name!r} of {self.task}: {scored}{part}>"
 
     @functools.cached_property
     def cells(self) -> pandas.DataFrame:

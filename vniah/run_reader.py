@@ -17,6 +17,7 @@ from typing import Any
 
 from vniah.grid import parse_range
 from vniah.journal import is_journal
+from vniah.notices import notice
 from vniah.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
 from vniah.scored_rows import read_cells
 from vniah.text.puzzles import parse_lengths
@@ -24,7 +25,7 @@ from vniah.text.puzzles import parse_lengths
 _RESULTS = re.compile(r"^(?P<date>.+)_results\.json$")
 _SAMPLES = re.compile(r"^(?P<date>.+?)_samples_(?P<task>.+)\.jsonl$")
 _MODEL_KEYS = ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
-JOURNAL = "journal.jsonl"
+JOURNAL, JOURNALS = "journal.jsonl", "journal*.jsonl"
 _LOOKED_FOR = f"*_results.json and *_samples_*.jsonl (from lmms-eval --output_path with --log_samples), or {JOURNAL}"
 
 
@@ -94,6 +95,13 @@ def check_complete(run: Run, path: str | Path) -> None:
         ValueError: says how many cells are missing, and where the first is.
     """
     missing = run.missing()
+    wanted = run.intended.controls if run.intended is not None else 0
+    controls = len(run.scored) - len(run.placed)
+    if not missing and controls < wanted:
+        raise ValueError(
+            f"{path}: {controls} of {wanted} controls are scored; let the run finish, or pass --partial to use what is "
+            "there"
+        )
     if missing:
         (frames, depth), count = next(iter(missing)), sum(missing.values())
         whole = count + len(run.placed)
@@ -126,14 +134,18 @@ def read_runs(path: str | Path, name: str | None = None, *, task: str | None = N
             raise ValueError(f"{path} has no task {task!r}; it has {', '.join(sorted(tasks)) or 'none'}")
         found = [evaluation for evaluation in found if task in evaluation.tasks()]
     if not found:
-        journals = sorted(path.rglob(JOURNAL), key=lambda file: file.stat().st_mtime) if path.is_dir() else []
+        journals = sorted(path.rglob(JOURNALS), key=lambda file: file.stat().st_mtime) if path.is_dir() else []
         if journals:
             return [_read_loose(journals[-1], name, task)]
         raise FileNotFoundError(
-            f"nothing to read in {path}; looked for {_LOOKED_FOR}. An evaluation that failed leaves none of them, and "
-            "lmms-eval ends with exit code 0 all the same: its last lines say what went wrong"
+            f"nothing to read in {path}; looked for {_LOOKED_FOR}. An evaluation that failed or was stopped leaves "
+            "none of them; what it scored is in its journal, which a stopped run names. lmms-eval ends with exit code "
+            "0 after a failure: its last lines say what went wrong"
         )
     newest = max(found, key=lambda evaluation: evaluation.age)
+    if len(found) > 1:
+        file = newest.results or next(iter(newest.samples.values()))
+        notice(f"{path} holds {len(found)} evaluations; the newest is read: {file}")
     return _read_evaluation(newest, name, task, only=path if _SAMPLES.match(path.name) else None)
 
 
@@ -209,7 +221,7 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
         raise ValueError(f"{path} holds several tasks ({', '.join(sorted(told))}); choose one with --task")
     model = models.pop() if len(models) == 1 else path.resolve().parent.name
     task = task or (told.pop() if told else "vniah")
-    header = _header([path, *ranks], task)
+    header = _header([path, *ranks], task, path)
     sections = {"model": header.get("model"), "task": header.get("measured"), "files": {"journal": str(path)}}
     return Run(
         name=name or Path(model).name,
@@ -221,14 +233,26 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     )
 
 
-def _header(journals: Iterable[Path], task: str) -> Mapping[str, Any]:
-    """What a journal says that the lines of ``task`` are part of; nothing in journals that say nothing."""
+def _header(journals: Iterable[Path], task: str, named: Path) -> Mapping[str, Any]:
+    """What a journal says that the lines of ``task`` are part of; nothing in journals that say nothing.
+
+    Raises:
+        ValueError: they are of runs that were to measure different things, and one grid is not made of them.
+    """
+    found: Mapping[str, Any] = {}
     for path in journals:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                if '"run": {' in line and (found := _mapping(_row(line).get("run"))).get("task") == task:
-                    return found
-    return {}
+                told = _mapping(_row(line).get("run")) if '"run": {' in line else {}
+                if told.get("task") != task:
+                    continue
+                if found and found.get("measured") != told.get("measured"):
+                    raise ValueError(
+                        f"{named} holds runs of {task} that measured different things (grid, haystack, needles or "
+                        "versions); read the finished run's samples file, or give each its own journal=PATH"
+                    )
+                found = told
+    return found
 
 
 def _row(line: str) -> Mapping[str, Any]:
@@ -245,7 +269,13 @@ def _intended(measured: Any) -> IntendedGrid | None:
     if not isinstance(lengths, str) or not isinstance(depths, str) or not isinstance(per_place, int):
         return None
     frames = parse_range(lengths, "frames") if "frames" in told else parse_lengths(lengths)
-    return IntendedGrid(frames=frames, depths=parse_range(depths, "depths"), per_place=per_place)
+    controls = told.get("controls")
+    return IntendedGrid(
+        frames=frames,
+        depths=parse_range(depths, "depths"),
+        per_place=per_place,
+        controls=controls if isinstance(controls, int) else 0,
+    )
 
 
 def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:

@@ -7,12 +7,14 @@ lmms-eval passes no arguments to a task, so the grid and inputs travel as ``VNIA
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vniah.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
+from vniah.nearest import did_you_mean
+from vniah.notices import notice
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
 KEYS = ("frames", "depths", "haystack", "needles", "decoder", "cache", "cache_gb")
@@ -55,9 +57,11 @@ class Settings:
         """
         environ = os.environ if environ is None else environ
         metadata, given = metadata or {}, given or {}
+        _check_names(environ, "VNIAH_", KEYS)
         values: dict[str, Any] = {}
         for key in KEYS:
-            value = given.get(key) or environ.get(f"VNIAH_{key.upper()}") or metadata.get(key)
+            value = environ.get(f"VNIAH_{key.upper()}") or metadata.get(key)
+            value = value if given.get(key) is None else given[key]
             if value is not None and value != "":
                 values[key] = str(value)
         if "cache_gb" in values:
@@ -79,6 +83,14 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _check_names(environ: Mapping[str, str], prefix: str, keys: Sequence[str]) -> None:
+    """Say so where a variable is not read and looks like one that is; others may own the rest."""
+    known = [prefix + key.upper() for key in keys]
+    for name in environ:
+        if name.startswith(prefix) and name not in known and (near := did_you_mean(name, known)):
+            notice(f"the environment's {name} is not read{near}")
 
 
 def cache_dir(chosen: str = "") -> Path:

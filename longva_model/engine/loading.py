@@ -16,6 +16,7 @@ from longva_model.engine.backend import Backend
 from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from longva_model.model_args import ModelArgs
+from vniah.nearest import did_you_mean
 
 LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
 
@@ -45,6 +46,11 @@ def checkpoint_folder(args: ModelArgs) -> str:
     from longva_model import checkpoint
 
     name = str(nano_folder()) if args.pretrained == "nano" else args.pretrained
+    if "/" not in name and not Path(name).exists():
+        near = did_you_mean(name, ["nano"])
+        raise FileNotFoundError(
+            f"no model {args.pretrained!r}{near}; expected nano, a checkpoint folder, or a Hub id owner/name"
+        )
     folder = checkpoint.resolve_folder(name, {"revision": args.revision} if args.revision else {})
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longva_model.engine import work
@@ -76,6 +77,7 @@ class Runner:
         )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
         self._unit = "answers"
+        self.journal_path: Path | None = None
 
     @classmethod
     def load(cls, args: ModelArgs) -> Runner:
@@ -106,6 +108,7 @@ class Runner:
             return []
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
             self._unit = "cells" if measured else "answers"
+            self.journal_path = None if journal is None else journal.path
             identify(self.identity())
             if journal is not None:
                 for task, provenance in (measured or {}).items():
@@ -308,7 +311,7 @@ class Runner:
                 found.update({window[index][0].order: result for index, result in known.items()})
             if len(known) < len(window):
                 place = (len(found), len(jobs))
-                self._run_window([prompt for _, prompt in window], known, done, place, ring=ring)
+                self._run_window([prompt for _, prompt in window], known, done, place=place, ring=ring)
         return found
 
     def _run_window(
@@ -316,8 +319,8 @@ class Runner:
         prompts: Sequence[Prompt],
         known: dict[int, LeafResult],
         done: OnResult,
-        place: tuple[int, int],
         *,
+        place: tuple[int, int],
         ring: bool,
     ) -> None:
         """Run the prompts of a window; ``place`` is how many answers there are already, of how many in all."""

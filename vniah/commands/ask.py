@@ -57,7 +57,7 @@ def command(
     is_nano = args["pretrained"] == "nano"
     if is_nano:
         print(
-            "vniah: nano is a tiny test model: it was taught icons, their colours and digits, and nothing else; for "
+            "vniah: nano is a tiny test model: it was taught icons and numbers in text; for "
             "real answers name a model, such as --model lmms-lab/LongVA-7B",
             file=sys.stderr,
         )

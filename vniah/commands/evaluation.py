@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,21 @@ def evaluate(
         "seed": seed,
         "shared_distractors": shared_distractors,
     }
+    if not callable(model) and not isinstance(model, str):
+        raise ValueError(f"a model is a name or a function, got {model!r}")
+    if not isinstance(task, str):
+        raise ValueError(f"task must be the name of one needle task, got {task!r}")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ValueError(f"name must be a text that is not empty, got {name!r}")
+    if output is not None and not str(output).strip():
+        raise ValueError("output is empty; leave it out, or give a folder")
+    try:
+        limit = None if limit is None else operator.index(limit)
+    except TypeError:
+        raise ValueError(f"limit must be a whole number of cells, got {limit!r}") from None
     folder = None if output is None else Path(output).expanduser()
-    runs = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name)
-    if len(runs) != 1:
-        raise ValueError(f"{task} is {len(runs)} runs here; name one task, in the first process")
-    return runs[0]
+    (run,) = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name, single=True)
+    return run
 
 
 def evaluate_tasks(
@@ -75,12 +86,17 @@ def evaluate_tasks(
     output: Path | None = None,
     limit: int | None = None,
     name: str | None = None,
+    single: bool = False,
 ) -> list[Run]:
-    """Measure tasks and groups; one run a task. See ``evaluate``; ``given`` are inputs by name.
+    """Measure tasks and groups; one run a task, or no more than one if ``single``. See ``evaluate``; ``given`` are
+    inputs by name.
 
     Everything is checked before a weight is read: output, model, tasks, films, needles, lengths, memory.
     """
+    import inspect
+
     from vniah import notices
+    from vniah.nearest import did_you_mean
     from vniah.runs.callable_model import CallableModel
     from vniah.runs.measure import Model, measure
     from vniah.runs.open import open_tasks
@@ -91,13 +107,16 @@ def evaluate_tasks(
         check_writable(output)
     # Before torch, which takes seconds to import: most mistakes are in here.
     tasks = open_tasks(names, given)
+    if single and len(tasks) > 1:
+        raise ValueError(f"{', '.join(names)} stands for {', '.join(one.name for one in tasks)}; name one of them")
     chosen: Model
     if callable(model):
-        if model_args:
-            raise ValueError(f"a function takes no model arguments, got {', '.join(model_args)}")
+        for key in model_args:
+            near = did_you_mean(key, inspect.signature(evaluate).parameters)
+            raise ValueError(f"{key} is no input, and a function takes no model arguments{near}")
         chosen = CallableModel(model, name or "")
         if output is not None:
-            chosen.journal = model_folder(output, chosen.name) / "journal.jsonl"
+            chosen.folder = model_folder(output, chosen.name)
     else:
         from longva_model.model_args import ModelArgs
         from longva_model.needle_model import NeedleModel
@@ -106,7 +125,7 @@ def evaluate_tasks(
     try:
         runs = measure(tasks, chosen, output=output, limit=limit)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {chosen.interrupted()}") from None
+        raise KeyboardInterrupt(chosen.interrupted()) from None
     from vniah.commands.run_options import with_training_length
 
     named = [run if name is None else _renamed(run, name) for run in runs]
@@ -117,7 +136,12 @@ def _spec(value: Any) -> str | None:
     """A grid's axis as a text: a number or several are as good."""
     if value is None or isinstance(value, str):
         return value
-    values = value if isinstance(value, Sequence) else list(value) if hasattr(value, "__iter__") else [value]
+    if isinstance(value, bytes):
+        raise ValueError(f"cannot read {value!r} as numbers; give a text, a number or several")
+    try:
+        values = list(value)
+    except TypeError:
+        values = [value]
     return ",".join(str(one) for one in values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def command(
         "shared_distractors": shared_distractors,
     }
     runs = evaluate_tasks(model, tasks, given, more, output=output.expanduser(), limit=limit)
-    for run in runs:
+    # Of several processes the first one speaks for all.
+    for run in runs if int(os.environ.get("RANK") or 0) == 0 else ():
         files = run.settings["files"]
         print(f"wrote {files['results']}")
         if not run.placed:

@@ -58,13 +58,13 @@ def command(
     for base in bases:
         folder = output / f"rope_theta_{label(base)}"
         args = {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
-        cells = _score(task, args)
-        if cells is None:
-            continue  # another process has the answers and prints
+        cells, speaks = _score(task, args)
         scores[base] = summary(cells)
+        if not speaks:
+            continue  # another process has the same and prints
         print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
         _write(output / _SUMMARY, {**about, "bases": {label(one): found for one, found in scores.items()}})
-    if scores:
+    if speaks:
         print("\n" + table(scores))
         print(f"best RoPE base: {verdict(scores)}")
         print("effective: the most frames up to which every column's mean is at least 0.9")
@@ -101,8 +101,8 @@ def label(base: float) -> str:
     return f"{text[0]}e{len(text) - 1}" if text.isdigit() and set(text[1:]) == {"0"} else text
 
 
-def _score(task: NeedleTask, args: Mapping[str, Any]) -> list[ScoredCell] | None:
-    """Score every cell of the grid at one base; ``None`` in a process that another one answers for."""
+def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
+    """Score every cell of the grid at one base; also whether this process is the one that prints."""
     from longva_model.model_args import ModelArgs
     from longva_model.needle_model import NeedleModel
     from vniah.results import ScoredCell
@@ -112,9 +112,7 @@ def _score(task: NeedleTask, args: Mapping[str, Any]) -> list[ScoredCell] | None
     name = f"{args['pretrained']}, RoPE base {label(float(args['rope_theta']))}"
     model = NeedleModel(ModelArgs.read(dict(args)), name=name)
     answers = model.answers({task.name: task}, [(task.name, number) for number in range(len(task.rows))])
-    if answers is None:
-        return None
-    return [
+    cells = [
         ScoredCell(
             num_frames=row["num_frames"],
             depth_percent=None if row["control"] else row["depth_percent"],
@@ -124,6 +122,7 @@ def _score(task: NeedleTask, args: Mapping[str, Any]) -> list[ScoredCell] | None
         )
         for row, answer in zip(task.rows, answers, strict=True)
     ]
+    return cells, model.speaks
 
 
 def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ DIGITS = tuple("0123456789")
 SUFFIX = "\nAnswer the question using a single word or phrase."
 # Needles are drawn at this size; a model resizes them to what it takes.
 NEEDLE_SIZE = 336
+_MOST = 100_000
 DEFAULT_COUNT = 10
 Split: TypeAlias = Literal["heldout", "train"]
 SPLITS: tuple[Split, ...] = ("heldout", "train")
@@ -206,8 +207,8 @@ def _parse(spec: str, options: str) -> tuple[int, int, Split]:
         count = int(parts[1]) if len(parts) > 1 else DEFAULT_COUNT
     except ValueError:
         raise ValueError(form) from None
-    if seed < 0 or count < 1:
-        raise ValueError(f"{form}; the seed must not be negative and the count must be positive")
+    if seed < 0 or not 1 <= count <= _MOST:
+        raise ValueError(f"{form}; the seed must not be negative and the count from 1 to {_MOST:,}")
     split = parts[2] if len(parts) > 2 else "heldout"
     for known in SPLITS:
         if split == known:

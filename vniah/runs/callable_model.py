@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vniah.journal import Journal, content_key
+from vniah.notices import notice
 from vniah.runs.task import Answer, NeedleTask
 
 Answerer = Callable[[Any, str], str]
@@ -30,14 +34,18 @@ class CallableModel:
     Args:
         function: the model.
         name: what to call it in results; the function's own name otherwise.
-        journal: file that keeps the answers of a run that does not end; ``None`` keeps none. A function has no
-            fingerprint, so the caller answers for it being the same one when a run goes on.
+        folder: where a journal keeps the answers of a run that does not end; ``None`` keeps none. A function's code
+            is part of what a journal is known by, what the code calls is not: the caller answers for that being the
+            same when a run goes on.
     """
 
-    def __init__(self, function: Answerer, name: str = "", journal: Path | None = None) -> None:
+    speaks = True
+
+    def __init__(self, function: Answerer, name: str = "", folder: Path | None = None) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__)).strip("<>")
-        self.journal = journal
+        self.folder = folder
+        self.journal: Path | None = None
 
     def about(self) -> dict[str, Any]:
         return {"model": "callable", "model_args": f"model={self.name}"}
@@ -46,8 +54,10 @@ class CallableModel:
         """Raise for a task that a free answer cannot be scored on.
 
         Raises:
-            ValueError: naming the task and the one to use.
+            ValueError: naming the task and the one to use; or several processes, of which each would ask.
         """
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise ValueError("a function answers in one process; run this without torchrun, or name a model")
         for task in tasks:
             if task.scoring != "generated":
                 raise ValueError(
@@ -61,21 +71,25 @@ class CallableModel:
         Raises:
             CellError: the function raises, or returns something else than text.
         """
-        if self.journal is None:
+        if self.folder is None:
             return self._answers(tasks, cells, None)
+        names = list(dict.fromkeys(name for name, _ in cells))
+        key = content_key(self.name, _code_of(self.function), [tasks[name].provenance_key for name in names])
+        self.journal = self.folder / f"journal-{key[:12]}.jsonl"
         with Journal(self.journal) as journal:
-            for name in dict.fromkeys(name for name, _ in cells):
+            for name in names:
                 journal.describe({"task": name, "measured": tasks[name].provenance(), "model": self.about()})
-            found = self._answers(tasks, cells, journal)
-        # What is finished stands in the results; a run after this one asks anew.
-        self.journal.unlink()
-        return found
+            return self._answers(tasks, cells, journal)
+
+    def finished(self) -> None:
+        """The results are written: what is asked after this is asked anew."""
+        if self.journal is not None:
+            self.journal.unlink(missing_ok=True)
+            self.journal.with_name(f"{self.journal.name}.lock").unlink(missing_ok=True)
 
     def _answers(
         self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]], journal: Journal | None
     ) -> list[Answer]:
-        import sys
-
         from tqdm import tqdm
 
         keys = [content_key(self.name, tasks[name].provenance_key, number) for name, number in cells]
@@ -108,10 +122,23 @@ class CallableModel:
             raise CellError(
                 f"the model {self.name} returned {type(text).__name__} at the cell {where}; expected text", answered
             )
-        return text
+        clean = text.encode("utf-8", "replace").decode()
+        if clean != text:
+            notice(f"{self.name} answered with half a character at the cell {where}; it is kept as '?'")
+        return clean
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""
         if self.journal is None:
             return "nothing of it is kept; give an output folder, and the same call continues"
         return f"what was answered is kept in {self.journal}; the same call continues"
+
+
+def _code_of(function: Answerer) -> str:
+    """A hash of a function's own code, or of where its class is defined; the same for the same source."""
+    code = getattr(function, "__code__", None)
+    kind = type(function)
+    if code is None:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    parts = (code.co_code, repr([one for one in code.co_consts if not hasattr(one, "co_code")]), code.co_names)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -23,6 +23,8 @@ class Model(Protocol):
     """What answers cells."""
 
     name: str
+    # Whether this process writes and prints for all that work together.
+    speaks: bool
 
     def about(self) -> dict[str, Any]:
         """Which model this is, for the results."""
@@ -32,8 +34,12 @@ class Model(Protocol):
         """Raise ValueError for what cannot end well."""
         ...
 
-    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer] | None:
-        """An answer for each (task, row number); ``None`` in a process that another one answers for."""
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
+        """An answer for each (task, row number), in every process."""
+        ...
+
+    def finished(self) -> None:
+        """The results are on the disk."""
         ...
 
     def interrupted(self) -> str:
@@ -53,7 +59,7 @@ def measure(
         limit: the first so many cells of each task alone, controls counted: what comes of it is a partial run.
 
     Returns:
-        One run a task, as ``vniah.run_reader`` reads them; nothing in a process that another one answers for.
+        One run a task, as ``vniah.run_reader`` reads them.
 
     Raises:
         ValueError: what the model's check finds.
@@ -62,6 +68,7 @@ def measure(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"a limit of {limit} cells leaves nothing to score; give at least 1")
+    output = output if model.speaks else None
     if output is not None:
         check_writable(output)
     model.check(tasks)
@@ -76,10 +83,10 @@ def measure(
             path = _write(by_name, cells, error.answered, model, output, begun, limit)
             kept = f"; the {len(error.answered)} of {len(cells)} cells before it are in {path}"
         raise CellError(f"{error}{kept}", error.answered) from error.__cause__
-    if answered is None:
-        return []
     if output is not None:
-        return _read(_write(by_name, cells, answered, model, output, begun, limit))
+        path = _write(by_name, cells, answered, model, output, begun, limit)
+        model.finished()
+        return _read(path)
     with tempfile.TemporaryDirectory() as folder:
         runs = _read(_write(by_name, cells, answered, model, Path(folder), begun, limit))
     return [replace(run, settings={key: one for key, one in run.settings.items() if key != "files"}) for run in runs]

@@ -40,6 +40,11 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
     configs = {name: _config(name) for name in _expanded(names)}
     families = {name: str(config["metadata"]["family"]) for name, config in configs.items()}
     _check_inputs(given, families)
+    if "text_niah" in families.values():
+        from vniah.text.task import open_source
+
+        # Texts are shared by the tasks of one run; a file may have changed since the run before.
+        open_source.cache_clear()
     opened = []
     for name, config in configs.items():
         mine = {key: value for key, value in given.items() if key in INPUTS[families[name]]}

@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vniah.splice import temporary_beside
 
+# lmms-eval dates its files in the time of Singapore wherever it runs; in one folder the newest must be the newest.
+_LMMS_EVAL_OFFSET = 8 * 3600
+
 
 def model_folder(output: Path, model: str) -> Path:
     """Where the results of a model go, named as lmms-eval names it."""
     name = "/".join(model.split("/")[-2:])
-    return output / (re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name) or "model")
+    clean = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+    return output / (clean if clean.strip(".") else "model")
 
 
 def check_writable(output: Path) -> None:
@@ -54,12 +59,16 @@ def write_results(folder: Path, results: Mapping[str, Any], samples: Mapping[str
         The results file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    date = _free_date(folder)
-    for task, rows in samples.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write(folder / f"{date}_samples_{task}.jsonl", text)
-    path = folder / f"{date}_results.json"
-    _write(path, json.dumps({**results, "date": date}, indent=2, ensure_ascii=False))
+    # All of it before any file: what JSON cannot hold must not leave half an evaluation.
+    lines = {
+        task: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for task, rows in samples.items()
+    }
+    with _free_date(folder) as date:
+        whole = json.dumps({**results, "date": date}, indent=2, ensure_ascii=False)
+        for task, text in lines.items():
+            _write(folder / f"{date}_samples_{task}.jsonl", text)
+        path = folder / f"{date}_results.json"
+        _write(path, whole)
     return path
 
 
@@ -75,14 +84,24 @@ def sample_row(doc_id: int, question: str, target: str, response: str, metrics: 
     }
 
 
-def _free_date(folder: Path) -> str:
-    """Now as lmms-eval writes it, at a second that no evaluation in the folder has."""
+@contextlib.contextmanager
+def _free_date(folder: Path) -> Iterator[str]:
+    """Now as lmms-eval writes it, at a second that no evaluation in the folder has, nor another process takes."""
     moment = time.time()
     while True:
-        date = time.strftime("%Y%m%d_%H%M%S", time.localtime(moment))
-        if not any(folder.glob(f"{date}_*")):
-            return date
+        date = time.strftime("%Y%m%d_%H%M%S", time.gmtime(moment + _LMMS_EVAL_OFFSET))
+        claim = folder / f".{date}.claim"
         moment += 1
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            if not any(folder.glob(f"{date}_*")):
+                yield date
+                return
+        finally:
+            claim.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
