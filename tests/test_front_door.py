@@ -334,7 +334,7 @@ def test_a_function_that_returns_no_text_is_named() -> None:
         ({"--frames": ""}, "frames is empty"),
         ({"--frames": "1-40000", "--depths": "0-100", "--haystack": "synthetic"}, "8,160,000 cells, and at most"),
         ({"--decoder": "vlc"}, "no decoder 'vlc'"),
-        ({"--lengths": "1K"}, "take no lengths"),
+        ({"--lengths": "1K"}, "no lengths is taken"),
         ({"--model-args": "chunk_token=1"}, "did you mean 'chunk_tokens'"),
         ({"--model-args": "device=tpu9"}, "device='tpu9'"),
     ],

@@ -133,7 +133,7 @@ def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None
         takers = {family for family in families.values() if key in INPUTS[family]}
         if not takers:
             known = ", ".join(dict.fromkeys(one for family in families.values() for one in INPUTS[family]))
-            raise ValueError(f"{', '.join(families)} take no {key}; what they take is {known}")
+            raise ValueError(f"{' and '.join(families)}: no {key} is taken; what is taken is {known}")
         if key == "haystack" and len(takers) > 1:
             raise ValueError(
                 "one haystack cannot be both a film and a text; run V-NIAH and text NIAH one after the other, or set "
