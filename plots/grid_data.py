@@ -40,6 +40,7 @@ class GridData:
         control_note: the same with what it counts.
         train_length: the backbone's training length in ``unit``; ``None`` if not known.
         missing: how many scores the grid lacks, of ``whole``.
+        in_part: (frames, depth) of the places where some scores are there and some are not.
         whole: how many scores the whole grid has, controls left out.
         measured: on which haystack and needles, in a line; empty where nothing is known.
         warnings: what the run itself warned of.
@@ -64,6 +65,7 @@ class GridData:
     train_length: float | None
     missing: int
     whole: int
+    in_part: frozenset[tuple[int, int]] = frozenset()
     measured: str = ""
     warnings: tuple[str, ...] = ()
     mistakes: tuple[int, int] | None = None
@@ -94,6 +96,8 @@ class GridData:
             parts.append(f"dotted line: training length {long_label(self.train_length, self.unit)}{place}")
         if self.missing:
             parts.append(f"partial: {self.whole - self.missing:,} of {self.whole:,} cells")
+        if self.in_part:
+            parts.append("hatched: not all needles of the place are scored")
         return "; ".join(parts)
 
     @property
@@ -181,6 +185,7 @@ def grid_data(run: Run, threshold: float = EFFECTIVE_AT) -> GridData:
         train_length=run.train_frames,
         missing=missing,
         whole=missing + len(run.placed),
+        in_part=frozenset(place for place in run.missing() if counts[place]),
         measured=measured_line(run),
         warnings=warnings_of(run),
         mistakes=_mistakes(run),

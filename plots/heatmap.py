@@ -39,6 +39,7 @@ def draw_heatmap(
     import numpy as np
     import seaborn
     from matplotlib.colors import to_hex
+    from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
     look = look or Look()
@@ -72,6 +73,11 @@ def draw_heatmap(
     )
     for text, score in zip(axes.texts, (one for row in data.scores for one in row if one is not None), strict=False):
         text.set_color(look.ink(score))
+    # A mean of a part of its needles looks like any other: these stripes tell it apart.
+    for frames, depth in sorted(data.in_part):
+        corner = (data.frames.index(frames), data.depths.index(depth))
+        stripes = Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="#00000066", linewidth=0, zorder=1.2)
+        axes.add_patch(stripes)
     _label_ticks(axes, data, cell_width, show_depth=show_depth)
     if colorbar_axes is not None:
         (colorbar_axes.set_xticks if colorbar_across else colorbar_axes.set_yticks)([0, 0.2, 0.4, 0.6, 0.8, 1])

@@ -10,6 +10,7 @@ from run_files import small_run
 
 from vniah.plots.compare import compare
 from vniah.plots.grid_data import grid_data, to_text
+from vniah.plots.heatmap import heatmap_figure
 from vniah.plots.panels import panel_notes, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
@@ -232,6 +233,19 @@ def test_columns_that_were_never_scored_are_drawn_as_holes(monkeypatch: pytest.M
     assert data.frames == (4, 8, 16) and data.scores == ((1, None, None),) * 3
     assert "partial: 6 of 18 cells" in data.caption and data.effective == 4
     assert to_text(data).splitlines()[5].split() == ["mean", "1.00", "-", "-"]
+
+
+def test_a_place_that_is_scored_in_part_is_drawn_as_such() -> None:
+    """One needle of two found at one place: "1" there is no finding like the others."""
+    from matplotlib.patches import Rectangle
+
+    run = small_run(lambda *_: True)
+    part = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent, cell.needle) != (8, 50, "dog"))
+    data = grid_data(dataclasses.replace(run, scored=part))
+    assert data.in_part == {(8, 50)} and "hatched: not all needles" in data.caption
+    striped = [one for one in heatmap_figure(data).axes[0].patches if isinstance(one, Rectangle) and one.get_hatch()]
+    assert [one.get_xy() for one in striped] == [(1, 1)]
+    assert not grid_data(run).in_part and "hatched" not in grid_data(run).caption
 
 
 def test_the_threshold_of_effective_lengths_is_shown_and_chosen() -> None:
