@@ -6,6 +6,7 @@ lmms-eval passes no arguments to a task, so the grid and inputs travel as ``VNIA
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vniah.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
-from vniah.nearest import did_you_mean
 from vniah.notices import notice
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
@@ -87,10 +87,15 @@ class Settings:
 
 def _check_names(environ: Mapping[str, str], prefix: str, keys: Sequence[str]) -> None:
     """Say so where a variable is not read and looks like one that is; others may own the rest."""
-    known = [prefix + key.upper() for key in keys]
+    known = [key.upper() for key in keys]
     for name in environ:
-        if name.startswith(prefix) and name not in known and (near := did_you_mean(name, known)):
-            notice(f"the environment's {name} is not read{near}")
+        ending = name.removeprefix(prefix)
+        if name == ending or ending in known:
+            continue
+        # Near indeed: the judge's variables and those of tests begin alike.
+        near = difflib.get_close_matches(ending, known, n=1, cutoff=0.8)
+        if near:
+            notice(f"the environment's {name} is not read; did you mean '{prefix}{near[0]}'?")
 
 
 def cache_dir(chosen: str = "") -> Path:
