@@ -133,13 +133,7 @@ def _sample(task: NeedleTask, number: int, answer: Answer) -> dict[str, Any]:
     row = task.rows[number]
     response = answer.text
     if answer.is_greedy is not None:
-        details = {
-            "predicted": answer.text,
-            "predicted_ids": list(answer.predicted_ids),
-            "answer_ids": list(answer.answer_ids),
-            "answer_logprobs": list(answer.answer_logprobs),
-            "prompt_tokens": answer.prompt_tokens,
-        }
+        details = {**answer.logged(), "prompt_tokens": answer.prompt_tokens}
         response = str(ScoredPair(float(sum(answer.answer_logprobs)), answer.is_greedy, details))
     # A text prompt of megabytes is not logged.
     question = task.question(row) if task.unit == "frames" or answer.is_greedy is not None else str(row["question"])

@@ -5,7 +5,9 @@ The YAML files of the tasks folder are the one place that knows which tasks ther
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from vniah.lmms_plugin import tasks_dir
@@ -86,10 +88,15 @@ def open_task(
     return open_visual(name, scoring, visual) if cached else VisualTask(name, scoring, visual)
 
 
-def metadata_of(name: str) -> dict[str, Any]:
-    """What the YAML of a task of ours stands for; nothing for a name that is none of ours."""
+@functools.cache
+def metadata_of(name: str) -> Mapping[str, Any]:
+    """What the YAML of a task of ours stands for; nothing for a name that is none of ours.
+
+    Read once a process: lmms-eval's functions ask for it at every document.
+    """
     folder = tasks_dir()
-    return dict(read_task(folder, name).get("metadata") or {}) if name in read_index(folder) else {}
+    found = read_task(folder, name).get("metadata") if name in read_index(folder) else None
+    return MappingProxyType(dict(found or {}))
 
 
 def needle_tasks() -> tuple[str, ...]:

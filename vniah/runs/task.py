@@ -44,6 +44,15 @@ class Answer:
     answer_logprobs: Sequence[float] = ()
     prompt_tokens: int | None = None
 
+    def logged(self) -> dict[str, Any]:
+        """What a logged cell says of its answer, under the names that results files use."""
+        return {
+            "predicted": self.text,
+            "predicted_ids": list(self.predicted_ids),
+            "answer_ids": list(self.answer_ids),
+            "answer_logprobs": list(self.answer_logprobs),
+        }
+
     @classmethod
     def forced(cls, is_greedy: bool, details: Mapping[str, Any]) -> Answer:
         """A forced answer from the details behind a ``ScoredPair``, of which any may be missing."""

@@ -29,10 +29,7 @@ def cell_metrics(row: Mapping[str, Any], correct: bool, answer: Answer) -> dict[
         "needle_index": None if control else int(row["needle_index"]),
         "question": row["question"],
         "answer": row["answer"],
-        "predicted": answer.text,
-        "predicted_ids": list(answer.predicted_ids),
-        "answer_ids": list(answer.answer_ids),
-        "answer_logprobs": list(answer.answer_logprobs),
+        **answer.logged(),
         "score": float(correct),
     }
     if control:
