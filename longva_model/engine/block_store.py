@@ -1,4 +1,4 @@
-"""Blocks of frame embeddings on disk: written atomically, read by memory map, the least recently used removed.
+"""Blocks of frame embeddings on disk: written atomically, checked when read, the least recently used removed.
 
 Knows tensors and files; nothing of frames or models. Several processes may use one folder at once.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vniah.atomic import flush
 from vniah.notices import notice
 
 BLOCK = 64
@@ -34,6 +37,8 @@ class BlockStore:
 
     A block is of ``BLOCK`` rows but for the last of a source, which says its rows in its name: a source that
     grows (a haystack whose longer form continues the shorter) must not take a short block for a whole one.
+    Its metadata holds a hash over its key, index, type, shape and bytes. A block that does not match is as good as
+    none, which is said once.
 
     Args:
         folder: made when first written to.
@@ -46,22 +51,39 @@ class BlockStore:
         self.writable = True
         self._held: int | None = None
         self._stored = 0
+        self._damaged = False
 
     def has(self, key: str, index: int, rows: int) -> bool:
         return self._path(key, index, rows).exists()
 
     def load(self, key: str, index: int, rows: int) -> torch.Tensor | None:
-        """The block, or ``None`` when it is not there, cannot be read, or is not of so many rows."""
+        """The block, or ``None`` when it is not there, cannot be read, or is not what was stored."""
         path = self._path(key, index, rows)
         try:
             with safe_open(path, framework="pt") as file:
-                tokens: torch.Tensor = file.get_tensor("tokens")
-        except (SafetensorError, OSError, KeyError):
+                metadata, tokens = file.metadata() or {}, file.get_tensor("tokens")
+            sound = tokens.shape[:1] == (rows,) and metadata == _described(key, index, tokens)
+        except (SafetensorError, OSError, KeyError, RuntimeError):
+            # Another process may have removed it, between two looks of safetensors as well, which torch tells by a
+            # RuntimeError. A file that is still there is damaged.
+            if not path.exists():
+                return None
+            sound = False
+        if not sound:
+            self._say_damaged(path)
             return None
         # In a cache that may only be read, the order of use is not kept.
         with contextlib.suppress(OSError):
             os.utime(path)
-        return tokens if tokens.shape[0] == rows else None
+        return tokens
+
+    def _say_damaged(self, path: Path) -> None:
+        if not self._damaged:
+            self._damaged = True
+            notice(
+                f"cached frame embeddings do not match their checksum or cannot be read ({path}, perhaps others); "
+                "their frames are encoded again"
+            )
 
     def store(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
         """Keep a block. A disk that takes no more is a warning, once: what is there is read on."""
@@ -69,15 +91,13 @@ class BlockStore:
             return
         path = self._path(key, index, tokens_NtD.shape[0])
         try:
-            temporary = self._temporary(path.parent)
-            try:
+            with self._part(path.parent) as part:
                 self._leave_room(tokens_NtD.nbytes)
-                save_file({"tokens": tokens_NtD.contiguous()}, temporary)
-                size = temporary.stat().st_size
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+                tokens_NtD = tokens_NtD.contiguous()
+                save_file({"tokens": tokens_NtD}, part, _described(key, index, tokens_NtD))
+                size = part.stat().st_size
+                flush(part)
+                os.replace(part, path)
             self._make_room(path, size)
         except (OSError, SafetensorError) as error:
             self.writable = False
@@ -100,18 +120,28 @@ class BlockStore:
         name = f"{index:06d}" if rows == BLOCK else f"{index:06d}-{rows}"
         return self.folder / key / f"{name}.safetensors"
 
-    def _temporary(self, folder: Path) -> Path:
+    @contextlib.contextmanager
+    def _part(self, folder: Path) -> Iterator[Path]:
+        """A new file in ``folder``, which others see to be in use; removed when it was not renamed."""
         for _ in range(8):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+                break
             except (FileNotFoundError, FileExistsError):
                 # Another process took the folder for a left-over in between. mkdir says "exists" when the folder
                 # is gone again by the time it looks whether it is one.
                 continue
+        else:
+            raise OSError(f"{folder} is removed as often as it is made")
+        part = Path(name)
+        try:
+            with contextlib.suppress(OSError):  # not every file system locks
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            yield part
+        finally:
             os.close(handle)
-            return Path(name)
-        raise OSError(f"{folder} is removed as often as it is made")
+            part.unlink(missing_ok=True)
 
     def _make_room(self, newest: Path, newest_bytes: int) -> None:
         """Remove the least recently used blocks past ``max_bytes``, never ``newest``."""
@@ -128,7 +158,7 @@ class BlockStore:
                 stat = path.stat()
                 if path.suffix == ".safetensors":
                     found.append((stat.st_mtime, stat.st_size, path))
-                elif path.suffix == ".part" and now - stat.st_mtime > _ABANDONED_SECONDS:
+                elif path.suffix == ".part" and now - stat.st_mtime > _ABANDONED_SECONDS and not _in_use(path):
                     # Of a process that was killed while it wrote.
                     path.unlink()
         total = sum(size for _, size, _ in found)
@@ -149,3 +179,23 @@ class BlockStore:
         for folder in list(self.folder.iterdir()):
             with contextlib.suppress(OSError):
                 yield from list(folder.iterdir())
+
+
+def _described(key: str, index: int, tokens_NtD: torch.Tensor) -> dict[str, str]:
+    """The metadata of a block's file: what it is, and a hash over that and its bytes. One entry: safetensors
+    shuffles several, and the same block shall be the same bytes."""
+    kind, shape = str(tokens_NtD.dtype).removeprefix("torch."), "x".join(map(str, tokens_NtD.shape))
+    about = f"key={key} index={index} dtype={kind} shape={shape}"
+    digest = hashlib.sha256(about.encode())
+    digest.update(tokens_NtD.contiguous().view(torch.uint8).numpy().data)
+    return {"block": f"{about} sha256={digest.hexdigest()}"}
+
+
+def _in_use(part: Path) -> bool:
+    """Whether a process still writes to a file, however old the clock says that it is."""
+    with part.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -30,6 +30,8 @@ from vniah.requests import Frames, Request
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
 _MEMORY_BLOCKS = 8
 _LANES = 8
+# Part of a block's key: what an earlier edition stored is not looked at.
+_FORMAT = f"{BLOCK} with a checksum"
 # Frames as they come are large (a 4K one 25 MB): what a lane reads of them at once.
 _RAW_BYTES = 64 << 20
 
@@ -146,7 +148,7 @@ class FrameEmbeddings:
                 self.store.store(key, index, tokens_NtD)
 
     def _key(self, source: FrameSource, preprocess: str) -> str:
-        parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), str(BLOCK))
+        parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), _FORMAT)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def _has(self, key: str, index: int, rows: int) -> bool:

@@ -110,8 +110,8 @@ def slow_down() -> None:
     """Make this process's writes slow, so that kills land in them."""
     from safetensors.torch import save
 
-    def slow_save(tensors: dict[str, torch.Tensor], path: Any) -> None:
-        data = save(tensors)
+    def slow_save(tensors: dict[str, torch.Tensor], path: Any, metadata: dict[str, str]) -> None:
+        data = save(tensors, metadata)
         with open(path, "wb", buffering=0) as file:
             for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
                 file.write(piece)

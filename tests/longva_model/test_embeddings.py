@@ -227,22 +227,65 @@ def test_the_limit_holds_when_other_processes_fill_the_folder(tmp_path: Path) ->
     assert sum(path.stat().st_size for path in files(tmp_path)) < 20 * size + 3 * 16 * size + 40 * 200
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "other rows"])
+DAMAGES = [
+    "cut",
+    "garbage",
+    "empty",
+    "other rows",
+    "zeroed",
+    "one bit",
+    "swapped",
+    "another film's",
+    "no checksum",
+    "dtype",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_block_is_made_anew(backend: Any, tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
     source = CountingFrames(200)
     read(FrameEmbeddings(backend, tmp_path), source, 0, 200)
-    path = files(tmp_path)[1]
+    read(FrameEmbeddings(backend, tmp_path), CountingFrames(200, seed=9, fingerprint="another"), 0, 200)
+    key = FrameEmbeddings(backend, tmp_path)._key(source, "pad")
+    path = tmp_path / key / "000001.safetensors"
     whole = path.read_bytes()
+    length = len(whole)
+    (other,) = [folder for folder in tmp_path.iterdir() if folder.name != key]
+    tokens = load_file(path)["tokens"]
     if damage == "other rows":
-        from safetensors.torch import save_file
-
         save_file({"tokens": torch.zeros(3, 2, 32)}, path)
+    elif damage == "no checksum":
+        save_file({"tokens": tokens}, path)
+    elif damage == "dtype":
+        path.write_bytes(whole.replace(b'"dtype":"F32"', b'"dtype":"I32"'))
     else:
-        path.write_bytes({"cut": whole[:-100], "garbage": os.urandom(len(whole)), "empty": b""}[damage])
+        damaged = {
+            "cut": whole[:-100],
+            "garbage": os.urandom(length),
+            "empty": b"",
+            "zeroed": whole[: length // 2] + bytes(length - length // 2),
+            "one bit": whole[: length - 77] + bytes([whole[length - 77] ^ 1]) + whole[length - 76 :],
+            "swapped": (tmp_path / key / "000000.safetensors").read_bytes(),
+            "another film's": (other / "000001.safetensors").read_bytes(),
+        }
+        path.write_bytes(damaged[damage])
     frames = FrameEmbeddings(backend, tmp_path)
     torch.testing.assert_close(read(frames, source, 0, 200), expected(backend, source, 0, 200))
     assert frames.frames_encoded == BLOCK
     assert path.read_bytes() == whole
+    assert sum("do not match their checksum" in line for line in recorded()) == 1
+
+
+def test_a_block_of_the_tower_that_is_being_written_is_no_left_over(tmp_path: Path) -> None:
+    """Whatever the clock says: a file that looks hours old is one in use while its writer lives."""
+    store = BlockStore(tmp_path, 10**9)
+    with store._part(tmp_path / "key") as part:
+        os.utime(part, (1e9, 1e9))
+        store.store("key", 0, torch.zeros(3, 2, 4))
+        assert part.exists()
+    assert not part.exists()
 
 
 def test_a_block_that_goes_while_it_is_wanted_is_made_anew(backend: Any, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Files that are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name in the same folder that becomes ``path`` when all went well and is removed when not.
+
+    What was written is on the disk before it takes the name: a power cut leaves the old file or the new one.
+
+    Raises:
+        OSError: the folder takes no file.
+    """
+    part = path.with_name(f".{path.name[:200]}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        yield part
+        flush(part)
+        os.replace(part, path)
+        with contextlib.suppress(OSError):  # not every file system flushes folders
+            flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
