@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vniah.text_files import read_text, text_files
+from vniah.files import read_text, text_files, user_path
 
 
 def read_documents(spec: str) -> list[tuple[str, str]]:
@@ -18,7 +18,7 @@ def read_documents(spec: str) -> list[tuple[str, str]]:
         FileNotFoundError: no such folder or file, or nothing to read in it.
         ValueError: a file that is not UTF-8, or a dataset without that column (names those it has).
     """
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if path.is_file() or path.is_dir():
         files = [path] if path.is_file() else text_files(path)
         found = [(file.name, read_text(file)) for file in files]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vniah import hub
+from vniah.files import read_text, text_files, user_path
 from vniah.text import prose
 from vniah.text.sentences import split_sentences
-from vniah.text_files import read_text, text_files
 
 ESSAYS = "baber/paul_graham_essays"
 BUILTIN = "builtin"
@@ -67,7 +67,7 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
         if seed and not seed.isdecimal():
             raise ValueError(f"the seed of the built-in haystack is a whole number, as in 'builtin:7'; got {spec!r}")
         return from_prose(int(seed or 0))
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     if folder.is_dir():
         return from_folder(folder)
     if folder.is_file():

@@ -1,0 +1,135 @@
+"""Files that somebody else wrote: which one a name means, and how text and JSON are read.
+
+JSON is read in one way everywhere: UTF-8 with or without a byte order mark; lines end at a line feed and nowhere
+else, since U+2028 and its like may stand inside a text; and what is nested or large beyond reason is one
+``ValueError`` that names the file and the line, not a crash later on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Bytes of a JSON file, or of one line of a JSON-lines file. Reading takes about ten times as much memory.
+MAX_JSON_BYTES = 256 << 20
+MAX_JSON_DEPTH = 100
+# A tokenizer's "no limit" is written with 31 digits; a number of this many still fits a float.
+MAX_JSON_DIGITS = 40
+_LARGE_NUMBER = re.compile(rf"[0-9]{{{MAX_JSON_DIGITS + 1}}}|[eE]\+?[0-9]{{3}}")
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path that a user means: the file of that very name if there is one, else with ``~`` as the home folder."""
+    text = os.fspath(text)
+    return Path(text if os.path.lexists(text) else os.path.expanduser(text))
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The .txt files of a folder by name, whatever the case of their ending; hidden files are passed over."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.casefold() == ".txt" and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, without its byte order mark, every line end a line feed.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it, or take it out of the folder"
+        ) from None
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: bytes are UTF-8, with or without a byte order mark.
+        what: what to call it in an error, such as the file's path.
+
+    Raises:
+        ValueError: not JSON, nested deeper than ``MAX_JSON_DEPTH``, or with a number out of reason.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = json.loads(text.removeprefix("\ufeff"), **(_CHECKED if _LARGE_NUMBER.search(text) else {}))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not JSON: it is not UTF-8 ({error.reason} at byte {error.start})") from None
+    except RecursionError:
+        _too_deep(what)
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        nested = [item for item in level if isinstance(item, (dict, list))]
+        if not nested:
+            return value
+        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+    _too_deep(what)
+
+
+def read_json(path: str | os.PathLike[str], *, max_bytes: int | None = MAX_JSON_BYTES) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        max_bytes: a larger file is refused before it is read; None takes any.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: see ``parse_json``, with the file named; or it is too large.
+    """
+    size = os.stat(path).st_size
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"{path} has {size:,} bytes; a JSON file of at most {max_bytes:,} was expected")
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """Stream (line number from 1, value) of a JSON-lines file; blank lines are passed over.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: see ``parse_json``, with file and line named; or a line of more than ``MAX_JSON_BYTES``.
+    """
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(MAX_JSON_BYTES + 1):
+            number += 1
+            if len(line) > MAX_JSON_BYTES:
+                raise ValueError(f"{path}, line {number} has more than {MAX_JSON_BYTES:,} bytes")
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield number, parse_json(line, f"{path}, line {number}")
+
+
+def _too_deep(what: str) -> NoReturn:
+    raise ValueError(f"{what} is not JSON that can be used: it is nested deeper than {MAX_JSON_DEPTH} levels")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_JSON_DIGITS:
+        raise ValueError(f"a whole number of more than {MAX_JSON_DIGITS} digits ({digits[:12]}...)")
+    return int(digits)
+
+
+def _fraction(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"a number that is too large ({digits[:24]})")
+    return number
+
+
+_CHECKED: dict[str, Any] = {"parse_int": _whole_number, "parse_float": _fraction}

@@ -1,0 +1,183 @@
+"""Every image file is opened here, so that a haystack's frame, a needle, a prompt and a training sample look alike.
+
+An image is 8-bit RGB, upright by its EXIF tag, its first picture where it is animated. Of 16 bits the upper 8 are
+kept, CMYK and palettes are converted, and alpha is dropped and not blended, as in the original code: behind
+transparent pixels stands the colour that the file stores there, which in most files is black. Profiles are not
+applied. What has no scale (32-bit and floating-point grey) is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vniah.notices import notice
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Picture formats, and none of those that PIL hands to a program (EPS) or takes for one (WMF).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Above it PIL warns of a bomb: 1 GiB / 4 / 3. Decoding so many takes about half a gigabyte.
+MAX_PIXELS = 89_478_485
+
+_EXIF_ORIENTATION = 0x0112
+_lock = threading.Lock()
+_within = 0
+_told_before = False
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """Within it, PIL raises on a file that ends early.
+
+    lmms-eval tells PIL, for the whole process, to fill what a truncated file lacks with grey: a needle could
+    be half missing and nobody would know. Threads that overlap share one change, undone by the last to leave.
+    """
+    from PIL import ImageFile
+
+    global _within, _told_before
+    with _lock:
+        if not _within:
+            _told_before = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _within += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _within -= 1
+            if not _within:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _told_before
+
+
+def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
+    """A picture as 8-bit RGB; see the module's docstring for each kind.
+
+    Args:
+        source: a file, or its content.
+        what: what to call it in an error; the path unless given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture of ``FORMATS``, more than ``MAX_PIXELS``, corrupt or cut short, or of a kind
+            without a scale.
+    """
+    what = what or _name(source)
+    with _opened(source, what) as image:
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            notice(f"{what} is animated; its first picture is shown")
+        return to_rgb(image, what)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture as ``open_image`` shows it, read from its header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``open_image``.
+    """
+    with _opened(path, str(path)) as image:
+        width, height = image.size
+        # Asking a PNG for EXIF data that its header has not would read the whole image.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def is_still(path: str | Path) -> bool:
+    """Whether a file is a picture that does not move."""
+    try:
+        with _opened(path, str(path)) as image:
+            return image.format == "MPO" or not getattr(image, "is_animated", False)
+    except (OSError, ValueError):
+        return False
+
+
+def image_notes(path: Path) -> tuple[str, ...]:
+    """What ``open_image`` leaves out or changes of a picture, one line each."""
+    with _opened(path, str(path)) as image:
+        notes = []
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            notes.append("animated: the first picture is shown")
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            notes.append("alpha is dropped and not blended: behind it stands the stored colour, often black")
+        if image.mode.startswith("I"):
+            notes.append("16-bit grey: the upper 8 bits are kept")
+        if image.mode == "CMYK":
+            notes.append("CMYK is converted to RGB without a colour profile")
+        return tuple(notes)
+
+
+def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
+    """Any PIL image as 8-bit RGB; see the module's docstring.
+
+    An image in memory of mode "I" counts as 16 bits where a value is above 255; a file says how many it has.
+
+    Raises:
+        ValueError: the file behind the image is truncated or corrupt, or its values have no scale.
+    """
+    from PIL import Image, ImageOps
+
+    what = what or getattr(image, "filename", "") or "an image"
+    kind = getattr(image, "format", None)
+    if image.mode == "F" or (image.mode == "I" and kind not in (None, "PNG", "PPM")):
+        values = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{what} holds {values} values and does not say which is white; save it with 8 or 16 bits")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            levels = np.asarray(image)
+            if image.mode != "I" or kind is not None or levels.max(initial=0) > 255:
+                image = Image.fromarray((levels.clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken PNG files
+        raise ValueError(f"{what} cannot be decoded ({error}); it is corrupt, cut short or of a rare kind") from error
+
+
+@contextmanager
+def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
+    """A picture's header read and found to be within bounds."""
+    from PIL import Image, UnidentifiedImageError
+
+    formats = _formats()
+    with whole_images():
+        try:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no image at {what}") from None
+        except UnidentifiedImageError:
+            raise ValueError(f"{what} is not an image that can be read; expected {', '.join(FORMATS)}") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{what} cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{what} is not an image that can be read ({error})") from None
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} that are read; "
+                    "scale it down"
+                )
+            yield image
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "an image" if isinstance(source, bytes) else str(source)
+
+
+@functools.lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those that this PIL has."""
+    from PIL import Image
+
+    Image.init()
+    # PIL's warning of a large picture would stand beside the error that refuses it.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
