@@ -3,8 +3,8 @@
 A line is keyed by the content of what was computed (weights, segments, target, scoring, dtype), so a
 rerun of the same command computes only what is missing. Before a run's first leaf stands a line that says what
 the run is to measure, so that a part of it is never taken for the whole. A killed run loses at most the leaf in flight:
-a torn last line is cut off; a broken line before it is an error and never a wrong score. Two processes
-on one journal are refused.
+a torn last line is cut off. Each line ends with a checksum of what stands before it; a line that does not match is left
+where it is, what it held is computed again, and the run says so. Two processes on one journal are refused.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vniah.notices import notice
+
 _FIRST = b'{"key": "'
+_KEY = re.compile(rb'\{"key": ("(?:[^"\\]|\\.)*")')
+_CHECK = re.compile(rb', "check": "([0-9a-f]{16})"\}\n?\Z')
+_LISTED = 5  # damaged lines that a message names
 
 
 def content_key(*parts: Any) -> str:
@@ -73,47 +79,47 @@ class Journal:
                 str(self.path),
             ) from error
         try:
-            self._rows = {key: row for other in also for key, row in _read(Path(other))[0].items()}
+            self._lines = {key: line for other in also for key, line in _read(Path(other)).lines.items()}
             own = self._load()
             self._own = set(own)
-            self._rows.update(own)
+            self._lines.update(own)
             # Unbuffered: what a full disk did not take must not be written later, behind other lines.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open until close)
         except BaseException:
             self._lock.release()
             raise
 
-    def _load(self) -> dict[str, dict[str, Any]]:
-        """The rows of our own file, whose torn end is mended."""
+    def _load(self) -> dict[bytes, bytes]:
+        """The lines of our own file, whose torn end is mended."""
         if not self.path.exists():
             return {}
-        rows, good = _read(self.path)
+        found = _read(self.path)
         size = self.path.stat().st_size
         with open(self.path, "rb+") as file:
-            if good < size:
-                file.truncate(good)
-            elif good > size:
+            if found.whole < size:
+                file.truncate(found.whole)
+            elif found.whole > size:
                 # Whole, but its newline is missing.
                 file.seek(0, os.SEEK_END)
                 file.write(b"\n")
-        return rows
+        return found.lines
 
     def __len__(self) -> int:
         """How many results there are."""
-        return sum("run" not in row for row in self._rows.values())
+        return sum(not key.startswith(_RUN) for key in self._lines)
 
     def holds(self, key: str) -> bool:
         """Whether ``key`` stands in this very file and not only in those read beside it."""
-        return key in self._own
+        return _stored_key(key) in self._own
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The result stored under ``key``, or ``None``."""
-        row = self._rows.get(key)
-        return None if row is None else dict(row["result"])
+        line = self._lines.get(_stored_key(key))
+        return None if line is None else dict(json.loads(line)["result"])
 
     def describe(self, run: Mapping[str, Any]) -> None:
         """Say what the lines behind this one are part of; once a journal, however often a run is continued."""
-        key = f"run-{content_key(dict(run))}"
+        key = f"run-{content_key(dict(run))}"  # as _RUN begins
         if not self.holds(key):
             self.put(key, {}, run=dict(run))
 
@@ -123,8 +129,7 @@ class Journal:
         Raises:
             OSError: a full disk; the part of the line that was written is taken back.
         """
-        row = {"key": key, **about, "result": dict(result)}
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        line = sealed({"key": key, **about, "result": dict(result)})
         before = os.fstat(self._file.fileno()).st_size
         try:
             left = memoryview(line)
@@ -138,8 +143,9 @@ class Journal:
                 f"cannot write to the journal: {error.strerror}; scored leaves so far are kept",
                 str(self.path),
             ) from error
-        self._rows[key] = row
-        self._own.add(key)
+        stored = _stored_key(key)
+        self._lines[stored] = line
+        self._own.add(stored)
 
     def close(self) -> None:
         self._file.close()
@@ -154,30 +160,90 @@ class Journal:
         self.close()
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """The rows of a journal by key, and the length of what is whole: one more than the file's for a missing newline.
+_RUN = b'"run-'
+
+
+def sealed(row: Mapping[str, Any]) -> bytes:
+    """A line of a journal: ``row``, which begins with its key, and a checksum of the bytes before it."""
+    content = json.dumps(row, ensure_ascii=False).encode().removesuffix(b"}")
+    return content + b', "check": "' + _checksum(content) + b'"}\n'
+
+
+def is_sound(line: bytes) -> bool | None:
+    """Whether a line is as it was written, by its checksum; ``None`` for one that ends without any."""
+    found = _CHECK.search(line)
+    return None if found is None else found[1] == _checksum(line[: found.start()])
+
+
+def say_damaged(path: Path, numbers: Sequence[int], then: str) -> None:
+    """Say, once a file, which lines of a journal are not believed, and what becomes of that."""
+    if numbers:
+        listed = ", ".join(map(str, numbers[:_LISTED])) + (", ..." if len(numbers) > _LISTED else "")
+        lines = f"{len(numbers)} line{'s' if len(numbers) > 1 else ''}"
+        notice(f"{path}: {lines} of the journal ({listed}) do not match their checksum; {then}")
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()
+
+
+def _stored_key(key: str) -> bytes:
+    """A key as it stands in a line."""
+    return json.dumps(key, ensure_ascii=False).encode()
+
+
+@dataclass
+class _Read:
+    """Attributes:
+    lines: those that are sound, by key as stored. Parsed when they are asked for: a journal may have a million.
+    whole: length of the file without a torn end; one more than the file's for a missing newline.
+    """
+
+    lines: dict[bytes, bytes] = field(default_factory=dict)
+    whole: int = 0
+
+
+def _read(path: Path) -> _Read:
+    """Read a journal; damaged lines are told and left where they are.
 
     Raises:
-        ValueError: a line that cannot be read and is not a torn last one: the file is no journal of ours, or was
-            changed by something else. Nothing of it is touched.
+        ValueError: the file is no journal of ours: none of its lines looks like one. Nothing of it is touched.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    data = path.read_bytes()
-    good = 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        end = good + len(line)
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError):
-            if end < len(data) or not _torn(line):
-                raise ValueError(
-                    f"{path}:{number} is not a journal line; the file is another, or was changed by something else. "
-                    "Give this run its own with journal=PATH, move the file away to start over, or mend that line"
-                ) from None
-            return rows, good
-        good = end if line.endswith(b"\n") else end + 1
-    return rows, good
+    found = _Read()
+    damaged: list[int] = []
+    ours = True
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            end = found.whole + len(line)
+            key = _KEY.match(line)
+            if key is not None and is_sound(line):
+                found.lines[key[1]] = line
+                ours = True
+            elif not line.endswith(b"\n") and _torn(line):
+                break
+            else:
+                damaged.append(number)
+                ours = (ours and number > 1) or _looks_ours(line)
+            found.whole = end if line.endswith(b"\n") else end + 1
+    if not ours:
+        raise ValueError(
+            f"{path}:1 is not a journal line; the file is another, or was changed by something else. "
+            "Give this run its own with journal=PATH, move the file away to start over, or mend that line"
+        )
+    say_damaged(path, damaged, "what they held is computed again")
+    return found
+
+
+def _looks_ours(line: bytes) -> bool:
+    """Whether a damaged line was once of a journal, an earlier edition's without checksums included."""
+    if not line.startswith(_FIRST):
+        return False
+    if is_sound(line) is not None:
+        return True
+    try:
+        return "result" in json.loads(line)
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_journal(path: Path) -> bool:

@@ -7,7 +7,6 @@ lmms-eval 0.7.3 writes, under ``--output_path OUT``, ``OUT/<model>/<date>_result
 from __future__ import annotations
 
 import glob
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vniah.files import parse_json, read_json
 from vniah.grid import parse_range
-from vniah.journal import is_journal
+from vniah.journal import is_journal, is_sound
 from vniah.notices import notice
 from vniah.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
 from vniah.scored_rows import read_cells
@@ -241,9 +241,9 @@ def _header(journals: Iterable[Path], task: str, named: Path) -> Mapping[str, An
     """
     found: Mapping[str, Any] = {}
     for path in journals:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open("rb") as file:
             for line in file:
-                told = _mapping(_row(line).get("run")) if '"run": {' in line else {}
+                told = _mapping(_row(line).get("run")) if b'"run": {' in line and is_sound(line) is not False else {}
                 if told.get("task") != task:
                     continue
                 if found and found.get("measured") != told.get("measured"):
@@ -255,9 +255,9 @@ def _header(journals: Iterable[Path], task: str, named: Path) -> Mapping[str, An
     return found
 
 
-def _row(line: str) -> Mapping[str, Any]:
+def _row(line: bytes) -> Mapping[str, Any]:
     try:
-        return _mapping(json.loads(line))
+        return _mapping(parse_json(line, "a journal line"))
     except ValueError:
         return {}
 
@@ -311,9 +311,9 @@ def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); the file is damaged") from None
+        raise ValueError(f"{error}; the file is damaged") from None
     if not isinstance(whole, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(whole).__name__}")
     return whole

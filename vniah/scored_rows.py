@@ -7,12 +7,13 @@ correctness follows. Knows nothing about folders or runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vniah.files import parse_json
+from vniah.journal import is_sound, say_damaged
 from vniah.results import ScoredCell
 from vniah.scoring import generated_match, teacher_forced_match
 
@@ -57,21 +58,33 @@ def read_cells(path: Path, *, last_wins: bool, also: Sequence[Path] = ()) -> tup
 
 
 def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(file and line, row). ``forgive_last``: a last line that was cut off while being written is skipped."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    """(file and line, row). ``forgive_last``: a last line that was cut off while being written is skipped.
+
+    Lines of a journal that do not match their checksum are left out, which is said.
+    """
+    damaged: list[int] = []
+    checked = False
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             if not line.strip():
                 continue
+            sound = is_sound(line)
+            checked = checked or sound is True
+            if sound is False or (checked and sound is None):
+                if line.endswith(b"\n"):
+                    damaged.append(number)
+                continue
             try:
-                row = json.loads(line)
+                row = parse_json(line, where)
             except ValueError as error:
-                if forgive_last and not line.endswith("\n"):
+                if forgive_last and not line.endswith(b"\n"):
                     return
-                raise ValueError(f"{where}: not JSON ({error}); the file is damaged") from None
+                raise ValueError(f"{error}; the file is damaged") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
             yield where, row
+    say_damaged(path, damaged, "they are left out; a rerun of the same command computes what they held again")
 
 
 def _scored_dict(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vniah.journal import Journal, content_key
+from vniah.notices import recorded
 from vniah.requests import Frames, Target, Text
 
 
@@ -43,15 +44,52 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path: Path, cut: i
     assert path.read_bytes() == whole
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"score": 1', b'"score": 7'),
+        lambda line: line.replace(b'"score": 1', b'"score": 11'),
+        lambda line: line.replace(b'"score": 1', b'"score": "1"'),
+        lambda line: line.replace(b'"score": 1', b""),
+        lambda line: line.replace(b"result", b"resul?"),
+        lambda line: line.replace(b'"key": "a"', b'"key": "b"'),
+        lambda line: line.replace(b'"check"', b'"chfck"'),
+        lambda line: line.replace(b', "check"', b',"check"'),
+        lambda line: line[:-12] + b'"}\n',
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda _: b"garbage\n",
+    ],
+)
+@pytest.mark.parametrize("number", range(3))
+def test_a_changed_line_is_computed_again_and_told(tmp_path: Path, change: Any, number: int) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
+        for other in range(number):
+            journal.put(f"before {other}", {"score": 0})
         journal.put("a", {"score": 1})
-        journal.put("b", {"score": 2})
+        for other in range(3 - number):
+            journal.put(f"behind {other}", {"score": 0})
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"garbage\n" + lines[1])
-    with pytest.raises(ValueError, match=r"j\.jsonl:1 is not a journal line"):
-        Journal(path)
+    lines[number] = change(lines[number])
+    path.write_bytes(b"".join(lines))
+    with Journal(path) as journal:
+        assert len(journal) == 3 and journal.get("a") is None and journal.get("b") is None
+        journal.put("a", {"score": 1})
+    assert path.read_bytes().startswith(b"".join(lines)), "what is damaged stays where it is"
+    (told,) = recorded()
+    assert f"1 line of the journal ({number + 1}) do not match" in told and "computed again" in told
+    with Journal(path) as journal:
+        assert journal.get("a") == {"score": 1}
+
+
+def test_lines_of_an_earlier_edition_are_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"key": "a", "result": {"score": 1}}\n')
+    with Journal(path) as journal:
+        assert journal.get("a") is None
+        journal.put("a", {"score": 2})
+    with Journal(path) as journal:
+        assert journal.get("a") == {"score": 2}
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_two_different_scores_for_one_cell_in_samples_are_an_error(tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", r"line 2: not JSON"),
+        ("{broken", r"line 2 is not JSON"),
         ("[1]", r"line 2: expected a JSON object, got list"),
         ('{"a": {"num_frames": "x", "depth_percent": 0, "correct": true}}', r"num_frames must be .*, got 'x'"),
         ('{"a": {"num_frames": 0, "depth_percent": 0, "correct": true}}', r"num_frames must be .*, got 0"),
