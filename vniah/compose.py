@@ -2,38 +2,41 @@
 
 A cell shows ``num_frames`` haystack frames from the haystack's start and, before the one at ``needle_index``,
 the needle (reference section 3.3): ``num_frames + 1`` frames. A control has no needle and ``num_frames`` frames.
-``SplicedVideo`` says so without pixels; ``Composer`` writes it as an mp4 of one frame a second by splicing
-packets, so that all cells of a grid share one encoding of the haystack (see ``splice.py``).
+``SplicedVideo`` says so without pixels. What is shown to models of others as a video differs from it
+(``composed_video``): it has an even number of frames, and a control as many as its cells. ``Composer`` writes videos as
+mp4s of one frame a second by splicing packets, so that all cells of a grid share one encoding of the haystack (see
+``splice.py``).
 Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vniah.atomic import replacing
+from vniah.composed_files import Holds, fill_file, find_whole, make_room, write_whole
+from vniah.grid import needle_index
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, content_hash
 from vniah.media import FramesNHWC, FrameSource
+from vniah.notices import notice
 from vniah.requests import Frames, Segment
 from vniah.requests import Image as ImageSegment
-from vniah.splice import IntraStore, best_codec, encode_one, temporary_beside, write_spliced
+from vniah.splice import IntraStore, best_codec, encode_one, write_spliced
 
 # The colour that V-NIAH pads with (reference section 3.1).
 PAD_COLOUR = (122, 116, 104)
 NEEDLE = -1
-# Composed files that stay however small the limit is: those a caller may be about to read.
-_NEWEST_KEPT = 4
-_IN_USE_SECONDS = 3600.0
-_ABANDONED_SECONDS = 86400.0
+# Of every composed video, in frames a second.
+FPS = 1.0
 
 
 def splice_indices(num_frames: int, needle_index: int | None) -> NDArray[np.int64]:
@@ -155,12 +158,91 @@ def image_hash(image: Image.Image) -> str:
     return "image-" + content_hash([f"{rgb.width}x{rgb.height}", rgb.tobytes()])
 
 
+def composed_frames(num_frames: int) -> int:
+    """Frames of the composed video of a cell and of its control: ``num_frames`` and the needle, made an even number.
+
+    Models that pair frames drop one of an odd number, and it may be the needle (docs/departures.md).
+    """
+    return num_frames + 1 + (num_frames + 1) % 2
+
+
+def composed_video(
+    film: Haystack,
+    num_frames: int,
+    depth_percent: int | None,
+    needle: Image.Image | None = None,
+    needle_source: str = "",
+) -> SplicedVideo:
+    """What a model is shown as a video: ``composed_frames(num_frames)`` frames, the needle at its depth among them.
+
+    Args:
+        film: see ``held_at_the_end``.
+        num_frames: of the cell.
+        depth_percent: ``None`` for the control, which shows haystack frames alone.
+        needle, needle_source: as ``SplicedVideo`` takes them.
+
+    Raises:
+        ValueError: as ``SplicedVideo``.
+    """
+    frames = composed_frames(num_frames)
+    if depth_percent is None:
+        return SplicedVideo(haystack=film, num_frames=frames)
+    return SplicedVideo(
+        haystack=film,
+        num_frames=frames - 1,
+        needle=needle,
+        needle_source=needle_source,
+        needle_index=needle_index(frames - 1, depth_percent),
+    )
+
+
+def held_at_the_end(haystack: Haystack, num_frames: int) -> Haystack:
+    """The haystack where it has what the composed videos of ``num_frames`` show, else with its last frame held.
+
+    Raises:
+        ValueError: a haystack shorter than ``num_frames``.
+    """
+    require_frames(haystack, num_frames)
+    lacking = composed_frames(num_frames) - len(haystack)
+    if lacking <= 0:
+        return haystack
+    notice(
+        f"{haystack.name!r} has {len(haystack)} frames, and the videos of {num_frames} show {len(haystack) + lacking}: "
+        f"its last frame is held"
+    )
+    return _HeldHaystack(haystack, len(haystack) + lacking)
+
+
+class _HeldHaystack(Haystack):
+    """A haystack whose last frame is shown to the end of ``length`` frames."""
+
+    def __init__(self, base: Haystack, length: int) -> None:
+        self.base, self._length = base, length
+        self.name, self.fps, self.approximate = base.name, base.fps, base.approximate
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.base.size
+
+    def _identify(self) -> str:
+        return "held-" + content_hash([self.base.fingerprint, str(len(self.base))])
+
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        end = len(self.base)
+        yield from self.base.frames(min(start, end), min(stop, end))
+        for _ in range(max(start, end), stop):
+            yield from self.base.frames(end - 1, end)
+
+
 class Composer:
     """Writes the mp4s of one haystack's cells, encoding the haystack once however many cells there are.
 
     Several processes may compose into one folder. What is in the folder is bounded: above ``max_bytes`` the
-    composed files that were not used for longest go, and then encodings of other haystacks that no one has
-    used for an hour. The four newest composed files and this haystack's encoding always stay.
+    composed files that were not used for longest go, and then encodings of other haystacks. What a composer has handed
+    out stays as long as that composer does, its haystack's encoding too, and if that is more than ``max_bytes``.
 
     Args:
         haystack: shared by all cells.
@@ -186,6 +268,7 @@ class Composer:
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_bytes = max_bytes
         self._store = IntraStore(haystack, self.cache_dir, codec or best_codec(), progress)
+        self._holds = Holds(self.cache_dir)
         self._needles: dict[str, bytes] = {}
 
     @property
@@ -193,15 +276,19 @@ class Composer:
         return self._store.encoded_frames
 
     def cached(self, video: SplicedVideo) -> Path:
-        """The mp4 of a cell in the cache folder, composed now unless it is there already."""
+        """The mp4 of a cell in the cache folder, composed now unless it is there already and whole.
+
+        It stays there as long as this object lives.
+        """
         self._check(video)
-        path = self.cache_dir / "cells" / f"{content_hash([self._store.key, video.fingerprint])}.mp4"
-        try:
+        cells, recipe = self.cache_dir / "cells", content_hash([self._store.key, video.fingerprint])
+        self._holds.hold(recipe)
+        path = find_whole(cells, recipe)
+        if path is None:
+            path = write_whole(cells, recipe, lambda file: self._compose(video, file))
+        else:
             os.utime(path)  # counts as used just now
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._compose(video, path)
-        self._make_room()
+        make_room(self.cache_dir, self.max_bytes, self._holds)
         return path
 
     def write(self, video: SplicedVideo, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -210,6 +297,7 @@ class Composer:
         Raises:
             FileExistsError: ``path`` is there already and ``overwrite`` is off.
             FileNotFoundError: its folder is not there.
+            OSError: the disk is full, or the folder takes no file.
             ValueError: a name that does not end in .mp4, or a video of another haystack.
         """
         self._check(video)
@@ -222,18 +310,18 @@ class Composer:
             raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into; make it first")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already; choose another name or ask to overwrite it (--force)")
-        self._compose(video, path)
-        self._make_room()
+        with replacing(path) as part:
+            fill_file(part, lambda file: self._compose(video, file))
+        make_room(self.cache_dir, self.max_bytes, self._holds)
         return path
 
     def _check(self, video: SplicedVideo) -> None:
         if video.haystack.fingerprint != self.haystack.fingerprint:
             raise ValueError(f"this composer is for {self.haystack.name!r} and not for {video.haystack.name!r}")
 
-    def _compose(self, video: SplicedVideo, path: Path) -> None:
-        template = self._store.prepare(video.num_frames)
-        with temporary_beside(path) as part:
-            write_spliced(template, self._packets(video), part)
+    def _compose(self, video: SplicedVideo, file: BinaryIO) -> None:
+        self._holds.hold(self._store.folder.name)
+        write_spliced(self._store.prepare(video.num_frames), self._packets(video), file)
 
     def _packets(self, video: SplicedVideo) -> Iterator[bytes]:
         if video.needle is None or video.needle_index is None:
@@ -245,31 +333,3 @@ class Composer:
         yield from self._store.packets(0, video.needle_index)
         yield self._needles[video.needle_source]
         yield from self._store.packets(video.needle_index, video.num_frames)
-
-    def _make_room(self) -> None:
-        """Delete what was not used for longest until the folder is within its limit."""
-        now = time.time()
-        files = []
-        for path in self.cache_dir.rglob("*"):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # another process was making room
-            if path.name.endswith(".part"):
-                if now - stat.st_mtime > _ABANDONED_SECONDS:
-                    path.unlink(missing_ok=True)
-            elif path.suffix == ".mp4":
-                files.append((stat.st_mtime, stat.st_size, path))
-        files.sort()
-        cells = [entry for entry in files if entry[2].parent.name == "cells"][:-_NEWEST_KEPT]
-        others = [
-            entry
-            for entry in files
-            if entry[2].parent.name not in ("cells", self._store.folder.name) and now - entry[0] > _IN_USE_SECONDS
-        ]
-        total = sum(size for _, size, _ in files)
-        for _, size, path in cells + others:
-            if total <= self.max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            total -= size

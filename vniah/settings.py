@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vniah.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
+from vniah.nearest import did_you_mean
 from vniah.notices import notice
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
-KEYS = ("frames", "depths", "haystack", "needles", "decoder", "cache", "cache_gb")
+KEYS = ("frames", "depths", "haystack", "needles", "decoder", "presentation", "cache", "cache_gb")
+PRESENTATIONS = ("video", "images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Settings:
         haystack: video file, folder of images, or ``synthetic[:seed]``.
         needles: Hub dataset id, folder, ``builtin`` or ``icons[:seed[:count]]``.
         decoder: ``pyav`` (exact), ``pyav-fast`` (approximate) or ``decord``.
+        presentation: what models that answer freely are shown of a cell: its ``video``, or its frames as ``images``.
         cache: folder for composed videos and frame embeddings.
         cache_gb: bound of each kind of cached file, in gigabytes.
     """
@@ -38,6 +41,7 @@ class Settings:
     haystack: str = "synthetic"
     needles: str = DEFAULT_NEEDLES
     decoder: str = "pyav"
+    presentation: str = "video"
     cache: str = ""
     cache_gb: float = 20.0
 
@@ -53,7 +57,7 @@ class Settings:
 
         Raises:
             ValueError: an unknown ``VNIAH_`` variable is not an error (others may own it), but
-                ``VNIAH_CACHE_GB`` that is not a positive number is.
+                ``VNIAH_CACHE_GB`` that is not a positive number is, and a presentation that is none.
         """
         environ = os.environ if environ is None else environ
         metadata, given = metadata or {}, given or {}
@@ -71,6 +75,10 @@ class Settings:
                 values["cache_gb"] = -1.0
             if not values["cache_gb"] > 0:
                 raise ValueError("VNIAH_CACHE_GB must be a positive number of gigabytes, such as 20")
+        if values.get("presentation", "video") not in PRESENTATIONS:
+            near = did_you_mean(values["presentation"], PRESENTATIONS)
+            expected = f"expected one of {', '.join(PRESENTATIONS)}{near}"
+            raise ValueError(f"no presentation {values['presentation']!r} (VNIAH_PRESENTATION); {expected}")
         return cls(**values)
 
     @property

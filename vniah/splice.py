@@ -10,10 +10,8 @@ where it was. Shapes: H rows, W columns, 3 channels.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
+from vniah.composed_files import find_whole, write_whole
 from vniah.haystack.base import FrameHWC, Haystack, content_hash
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 CODECS = ("libx264", "mjpeg")
 CHUNK_FRAMES = 64
-_VERSION = "1"
+_VERSION = "2"
 _BATCH = 16
 _SECOND = Fraction(1, 1)
 _SETTINGS = {
@@ -81,45 +80,47 @@ class IntraStore:
         self.folder = cache_dir / f"haystack-{self.key}"
         self.encoded_frames = 0
         self._progress = progress
+        self._known: dict[str, Path] = {}
 
     def prepare(self, num_frames: int) -> Path:
         """Encode what is missing of the first ``num_frames`` frames; returns the first chunk's file."""
+        paths = []
         for number in range(-(-num_frames // CHUNK_FRAMES)):
-            path, count = self._chunk(number)
-            if not path.exists():
-                self._encode_chunk(number, path, count)
+            paths.append(self._chunk(number))
             if self._progress is not None:
-                self._progress(min(count, num_frames - number * CHUNK_FRAMES))
-        return self._chunk(0)[0]
+                self._progress(min(CHUNK_FRAMES, num_frames - number * CHUNK_FRAMES))
+        return paths[0]
 
     def packets(self, start: int, stop: int) -> Iterator[bytes]:
-        """The packets of frames ``start`` to ``stop``, which ``prepare`` has covered."""
+        """The packets of frames ``start`` to ``stop``."""
         while start < stop:
             number, offset = divmod(start, CHUNK_FRAMES)
-            path, count = self._chunk(number)
-            until = min(count, offset + stop - start)
+            path = self._chunk(number)
             os.utime(path)  # counts as used just now
             _, packets = read_packets(path)
-            if len(packets) != count:
-                raise ValueError(f"{path} is damaged: {len(packets)} packets instead of {count}; delete it")
-            yield from packets[offset:until]
-            start += until - offset
+            found = packets[offset : offset + stop - start]
+            yield from found
+            start += len(found)
 
-    def _chunk(self, number: int) -> tuple[Path, int]:
-        """File and frame count of a chunk. The count is in the name: a longer haystack completes the last one."""
-        count = min(CHUNK_FRAMES, len(self.haystack) - number * CHUNK_FRAMES)
-        return self.folder / f"chunk-{number:05d}-{count}.mp4", count
-
-    def _encode_chunk(self, number: int, path: Path, count: int) -> None:
+    def _chunk(self, number: int) -> Path:
+        """The file of a chunk, encoded now unless it is there and whole."""
         from filelock import FileLock
 
+        count = min(CHUNK_FRAMES, len(self.haystack) - number * CHUNK_FRAMES)
+        # The count is in the name: a longer haystack completes the last one.
+        recipe = f"chunk-{number:05d}-{count}"
+        path = self._known.get(recipe)
+        if path is not None and path.exists():
+            return path
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
-            if path.exists():  # another process was faster
-                return
-            with temporary_beside(path) as part, part.open("wb") as file:
-                encode_intra(self._frames(number * CHUNK_FRAMES, count), file, self.codec)
-            self.encoded_frames += count
+        with FileLock(self.folder / ".lock"):  # another process may be at it
+            path = find_whole(self.folder, recipe)
+            if path is None:
+                frames = self._frames(number * CHUNK_FRAMES, count)
+                path = write_whole(self.folder, recipe, lambda file: encode_intra(frames, file, self.codec))
+                self.encoded_frames += count
+        self._known[recipe] = path
+        return path
 
     def _frames(self, start: int, count: int) -> Iterator[FrameHWC]:
         # Not iter_batches: chunks follow each other, and a video goes on decoding where it stopped.
@@ -184,12 +185,14 @@ def read_packets(file: Path | BinaryIO) -> tuple[bytes | None, list[bytes]]:
     return extradata, packets
 
 
-def write_spliced(template: Path, packets: Iterable[bytes], path: Path) -> None:
+def write_spliced(template: Path, packets: Iterable[bytes], file: BinaryIO) -> None:
     """Write packets as an mp4 that shows each for one second, with the stream parameters of ``template``."""
     import av
 
-    with av.open(str(template)) as source, av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
+    with av.open(str(template)) as source, av.open(file, "w", format="mp4") as container:
+        # Opaque: the stream is copied. An encoder would be opened otherwise, and x264 refuses the bit rate of a film
+        # that is flat enough.
+        stream = container.add_stream_from_template(source.streams.video[0], opaque=True)
         stream.time_base = _SECOND
         for second, data in enumerate(packets):
             packet = av.Packet(data)
@@ -198,14 +201,3 @@ def write_spliced(template: Path, packets: Iterable[bytes], path: Path) -> None:
             packet.duration, packet.time_base = 1, _SECOND
             packet.is_keyframe = True
             container.mux(packet)
-
-
-@contextlib.contextmanager
-def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name in the same folder that becomes ``path`` when all went well and is removed when not."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

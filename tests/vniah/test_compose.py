@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,8 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vniah import splice
-from vniah.compose import NEEDLE, PAD_COLOUR, Composer, SplicedVideo, letterbox, splice_indices
+from vniah import notices, splice
+from vniah.compose import (
+    NEEDLE,
+    PAD_COLOUR,
+    Composer,
+    SplicedVideo,
+    composed_frames,
+    composed_video,
+    held_at_the_end,
+    letterbox,
+    splice_indices,
+)
 from vniah.grid import needle_index
 from vniah.haystack import open_haystack
 from vniah.media import FrameSource, Visual
@@ -228,28 +241,62 @@ def test_odd_sizes_grow_to_even_ones(tmp_path: Path, cell) -> None:
     assert psnr(decoded[1, :47, :33], video.frames(1, 2)[0]) > 30
 
 
-def test_disk_use_is_bounded(tmp_path: Path, cell) -> None:
+def test_disk_use_is_bounded(tmp_path: Path, cell, capsys: pytest.CaptureFixture[str]) -> None:
     cells = tmp_path / "cells"
     one = Composer(open_haystack(HAYSTACK), tmp_path).cached(cell(60, 0))
     size = one.stat().st_size
     hay = sum(path.stat().st_size for path in tmp_path.glob("haystack-*/*.mp4"))
-    composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=hay + 6 * size)
     for index in range(1, 20):
-        path = composer.cached(cell(60, index))
-        os.utime(path, (1000 + index, 1000 + index))  # older and older than what follows
+        # A run of its own each, older and older than what follows; what an ended one made may go.
+        path = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=hay + 6 * size).cached(cell(60, index))
+        os.utime(path, (1000 + index, 1000 + index))
         assert path.exists()
     left = sorted(cells.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
     assert 4 <= len(left) <= 6
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.mp4")) <= hay + 6 * size
-    # What was used last is still there; a limit below everything keeps the newest four and the encoding.
-    assert composer.cached(cell(60, 19)) in left
+    assert not capsys.readouterr().err
+    # What was used last is still there; a limit below everything keeps what is in use and the encoding.
     tiny = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
-    assert tiny.cached(cell(60, 19)).exists() and tiny.encoded_frames == 0
-    assert len(list(cells.glob("*.mp4"))) == 4
+    assert tiny.cached(cell(60, 19)) in left and tiny.encoded_frames == 0
+    assert len(list(cells.glob("*.mp4"))) == 1
+
+
+def test_what_a_run_has_handed_out_stays(tmp_path: Path, cell, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some models ask for every video before they read the first one."""
+    notices.forget()
+    composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
+    paths = [composer.cached(cell(60, index)) for index in range(8)]
+    for path in paths:
+        os.utime(path, (0, 0))  # whatever the clock says
+    other = Composer(open_haystack("synthetic:1:200:64x48"), tmp_path, max_bytes=1)
+    other.cached(cell(60, 3, "synthetic:1:200:64x48"))
+    assert all(len(decode(path)) == 61 for path in paths)
+    assert capsys.readouterr().err.count("VNIAH_CACHE_GB") == 1
+    del composer
+    other.cached(cell(60, 4, "synthetic:1:200:64x48"))
+    assert not any(path.exists() for path in paths)
+
+
+def test_another_process_keeps_what_it_uses(tmp_path: Path, cell) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD + "sys.stdout.flush(); sys.stdin.read()", str(tmp_path), "5"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    path = Path(child.stdout.readline().split()[1])
+    composer = Composer(open_haystack("synthetic:1:200:64x48"), tmp_path, max_bytes=1)
+    composer.cached(cell(60, 3, "synthetic:1:200:64x48"))
+    assert path.exists() and len(list(tmp_path.glob("haystack-*"))) == 2
+    child.kill()
+    child.communicate()
+    composer.cached(cell(60, 4, "synthetic:1:200:64x48"))
+    assert not path.exists()
+    assert len(list((tmp_path / "in-use").glob("*.txt"))) == 1
 
 
 def test_encodings_of_other_haystacks_go_only_when_unused(tmp_path: Path, cell) -> None:
-    Composer(open_haystack("synthetic:9:64:64x48"), tmp_path).cached(cell(60, 0, "synthetic:9:64:64x48"))
+    user = Composer(open_haystack("synthetic:9:64:64x48"), tmp_path)
+    user.cached(cell(60, 0, "synthetic:9:64:64x48"))
     (other,) = tmp_path.glob("haystack-*/*.mp4")
     composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
     composer.cached(cell(60, 0))
@@ -261,7 +308,96 @@ def test_encodings_of_other_haystacks_go_only_when_unused(tmp_path: Path, cell) 
     for path in (other, abandoned):
         os.utime(path, (long_ago, long_ago))
     composer.cached(cell(60, 1))
-    assert not other.exists() and not abandoned.exists() and fresh.exists()
+    assert other.exists() and not abandoned.exists() and fresh.exists()
+    del user
+    composer.cached(cell(60, 2))
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("what", ["cells/*.mp4", "haystack-*/*.mp4"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_made_again(
+    tmp_path: Path, cell, what: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compose() -> bytes:
+        return Composer(open_haystack(HAYSTACK), tmp_path).cached(cell(70, 3)).read_bytes()
+
+    whole = compose()
+    capsys.readouterr()
+    notices.forget()
+    for path in tmp_path.glob(what):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes({"flip": bytes(data), "cut": bytes(data[:-7]), "empty": b""}[damage])
+    if what.startswith("haystack"):
+        for path in tmp_path.glob("cells/*.mp4"):
+            path.unlink()
+    assert compose() == whole
+    assert capsys.readouterr().err.count("are damaged: what is not as it was written is made again") == 1
+    assert compose() == whole and not capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            if self.tell() + len(data) > 5000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    real = Path.open
+
+    def opened(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if self.suffix == ".part" and mode == "wb":
+            real(self, "wb").close()
+            return Full()
+        return real(self, mode, *rest, **more)
+
+    composer = Composer(open_haystack(HAYSTACK), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(OSError, match=r"cannot write .*haystack-.*: No space left on device; make room there"):
+            composer.cached(cell(60, 3))
+    composer.cached(cell(60, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(OSError, match=r"cannot write .*cells: No space left on device; make room there"):
+            composer.cached(cell(60, 4))
+        with pytest.raises(OSError, match="No space left on device"):
+            composer.write(cell(60, 4), tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists() and not list(tmp_path.rglob("*.part"))
+
+
+@given(st.integers(1, 400), st.integers(0, 100))
+def test_composed_videos_are_even_and_their_control_as_long(num_frames: int, depth: int) -> None:
+    """Whatever drops the last of an odd number, or pairs frames, has them all."""
+    film = open_haystack("synthetic:0:500:16x16")
+    needle = Image.new("RGB", (4, 4))
+    video = composed_video(film, num_frames, depth, needle)
+    assert len(video) == composed_frames(num_frames) == len(composed_video(film, num_frames, None))
+    assert len(video) % 2 == 0 and 1 <= len(video) - num_frames <= 2
+    assert video.needle_index == (len(video) - 1) * depth // 100
+    if num_frames % 2:  # the paper's own
+        assert (
+            video.segments()
+            == SplicedVideo(
+                haystack=film, num_frames=num_frames, needle=needle, needle_index=needle_index(num_frames, depth)
+            ).segments()
+        )
+
+
+def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
+    notices.forget()
+    film = open_haystack("synthetic:0:8:64x48")
+    held = held_at_the_end(film, 8)
+    assert len(held) == 10 and held.fingerprint != film.fingerprint and held.size == film.size
+    assert "has 8 frames, and the videos of 8 show 10: its last frame is held" in capsys.readouterr().err
+    shown = held.frames(0, 10)
+    assert np.array_equal(shown[:8], film.frames(0, 8))
+    assert np.array_equal(shown[8], shown[7]) and np.array_equal(shown[9], shown[7])
+    assert np.array_equal(held.frames(9, 10)[0], shown[7])
+    assert held_at_the_end(film, 6) is film
+    with pytest.raises(ValueError, match="has 8 frames and 9 are needed"):
+        held_at_the_end(film, 9)
 
 
 _CHILD = """
@@ -308,7 +444,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, cell, monkeypatch: pyte
         patch.setattr(video.haystack.__class__, "frames", lambda self, start, stop: broken(start, stop))
         with pytest.raises(ValueError, match="tears"):
             composer.write(video, tmp_path / "out.mp4")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "in-use"]
+    assert [path.name for path in left if path.name != ".lock"] == []
     assert len(decode(composer.write(video, tmp_path / "out.mp4"))) == 71
 
 

@@ -44,9 +44,9 @@ def test_writes_one_cell(compose, needles: Path, tmp_path: Path) -> None:
     out = tmp_path / "cell.mp4"
     arguments = ["synthetic:0:50:64x48", "--frames", "8", "--depth", "50", "--needles", str(needles)]
     code, printed, _ = compose(*arguments, "--needle", "red", "-o", str(out))
-    assert code == 0 and "9 frames at 1 fps, needle red at frame 4" in printed
+    assert code == 0 and "10 frames at 1 fps, needle red at frame 4" in printed
     film = open_haystack(str(out))
-    assert len(film) == 9 and film.size == (48, 64)
+    assert len(film) == 10 and film.size == (48, 64)
     frame = film.frames(4, 5)[0].astype(int)
     want = letterbox(Image.open(needles / "red.png"), (48, 64)).astype(int)
     assert np.abs(frame - want).mean() < 3
@@ -56,12 +56,25 @@ def test_writes_one_cell(compose, needles: Path, tmp_path: Path) -> None:
     code, _, err = compose(*arguments, "--needle", "red", "-o", str(out))
     assert code == 2 and "exists already" in err and "--force" in err and out.read_bytes() == before
     code, printed, _ = compose(*arguments, "--control", "--force", "-o", str(out))
-    assert code == 0 and "8 frames at 1 fps, no needle" in printed and len(open_haystack(str(out))) == 8
+    assert code == 0 and "10 frames at 1 fps, no needle" in printed and len(open_haystack(str(out))) == 10
 
 
 def test_all_frames_by_default(compose, tmp_path: Path) -> None:
     code, printed, _ = compose("synthetic:0:12:32x32", "--control", "-o", str(tmp_path / "c.mp4"))
     assert code == 0 and "12 frames at 1 fps" in printed
+
+
+def test_a_flat_opening_composes(compose, tmp_path: Path) -> None:
+    """Thirty-two small black frames have 430 bit/s, and x264 opens with no bit rate below 1,000."""
+    film = tmp_path / "black"
+    film.mkdir()
+    for number in range(32):
+        Image.new("RGB", (32, 32)).save(film / f"{number:02d}.png")
+    out = tmp_path / "c.mp4"
+    arguments = ["--needles", "builtin", "--needle", "clock", "--frames", "3", "-o", str(out)]
+    code, printed, err = compose(str(film), *arguments)
+    assert code == 0 and "4 frames at 1 fps" in printed, err
+    assert len(open_haystack(str(out))) == 4
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def command(
         str, typer.Option(help="The needle set: a Hub dataset, a folder, builtin, or icons[:seed[:count]].")
     ] = "builtin",
     frames: Annotated[
-        int | None, typer.Option(help="Haystack frames; all of them if left out, where the haystack has an end.")
+        int | None,
+        typer.Option(help="num_frames of the cell; as many as the haystack has room for if left out."),
     ] = None,
     depth: Annotated[int, typer.Option(help="Where the needle goes, from 0 (first) to 100 (last) per cent.")] = 50,
     control: Annotated[bool, typer.Option("--control", help="The haystack alone, without a needle.")] = False,
@@ -32,12 +33,13 @@ def command(
 ) -> None:
     """Write the mp4 of one cell: a haystack with a needle in it, one frame a second.
 
-    The video has one frame more than the haystack part, the needle at its place. The haystack is encoded once
-    and kept in the cache, so that further cells of it are put together without encoding.
+    It is the one that vniah_generate shows: the haystack's frames and the needle at its place, one more of the haystack
+    where that makes the number even; a control has as many frames. The haystack is encoded once and kept in the cache,
+    so that further cells of it are put together without encoding.
     """
     from tqdm import tqdm
 
-    from vniah.compose import Composer, SplicedVideo
+    from vniah.compose import Composer, composed_video, held_at_the_end
     from vniah.grid import Grid
     from vniah.haystack import open_haystack
     from vniah.settings import cache_dir
@@ -47,13 +49,16 @@ def command(
     source = open_haystack(haystack, decoder=decoder)
     if frames is None and source.endless:
         raise ValueError(f"{source.name} has no end; say how many frames of it to take, such as --frames 200")
-    num_frames = len(source) if frames is None else frames
+    if frames is None:
+        # An even number is shown, and all of them haystack frames in a control.
+        frames = max(1, len(source) - 1 - len(source) % 2)
     # Checks both ranges with the errors that a grid gives.
-    (cell,) = Grid(frames=(num_frames,), depths=(depth,)).cells([needle or ""], controls=False)
+    Grid(frames=(frames,), depths=(depth,))
+    film = held_at_the_end(source, frames)
     if control:
         if needle is not None:
             raise ValueError(f"--control shows no needle, but --needle {needle} was given; drop one of the two")
-        video = SplicedVideo(haystack=source, num_frames=num_frames)
+        video = composed_video(film, frames, None)
     else:
         from vniah.needles import open_needles
 
@@ -62,15 +67,9 @@ def command(
             known = ", ".join(one.id for one in needle_set)
             raise ValueError(f"give --needle ID, or --control for none; {needles} has {known}")
         chosen = needle_set.get(needle)
-        video = SplicedVideo(
-            haystack=source,
-            num_frames=num_frames,
-            needle=chosen.image,
-            needle_source=chosen.fingerprint,
-            needle_index=cell.needle_index,
-        )
-    with tqdm(total=num_frames, unit="frame", desc="haystack", disable=None) as bar:
-        composer = Composer(source, cache_dir(cache) / "composed", progress=bar.update)
+        video = composed_video(film, frames, depth, chosen.image, chosen.fingerprint)
+    with tqdm(total=video.num_frames, unit="frame", desc="haystack", disable=None) as bar:
+        composer = Composer(film, cache_dir(cache) / "composed", progress=bar.update)
         composer.write(video, output, overwrite=force)
     place = "no needle" if video.needle_index is None else f"needle {needle} at frame {video.needle_index}"
     typer.echo(f"{output}: {len(video)} frames at 1 fps, {place}; haystack {source.name} ({source.fingerprint})")

@@ -29,7 +29,8 @@ class CellError(ValueError):
 
 
 class CallableModel:
-    """``function(mp4_path, question)`` returns the answer as text; the path is ``None`` for a task of text.
+    """``function(mp4_path, question)`` returns the answer as text; the path is ``None`` for a task of text, and a list
+    of PIL images where frames are shown as images (``VNIAH_PRESENTATION=images``).
 
     Args:
         function: the model.
@@ -114,7 +115,9 @@ class CallableModel:
         where = f"{task.name}, {where}, {'no needle' if row['control'] else 'depth ' + str(row['depth_percent'])}"
         visuals = task.visuals(row)
         try:
-            text = self.function(visuals[0] if visuals else None, task.question(row))
+            # A video is one path; frames as images are several.
+            shown = visuals if len(visuals) > 1 else visuals[0] if visuals else None
+            text = self.function(shown, task.question(row))
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             raise CellError(f"the model {self.name} failed at the cell {where}: {said}", answered) from error

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.splice import temporary_beside
+from vniah.atomic import replacing
 
 # lmms-eval dates its files in the time of Singapore wherever it runs; in one folder the newest must be the newest.
 _LMMS_EVAL_OFFSET = 8 * 3600
@@ -105,7 +105,7 @@ def _free_date(folder: Path) -> Iterator[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with temporary_beside(path) as part, part.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

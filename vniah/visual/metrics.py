@@ -30,11 +30,21 @@ def cell_metrics(row: Mapping[str, Any], correct: bool, answer: Answer) -> dict[
         "question": row["question"],
         "answer": row["answer"],
         **answer.logged(),
+        **_shown(row),
         "score": float(correct),
     }
     if control:
         return {"vniah_control": full, "vniah_grid": brief}
     return {"vniah_acc": full, "vniah_effective_frames": brief, "vniah_grid": brief}
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Frames, rate and the needle's seconds of the video that was shown; nothing where segments were."""
+    if "num_video_frames" not in row:
+        return {}
+    index, fps = int(row["needle_index"]), float(row["fps"])
+    seconds = None if row["control"] else [index / fps, (index + 1) / fps]
+    return {"num_video_frames": int(row["num_video_frames"]), "fps": fps, "needle_seconds": seconds}
 
 
 def _cells(items: Iterable[Mapping[str, Any]]) -> list[ScoredCell]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vniah import scoring
-from vniah.compose import Composer, SplicedVideo
+from vniah.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
 from vniah.grid import Cell, Grid, needle_index
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
+from vniah.notices import notice
 from vniah.prompts import question_text
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.settings import Settings
 from vniah.visual import metrics
+
+_BATCH = 32
+# What is kept where and how much of it changes no score; the presentation is told with what is shown.
+_NOT_MEASURED = ("cache", "cache_gb", "presentation")
 
 
 class VisualTask(NeedleTask):
@@ -37,6 +45,16 @@ class VisualTask(NeedleTask):
         self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, self.grid.max_frames)
+        self._reading = threading.Lock()
+        if scoring == "generated":
+            self._film = held_at_the_end(self.haystack, self.grid.max_frames)
+            changed = [frames for frames in self.grid.frames if composed_frames(frames) != frames + 1]
+            if changed:
+                notice(
+                    f"{name}: what is shown has an even number of frames, so that no model drops the needle: "
+                    f"num_frames {changed[0]} is shown as {composed_frames(changed[0])} frames, the needle among them "
+                    f"(docs/departures.md)"
+                )
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -45,6 +63,11 @@ class VisualTask(NeedleTask):
     def _row(self, cell: Cell) -> Row:
         needle = self.needles.get(cell.needle_id)
         index = cell.needle_index
+        shown = {}
+        if self.scoring == "generated":
+            frames = composed_frames(cell.num_frames)
+            index = None if cell.depth_percent is None else needle_index(frames - 1, cell.depth_percent)
+            shown = {"num_video_frames": frames, "fps": FPS}
         return {
             "num_frames": cell.num_frames,
             "depth_percent": -1 if cell.depth_percent is None else cell.depth_percent,
@@ -54,6 +77,7 @@ class VisualTask(NeedleTask):
             "question": needle.question,
             "answer": needle.answer,
             "choice": needle.kind == "choice",
+            **shown,
         }
 
     @property
@@ -64,7 +88,24 @@ class VisualTask(NeedleTask):
         return str(row["question"]) if self.scoring == "teacher-forced" else question_text(row["question"]).lstrip("\n")
 
     def visuals(self, row: Row) -> list[Any]:
-        return [self.video(row)] if self.scoring == "teacher-forced" else [str(self.mp4(row))]
+        if self.scoring == "teacher-forced":
+            return [self.video(row)]
+        return self._images(row) if self.settings.presentation == "images" else [str(self.mp4(row))]
+
+    def _images(self, row: Mapping[str, Any]) -> list[Image.Image]:
+        """The row's frames as pictures, before any coding."""
+        video = self._composed(row)
+        images: list[Image.Image] = []
+        with self._reading:  # some models ask from several threads, and a film is read by one
+            for start in range(0, len(video), _BATCH):
+                frames_NHWC = video.frames(start, min(start + _BATCH, len(video)))
+                images.extend(Image.fromarray(frame_HWC) for frame_HWC in frames_NHWC)
+        return images
+
+    def _composed(self, row: Mapping[str, Any]) -> SplicedVideo:
+        needle = self.needles.get(str(row["needle"]))
+        depth = None if row["control"] else int(row["depth_percent"])
+        return composed_video(self._film, int(row["num_frames"]), depth, needle.image, needle.fingerprint)
 
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """The spliced haystack of a row; the bare haystack for a control."""
@@ -83,11 +124,11 @@ class VisualTask(NeedleTask):
     @functools.cached_property
     def composer(self) -> Composer:
         folder = self.settings.cache_dir / "composed"
-        return Composer(self.haystack, folder, max_bytes=int(self.settings.cache_gb * 1e9))
+        return Composer(self._film, folder, max_bytes=int(self.settings.cache_gb * 1e9))
 
     def mp4(self, row: Mapping[str, Any]) -> Path:
         """The row's video as an mp4 of 1 fps in the cache."""
-        return self.composer.cached(self.video(row))
+        return self.composer.cached(self._composed(row))
 
     def _scores(self, row: Row, answer: Answer) -> dict[str, Any]:
         if answer.is_greedy is None:
@@ -102,12 +143,24 @@ class VisualTask(NeedleTask):
 
     def describe(self) -> dict[str, Any]:
         return {
-            **{key: value for key, value in self.settings.as_dict().items() if key not in ("cache", "cache_gb")},
+            **{key: value for key, value in self.settings.as_dict().items() if key not in _NOT_MEASURED},
+            **self._shown(),
             "haystack_name": self.haystack.name,
             "haystack_fingerprint": self.haystack.fingerprint,
             "haystack_frames": "endless" if self.haystack.endless else len(self.haystack),
             "needles_name": self.needles.name,
             "needles_fingerprint": self.needles.fingerprint,
+        }
+
+    def _shown(self) -> dict[str, Any]:
+        """How a model that answers freely is shown cells; nothing for teacher forcing, which shows the paper's."""
+        if self.scoring == "teacher-forced":
+            return {}
+        return {
+            "presentation": self.settings.presentation,
+            "video_fps": FPS,
+            "video_frames": {str(frames): composed_frames(frames) for frames in self.grid.frames},
+            "held_frames": max(0, composed_frames(self.grid.max_frames) - len(self.haystack)),
         }
 
 

@@ -1,0 +1,239 @@
+"""The folder of composed videos: each file carries its hash, what is in use is held, the rest is bounded.
+
+A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of and HASH its content, so that one that was changed
+or cut short is known and made again. Processes share the folder. Each keeps a list of what it uses, beside a lock that
+ends with the process: whatever the clock says, nobody deletes what stands there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+
+from vniah.atomic import flush
+from vniah.notices import notice
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_Given = TypeVar("_Given")
+_ABANDONED_SECONDS = 86400.0
+_BLOCK = 1 << 20
+
+
+def find_whole(folder: Path, recipe: str) -> Path | None:
+    """The file of a recipe, if it is there and as it was written; where it is not, the run says so."""
+    for path in folder.glob(f"{recipe}-*.mp4"):
+        with contextlib.suppress(FileNotFoundError):
+            if _is_whole(path):
+                return path
+            notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
+    return None
+
+
+def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -> Path:
+    """Write the file of a recipe: it is on the disk, whole, before it takes its name.
+
+    Args:
+        folder: made when missing.
+        recipe: letters, digits and dashes.
+        fill: writes the content.
+
+    Raises:
+        OSError: the disk is full, or takes no file; says where and what to do.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{recipe}.{os.getpid()}-{threading.get_ident()}.part"
+    try:
+        fill_file(part, fill)
+        path = folder / f"{recipe}-{_hash_of(part)}.mp4"
+        flush(part)
+        os.replace(part, path)
+        with contextlib.suppress(OSError):  # not every file system flushes folders
+            flush(folder)
+    finally:
+        part.unlink(missing_ok=True)
+    for other in folder.glob(f"{recipe}-*.mp4"):
+        # Another process may have written the same and handed it out.
+        if other != path and not _is_whole(other):
+            other.unlink(missing_ok=True)
+    return path
+
+
+def fill_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Let ``fill`` write a file through PyAV.
+
+    Raises:
+        OSError: the disk is full or takes no file. PyAV itself says no more than that a callback failed.
+    """
+    watched = _Watched(path)
+    try:
+        fill(cast(BinaryIO, watched))
+        watched.flush()
+    except Exception:
+        if watched.error is None:
+            raise
+        reason = watched.error.strerror or str(watched.error)
+        raise OSError(
+            f"cannot write the composed video {path.parent}: {reason}; make room there, or give another folder "
+            "(VNIAH_CACHE for the cache)"
+        ) from watched.error
+    finally:
+        watched.close()
+
+
+class _Watched:
+    """What PyAV needs of a file, and the error that its writing ended with."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        return self._try(self._file.write, data)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        # What is buffered is written before the position changes.
+        return self._try(self._file.seek, position, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def close(self) -> None:
+        # After an error what is still buffered cannot be written either.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _try(self, call: Callable[..., _Given], *given: object) -> _Given:
+        try:
+            return call(*given)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _is_whole(path: Path) -> bool:
+    return path.stem.endswith(f"-{_hash_of(path)}")
+
+
+def _hash_of(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Holds:
+    """What one composer uses of a folder, told to every other process for as long as this object lives.
+
+    Args:
+        folder: made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "in-use"
+        self._names: set[str] = set()
+        self._list: Path | None = None
+        self._alive: BaseFileLock | None = None
+
+    def hold(self, name: str) -> None:
+        """From now on no process deletes what is called ``name`` or begins with it and a dash."""
+        if name in self._names:
+            return
+        with self._locked():
+            if self._list is None:
+                self._list = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.txt"
+                # Let go of when this object or its process ends, however it ends.
+                self._alive = _lock_of(self._list)
+                self._alive.acquire()
+            with self._list.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+            self._names.add(name)
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[set[str]]:
+        """The names that processes hold, this object's among them; while it is open nobody begins to hold another."""
+        with self._locked():
+            held = set(self._names)
+            for path in self._folder.glob("*.txt"):
+                if path != self._list and not _forget_if_ended(path):
+                    held.update(path.read_text(encoding="utf-8").split())
+            yield held
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / ".lock"):
+            yield
+
+
+def _lock_of(path: Path) -> BaseFileLock:
+    from filelock import FileLock
+
+    # Threads share what a composer holds.
+    return FileLock(path.with_suffix(".lock"), thread_local=False)
+
+
+def _forget_if_ended(path: Path) -> bool:
+    """Whether the process of a list has ended; its list is deleted then."""
+    from filelock import Timeout
+
+    lock = _lock_of(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    path.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    lock.release()
+    return True
+
+
+def make_room(folder: Path, max_bytes: int, holds: Holds) -> None:
+    """Delete what was not used for longest until the folder is within its limit, encodings last; what is held stays.
+
+    Where what is held is more than the limit, the folder exceeds it and the run says so.
+    """
+    now = time.time()
+    with holds.all() as held:
+        files = []
+        for path in folder.rglob("*"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # its writer has given it its name
+            free = path.parent.name not in held and _recipe_of(path) not in held
+            if path.suffix == ".mp4":
+                files.append((path.parent.name != "cells", stat.st_mtime, stat.st_size, path, free))
+            elif path.suffix == ".part" and free and now - stat.st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+        total = sum(entry[2] for entry in files)
+        for _, _, size, path, free in sorted(files):
+            if total <= max_bytes:
+                return
+            if free:
+                path.unlink(missing_ok=True)
+                total -= size
+    if total > max_bytes:
+        notice(
+            f"the composed videos that runs use are more than {max_bytes / 1e9:g} GB (VNIAH_CACHE_GB): none of them is "
+            "deleted before its run ends"
+        )
+
+
+def _recipe_of(path: Path) -> str:
+    """RECIPE of ``RECIPE-HASH.mp4`` and of ``.RECIPE.WRITER.part``."""
+    return path.name.split(".")[1] if path.suffix == ".part" else path.stem.rpartition("-")[0]
