@@ -5,23 +5,29 @@ Only safetensors are read. Nothing here builds a model; ``released.py`` knows th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
+import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longva_model.released import to_our_key
+from vniah.atomic import replacing
+from vniah.journal import is_sound, sealed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
 _LISTED = 8  # names an error lists before it counts the rest
-_SAMPLE = 4096  # bytes of one sample of a tensor
-_SAMPLES = 16  # samples of a tensor that is not read whole
+_PIECE = 8 << 20  # bytes of a tensor that are hashed at once
+_TICK_SECONDS = 2  # file systems tell times at least this finely
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,35 +198,89 @@ def check_tensors(
     raise ValueError(f"the weights in {folder} do not fit the model: {'. '.join(parts)}. What to do: {advice}")
 
 
-def weights_fingerprint(folder: str | Path) -> str:
+def weights_fingerprint(folder: str | Path, memory: Path | None = None) -> str:
     """A hash of a checkpoint's weights: the same for either layout and any sharding.
 
-    Covers each tensor's name in our layout, type, shape and bytes: all of them up to 64 KiB, else 16 samples
-    of 4 KiB spread evenly from first to last. So it is read in a moment at any size, and any training step
-    changes it.
+    Covers each tensor's name in our layout, type, shape and every byte. A file's hashes are remembered under what the
+    file system says of it (device, inode, size, times of change), so that weights are read for this once.
+
+    Args:
+        folder: the checkpoint.
+        memory: where hashes are remembered; ``None``: ``fingerprints`` in the cache folder.
 
     Returns:
         32 hex digits.
 
     Raises:
         FileNotFoundError: no weights, or a missing shard.
-        ValueError: pickled weights or a damaged file.
+        ValueError: pickled weights, a damaged file, or one that changes while it is read.
     """
-    digest = hashlib.sha256()
+    if memory is None:
+        from vniah.settings import Settings
+
+        memory = Settings.read().cache_dir / "fingerprints"
     tensors = read_tensor_index(folder)
+    hashes = {name: one for path in weight_files(folder) for name, one in _tensor_hashes(path, memory).items()}
+    digest = hashlib.sha256()
     for name in sorted(tensors, key=to_our_key):
         info = tensors[name]
-        digest.update(f"{to_our_key(name)}|{info.dtype}|{info.shape}|".encode())
-        size = info.stop - info.start
-        with info.path.open("rb") as file:
-            if size <= _SAMPLE * _SAMPLES:
-                file.seek(info.start)
-                digest.update(file.read(size))
-                continue
-            for sample in range(_SAMPLES):
-                file.seek(info.start + (size - _SAMPLE) * sample // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
+        digest.update(f"{to_our_key(name)}|{info.dtype}|{info.shape}|{hashes[name]}|".encode())
     return digest.hexdigest()[:32]
+
+
+def _tensor_hashes(path: Path, memory: Path) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, by name on disk; remembered in ``memory``."""
+    before = _identity(path)
+    key = hashlib.sha256(repr(before).encode()).hexdigest()[:32]
+    note = memory / f"{key}.json"
+    with contextlib.suppress(OSError):
+        line = note.read_bytes()
+        if is_sound(line):
+            return dict(json.loads(line)["result"])
+    hashes = _hash_tensors(path)
+    if _identity(path) != before:
+        raise ValueError(f"{path} changes while it is read; wait until it is written, then start again")
+    # Two changes within one tick of the file system's clock look the same, so what is as young is not remembered.
+    if max(before[-2:]) < (time.time() - _TICK_SECONDS) * 1e9:
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            memory.mkdir(parents=True, exist_ok=True)
+            with replacing(note) as part:
+                part.write_bytes(sealed({"key": key, "file": str(path), "result": hashes}))
+    return hashes
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    # The time of the inode's change too: that of the content can be set to anything.
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _hash_tensors(path: Path) -> dict[str, str]:
+    from tqdm import tqdm
+
+    tensors = read_header(path)
+    total = sum(info.stop - info.start for info in tensors.values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc=f"fingerprint {path.name}", delay=2, leave=False, file=sys.stderr
+    ) as bar:
+
+        def one(info: TensorInfo) -> str:
+            digest = hashlib.sha256()
+            left = info.stop - info.start
+            with path.open("rb") as file:
+                file.seek(info.start)
+                while left:
+                    piece = file.read(min(left, _PIECE))
+                    if not piece:
+                        raise ValueError(f"{path} is cut short while it is read; download it again")
+                    digest.update(piece)
+                    left -= len(piece)
+                    bar.update(len(piece))
+            return digest.hexdigest()
+
+        # Hashing leaves the interpreter's lock, so that threads read a checkpoint at the disk's speed.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
 
 
 def _some(names: list[str], joint: str = ", ") -> str:

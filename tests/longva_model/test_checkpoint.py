@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,13 +400,88 @@ def test_fingerprint_sees_every_tensor_and_no_layout(model: Any, tmp_path: Path)
         first = changed
 
 
-def test_fingerprint_samples_large_tensors_from_end_to_end(tmp_path: Path) -> None:
+def test_fingerprint_sees_every_value(tmp_path: Path) -> None:
     tensor = torch.zeros(200_000)
     seen = set()
-    for place in (None, 0, 199_999, 13_400):
+    places = (None, 0, 199_999, 13_400, 1023, 1024, 5000, 77_777, 123_456)
+    for place in places:
         changed = tensor.clone()
         if place is not None:
             changed[place] = 1
         save_file({"model.embed_tokens.weight": changed}, tmp_path / "model.safetensors")
         seen.add(checkpoint.weights_fingerprint(tmp_path))
-    assert len(seen) == 4
+    assert len(seen) == len(places)
+
+
+class Clock:
+    """The time of day, so many seconds ahead: what was just written is of long ago."""
+
+    def __init__(self, ahead: float) -> None:
+        self.ahead = ahead
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    read: list[Path] = []
+    hash_tensors = checkpoint._hash_tensors
+
+    def counting(path: Path) -> dict[str, str]:
+        read.append(path)
+        return hash_tensors(path)
+
+    monkeypatch.setattr(checkpoint, "_hash_tensors", counting)
+    return read
+
+
+def test_weights_are_read_once_and_again_when_they_may_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, memory, read = tmp_path / "model.safetensors", tmp_path / "memory", counted(monkeypatch)
+    save_file({"model.embed_tokens.weight": torch.zeros(50_000)}, path)
+    monkeypatch.setattr(checkpoint, "time", Clock(0))
+    first = checkpoint.weights_fingerprint(tmp_path, memory)
+    assert not list(memory.glob("*")), "another change could look the same: it is too young to be remembered"
+    monkeypatch.setattr(checkpoint, "time", Clock(60))
+    assert [checkpoint.weights_fingerprint(tmp_path, memory) for _ in range(3)] == [first] * 3
+    assert len(read) == 2
+    # A value changes in place, and the file is dated back to when it was.
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert checkpoint.weights_fingerprint(tmp_path, memory) != first
+    assert len(read) == 3
+
+
+def test_a_damaged_memory_of_hashes_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, read = tmp_path / "memory", counted(monkeypatch)
+    monkeypatch.setattr(checkpoint, "time", Clock(60))
+    save_file({"model.embed_tokens.weight": torch.zeros(50_000)}, tmp_path / "model.safetensors")
+    first = checkpoint.weights_fingerprint(tmp_path, memory)
+    (note,) = memory.iterdir()
+    whole = note.read_bytes()
+    for damaged in (whole[:-9], whole.replace(b'"result": {"model', b'"result": {"wodel'), b"", b"[" * 9999):
+        note.write_bytes(damaged)
+        assert checkpoint.weights_fingerprint(tmp_path, memory) == first
+    assert len(read) == 5 and note.read_bytes() == whole
+
+
+def test_weights_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"model.embed_tokens.weight": torch.zeros(50_000)}, path)
+    read_header = checkpoint.read_header
+
+    def growing(path: Path) -> Any:
+        found = read_header(path)
+        os.utime(path)
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_header", growing)
+    with pytest.raises(ValueError, match="changes while it is read; wait until it is written"):
+        checkpoint._tensor_hashes(path, tmp_path / "memory")
