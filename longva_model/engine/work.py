@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from longva_model.model_args import ModelArgs
 from vniah.journal import Journal
 from vniah.settings import Settings
 
 T = TypeVar("T")
-_JOURNAL_DAYS = 30
+_JOURNALS_BYTES = 2 << 30
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -149,9 +149,9 @@ def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> A
         return contextlib.nullcontext(None)
     if args.journal == "auto":
         folder = Settings.read().cache_dir / "journals"
-        if rank == 0:
-            _forget_old(folder)
         path = folder / f"{run_key}.jsonl"
+        if rank == 0:
+            _forget_oldest(folder, path)
     else:
         path = Path(args.journal).expanduser()
     own = path if rank == 0 else path.with_name(f"{path.name}.rank{rank}")
@@ -170,10 +170,28 @@ def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> A
     return cast(AbstractContextManager["Journal | None"], journal)
 
 
-def _forget_old(folder: Path) -> None:
-    """Remove the automatic journals of runs that nobody came back to for a month."""
-    limit = time.time() - _JOURNAL_DAYS * 86400
+def _forget_oldest(folder: Path, wanted: Path, max_bytes: int = _JOURNALS_BYTES) -> None:
+    """Remove the automatic journals longest untouched, past ``max_bytes`` in all; never ``wanted`` or one in use.
+
+    By size and not by age: a clock that jumps must not cost a run what it has scored.
+    """
+    runs: dict[str, list[tuple[float, int, Path]]] = {}
     for path in folder.glob("*.jsonl*") if folder.is_dir() else ():
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < limit:
-                path.unlink()
+            if path.suffix != ".lock":
+                stat = path.stat()
+                runs.setdefault(path.name.partition(".")[0], []).append((stat.st_mtime, stat.st_size, path))
+    left = sum(size for files in runs.values() for _, size, _ in files)
+    runs.pop(wanted.stem, None)
+    for files in sorted(runs.values(), key=lambda files: max(files)[0]):
+        if left <= max_bytes:
+            return
+        with contextlib.ExitStack() as held:
+            try:
+                for _, _, path in files:
+                    held.enter_context(FileLock(f"{path}.lock", timeout=0))
+                for _, size, path in files:
+                    path.unlink(missing_ok=True)
+                    left -= size
+            except (Timeout, OSError):
+                continue
