@@ -7,7 +7,6 @@ small files go along as they are. A released config is kept inside ours, so that
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import tempfile
@@ -18,6 +17,8 @@ from typing import Any, Literal
 from longva_model import checkpoint, released
 from longva_model.preprocess import CLIP_MEAN, CLIP_STD
 from longva_model.tower import find_tower
+from vniah.atomic import put_in_place
+from vniah.files import parse_json, read_json
 
 Layout = Literal["ours", "released"]
 _SMALL = (".json", ".txt", ".model", ".jinja", ".md")
@@ -50,7 +51,7 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
-    is_released = released.is_released(json.loads(config_file.read_text(encoding="utf-8")))
+    is_released = released.is_released(read_json(config_file))
     wanted: Layout = to or ("ours" if is_released else "released")
     if wanted not in ("ours", "released"):
         raise ValueError(f"--to must be ours or released, got {wanted!r}")
@@ -63,7 +64,7 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
         _write(folder, draft, wanted)
         if target.exists():
             target.rmdir()  # empty, see above
-        os.replace(draft, target)
+        put_in_place(draft, target)
     return wanted
 
 
@@ -79,7 +80,7 @@ def _write(folder: Path, draft: Path, to: Layout) -> None:
     for path in checkpoint.weight_files(folder):
         _rename_tensors(path, draft / path.name, rename)
     if (folder / checkpoint.INDEX).is_file():
-        index = json.loads((folder / checkpoint.INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / checkpoint.INDEX)
         index["weight_map"] = {rename(name): file for name, file in index["weight_map"].items()}
         _write_json(draft / checkpoint.INDEX, index)
     skip = _NOT_COPIED | (_OURS_ONLY if to == "released" else set())
@@ -99,7 +100,7 @@ def _rename_tensors(source: Path, target: Path, rename: Callable[[str], str]) ->
     """Copy a safetensors file with other tensor names: a new header, the same bytes."""
     with source.open("rb") as reader, target.open("wb") as writer:
         length = struct.unpack("<Q", reader.read(8))[0]
-        header = json.loads(reader.read(length))
+        header = parse_json(reader.read(length), f"the header of {source}")
         renamed = {name if name == "__metadata__" else rename(name): info for name, info in header.items()}
         text = json.dumps(renamed, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format wants tensors aligned
@@ -125,7 +126,7 @@ def _write_tower(folder: Path, draft: Path, config: Any) -> None:
     The released layout only names its tower, and a tower by that name may not be found from the new folder, or be
     another one.
     """
-    name = json.loads((draft / "config.json").read_text(encoding="utf-8"))["mm_vision_tower"]
+    name = read_json(draft / "config.json")["mm_vision_tower"]
     found = find_tower(name, draft, local_files_only=True)
     defaults, sizes = type(config.vision_config)().to_dict(), config.vision_config.to_dict()
     same_sizes = all(
@@ -156,7 +157,7 @@ def _write_tower(folder: Path, draft: Path, config: Any) -> None:
 def _pixel_statistics(folder: Path) -> dict[str, list[float]]:
     """Mean and deviation that pixels are normalised with, as our processor holds them."""
     path = folder / "processor_config.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = read_json(path) if path.is_file() else {}
     return {"image_mean": list(own.get("image_mean", CLIP_MEAN)), "image_std": list(own.get("image_std", CLIP_STD))}
 
 

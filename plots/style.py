@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vniah.atomic import replacing
 
 TEXT_WIDTH = 7.0
 SCALE_STOPS = ("#b5203f", "#e8a13a", "#9be8b4")
@@ -233,7 +233,7 @@ def save_figure(figure: Any, path: str | Path, *, title: str = "", dpi: int = 20
     # No dates or versions inside: the same run gives the same bytes.
     metadata: dict[str, Any] = {"Title": title} if title else {}
     metadata |= {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-    with paper_style(), _replacing(path) as part:
+    with paper_style(), _whole(path) as part:
         figure.savefig(part, format=kind, metadata=metadata, dpi=dpi)
     return path
 
@@ -246,26 +246,16 @@ def save_text(text: str, path: str | Path) -> Path:
     """
     path = Path(path)
     check_output_path(path)
-    with _replacing(path) as part:
+    with _whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name at the end, or is removed on any error."""
+def _whole(path: Path) -> Iterator[Path]:
+    """``replacing``, with an error that names the output."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with replacing(path) as part:
+            yield part
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes files private; an output is like any other
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

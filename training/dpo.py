@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json
 from vniah.training.stages import DpoStage
 
 
@@ -27,8 +28,9 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from longva_model.renamed import checkpointing_keyword
     from vniah.prompts import get_template
     from vniah.training.align import steps_and_passes
+    from vniah.training.checkpoints import last_checkpoint, seal_callback
     from vniah.training.data.preference import PreferenceCollator
-    from vniah.training.fit import check_room, last_checkpoint, require_sharding
+    from vniah.training.fit import check_room, require_sharding
     from vniah.training.fit import training_arguments as arguments_for
     from vniah.training.identity import check_identity
     from vniah.training.loading import load_dtype, save_trained
@@ -75,7 +77,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         data_collator=collator,
         train_dataset=Dataset.from_list(order),
         processing_class=processor,
-        callbacks=[log_callback(log)],
+        callbacks=[log_callback(log), seal_callback()],
     )
     require_sharding(trainer, stage.train)
     last = last_checkpoint(run_folder)
@@ -112,4 +114,4 @@ def pairs_of(stage: DpoStage, folder: Path, collator: Any) -> tuple[list[dict[st
         write_json(manifest_path, manifest)
         return pairs, manifest
     wait_for(manifest_path)
-    return json.loads(listed.read_text(encoding="utf-8")), json.loads(manifest_path.read_text(encoding="utf-8"))
+    return read_json(listed), read_json(manifest_path)

@@ -6,7 +6,6 @@ pure function of (seed, i), so that a resumed run sees exactly what an uninterru
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.training.checkpoints import last_checkpoint, seal_callback
 from vniah.training.identity import check_identity
 from vniah.training.identity import write_json as write_json  # others take it from here
 from vniah.training.metrics import METRICS, MetricsLog, log_callback
@@ -107,7 +107,7 @@ def fit(
     steps: int,
     save: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Train ``model`` in place, resuming from the newest whole checkpoint in ``folder``.
+    """Train ``model`` in place, resuming from the newest checkpoint in ``folder`` that is as it was written.
 
     Args:
         model: a module whose forward takes the collated batch and returns {"loss": scalar}.
@@ -143,7 +143,7 @@ def fit(
         args=training_arguments(train, folder, seed, steps),
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[log_callback(log)],
+        callbacks=[log_callback(log), seal_callback()],
     )
     trainer.train_settings = train
     require_sharding(trainer, train)
@@ -166,23 +166,6 @@ def require_sharding(trainer: Any, train: Train) -> None:
     """Raise ValueError where sharding was asked for and accelerate silently trains without."""
     if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         raise ValueError(NOT_SHARDED)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint of a run; ``None`` where there is none.
-
-    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off by a kill or a full disk.
-    """
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.rsplit("-", 1)[1]
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if step.isdigit():
-            found.append((int(step), str(path)))
-    return max(found)[1] if found else None
 
 
 def check_room(model: Any, train: Train, folder: Path) -> None:

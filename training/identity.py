@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vniah.atomic import replacing
+from vniah.files import read_json
 from vniah.training.stages import WITHOUT_EFFECT
 
 
@@ -20,7 +21,7 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "identity.json"
     plain = json.loads(json.dumps(identity, default=str))
     if path.is_file():
-        different = sorted(differences(json.loads(path.read_text(encoding="utf-8")), plain))
+        different = sorted(differences(read_json(path), plain))
         if different:
             raise ValueError(
                 f"{folder} holds a run of another recipe (differs in {', '.join(different)}); "
@@ -50,6 +51,5 @@ def _named(value: Any) -> bool:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.environ.get('RANK', '0')}")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vniah.atomic import put_in_place
+from vniah.files import read_json
 from vniah.training.stages import Train
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -24,7 +25,7 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = Path(source) / "tokenizer_config.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC:
+    if path.is_file() and read_json(path).get("tokenizer_class") in GENERIC:
         return PreTrainedTokenizerFast.from_pretrained(source)
     return AutoTokenizer.from_pretrained(source)
 
@@ -53,7 +54,7 @@ def save_trained(trainer: Any, processor: Any, folder: Path) -> None:
                 processor.save_pretrained(gathering)
             (gathering / "training_args.bin").unlink(missing_ok=True)  # a pickle
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(gathering, folder)
+            put_in_place(gathering, folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -65,7 +66,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    put_in_place(temporary, folder)
 
 
 def load_dtype(train: Train) -> Any:

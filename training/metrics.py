@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from vniah.atomic import replacing
 
 METRICS = "metrics.jsonl"
 
@@ -30,9 +31,8 @@ class MetricsLog:
                 if event.get("step", 0) <= step:
                     kept.append(line)
                     self.last_loss = event.get("loss", self.last_loss)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as part:
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, event: dict[str, Any]) -> None:
         self.last_loss = event.get("loss", self.last_loss)

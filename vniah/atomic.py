@@ -29,6 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Give a finished folder its name, all of it on the disk before. ``folder`` is not there or is empty."""
+    for path in (*draft.rglob("*"), draft):
+        flush(path)
+    os.replace(draft, folder)
+
+
 def flush(path: Path) -> None:
     """Put a file, or the names in a folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from vniah.notices import recorded
 from vniah.training import fit as fit_module
-from vniah.training.fit import check_identity, fit, last_checkpoint, only_item, parameter_groups
+from vniah.training.checkpoints import last_checkpoint
+from vniah.training.fit import check_identity, fit, only_item, parameter_groups
 from vniah.training.metrics import MetricsLog
 from vniah.training.stages import Train
 
@@ -95,6 +97,73 @@ def test_a_checkpoint_that_was_cut_off_is_not_taken(whole: Any, tmp_path: Path) 
             (tmp_path / name / "trainer_state.json").write_text(text)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert train(tmp_path)[0] == whole[0]
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "zeroed":
+        data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    elif kind == "one bit":
+        data[len(data) // 2] ^= 1
+    elif kind == "cut":
+        del data[-100:]
+    path.write_bytes(data) if kind != "gone" else path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["zeroed", "one bit", "cut", "gone"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    whole: Any, tmp_path: Path, name: str, kind: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=13)
+    newest, before = tmp_path / "checkpoint-6", tmp_path / "checkpoint-4"
+    assert (newest / "hashes.json").is_file() and (before / "hashes.json").is_file()
+    damage(newest / name, kind)
+    assert last_checkpoint(tmp_path) == str(before)
+    (told,) = recorded()
+    assert f"{newest} is damaged ({name} " in told and "kept as damaged-checkpoint-6" in told
+    assert told.endswith("training goes on from checkpoint-4")
+    assert not newest.exists() and (tmp_path / "damaged-checkpoint-6").is_dir()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=13)
+    damage(tmp_path / "checkpoint-6" / "model.safetensors", "zeroed")
+    resumed = train(tmp_path)
+    assert resumed[0] == whole[0]
+    for name, value in whole[1].items():
+        assert torch.equal(resumed[1][name], value)
+
+
+def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=13)
+    for path in tmp_path.glob("checkpoint-*"):
+        damage(path / "model.safetensors", "one bit")
+    assert train(tmp_path)[0] == whole[0]
+    assert any("training starts over" in line for line in recorded())
+
+
+def test_damaged_hashes_are_no_proof(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=13)
+    seal = tmp_path / "checkpoint-6" / "hashes.json"
+    seal.write_text(seal.read_text().replace("model.safetensors", "model.safetensorz"))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def test_a_checkpoint_that_was_never_sealed_is_taken_only_where_no_other_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=13)
+    (tmp_path / "checkpoint-6" / "hashes.json").unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "hashes.json").unlink()
+    for path in tmp_path.glob("checkpoint-*"):
+        (path / "hashes.json").unlink(missing_ok=True)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert any("without being verified" in line for line in recorded())
 
 
 def test_accumulated_batches_weigh_by_their_labels(tmp_path: Path) -> None:

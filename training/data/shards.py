@@ -6,8 +6,6 @@ what is in them. Written whole or not at all.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vniah.atomic import replacing
+from vniah.files import read_json
 from vniah.training import ranks
 
 MANIFEST = "manifest.json"
@@ -25,10 +25,8 @@ def write_arrow(path: Path, columns: dict[str, Any]) -> None:
     import pyarrow as pa
 
     table = pa.table(columns)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    with replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    os.replace(temporary, path)
 
 
 def id_lists(rows: Iterable[NDArray[np.int32]]) -> Any:
@@ -57,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}; run (or finish) the prepare_text stage first")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(path))
 
 
 class RingSequences:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from vniah.atomic import replacing
+from vniah.files import read_json
 
 if TYPE_CHECKING:
     from vniah.results import ScoredCell
@@ -177,7 +178,7 @@ def _check_folder(output: Path, about: Mapping[str, Any]) -> None:
     if not before.exists():
         _write(before, {**about, "bases": {}})
         return
-    told = json.loads(before.read_text(encoding="utf-8"))
+    told = read_json(before)
     for key in _IDENTITY:
         if told.get(key) != about[key]:
             raise ValueError(
@@ -187,7 +188,5 @@ def _check_folder(output: Path, about: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2), encoding="utf-8")
