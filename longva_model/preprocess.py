@@ -18,9 +18,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from longva_model.letterbox import Canvas, letterbox, part_of
+from vniah.pictures import to_rgb
 
 Mode: TypeAlias = Literal["crop", "pad", "crop-fast", "pad-fast"]
 MODES: tuple[Mode, ...] = ("crop", "pad", "crop-fast", "pad-fast")
@@ -31,27 +32,6 @@ _this_thread = threading.local()
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_SIZE = 336
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB, upright.
-
-    EXIF orientation is applied; 16-bit greyscale keeps its top 8 bits (a bare ``convert`` would clip nearly
-    all of it to white); every other mode, CMYK, palette and alpha included, is ``convert("RGB")``: alpha is
-    dropped and not blended, as the released code does.
-
-    Raises:
-        ValueError: the file behind the image is truncated or corrupt.
-    """
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max(initial=0) > 255):
-            levels = np.asarray(image).clip(0, 65535).astype(np.uint32) >> 8
-            image = Image.fromarray(levels.astype(np.uint8))
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNG files
-        name = getattr(image, "filename", "") or "an image"
-        raise ValueError(f"{name} cannot be decoded ({error}); it is corrupt or cut short") from error
 
 
 def fit_frame(frame: Image.Image, mode: Mode, size: int = CLIP_SIZE) -> Image.Image:

@@ -6,7 +6,6 @@ Text around a placeholder is tokenised separately, so that a visual never change
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from longva_model.layout import VisualLayout
 from longva_model.preprocess import CLIP_MEAN, CLIP_STD, MODES, fit_frames, level_table, normalise
 from longva_model.tower import find_tower
 from longva_model.visual_inputs import PLACEHOLDER, as_list_of_videos, distribute, load_frames, load_image
+from vniah.files import read_json
 
 
 class LongVAProcessor(ProcessorMixin):
@@ -288,7 +288,7 @@ def _preprocessor(folder: str, config: LongVAConfig) -> dict[str, Any]:
     """The preprocessing of a checkpoint's tower: its own preprocessor_config.json, or that of the named tower."""
     own = Path(folder) / "preprocessor_config.json"
     if own.is_file():
-        return json.loads(own.read_text(encoding="utf-8"))
+        return read_json(own)
     name = (config.released_config or {}).get("mm_vision_tower")
     return find_tower(name, Path(folder)).preprocessor or {}
 

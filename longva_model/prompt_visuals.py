@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
-from longva_model.preprocess import to_rgb
+from vniah.files import user_path
 from vniah.haystack import open_video
 from vniah.media import FrameSource, Visual
+from vniah.pictures import is_still, open_image, to_rgb
 from vniah.requests import Frames, Image, Segment
-from vniah.whole_images import whole_images
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -104,7 +103,7 @@ def visual_part(visual: Any, max_frames: int) -> VisualPart:
     if isinstance(visual, (str, os.PathLike)):
         path = os.fspath(visual)
         if _is_image_file(path):
-            return _image_part(_open_image(path))
+            return _image_part(open_image(user_path(path)))
         return _video_part(open_video(path, max_frames))
     if isinstance(visual, np.ndarray):
         if visual.dtype == np.uint8 and visual.ndim in (2, 3) and 0 not in visual.shape:
@@ -135,13 +134,7 @@ def _is_image_file(path: str) -> bool:
     lower = path.lower()
     if lower.endswith(IMAGE_SUFFIXES):
         return True
-    if lower.endswith(VIDEO_SUFFIXES) or not os.path.isfile(path):
-        return False
-    try:
-        with whole_images(), PILImage.open(path) as image:
-            return not getattr(image, "is_animated", False)
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        return False
+    return not lower.endswith(VIDEO_SUFFIXES) and is_still(user_path(path))
 
 
 def _stack(images: Sequence[PILImage.Image]) -> NDArray[np.uint8]:
@@ -150,16 +143,6 @@ def _stack(images: Sequence[PILImage.Image]) -> NDArray[np.uint8]:
     if len(sizes) > 1:
         raise ValueError(f"the frames of a video must be of one size, got {sorted(sizes)}")
     return np.stack([np.asarray(image) for image in upright])
-
-
-def _open_image(path: str) -> PILImage.Image:
-    try:
-        with whole_images(), PILImage.open(path) as image:
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not an image that can be read ({error})") from error
 
 
 def _image_part(image: PILImage.Image) -> VisualPart:

@@ -6,12 +6,13 @@ Only ``config.json`` and ``preprocessor_config.json`` are read from what the nam
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vniah.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _from_hub(repo: str, *, local_files_only: bool) -> Path | None:
 def _read(folder: Path, source: str) -> Tower:
     """Parse the two files; a whole CLIP model's config counts by its vision part."""
     paths = [folder / file for file in _FILES]
-    parts = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in paths]
+    parts = [read_json(path) if path.is_file() else None for path in paths]
     config = parts[0]
     assert isinstance(config, dict)
     if config.get("model_type") == "clip":

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from longva_model.preprocess import check_frames, to_rgb
-from vniah.whole_images import whole_images
+from longva_model.preprocess import check_frames
+from vniah.files import user_path
+from vniah.pictures import open_image, to_rgb
 
 DEFAULT_NUM_FRAMES = 32  # of a video file
 PLACEHOLDER = re.compile(r"<image>|<video>")
@@ -33,15 +34,15 @@ def load_image(source: Any) -> Image.Image:
     """
     if isinstance(source, (str, Path)):
         text = str(source)
-        try:
-            if text.startswith(("http://", "https://", "data:")):
-                from transformers.image_utils import load_image as fetch
+        path = user_path(text)
+        if text.startswith(("http://", "https://", "data:")) and not path.is_file():
+            from transformers.image_utils import load_image as fetch
 
+            try:
                 return to_rgb(fetch(text))
-            with whole_images(), Image.open(text) as opened:
-                return to_rgb(opened)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{text[:200]} is no image that PIL can read") from error
+            except UnidentifiedImageError as error:
+                raise ValueError(f"{text[:200]} is no image that PIL can read") from error
+        return open_image(path)
     if isinstance(source, np.ndarray) or hasattr(source, "numpy"):
         array = source if isinstance(source, np.ndarray) else source.cpu().numpy()
         colours_ok = array.shape[2:] in ((), (3,), (4,))

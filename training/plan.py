@@ -9,11 +9,11 @@ Symbols: D hidden, F MLP width, V vocabulary, t tokens on one GPU, b bytes of an
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vniah.files import read_json
 from vniah.flops import SHAPES, ModelShape
 from vniah.training.losses_size import CHUNK_ELEMENTS
 from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
@@ -271,7 +271,7 @@ def shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
         raise ValueError(
             f"the shape of {source!r} is not known here; give a local folder, or one of {', '.join(KNOWN)}"
         )
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config = config.get("text_config") or config
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return ModelShape(

@@ -7,7 +7,6 @@ is written last. ``python -m vniah.training.runner FOLDER STAGE`` runs one stage
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json
 from vniah.training.fit import DONE
 from vniah.training.identity import check_identity, write_json
 from vniah.training.progress import StageBars
@@ -159,7 +159,7 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
                 bars.remove(name)
                 if process.returncode or not is_done(folder, name):
                     raise ValueError(f"stage {name!r} failed: {_last_line(folder / name / 'log.txt')}")
-                say(f"{name}: {_summary(json.loads((folder / name / DONE).read_text(encoding='utf-8')))}")
+                say(f"{name}: {_summary(read_json(folder / name / DONE))}")
     finally:
         bars.close()
         for process, log in running.values():
@@ -180,7 +180,7 @@ def _summary(report: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     """Run one stage of the recipe.json in a folder."""
     folder, name = Path(arguments[0]), arguments[1]
-    recipe = build_recipe(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), str(folder))
+    recipe = build_recipe(read_json(folder / "recipe.json"), str(folder))
     run_stage(recipe, recipe.stage(name))
 
 

@@ -78,13 +78,13 @@ def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
         return to_rgb(image, what)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, what: str = "") -> tuple[int, int]:
     """(height, width) of a picture as ``open_image`` shows it, read from its header alone.
 
     Raises:
         FileNotFoundError, ValueError: see ``open_image``.
     """
-    with _opened(path, str(path)) as image:
+    with _opened(path, what or str(path)) as image:
         width, height = image.size
         # Asking a PNG for EXIF data that its header has not would read the whole image.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
@@ -119,7 +119,8 @@ def image_notes(path: Path) -> tuple[str, ...]:
 def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     """Any PIL image as 8-bit RGB; see the module's docstring.
 
-    An image in memory of mode "I" counts as 16 bits where a value is above 255; a file says how many it has.
+    Of an image in memory, mode "I" counts as 16 bits where a value is above 255, and mode "F" as 8; a file says
+    how many it has.
 
     Raises:
         ValueError: the file behind the image is truncated or corrupt, or its values have no scale.
@@ -128,7 +129,7 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
 
     what = what or getattr(image, "filename", "") or "an image"
     kind = getattr(image, "format", None)
-    if image.mode == "F" or (image.mode == "I" and kind not in (None, "PNG", "PPM")):
+    if kind is not None and (image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM"))):
         values = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(f"{what} holds {values} values and does not say which is white; save it with 8 or 16 bits")
     try:
@@ -139,7 +140,7 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
                 image = Image.fromarray((levels.clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken PNG files
-        raise ValueError(f"{what} cannot be decoded ({error}); it is corrupt, cut short or of a rare kind") from error
+        raise ValueError(f"{what} cannot be decoded ({error}); it is corrupt or cut short") from error
 
 
 @contextmanager
@@ -154,11 +155,11 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
         except FileNotFoundError:
             raise FileNotFoundError(f"no image at {what}") from None
         except UnidentifiedImageError:
-            raise ValueError(f"{what} is not an image that can be read; expected {', '.join(FORMATS)}") from None
+            raise ValueError(f"{what} is no image that PIL can read as {', '.join(FORMATS)}") from None
         except Image.DecompressionBombError as error:
             raise ValueError(f"{what} cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read") from None
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{what} is not an image that can be read ({error})") from None
+            raise ValueError(f"{what} is no image that PIL can read ({error})") from None
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(

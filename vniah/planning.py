@@ -5,12 +5,12 @@ Pure arithmetic on the request tree; needs neither the haystack's pixels nor a m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json
 from vniah.flops import (
     SHAPES,
     ModelShape,
@@ -234,10 +234,7 @@ def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy it again") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no object; expected a model's config")
     return config

@@ -8,7 +8,6 @@ cannot be had is reported and counted by the caller; only "nothing at all" is an
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from vniah.files import read_json, read_json_lines, user_path
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
 from vniah.settings import cache_dir
 from vniah.videos import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos, unpack_archives
@@ -59,7 +59,7 @@ class VideoSource:
         named = os.environ.get(self.env, "").strip()
         if not named:
             return None
-        folder = Path(named).expanduser()
+        folder = user_path(named)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{self.env} names {folder}, which is no folder; point it at the videos or unset it"
@@ -135,9 +135,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
             rows: Any = pyarrow.parquet.read_table(path).to_pylist()
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [row for _, row in read_json_lines(path)]
         elif path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = read_json(path)
         else:
             raise ValueError("expected .parquet, .jsonl or .json")
     except ValueError as error:  # JSON, Unicode and Arrow errors are all of this kind

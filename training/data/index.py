@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json, read_json_lines
 from vniah.training.data.labels import BadSampleError, Style, check_conversation, encode, pieces, sample_id
 from vniah.training.data.processes import map_parts
 from vniah.training.data.shards import read_arrow, write_arrow
-from vniah.whole_images import whole_images
 
 PART_SAMPLES = 5_000
 MANIFEST = "manifest.json"
@@ -51,13 +51,9 @@ class Source:
         if not self.is_file:
             texts = _dataset(self.path).remove_columns("image")
             return [{**row, "row": number} for number, row in enumerate(texts)]
-        text = Path(self.path).read_text(encoding="utf-8")
-        try:
-            if self.path.endswith(".jsonl"):
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
-            samples = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} is not JSON ({error})") from None
+        if self.path.endswith(".jsonl"):
+            return [sample for _, sample in read_json_lines(self.path)]
+        samples = read_json(self.path, max_bytes=None)
         if not isinstance(samples, list):
             raise ValueError(f"{self.path}: expected a list of samples, got {type(samples).__name__}")
         return samples
@@ -70,7 +66,7 @@ class Source:
         """
         if self.is_file:
             return [open_image(self.images, name) for name in image_names(sample)]
-        from longva_model.preprocess import to_rgb
+        from vniah.pictures import to_rgb
 
         try:
             found = _dataset(self.path)[int(sample["row"])]["image"]
@@ -106,9 +102,7 @@ def open_image(folder: str, name: str) -> Any:
     Raises:
         BadSampleError: a path that leaves the folder, no file, or one that cannot be decoded.
     """
-    from PIL import Image
-
-    from longva_model.preprocess import to_rgb
+    from vniah import pictures
 
     root = Path(folder).resolve()
     path = (root / name).resolve()
@@ -117,9 +111,8 @@ def open_image(folder: str, name: str) -> Any:
     if not path.is_file():
         raise BadSampleError(f"no image {name!r}")
     try:
-        with whole_images(), Image.open(path) as opened:
-            return to_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return pictures.open_image(path, "it")
+    except (OSError, ValueError) as error:
         raise BadSampleError(f"the image {name!r} cannot be decoded ({error})") from None
 
 
@@ -221,7 +214,7 @@ class _Look:
         path = self.folder / f"part-{part.number:05d}.json"
         fingerprint = hashlib.sha256(json.dumps([part.source, part.samples]).encode()).hexdigest()
         if path.is_file():
-            done = json.loads(path.read_text(encoding="utf-8"))
+            done = read_json(path)
             if done.get("fingerprint") == fingerprint:
                 return dict(done)
         source = self.sources[part.source]
@@ -267,6 +260,6 @@ def read_index(folder: Path) -> Any:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(f"no finished index in {folder}")
-    parts = json.loads(manifest.read_text(encoding="utf-8"))["parts"]
+    parts = read_json(manifest)["parts"]
     tables = [read_arrow(folder / f"part-{number:05d}.arrow") for number in range(parts)]
     return pa.concat_tables([table for table in tables if table.num_rows])

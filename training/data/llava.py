@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vniah.files import read_json
 from vniah.training.data.index import MANIFEST, Indexer, Source, build_index, read_index
 from vniah.training.data.labels import Style, check_conversation, encode, expand_images, pieces
 from vniah.training.ranks import rank, wait_for, world_size
@@ -53,7 +54,7 @@ def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, fol
         group=data.group_by_length,
         seed=seed,
     )
-    manifest = json.loads((index / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(index / MANIFEST)
     notes = {"samples": manifest["samples"], "num_bad": manifest["num_bad"]}
     return dataset, Collator(tokenizer.pad_token_id or 0), stage.train, notes
 

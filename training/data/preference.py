@@ -6,7 +6,6 @@ videos folder. Shape legend: P pairs; a batch holds 2P sequences, chosen first, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vniah.files import read_json_lines
+from vniah.pictures import open_image
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.data.labels import BadSampleError, sample_id
 from vniah.training.data.processes import map_parts
-from vniah.whole_images import whole_images
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MARKS = ("<image>", "<video>")
@@ -61,12 +61,8 @@ def read_pairs(
 
 
 def _lines(path: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number + 1}: not JSON ({error})") from None
+    for line, sample in read_json_lines(path):
+        yield line - 1, sample
 
 
 @dataclass(frozen=True)
@@ -181,8 +177,6 @@ class PreferenceCollator:
 
     def frames(self, path: str) -> Any:
         """``num_frames`` frames of a video file or of a folder of frames."""
-        from PIL import Image
-
         from longva_model.visual_inputs import load_frames
 
         if not Path(path).is_dir():
@@ -191,6 +185,5 @@ class PreferenceCollator:
         chosen = np.unique(np.linspace(0, len(files) - 1, self.num_frames, dtype=int))
         images = []
         for index in chosen:
-            with whole_images(), Image.open(files[int(index)]) as opened:
-                images.append(opened.convert("RGB"))
+            images.append(open_image(files[int(index)]))
         return images

@@ -5,10 +5,11 @@ A line that is no JSON object is a ``BrokenRow``, to be reported and counted, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from vniah.files import parse_json
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
@@ -53,7 +54,7 @@ def _json(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
     import pyarrow as pa
 
     with pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower())) as stream:
-        start = stream.read(1 << 20)
+        start = stream.read(1 << 20).removeprefix(b"\xef\xbb\xbf")
         if start.lstrip().startswith(b"[") and ".jsonl" not in path.suffixes:
             yield from _list(start + stream.read(), path)
             return
@@ -62,11 +63,7 @@ def _json(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
 
 
 def _list(text: bytes, path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    for row in rows:
+    for row in parse_json(text, str(path)):
         yield row if isinstance(row, dict) else BrokenRow("not a JSON object")
 
 
@@ -82,7 +79,7 @@ def _lines(start: bytes, stream: Any) -> Iterator[bytes]:
 
 def _row(line: bytes) -> dict[str, Any] | BrokenRow:
     try:
-        row = json.loads(line)
+        row = parse_json(line, "it")
     except ValueError as error:
-        return BrokenRow(f"not JSON ({error})")
+        return BrokenRow(str(error).removeprefix("it is "))
     return row if isinstance(row, dict) else BrokenRow("not a JSON object")

@@ -6,7 +6,6 @@ are, so that a rerun after a kill writes the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vniah.files import read_json
 from vniah.training.data.rows import BrokenRow, file_format, read_rows
 from vniah.training.data.shards import id_lists, write_arrow
 
@@ -103,7 +103,7 @@ def tokenise_part(corpus: Corpus, part: int, tokenizer_name: str, folder: Path) 
     report_path = folder / f"part-{part:05d}.json"
     name, size = corpus.part_name(part), corpus.num_bytes(part)
     if report_path.is_file():
-        done = json.loads(report_path.read_text(encoding="utf-8"))
+        done = read_json(report_path)
         if (done["name"], done["bytes"]) == (name, size):
             return dict(done)
     from vniah.training.identity import write_json

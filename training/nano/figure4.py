@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json
 from vniah.results import Run, ScoredCell
 
 ROWS = {
@@ -31,7 +31,7 @@ def as_runs(folders: Sequence[Path]) -> list[Run]:
         FileNotFoundError: as ``collect``.
     """
     found = collect(folders)
-    recipe = json.loads(next(folder / "recipe.json" for folder in folders).read_text(encoding="utf-8"))
+    recipe = read_json(next(folder / "recipe.json" for folder in folders))
     return [
         Run(
             name=ROWS[row],
@@ -83,7 +83,7 @@ def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in ROWS:
         paths = [run / row / "vniah.json" for run in runs]
-        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+        reports = [read_json(path) for path in paths if path.is_file()]
         if reports:
             found[row] = reports
     if not found:

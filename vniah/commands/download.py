@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from vniah.files import read_json
 
 _HUB_ID = re.compile(r"(?:(models|datasets)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)")
 # What a run of ours on the released checkpoint reads of the vision tower that its config names: no weights.
@@ -100,7 +101,7 @@ def _tower(folder: Path, cache: Path) -> None:
     from vniah.hub import fetch_snapshot
 
     config = folder / "config.json"
-    tower = json.loads(config.read_text(encoding="utf-8")).get("mm_vision_tower") if config.is_file() else None
+    tower = read_json(config).get("mm_vision_tower") if config.is_file() else None
     if not isinstance(tower, str) or not _HUB_ID.fullmatch(tower):
         return
     try:

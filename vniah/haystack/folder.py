@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.whole_images import whole_images
+from vniah.pictures import image_size, open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-_EXIF_ORIENTATION = 0x0112
 
 
 class FolderHaystack(Haystack):
     """Images directly in a folder (hidden files, other suffixes and subfolders are passed over).
 
-    All must have one size, since a film has; an image's EXIF orientation is applied and transparency dropped.
+    All must have one size, since a film has; they are opened as ``vniah.pictures`` says.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -65,9 +63,8 @@ class FolderHaystack(Haystack):
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for path in self._paths[start:stop]:
             try:
-                with whole_images(), Image.open(path) as image:
-                    frame_HWC = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                frame_HWC = np.asarray(open_image(path, "it"))
+            except (OSError, ValueError) as error:
                 raise _unreadable(path, error) from None
             if frame_HWC.shape[:2] != self._size:
                 raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self._size)} any more")
@@ -81,16 +78,10 @@ def natural_key(name: str) -> tuple[object, ...]:
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header alone, after the EXIF orientation."""
     try:
-        with whole_images(), Image.open(path) as image:
-            width, height = image.size
-            # Asking a PNG for EXIF data that its header has not would read the whole image.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            turned = exif.get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return image_size(path, "it")
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    return (width, height) if turned else (height, width)
 
 
 def _unreadable(path: Path, error: Exception | str) -> ValueError:

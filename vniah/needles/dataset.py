@@ -5,11 +5,11 @@ Read with pyarrow alone, which is several times quicker to import than the datas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json_lines
 from vniah.hub import fetch_dataset
 from vniah.needles.folder import INDEX, checked_file, read_folder
 from vniah.needles.needle import Needle, NeedleSet, Picture
@@ -103,13 +103,10 @@ def _image_folder_rows(folder: Path, name: str, links_within: Path | None) -> It
             f"columns {', '.join(COLUMNS)} in split {SPLIT!r}"
         )
     index = indexes[0]
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines()):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{index.name} of {name}, line {number + 1} is not JSON: {error}") from None
+    for line, row in read_json_lines(index):
+        number = line - 1
+        if not isinstance(row, dict):
+            raise ValueError(f"{index}, line {line} is no object; expected {{file_name, question, answer}}")
         _check_columns(["image" if key == "file_name" else key for key in row], name)
         yield checked_file(row["file_name"], index.parent, f"row {number} of {name}", links_within), *_texts(row)
 

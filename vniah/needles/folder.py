@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.archives import safe_relative_path
+from vniah.files import read_json
 from vniah.needles.needle import Needle, NeedleSet, Picture
 
 KEYS = ("id", "file", "question", "answer")
@@ -30,10 +31,7 @@ def read_folder(folder: Path, *, name: str | None = None, links_within: Path | N
     index = folder / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"{folder} has no {INDEX}; expected a list of {{{', '.join(KEYS)}}} beside the images")
-    try:
-        rows = json.loads(index.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{index} is not JSON: {error}") from None
+    rows = read_json(index)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{index} must be a list of {{{', '.join(KEYS)}}}, got {_shown(rows)}")
     needles = [_needle(row, number, index, links_within) for number, row in enumerate(rows)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vniah.whole_images import whole_images
+from vniah.pictures import open_image
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*\S", re.MULTILINE)
 
@@ -38,7 +37,7 @@ class Picture:
         self.stored, self.draw, self.name = stored, draw, name
 
     def load(self) -> Image.Image:
-        """The image as RGB, turned upright.
+        """The image as RGB; see ``vniah.pictures``.
 
         Raises:
             ValueError: the stored bytes are no readable image.
@@ -47,11 +46,8 @@ class Picture:
         if self.draw is not None:
             return self.draw()
         try:
-            with whole_images(), Image.open(io.BytesIO(self._bytes())) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            return open_image(self._bytes(), "it")
+        except ValueError as error:
             raise ValueError(f"the image of {self.name} cannot be read ({error}); replace the file") from None
 
     @functools.cached_property
