@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from vniah.files import user_path
 from vniah.haystack import open_video
 from vniah.media import FrameSource, Visual
-from vniah.pictures import is_still, open_image, to_rgb
+from vniah.pictures import is_picture, open_image, to_rgb
 from vniah.requests import Frames, Image, Segment
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -134,7 +134,7 @@ def _is_image_file(path: str) -> bool:
     lower = path.lower()
     if lower.endswith(IMAGE_SUFFIXES):
         return True
-    return not lower.endswith(VIDEO_SUFFIXES) and is_still(user_path(path))
+    return not lower.endswith(VIDEO_SUFFIXES) and is_picture(user_path(path), still=True)
 
 
 def _stack(images: Sequence[PILImage.Image]) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
     """
     what = what or _name(source)
     with _opened(source, what) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO":
+        if _moves(image):
             notice(f"{what} is animated; its first picture is shown")
         return to_rgb(image, what)
 
@@ -92,11 +92,11 @@ def image_size(path: Path, what: str = "") -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def is_still(path: str | Path) -> bool:
-    """Whether a file is a picture that does not move."""
+def is_picture(path: str | Path, *, still: bool = False) -> bool:
+    """Whether a file's header is that of a picture; with ``still``, of one that does not move."""
     try:
         with _opened(path, str(path)) as image:
-            return image.format == "MPO" or not getattr(image, "is_animated", False)
+            return not (still and _moves(image))
     except (OSError, ValueError):
         return False
 
@@ -105,7 +105,7 @@ def image_notes(path: Path) -> tuple[str, ...]:
     """What ``open_image`` leaves out or changes of a picture, one line each."""
     with _opened(path, str(path)) as image:
         notes = []
-        if getattr(image, "is_animated", False) and image.format != "MPO":
+        if _moves(image):
             notes.append("animated: the first picture is shown")
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             notes.append("alpha is dropped and not blended: behind it stands the stored colour, often black")
@@ -167,6 +167,11 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
                     "scale it down"
                 )
             yield image
+
+
+def _moves(image: Image.Image) -> bool:
+    """Several pictures in one file. A telephone's photograph (MPO) has others beside it, but does not move."""
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
 def _name(source: str | Path | bytes) -> str:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from vniah import notices, pictures
-from vniah.pictures import image_size, is_still, open_image, to_rgb
+from vniah.pictures import image_size, is_picture, open_image, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -94,7 +94,7 @@ def test_an_animation_shows_its_first_picture_and_says_so(tmp_path: Path, capsys
         options: dict[str, Any] = {"lossless": True} if name.endswith("webp") else {}
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
         assert (pixels(open_image(tmp_path / name)) == 10).all()
-        assert not is_still(tmp_path / name)
+        assert is_picture(tmp_path / name) and not is_picture(tmp_path / name, still=True)
         assert f"{name} is animated; its first picture is shown" in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-# FFmpeg draws text and raw bytes as pictures, whatever is in them.
-_NO_FILMS = ("tty", "bin", "bintext", "xbin", "adf", "idf", "rawvideo")
+from vniah.files import user_path
+
 # nano answers a needle's question in a word. Where it was taught no answer, it says one word until it is stopped.
 _NANO_TOKENS, _TOKENS = 8, 512
 
@@ -40,9 +40,9 @@ def command(
     """
     *named, question = visuals_and_question
     # A question may be longer than any path: os.path says no where pathlib would raise.
-    if os.path.isfile(os.path.expanduser(question)):
+    if os.path.isfile(user_path(question)):
         raise ValueError(f"a question is missing behind {question!r}; give it last, in quotes")
-    paths = [os.path.expanduser(path) for path in named]
+    paths = [os.fspath(user_path(path)) for path in named]
     for path in paths:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"no file {path!r}; give videos or images first and the question last, in quotes")
@@ -94,23 +94,18 @@ def check_visual(path: Path) -> None:
     Raises:
         ValueError: it is neither; says what was found.
     """
-    from PIL import Image, UnidentifiedImageError
+    from vniah.haystack.timeline import open_container, video_stream
+    from vniah.pictures import is_picture
 
-    from vniah.haystack.video_index import open_container, video_stream
-
-    try:
-        with Image.open(path):
-            return
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        pass  # no picture, but perhaps a film
+    if is_picture(path):
+        return
     try:
         with open_container(path) as container:
-            kind = container.format.name
             video_stream(container, path)
     except ValueError as error:
-        raise ValueError(f"{path} is neither a picture nor a film that can be read ({error})") from None
-    if kind in _NO_FILMS:
-        raise ValueError(f"{path} is neither a picture nor a film, but text or raw bytes; give a .png, .jpg, .mp4, ...")
+        found = str(error).removeprefix(f"{path} is ")
+        joint = ", but " if found.startswith("text") else " that can be read: "
+        raise ValueError(f"{path} is neither a picture nor a film{joint}{found}") from None
 
 
 def _from_terminal() -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vniah.haystack.base import FrameHWC
+from vniah.haystack.timeline import open_container, video_stream
 from vniah.haystack.video import DamagedVideoError, VideoHaystack, _RgbConverter
-from vniah.haystack.video_index import open_container, video_stream
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -56,6 +56,7 @@ class PromptVideo(VideoHaystack):
         to_rgb, stamps = _RgbConverter(self.path), self.index.stamps
         before: VideoFrame | None = None  # stands in for the samples up to the next that decodes
         position, number = start, -1
+        shown, place = None, 0
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             stream.codec_context.thread_count = self.threads
@@ -70,9 +71,11 @@ class PromptVideo(VideoHaystack):
                     break
                 for frame in decoded:
                     number += 1
-                    stamp = frame.pts if self.index.timed else number
-                    if stamp is None:
+                    if self.index.timed and frame.pts is None:
                         continue
+                    place = place + 1 if frame.pts == shown else 0
+                    shown = frame.pts
+                    stamp = (frame.pts, place) if self.index.timed else (number, 0)
                     missed = bisect_left(stamps, stamp, position, stop) - position
                     if missed:
                         yield from [to_rgb(before or frame)] * missed

@@ -6,18 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.haystack.truncation import missing_bytes
+from vniah.haystack.timeline import read_timeline
+from vniah.haystack.video import VideoHaystack
 
 # decord seeks once a call, so frames are asked for in groups.
 _GROUP = 32
+# Seconds by which two readers of one clock may differ: decord keeps its times in 32-bit floats.
+_SAME_TIME_S, _FLOAT32 = 0.002, 2.0**-22
 
 
 class DecordHaystack(Haystack):
-    """Every ``round(fps)``-th frame (reference section 3.1).
+    """The samples of ``VideoHaystack``, as decord decodes them.
 
     Raises:
-        ValueError: decord is not installed (says how to get it), the file is not a video, or is truncated.
+        ValueError: decord is not installed (says how to get it); what ``VideoHaystack`` refuses; or a file of which
+            decord has other frames: another number, other times or size, or groups of pictures that it cannot start
+            from.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -28,45 +35,63 @@ class DecordHaystack(Haystack):
                 "the decoder 'decord' is not installed; pip install 'vniah[decord]', or take 'pyav', "
                 "which gives equal frames"
             ) from None
-        if short := missing_bytes(path):
-            raise ValueError(f"{path} is truncated: {short} of its bytes are missing; fetch or copy it again")
+        # First, since a clock that jumps would end the process inside decord.
+        exact = VideoHaystack(path)
         self.path = path
         self.name = path.stem
+        self.index = exact.index
+        self.fps = self.index.fps
+        self._size = exact.size
         self._errors: type[Exception] = decord.DECORDError
         try:
-            self._reader: Any = decord.VideoReader(str(path), num_threads=threads)
-            rate, count = float(self._reader.get_avg_fps()), len(self._reader)
-            self._stride = max(1, round(rate))
-            self._length = -(-count // self._stride)
-            height, width, _ = self._reader[0].shape if count else (0, 0, 0)
+            # By its full name: decord, too, takes one with a colon for an address.
+            self._reader: Any = decord.VideoReader(str(path.absolute()), num_threads=threads)
+            size = tuple(self._reader[0].shape[:2]) if len(self._reader) else (0, 0)
+            difference = self._difference(size)
         except (decord.DECORDError, RuntimeError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path} is not a video that decord can read; try the decoder 'pyav' ({_first_line(error)})"
             ) from None
-        if not count:
-            raise ValueError(f"{path} holds no video frames")
-        self.fps = rate / self._stride
-        self._size = (height, width)
+        if difference:
+            raise ValueError(f"{path}: decord reads other frames ({difference}); take the decoder 'pyav'")
+
+    def _difference(self, size: tuple[int, ...]) -> str:
+        """In what decord's frames differ from those of the index; "" if in nothing."""
+        timeline, count = read_timeline(self.path), len(self._reader)
+        if count != timeline.num_frames:
+            return f"{count} where there are {timeline.num_frames}"
+        if size != self._size:
+            (height, width), (ours_h, ours_w) = size, self._size
+            return f"of {width}x{height} where they are shown as {ours_w}x{ours_h}"
+        if timeline.open_groups or not len(timeline.keys):
+            return "it starts decoding at pictures that others before them depend on"
+        if timeline.times is not None:
+            ours_N = (timeline.times - timeline.times[0]) * float(timeline.base)
+            theirs_N = np.asarray(self._reader.get_frame_timestamp(range(count)), np.float64)[:, 0]
+            off_N = np.abs(theirs_N - theirs_N[0] - ours_N)
+            if (off_N > _SAME_TIME_S + _FLOAT32 * np.abs(theirs_N)).any():
+                worst = int(off_N.argmax())
+                return f"frame {worst} at {theirs_N[worst] - theirs_N[0]:.3f} s where it is at {ours_N[worst]:.3f} s"
+        return ""
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.index.numbers)
 
     @property
     def size(self) -> tuple[int, int]:
         return self._size
 
     def _identify(self) -> str:
-        return "video-decord-" + content_hash([file_hash(self.path), f"every{self._stride}"])
+        return "video-decord-" + content_hash([file_hash(self.path), self.index.sampling])
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for first in range(start, stop, _GROUP):
-            numbers = [index * self._stride for index in range(first, min(first + _GROUP, stop))]
+            numbers = list(self.index.numbers[first : min(first + _GROUP, stop)])
             try:
                 yield from self._reader.get_batch(numbers).asnumpy()
             except (self._errors, RuntimeError, IndexError) as error:
                 raise ValueError(
-                    f"{self.path}: only about {first} of {self._length} sampled frames could be read: "
-                    f"{_first_line(error)}"
+                    f"{self.path}: only about {first} of {len(self)} sampled frames could be read: {_first_line(error)}"
                 ) from None
 
 

@@ -31,14 +31,7 @@ class FolderHaystack(Haystack):
             raise FileNotFoundError(f"no folder of images at {folder}")
         self.name = folder.resolve().name
         self.folder = folder
-        self._paths = sorted(
-            (
-                path
-                for path in folder.iterdir()
-                if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-            ),
-            key=lambda path: natural_key(path.name),
-        )
+        self._paths = image_files(folder)
         if not self._paths:
             raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({_suffixes()})")
         self._size = _image_size(self._paths[0])
@@ -69,6 +62,16 @@ class FolderHaystack(Haystack):
             if frame_HWC.shape[:2] != self._size:
                 raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self._size)} any more")
             yield frame_HWC
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images directly in a folder, in natural order."""
+    found = (
+        path
+        for path in folder.iterdir()
+        if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def natural_key(name: str) -> tuple[object, ...]:

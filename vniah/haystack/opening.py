@@ -7,16 +7,20 @@ A spec is one of
 - ``synthetic[:seed[:num_frames[:WIDTHxHEIGHT]]]``, a procedural film, without an end unless ``num_frames`` sets one,
 
 and may end in ``?loop=N``: repeated from its start until there are N frames.
+
+A file or folder of the very name that is written wins over all of this, whatever signs are in its name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from vniah.files import user_path
 from vniah.haystack.base import Haystack
 from vniah.haystack.chained import JoinedHaystack, LoopedHaystack
-from vniah.haystack.folder import FolderHaystack
+from vniah.haystack.folder import FolderHaystack, image_files
 from vniah.haystack.synthetic import SyntheticHaystack
+from vniah.notices import notice
 
 # pyav: exact. pyav-fast: approximate, block edges are not smoothed. decord: as the reference, an extra.
 DECODERS = ("pyav", "pyav-fast", "decord")
@@ -36,6 +40,11 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
     """
     if decoder not in DECODERS:
         raise ValueError(f"no decoder {decoder!r}; expected one of {', '.join(DECODERS)}")
+    path = _existing(spec)
+    if path is not None:
+        if _is_synthetic(spec):
+            notice(f"the haystack {spec!r} is the {path.absolute()} here and not the synthetic film of that name")
+        return _open_path(path, decoder)
     body, loop = _split_loop(spec)
     haystack = _open_body(body, decoder)
     return haystack if loop is None else LoopedHaystack(haystack, loop)
@@ -52,30 +61,30 @@ def open_video(path: str | Path, num_frames: int) -> Haystack:
     """
     from vniah.haystack.damaged import PromptVideo
 
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no video at {path}")
     return PromptVideo(path, num_frames)
 
 
 def _open_body(body: str, decoder: str) -> Haystack:
-    if body == "synthetic" or body.startswith("synthetic:"):
-        return _open_synthetic(body)
     if not body:
         raise ValueError("the haystack is empty; give a video file, a folder of images or 'synthetic[:seed]'")
-    path = Path(body).expanduser()
-    if not path.exists() and "+" in body:
-        return JoinedHaystack([_open_path(Path(part.strip()).expanduser(), decoder) for part in body.split("+")])
-    return _open_path(path, decoder)
+    path = _existing(body)
+    if path is None and _is_synthetic(body):
+        return _open_synthetic(body)
+    if path is None and "+" in body:
+        return JoinedHaystack([_open_path(part, decoder) for part in _parts(body)])
+    return _open_path(path or user_path(body), decoder)
 
 
 def _open_path(path: Path, decoder: str) -> Haystack:
-    if not path.exists():
+    if path.is_dir():
+        return FolderHaystack(path)
+    if not path.is_file():
         raise FileNotFoundError(
             f"no haystack at {path}; give a video file, a folder of images or 'synthetic[:seed[:num_frames]]'"
         )
-    if path.is_dir():
-        return FolderHaystack(path)
     if decoder == "decord":
         from vniah.haystack.decord_video import DecordHaystack
 
@@ -85,12 +94,41 @@ def _open_path(path: Path, decoder: str) -> Haystack:
     return VideoHaystack(path, approximate=decoder == "pyav-fast")
 
 
+def _existing(spec: str) -> Path | None:
+    """The file or folder that a spec names as it stands.
+
+    A folder without images counts for nothing where the spec means the synthetic film: many a project has a folder
+    called so.
+    """
+    if not spec:
+        return None
+    path = user_path(spec)
+    if path.is_file() or (path.is_dir() and not (_is_synthetic(spec) and not image_files(path))):
+        return path
+    return None
+
+
+def _is_synthetic(spec: str) -> bool:
+    return spec == "synthetic" or spec.startswith("synthetic:")
+
+
+def _parts(body: str) -> list[Path]:
+    """The paths of ``a.mp4+b.mp4``. A name with a plus of its own is found by its being there."""
+    pieces, parts = body.split("+"), []
+    while pieces:
+        # The longest name that is there; else the one up to the next plus, for the error to name.
+        length = next((n for n in range(len(pieces), 0, -1) if _existing("+".join(pieces[:n]).strip())), 1)
+        parts.append(user_path("+".join(pieces[:length]).strip()))
+        pieces = pieces[length:]
+    return parts
+
+
 def _split_loop(spec: str) -> tuple[str, int | None]:
-    """Take ``?loop=N`` off a spec. A path that exists as it stands is never cut."""
+    """Take ``?loop=N`` off a spec that is no path as it stands."""
     body, mark, options = spec.rpartition("?")
-    if not mark or Path(spec).expanduser().exists():
-        return spec, None
     key, _, value = options.partition("=")
+    if not mark or "+" in options or "/" in options:  # a sign in a name
+        return spec, None
     if key != "loop":
         raise ValueError(f"unknown option {options!r} in the haystack {spec!r}; expected '?loop=NUMBER_OF_FRAMES'")
     return body, _whole(value, "loop", spec)

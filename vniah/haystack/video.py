@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash, file_key
-from vniah.haystack.video_index import VideoIndex, build_index, open_container, video_stream
+from vniah.haystack.timeline import open_container, packets_from, video_stream
+from vniah.haystack.video_index import Stamp, VideoIndex, build_index
 from vniah.media import FramesNHWC
+from vniah.notices import notice
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -69,6 +71,9 @@ class VideoHaystack(Haystack):
         if key not in _indices:
             _indices[key] = build_index(path, evenly)
         self.index = _indices[key]
+        if evenly is None:
+            for warning in self.index.warnings:
+                notice(f"{path}: {warning}")
         self.fps = self.index.fps
         self._live: _Live | None = None
         self._lock = threading.Lock()
@@ -128,7 +133,7 @@ class VideoHaystack(Haystack):
         """Decode the samples of a range, which is not empty, in one pass from the key frame before it."""
         to_rgb = _RgbConverter(self.path)
         position = start
-        previous: tuple[int, FrameHWC] | None = None
+        previous: tuple[Stamp, FrameHWC] | None = None
         for frame, stamp in _walk(self.path, self.index, start, stop, self.approximate, self.threads):
             if previous is None or previous[0] != stamp:
                 previous = (stamp, to_rgb(frame))
@@ -178,7 +183,7 @@ def _watch_forks() -> None:
 
 def _walk(
     path: Path, index: VideoIndex, start: int, stop: int, approximate: bool, threads: int
-) -> Iterator[tuple[VideoFrame, int]]:
+) -> Iterator[tuple[VideoFrame, Stamp]]:
     """Yield (frame, its stamp) for samples ``start`` to ``stop``; ends early where a frame is missing.
 
     Where skipping or seeking loses a frame (files that break their own rules), the rest is decoded again from
@@ -203,7 +208,7 @@ def _pass(
     *,
     seek: bool,
     skip: bool,
-) -> Iterator[tuple[VideoFrame, int]]:
+) -> Iterator[tuple[VideoFrame, Stamp]]:
     """One pass of the decoder over the samples; ends at the first that does not turn up."""
     import av
 
@@ -213,15 +218,15 @@ def _pass(
         context.thread_type = "AUTO"
         context.thread_count = threads
         key = index.key_before(index.stamps[start]) if seek else None
-        if key is not None:
-            container.seek(key, stream=stream)
+        packets = container.demux(stream) if key is None else packets_from(container, stream, key)
         if approximate:
             context.options = {"skip_loop_filter": "all"}
         sparing = skip and index.timed and (approximate or index.codec in _SPARING_CODECS)
         position, number = start, -1
-        fed, resume = index.stamps[0], None
+        shown, place = None, 0
+        fed, resume = index.stamps[0][0], None
         with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
-            for packet in container.demux(stream):
+            for packet in packets:
                 if resume is not None:
                     if packet.pts != resume:
                         continue
@@ -233,7 +238,11 @@ def _pass(
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
                 for frame in stream.decode(packet):
                     number += 1
-                    stamp = frame.pts if index.timed else number
+                    if index.timed and frame.pts is None:
+                        continue
+                    place = place + 1 if frame.pts == shown else 0
+                    shown = frame.pts
+                    stamp = (frame.pts, place) if index.timed else (number, 0)
                     while position < stop and index.stamps[position] <= stamp:
                         if index.stamps[position] != stamp:
                             return

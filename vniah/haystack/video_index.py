@@ -1,71 +1,79 @@
-"""Which frames a video has and which of them are sampled, found without decoding the whole of it.
+"""Which frames of a video are sampled.
 
 Sampling follows the reference (section 3.1): every ``round(fps)``-th frame. Where frames leave an even beat by
 over half a second, the frame rate varies, and the frame on screen at each whole second is taken instead.
 
-A *stamp* names a frame: its presentation time in the stream's time base, or its number in display order for
-files without usable timestamps.
+A *stamp* names a frame: its presentation time and its place among those of the same time, or its number in the
+order of display for files without usable times.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vniah.haystack.truncation import missing_bytes
+from vniah.haystack.timeline import Timeline, read_timeline
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
-
-# The last group of pictures is decoded to see that it is there, unless it is longer than this.
-_CHECKED_TAIL_FRAMES = 1000
+Stamp: TypeAlias = tuple[int, int]
 # Seconds by which frames of a constant rate may be off an even beat (containers round their times).
 _OFF_THE_CLOCK = 0.5
 # A header's rate that is further from the frames' own times than this share is not believed.
 _WRONG_RATE = 0.05
-_IMAGE_FORMATS = ("_pipe", "image2")
+# A frame that would be sampled at more seconds in a row than this is no film but a clock that jumps ...
+MAX_STILL_S = 60
+# ... and one of more than this is worth a word.
+_LONG_STILL_S = 10
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VideoIndex:
     """Attributes:
     stamps: of the sampled frames, in order; a slow video may show one frame for several seconds.
-    timed: whether stamps are presentation times (else numbers in display order).
-    keys: stamps of the frames that decoding can start from.
+    numbers: the same frames by their number in the order of display.
+    timed: whether stamps hold presentation times (else numbers in the order of display).
+    keys: times of the frames that decoding can start from.
     num_frames: frames of the video before sampling.
     fps: sampled frames a second.
+    seconds: of the video.
     sampling: how it was sampled, as it enters the fingerprint.
     codec: short name of the codec.
-    wanted: ``stamps`` as a set.
+    warnings, notes: see ``Timeline``.
     """
 
-    stamps: tuple[int, ...]
+    stamps: tuple[Stamp, ...]
+    numbers: tuple[int, ...]
     timed: bool
     keys: tuple[int, ...]
     num_frames: int
     fps: float
+    seconds: float
     sampling: str
     codec: str
-    wanted: frozenset[int] = field(default=frozenset(), repr=False)
+    stream: int
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
-    def key_before(self, stamp: int) -> int | None:
-        """The nearest stamp at or before ``stamp`` that decoding can start from; ``None``: the beginning."""
-        at = bisect_right(self.keys, stamp)
+    @functools.cached_property
+    def wanted(self) -> frozenset[int]:
+        """Times of the sampled frames, to look packets up in."""
+        return frozenset(time for time, _ in self.stamps)
+
+    def key_before(self, stamp: Stamp) -> int | None:
+        """The nearest time at or before ``stamp`` that decoding can start from; ``None``: the beginning."""
+        at = bisect_right(self.keys, stamp[0])
         return self.keys[at - 1] if self.timed and at > 1 else None
 
     def key_between(self, earlier: int, later: int) -> bool:
         """Whether decoding can start anew between two samples, so that what lies before is not needed."""
         key = self.key_before(self.stamps[later])
-        return key is not None and key > self.stamps[earlier]
+        return key is not None and key > self.stamps[earlier][0]
 
     @functools.cached_property
     def longest_run(self) -> int:
@@ -75,7 +83,7 @@ class VideoIndex:
 
 
 def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
-    """Read every packet's header once, and decode the first and last frames to see that they are as promised.
+    """Find the frames of a video and sample them.
 
     Args:
         path: the video.
@@ -83,211 +91,92 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
             there are fewer), instead of one a second.
 
     Raises:
-        ValueError: not a video, no frames, or truncated (naming how many frames can be read).
+        ValueError: not a video, no frames, truncated (naming how many frames can be read), or a clock that does not
+            say which frame is shown when.
     """
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is an empty file and not a video")
-    if short := missing_bytes(path):
-        raise _truncated(path, short)
-    with open_container(path) as container:
-        stream = video_stream(container, path)
-        rate, guess = stream.average_rate, stream.guessed_rate
-        base = stream.time_base or Fraction(1, 1)
-        codec = stream.codec_context.name
-        times, keys, complete = _packet_times(container, stream)
-    timed = complete and len(times) > 0 and _starts_and_ends_as(path, times, keys)
-    if not timed:
-        try:
-            decoded = _decode_times(path)
-        except ValueError:
-            if evenly is None or not complete or not times:
-                raise
-            # A prompt's video is shown as far as it decodes: its packets say what frames there should be.
-            return _sample_evenly(times, True, tuple(sorted(keys)), rate or guess or Fraction(1), codec, evenly)
-        # Timestamps that rise from frame to frame can be trusted even if the packets' could not.
-        known = [time for time in decoded if time is not None]
-        rising = len(known) == len(decoded) and all(early < late for early, late in itertools.pairwise(known))
-        times = known if rising else list(range(len(decoded)))
-        keys, timed = [], rising
-    if not times:
-        raise ValueError(f"{path} holds no video frames")
-    # Raw streams carry no clock; their header's rate is the guess, and the average only a default.
-    fps = rate if timed and rate else guess or rate
-    if not fps:
-        raise ValueError(f"{path} does not say its frame rate; remux it into an mp4 with one")
+    timeline = read_timeline(path)
     if evenly is not None:
-        return _sample_evenly(times, timed, tuple(sorted(keys)), fps, codec, evenly)
-    return _sample(times, timed, tuple(sorted(keys)), fps, base, codec)
+        return _sampled_evenly(timeline, evenly)
+    if timeline.refusal:
+        raise ValueError(timeline.refusal)
+    return _sampled(timeline, path)
 
 
-def _sample(
-    times: list[int], timed: bool, keys: tuple[int, ...], fps: Fraction, base: Fraction, codec: str
-) -> VideoIndex:
-    rate = float(fps)
+def _sampled(timeline: Timeline, path: Path) -> VideoIndex:
+    rate, times_N, warnings = float(timeline.rate), timeline.times, timeline.warnings
     constant = True
-    if timed and len(times) > 1:
-        seconds = (np.array(times) - times[0]) * float(base)
-        even = np.linspace(0, seconds[-1], len(times))
-        constant = bool(np.abs(seconds - even).max() <= _OFF_THE_CLOCK)
-        measured = (len(times) - 1) / float(seconds[-1])
+    if times_N is not None and len(times_N) > 1 and times_N[-1] > times_N[0]:
+        seconds_N = (times_N - times_N[0]) * float(timeline.base)
+        even_N = np.linspace(0, seconds_N[-1], len(times_N))
+        constant = bool(np.abs(seconds_N - even_N).max() <= _OFF_THE_CLOCK)
+        measured = (len(times_N) - 1) / float(seconds_N[-1])
         if abs(rate / measured - 1) > _WRONG_RATE:
             rate = measured
+        if not constant:
+            warnings += _checked_stills(seconds_N, path)
     stride = max(1, round(rate))
-    stamps, sampling = times[::stride], f"every{stride}"
-    sampled_rate = rate / stride
+    numbers_S = np.arange(0, timeline.num_frames, stride)
+    fps, sampling = rate / stride, f"every{stride}"
     if not constant:
-        stamps = [
-            times[bisect_right(times, times[0] + second / base) - 1]
-            for second in range(int((times[-1] - times[0]) * base) + 1)
-        ]
-        sampled_rate, sampling = 1.0, "clock"
-    return VideoIndex(
-        stamps=tuple(stamps),
-        timed=timed,
-        keys=keys,
-        num_frames=len(times),
-        fps=sampled_rate,
-        sampling=sampling,
-        codec=codec,
-        wanted=frozenset(stamps),
-    )
+        assert times_N is not None
+        # Whole units of time at each second: the frame shown then is the last one that is no later.
+        base, length = timeline.base, int(times_N[-1] - times_N[0])
+        last = int(length * base)
+        units_S = np.arange(last + 1, dtype=np.int64) * base.denominator // base.numerator
+        numbers_S = np.searchsorted(times_N, times_N[0] + units_S, "right") - 1
+        fps, sampling = 1.0, "clock"
+    return _index(timeline, numbers_S, fps, "+".join((sampling, *timeline.marks)), warnings)
 
 
-def _sample_evenly(
-    times: list[int], timed: bool, keys: tuple[int, ...], fps: Fraction, codec: str, count: int
-) -> VideoIndex:
+def _checked_stills(seconds_N: NDArray[np.float64], path: Path) -> tuple[str, ...]:
+    """A warning where one frame stands for long.
+
+    Raises:
+        ValueError: it would stand for longer than anybody looks at a picture: the clock jumps.
+    """
+    steps = np.diff(seconds_N)
+    at, longest = float(seconds_N[steps.argmax()]), float(steps.max())
+    if longest > MAX_STILL_S:
+        raise ValueError(
+            f"{path}: its clock jumps ahead by {longest:,.0f} s after {at:,.1f} s, and one frame would stand for all "
+            f"of them (at most {MAX_STILL_S} are sampled of a still). If the clock is wrong, mend it (ffmpeg -i IN "
+            "-vf setpts=N/FR/TB OUT.mp4, with FR its frames a second); if nothing moves there, write its frames out "
+            "(ffmpeg -i IN -r 1 OUT.mp4)"
+        )
+    if longest > _LONG_STILL_S:
+        return (f"one frame stands for {longest:,.0f} s after {at:,.1f} s",)
+    return ()
+
+
+def _sampled_evenly(timeline: Timeline, count: int) -> VideoIndex:
     """The released inference's sampling (reference section 1): ``linspace`` over the frames, rounded down."""
-    picked = times
-    if len(times) > count:
-        picked = [times[int(place)] for place in np.linspace(0, len(times) - 1, count, dtype=int)]
+    total = timeline.num_frames
+    numbers_S = np.arange(total) if total <= count else np.linspace(0, total - 1, count, dtype=np.int64)
+    fps = float(timeline.rate) * len(numbers_S) / total
+    sampling = "+".join((f"evenly{len(numbers_S)}", *timeline.marks))
+    return _index(timeline, numbers_S, fps, sampling, timeline.warnings)
+
+
+def _index(
+    timeline: Timeline, numbers_S: NDArray[np.int64], fps: float, sampling: str, warnings: tuple[str, ...]
+) -> VideoIndex:
+    if timeline.timed:
+        assert timeline.times is not None
+        times_S = timeline.times[numbers_S]
+        places_S = numbers_S - np.searchsorted(timeline.times, times_S, "left")
+    else:
+        times_S, places_S = numbers_S, np.zeros_like(numbers_S)
     return VideoIndex(
-        stamps=tuple(picked),
-        timed=timed,
-        keys=keys,
-        num_frames=len(times),
-        fps=float(fps) * len(picked) / len(times),
-        sampling=f"evenly{len(picked)}",
-        codec=codec,
-        wanted=frozenset(picked),
-    )
-
-
-def open_container(path: Path) -> InputContainer:
-    """Open a media file.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    import av
-
-    try:
-        container = av.open(str(path))
-    except av.error.EOFError:
-        raise ValueError(f"{path} holds no video frames") from None
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from None
-    if container.format.name.endswith(_IMAGE_FORMATS):
-        container.close()
-        raise ValueError(f"{path} is an image and not a video; a haystack of images is given as their folder")
-    return container
-
-
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The video stream of a container, cover pictures left out.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
-    raise ValueError(f"{path} has no video stream, so it is not a video")
-
-
-def _packet_times(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int], bool]:
-    """Presentation times of all frames in order, of the key frames, and whether every packet had its own."""
-    import av
-
-    times: list[int] = []
-    keys: list[int] = []
-    complete = True
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None or packet.is_corrupt:
-                complete = False
-                continue
-            times.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-    except av.error.FFmpegError:
-        complete = False
-    times.sort()
-    return times, keys, complete and len(set(times)) == len(times)
-
-
-def _starts_and_ends_as(path: Path, times: list[int], keys: list[int]) -> bool:
-    """Decode the first frames and the last group of pictures; are they the ones the packets announce?"""
-    import av
-
-    head = times[:3]
-    last_key = max(keys, default=times[0])
-    tail = times[times.index(last_key) :]
-    container = open_container(path)
-    try:
-        stream = video_stream(container, path)
-        if [frame.pts for frame, _ in zip(container.decode(stream), head, strict=False)] != head:
-            return False
-        if len(tail) > _CHECKED_TAIL_FRAMES:
-            return True
-        container.seek(last_key, stream=stream)
-        return [frame.pts for frame in container.decode(stream) if frame.pts >= last_key] == tail
-    except av.error.FFmpegError:
-        return False
-    finally:
-        container.close()
-
-
-def _decode_times(path: Path) -> list[int | None]:
-    """Presentation times of all frames, found by decoding them.
-
-    Raises:
-        ValueError: decoding fails on the way, or the last frame is not whole; names the frames before it.
-    """
-    import av
-
-    times: list[int | None] = []
-    corrupt = False
-    with open_container(path) as container:
-        stream = video_stream(container, path)
-        try:
-            for frame in container.decode(stream):
-                times.append(frame.pts)
-                corrupt = frame.is_corrupt
-        except av.error.FFmpegError as error:
-            raise ValueError(
-                f"{path} is truncated or damaged: only {len(times)} frames could be read ({error.strerror})"
-            ) from None
-    if corrupt:
-        raise ValueError(f"{path} is truncated or damaged: only {len(times) - 1} frames could be read")
-    return times
-
-
-def _truncated(path: Path, short: int) -> ValueError:
-    """Count what can be read of a file that is shorter than it says."""
-    import av
-
-    count = 0
-    try:
-        with open_container(path) as container:
-            for frame in container.decode(video_stream(container, path)):
-                count += not frame.is_corrupt
-    except (av.error.FFmpegError, ValueError):
-        pass  # what was counted before it broke is the answer
-    return ValueError(
-        f"{path} is truncated: {short} of its bytes are missing and only {count} frames could be read; "
-        "fetch or copy it again"
+        stamps=tuple(zip(times_S.tolist(), places_S.tolist(), strict=True)),
+        numbers=tuple(numbers_S.tolist()),
+        timed=timeline.timed,
+        keys=tuple(timeline.keys.tolist()) if timeline.timed else (),
+        num_frames=timeline.num_frames,
+        fps=fps,
+        seconds=timeline.seconds,
+        sampling=sampling,
+        codec=timeline.codec,
+        stream=timeline.stream,
+        warnings=warnings,
+        notes=timeline.notes,
     )

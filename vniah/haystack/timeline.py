@@ -1,0 +1,432 @@
+"""All frames of a video: which stream they are of, when each is shown, and where they end.
+
+Haystacks, prompts' videos, benchmarks' probes and ``vniah inspect`` all read this one. It is made from the packets'
+headers, without decoding more than the first and last frames, as long as these are what the headers promise; else
+the video is decoded whole, once. Shapes: N frames, K key frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vniah.haystack.base import file_key
+from vniah.haystack.truncation import missing_bytes
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+# Where two recordings were joined, the clock of a transport stream jumps. FFmpeg closes gaps above so many seconds.
+JUMP_S = 10.0
+# Times that fall by no more, in seconds, are disorder and no jump.
+DISORDER_S = 0.5
+# The last group of pictures is decoded to see that it is there, unless it is longer than this.
+_CHECKED_TAIL_FRAMES = 1000
+# No codec shows a picture later than so many that follow it in the file.
+_REORDERED = 16
+# Seconds before a key frame that are tried in turn: without an index, a seek may end behind it.
+_SEEK_BACK_S = (0, 2, 10, 60)
+_CLOCK_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: FFmpeg's own list of transport and program streams
+_IMAGE_FORMATS = ("_pipe", "image2")
+# What FFmpeg opens and is no film: lists of other files; and text and raw bytes, which it draws whatever is in them.
+_LISTS = ("hls", "concat", "dash", "webm_dash_manifest", "imf", "sdp", "rtsp", "ffmetadata", "vobsub")
+_NO_FILMS = ("tty", "bin", "bintext", "xbin", "adf", "idf", "rawvideo", "data")
+_LIST_HEADS = (b"#EXTM3U", b"ffconcat ", b"<MPD", b"v=0\r\n")
+_HDR = {16: "PQ", 18: "HLG"}
+
+
+class TruncatedVideoError(ValueError):
+    """A file is shorter than it says."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Timeline:
+    """Attributes:
+    times: (N,) presentation times in the order of display, in units of ``base``; they never fall. None: unknown.
+    num_frames: N.
+    base: seconds a unit.
+    rate: frames a second as the header has it, or as measured where it does not say.
+    timed: whether a frame is found by its time, else by its number in the order of display.
+    keys: (K,) times, in order, of the frames that decoding can start from.
+    open_groups: frames shown before a key frame are stored behind it.
+    codec: short name of the codec.
+    stream: number of the stream in its file.
+    marks: what sets this apart from the first stream by its own clock; part of the fingerprint.
+    refusal: why it cannot be sampled by time, a whole sentence; "" if it can.
+    warnings: what was mended or chosen, without the file's name.
+    notes: what is worth knowing of its pictures.
+    """
+
+    times: NDArray[np.int64] | None
+    num_frames: int
+    base: Fraction
+    rate: Fraction
+    timed: bool
+    keys: NDArray[np.int64]
+    open_groups: bool
+    codec: str
+    stream: int
+    marks: tuple[str, ...] = ()
+    refusal: str = ""
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the end of the last."""
+        if self.times is None:
+            return float(self.num_frames / self.rate)
+        return float((int(self.times[-1]) - int(self.times[0])) * self.base + 1 / self.rate)
+
+
+def read_timeline(path: Path) -> Timeline:
+    """Read every packet's header; decode as little as shows that the frames are there.
+
+    Raises:
+        ValueError: not a film, no frames, or one that does not say its frame rate.
+        TruncatedVideoError: the file is shorter than it says.
+        OSError: it cannot be read.
+    """
+    return _timeline(path, file_key(path))
+
+
+@functools.lru_cache(maxsize=32)
+def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
+    del key  # changes with the file
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, and so not a video")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file and not a video")
+    if short := missing_bytes(path):
+        raise _truncated(path, short)
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        packets = _Packets(container, stream)
+        facts: dict[str, Any] = {
+            "base": stream.time_base or Fraction(1, 1),
+            "codec": stream.codec_context.name,
+            "stream": stream.index,
+            "notes": _notes(stream),
+        }
+        average, guess = stream.average_rate, stream.guessed_rate
+        facts["marks"], facts["warnings"] = _choice(container, stream)
+        may_jump = bool(container.format.flags & _CLOCK_MAY_JUMP)
+    base = facts["base"]
+    times_N = packets.times_N
+    jumps = may_jump and (packets.disordered or bool(_jumps(times_N, base).any()))
+    trusted = packets.complete and len(times_N) > 0 and not packets.disordered and not jumps
+    decoded: NDArray[np.int64] | None = times_N
+    timed, keys_K, refusal = True, packets.keys_K, ""
+    if not (trusted and _starts_and_ends_as(path, times_N, keys_K, base)):
+        try:
+            decoded, count = _decode_times(path)
+        except ValueError as error:
+            if not packets.complete or packets.disordered or not len(times_N):
+                raise
+            # A prompt's video is shown as far as it decodes: its packets say what frames there should be.
+            count, refusal = len(times_N), str(error)
+        else:
+            timed, keys_K = decoded is not None, keys_K[:0]
+            if decoded is not None and count > 1:
+                settled, mended, refusal = _settled(path, decoded, base, may_jump)
+                timed = settled is decoded and not refusal
+                decoded = settled
+                if mended:
+                    facts["marks"] += ("mended",)
+                    facts["warnings"] += (mended,)
+                if refusal:
+                    decoded = None
+    else:
+        count = len(times_N)
+    if not count:
+        raise ValueError(f"{path} holds no video frames")
+    # Raw streams carry no clock; their header's rate is the guess, and the average only a default.
+    rate = average if decoded is not None and average else guess or average
+    if not rate and decoded is not None and decoded[-1] > decoded[0]:
+        rate = Fraction(count - 1) / (int(decoded[-1] - decoded[0]) * base)
+    if not rate:
+        raise ValueError(f"{path} does not say its frame rate; remux it into an mp4 with one")
+    return Timeline(
+        times=decoded,
+        num_frames=count,
+        rate=Fraction(rate),
+        timed=timed,
+        keys=keys_K,
+        open_groups=packets.open_groups,
+        refusal=refusal,
+        **facts,
+    )
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a media file, by its very name: one such as ``http:x.mp4`` is a file here and no address.
+
+    Raises:
+        ValueError: it is none, is a list of other files, or is a picture.
+    """
+    import av
+
+    with path.open("rb") as file:
+        head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    # What a playlist names may change while the playlist does not, and may lie anywhere.
+    listed = head.startswith(_LIST_HEADS) or (head.startswith(b"<?xml") and b"<MPD" in head)
+    try:
+        if listed:
+            raise _a_list(path)
+        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
+    except av.error.EOFError:
+        raise ValueError(f"{path} holds no video frames") from None
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from None
+    name = container.format.name
+    fault = None
+    if name.endswith(_IMAGE_FORMATS):
+        fault = ValueError(f"{path} is an image and not a video; a haystack of images is given as their folder")
+    elif set(name.split(",")) & set(_LISTS):
+        fault = _a_list(path)
+    elif name in _NO_FILMS:
+        fault = ValueError(f"{path} is text or raw bytes and not a video; give an .mp4, a .png, ...")
+    if fault is not None:
+        container.close()
+        raise fault
+    return container
+
+
+def _a_list(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is a playlist that names other files, whose content may change unseen; give the film as one file "
+        f"(ffmpeg -i {path.name} -c copy film.mp4)"
+    )
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The film of a container: no cover, no thumbnails; the stream marked as default, then the largest picture.
+
+    Raises:
+        ValueError: there is none.
+    """
+    films = _films(container)
+    if not films:
+        raise ValueError(f"{path} has no video stream, so it is not a video")
+    return films[0]
+
+
+def _films(container: InputContainer) -> list[VideoStream]:
+    """The streams that may be the film, best first."""
+    from av.stream import Disposition
+
+    beside = Disposition.attached_pic | Disposition.timed_thumbnails
+    films = [s for s in container.streams.video if not s.disposition & beside and s.codec_context is not None]
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, int, int]:
+        # Some files hold their cover as a track of one frame, not marked as one.
+        area = stream.codec_context.width * stream.codec_context.height
+        return (stream.frames == 1, not stream.disposition & Disposition.default, -area, stream.index)
+
+    return sorted(films, key=rank)
+
+
+def _choice(container: InputContainer, chosen: VideoStream) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Marks and warnings where there was more than one stream to choose from."""
+    from av.stream import Disposition
+
+    films = sorted(_films(container), key=lambda stream: stream.index)
+    if len(films) < 2:
+        return (), ()
+    default = "the default" if chosen.disposition & Disposition.default else "the largest"
+    width, height = chosen.codec_context.width, chosen.codec_context.height
+    warning = f"it has {len(films)} video streams; stream {chosen.index} ({default}, {width}x{height}) is taken"
+    return (() if films[0].index == chosen.index else (f"stream{chosen.index}",)), (warning,)
+
+
+def _notes(stream: VideoStream) -> tuple[str, ...]:
+    notes = []
+    context: Any = stream.codec_context
+    hdr = _HDR.get(int(context.color_trc or 0))
+    if hdr:
+        notes.append(f"HDR ({hdr}): not tone-mapped, so it looks pale and grey, as from ffmpeg without a filter")
+    pixels = context.format
+    if (pixels is not None and any(part.is_alpha for part in pixels.components)) or stream.metadata.get(
+        "alpha_mode"
+    ) == "1":
+        notes.append("alpha: dropped and not blended; behind it stands the stored colour, often black")
+    return tuple(notes)
+
+
+class _Packets:
+    """What the packets' headers say.
+
+    Attributes:
+        times_N: presentation times in rising order.
+        keys_K: times of key frames that no other frame shares.
+        complete: every packet is whole and has a time.
+        disordered: times fall by more frames than a codec reorders, so their order is not that of display.
+        open_groups: see ``Timeline``.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        import av
+
+        times, keys = array("q"), array("q")
+        latest: list[int] = []  # the largest times so far
+        self.complete, self.disordered, self.open_groups = True, False, False
+        hides = stream.codec_context.name == "vp8"
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0 or packet.is_discard or (hides and not memoryview(packet)[0] & 16):
+                    continue
+                time = packet.pts
+                if time is None or packet.is_corrupt:
+                    self.complete = False
+                    continue
+                times.append(time)
+                if len(latest) <= _REORDERED:
+                    heapq.heappush(latest, time)
+                elif heapq.heappushpop(latest, time) == time and time < latest[0]:
+                    self.disordered = True
+                if packet.is_keyframe:
+                    keys.append(time)
+                elif keys and time < keys[-1]:
+                    self.open_groups = True
+        except av.error.FFmpegError:
+            self.complete = False
+        self.times_N: NDArray[np.int64] = np.sort(np.array(times, np.int64))
+        keys_K = np.unique(np.array(keys, np.int64))
+        firsts = np.searchsorted(self.times_N, keys_K, "left")
+        alone = np.searchsorted(self.times_N, keys_K, "right") - firsts == 1
+        self.keys_K: NDArray[np.int64] = keys_K[alone]
+
+
+def packets_from(container: InputContainer, stream: VideoStream, key: int) -> Iterator[Packet]:
+    """Packets from the key frame at time ``key`` on; none if no seek finds it."""
+    base = stream.time_base or Fraction(1, 1)
+    for back in _SEEK_BACK_S:
+        container.seek(key - int(back / base), stream=stream)
+        found = False
+        for packet in container.demux(stream):
+            if packet.is_keyframe and packet.pts is not None and packet.size:
+                found = found or packet.pts == key
+                if not found and packet.pts > key:
+                    break
+            if found:
+                yield packet
+        if found:
+            return
+
+
+def _starts_and_ends_as(path: Path, times_N: NDArray[np.int64], keys_K: NDArray[np.int64], base: Fraction) -> bool:
+    """Decode the first frames and the last group of pictures; are they the ones the packets announce?"""
+    import av
+
+    head = times_N[:3].tolist()
+    last_key = int(keys_K[-1]) if len(keys_K) else None
+    tail = times_N[np.searchsorted(times_N, last_key) :].tolist() if last_key is not None else times_N.tolist()
+    container = open_container(path)
+    try:
+        stream = video_stream(container, path)
+        if [frame.pts for frame, _ in zip(container.decode(stream), head, strict=False)] != head:
+            return False
+        if len(tail) > _CHECKED_TAIL_FRAMES:
+            return True
+        if last_key is None:
+            return False
+        frames = (frame for packet in packets_from(container, stream, last_key) for frame in stream.decode(packet))
+        found = [frame.pts for frame in frames if frame.pts is not None and frame.pts >= last_key]
+        return bool(found == tail)
+    except av.error.FFmpegError:
+        return False
+    finally:
+        container.close()
+
+
+def _decode_times(path: Path) -> tuple[NDArray[np.int64] | None, int]:
+    """Presentation times of all frames in the order of display, found by decoding them, and how many there are.
+
+    None in place of the times where a frame has none.
+
+    Raises:
+        ValueError: decoding fails on the way, or the last frame is not whole; names the frames before it.
+    """
+    import av
+
+    times, count, corrupt = array("q"), 0, False
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        stream.codec_context.thread_type = "AUTO"
+        try:
+            for frame in container.decode(stream):
+                count += 1
+                corrupt = frame.is_corrupt
+                if frame.pts is not None:
+                    times.append(frame.pts)
+        except av.error.FFmpegError as error:
+            raise ValueError(
+                f"{path} is truncated or damaged: only {count} frames could be read ({error.strerror})"
+            ) from None
+    if corrupt:
+        raise ValueError(f"{path} is truncated or damaged: only {count - 1} frames could be read")
+    return (np.array(times, np.int64) if len(times) == count else None), count
+
+
+def _jumps(times_N: NDArray[np.int64], base: Fraction) -> NDArray[np.bool_]:
+    """Where the clock of a transport stream jumps: (N - 1,)."""
+    steps = np.diff(times_N)
+    if not len(steps):
+        return np.zeros(0, bool)
+    usual = float(np.median(np.abs(steps))) * float(base)
+    seconds = steps * float(base)
+    return (seconds < 0) | (seconds > max(JUMP_S, 20 * usual))
+
+
+def _settled(
+    path: Path, times_N: NDArray[np.int64], base: Fraction, may_jump: bool
+) -> tuple[NDArray[np.int64], str, str]:
+    """Decoded times made to rise; what was mended ("" if nothing); and why they cannot be ("" if they can)."""
+    steps = np.diff(times_N)
+    if may_jump and (jumps := _jumps(times_N, base)).any():
+        usual = int(np.median(steps[~jumps])) if not jumps.all() else 1
+        steps = np.where(jumps, usual, steps)
+        first = float(int(steps[: int(np.argmax(jumps))].sum()) * base)
+        mended = times_N[0] + np.concatenate([[0], np.cumsum(steps)])
+        return mended, f"its clock jumps {int(jumps.sum())} times, first after {first:.1f} s; mended as ffmpeg does", ""
+    if not (steps < 0).any():
+        return times_N, "", ""
+    highest_N = np.maximum.accumulate(times_N)
+    lowest = int((highest_N - times_N).argmax())
+    fall = float(int(highest_N[lowest] - times_N[lowest]) * base)
+    if fall <= DISORDER_S:
+        return highest_N, "", ""
+    at = float(int(highest_N[lowest] - times_N[0]) * base)
+    refusal = (
+        f"{path}: its clock jumps back by {fall:,.1f} s after {at:,.1f} s, so it is not known which frame is shown "
+        "when; mend it first (ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second)"
+    )
+    return times_N, "", refusal
+
+
+def _truncated(path: Path, short: int) -> TruncatedVideoError:
+    """Count what is there of a file that is shorter than it says."""
+    import av
+
+    count = 0
+    try:
+        with open_container(path) as container:
+            for packet in container.demux(video_stream(container, path)):
+                count += packet.size > 0 and not packet.is_corrupt
+    except (av.error.FFmpegError, ValueError):
+        pass  # what was counted before it broke is the answer
+    return TruncatedVideoError(
+        f"{path} is truncated: {short} of its bytes are missing and only {count} frames could be read; "
+        "fetch or copy it again"
+    )
