@@ -28,11 +28,13 @@ class Subtitle:
 
 
 def find_subtitles(roots: Iterable[Path]) -> dict[str, Path]:
-    """The ``.srt`` files below some folders by video id in lower case; earlier folders win."""
+    """The ``.srt`` files below some folders by video id, as written and in lower case; earlier folders win."""
+    paths = [path for root in roots for path in sorted(root.rglob("*.srt"))]
     found: dict[str, Path] = {}
-    for root in roots:
-        for path in sorted(root.rglob("*.srt")):
-            found.setdefault(path.stem.casefold(), path)
+    for path in paths:
+        found.setdefault(path.stem, path)
+    for path in paths:
+        found.setdefault(path.stem.casefold(), path)
     return found
 
 
