@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from vniah.archives import safe_extract
-from vniah.haystack.truncation import missing_bytes
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
@@ -27,7 +26,7 @@ _PROBES_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
-    """What the header and two decoded frames tell. ``duration_s`` is 0 where the container does not say."""
+    """A video that reads to its end: seconds from its first frame to the end of its last, and frames a second."""
 
     path: Path
     duration_s: float
@@ -62,24 +61,28 @@ class VideoFolders:
 
     def __init__(self, roots: Iterable[Path]) -> None:
         self.roots = tuple(roots)
-        self._by_path: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}  # by the name itself, with and without what tells the kind of container
+        self._folded: dict[str, dict[Path, None]] = defaultdict(dict)  # by path, letter case and kind put aside
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for root in self.roots:
             if not root.is_dir():
                 raise FileNotFoundError(f"no folder of videos at {root}; name one that exists")
             for path in _video_files(root):
-                key = path.relative_to(root).with_suffix("").as_posix().casefold()
-                self._by_path.setdefault(key, path)
+                below = path.relative_to(root)
+                for name in (below, below.with_suffix("")):
+                    self._paths.setdefault(name.as_posix(), path)
+                self._folded[below.with_suffix("").as_posix().casefold()].setdefault(path)
                 self._by_stem[path.stem.casefold()].append(path)
 
     def __len__(self) -> int:
-        return len(self._by_path)
+        return len(self._folded)
 
     def find(self, name: str, folders: Sequence[str] = ()) -> Path:
         """The file that an annotation calls ``name``, with or without a folder and an extension.
 
         Args:
-            name: as in "zoo/abc.mp4" or "abc"; letter case and the kind of container do not matter.
+            name: as in "zoo/abc.mp4" or "abc". A file of this very name comes first; without one, letter case and
+                the kind of container do not matter.
             folders: names of parent folders to prefer where several files bear the name.
 
         Raises:
@@ -88,12 +91,14 @@ class VideoFolders:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or not pure.name:
             raise ValueError("its name would leave the folder of videos")
-        if pure.suffix.casefold() in VIDEO_SUFFIXES:
-            pure = pure.with_suffix("")
-        exact = self._by_path.get(pure.as_posix().casefold())
+        stem = pure.with_suffix("") if pure.suffix.casefold() in VIDEO_SUFFIXES else pure
+        exact = self._paths.get(pure.as_posix()) or self._paths.get(stem.as_posix())
         if exact is not None:
             return exact
-        candidates = list(self._by_stem.get(pure.name.casefold(), ()))
+        candidates = list(self._folded.get(stem.as_posix().casefold(), ()))
+        if not candidates:
+            candidates = self._by_stem.get(stem.name.casefold(), [])
+            candidates = [path for path in candidates if path.stem == stem.name] or candidates
         if len(candidates) > 1:
             wanted = {folder.casefold() for folder in (*folders, *pure.parent.parts)}
             near = [path for path in candidates if path.parent.name.casefold() in wanted]
@@ -123,38 +128,28 @@ def _video_files(root: Path) -> list[Path]:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Open a video and decode its first frame and one near its end.
+    """See that a video reads from its first frame to its last, by the timeline that a haystack is made of.
 
-    The second catches a download that broke off: its header may be whole and promise frames that are
-    not there, which would fail hours later in the middle of a run.
+    This catches a download that broke off: its header may be whole and promise frames that are not there, which
+    would fail hours later in the middle of a run. A hole in the middle is none of its business: a prompt's video is
+    shown as far as it decodes.
 
     Raises:
         ValueError: it does not open, has no pictures, or ends before its header says.
     """
-    import av
+    from vniah.haystack.damaged import PromptVideo
+    from vniah.haystack.timeline import TruncatedVideoError, read_timeline
 
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            stream = container.streams.video[0]
-            if next(container.decode(stream), None) is None:
-                raise ValueError("it has no frames")
-            base = float(stream.time_base) if stream.time_base else 0.0
-            duration = float(stream.duration * base) if stream.duration and base else 0.0
-            if not duration and container.duration:
-                duration = container.duration / av.time_base
-            if duration and base:
-                start = stream.start_time or 0
-                container.seek(start + int(0.98 * duration / base), stream=stream)
-                if next(container.decode(stream), None) is None:
-                    raise ValueError("it ends before its header says")
-            fps = float(stream.average_rate or 0.0)
-        if short := missing_bytes(path):
-            raise ValueError(f"it is truncated: {short:,} of its bytes are missing")
-    except (av.error.FFmpegError, OSError) as error:
-        raise ValueError(f"it does not open: {error.strerror or error}") from None
-    return VideoInfo(path=path, duration_s=duration, fps=fps)
+        timeline = read_timeline(path)
+        PromptVideo(path, 1)  # decodes a frame
+    except TruncatedVideoError as error:
+        raise ValueError(
+            f"it ends before its header says: {error}" if error.frames else f"it does not open: {error}"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"it does not open: {getattr(error, 'strerror', None) or error}") from None
+    return VideoInfo(path=path, duration_s=timeline.seconds, fps=float(timeline.rate))
 
 
 def find_videos(folders: VideoFolders, wanted: Mapping[str, Wanted]) -> VideoReport:
@@ -168,19 +163,37 @@ def find_videos(folders: VideoFolders, wanted: Mapping[str, Wanted]) -> VideoRep
     Returns:
         A report by label, in the order of ``wanted``.
     """
-
-    def look(item: Wanted) -> VideoInfo | str:
+    places: dict[str, Path] = {}
+    outcomes: dict[str, VideoInfo | str] = {}
+    for label, item in wanted.items():
         try:
-            return probe(folders.find(*item))
+            places[label] = folders.find(*item)
+        except ValueError as error:
+            outcomes[label] = str(error)
+    # Names may differ by letter case alone: the file of one of them is not another's.
+    owned = {path for label, path in places.items() if _bears(path, wanted[label][0])}
+    for label in [label for label, path in places.items() if path in owned and not _bears(path, wanted[label][0])]:
+        outcomes[label] = f"not found ({places.pop(label).name} is another's)"
+
+    def look(path: Path) -> VideoInfo | str:
+        try:
+            return probe(path)
         except ValueError as error:
             return str(error)
 
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        outcomes = dict(zip(wanted, pool.map(look, wanted.values()), strict=True))
+        outcomes |= dict(zip(places, pool.map(look, places.values()), strict=True))
+    outcomes = {label: outcomes[label] for label in wanted}
     return VideoReport(
         found={label: outcome for label, outcome in outcomes.items() if isinstance(outcome, VideoInfo)},
         missing={label: outcome for label, outcome in outcomes.items() if isinstance(outcome, str)},
     )
+
+
+def _bears(path: Path, name: str) -> bool:
+    """Whether the file is called so to the letter, but for the kind of container."""
+    called = PurePosixPath(name.replace("\\", "/")).name
+    return called in (path.name, path.stem) or PurePosixPath(called).stem == path.stem
 
 
 def unpack_archives(archives: Iterable[Path], dest: Path) -> tuple[list[Path], list[str]]:

@@ -47,7 +47,11 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 
 class TruncatedVideoError(ValueError):
-    """A file is shorter than it says."""
+    """A file is shorter than it says; ``frames`` of it are there."""
+
+    def __init__(self, message: str, frames: int) -> None:
+        super().__init__(message)
+        self.frames = frames
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -428,5 +432,6 @@ def _truncated(path: Path, short: int) -> TruncatedVideoError:
         pass  # what was counted before it broke is the answer
     return TruncatedVideoError(
         f"{path} is truncated: {short} of its bytes are missing and only {count} frames could be read; "
-        "fetch or copy it again"
+        "fetch or copy it again",
+        count,
     )
