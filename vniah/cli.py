@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "download": "Fetch needles, a model or the dataset of a task into the local cache.",
+    "inspect": "Say what would be sampled of a video, a folder or a picture, and whether it reads to its end.",
     "compose": "Write the mp4 of one cell: a haystack with a needle in it.",
     "run": "Score needle tasks on a model, and draw their heatmaps.",
     "plan": "Show cells, tokens, FLOPs, memory and time of a grid before running it.",

@@ -31,19 +31,19 @@ class FolderHaystack(Haystack):
             raise FileNotFoundError(f"no folder of images at {folder}")
         self.name = folder.resolve().name
         self.folder = folder
-        self._paths = image_files(folder)
-        if not self._paths:
+        self.paths = image_files(folder)
+        if not self.paths:
             raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({_suffixes()})")
-        self._size = _image_size(self._paths[0])
-        for path in self._paths[1:]:
+        self._size = _image_size(self.paths[0])
+        for path in self.paths[1:]:
             if (size := _image_size(path)) != self._size:
                 raise ValueError(
-                    f"images of different sizes in {folder}: {self._paths[0].name} is {_wxh(self._size)} and "
+                    f"images of different sizes in {folder}: {self.paths[0].name} is {_wxh(self._size)} and "
                     f"{path.name} is {_wxh(size)}; resize them to one size"
                 )
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,10 +51,10 @@ class FolderHaystack(Haystack):
 
     def _identify(self) -> str:
         """Hash of the files' bytes in frame order; their names matter only by that order."""
-        return "images-" + content_hash([file_hash(path) for path in self._paths])
+        return "images-" + content_hash([file_hash(path) for path in self.paths])
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        for path in self._paths[start:stop]:
+        for path in self.paths[start:stop]:
             try:
                 frame_HWC = np.asarray(open_image(path, "it"))
             except (OSError, ValueError) as error:
