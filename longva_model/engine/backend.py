@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from longva_model.engine.head import widened
 from vniah.flops import ModelShape
 from vniah.prompts import PromptTemplate
 
@@ -33,6 +34,8 @@ class Backend(Protocol):
     max_length: int
     train_tokens: int | None
     tokens_per_frame: int
+    # A prompt of up to so many tokens may be computed in parts; None = of any length.
+    chunked_until: int | None
 
     @property
     def frames_fingerprint(self) -> str:
@@ -84,7 +87,7 @@ class Backend(Protocol):
         ...
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        """(T, V), float32."""
+        """(T, V), float32, not rounded to a shorter type on the way."""
         ...
 
 
@@ -97,6 +100,7 @@ class TextMixin:
     lm_head: Any
     fingerprint: str
     tokens_per_frame: int
+    chunked_until: int | None = None
 
     @property
     def frames_fingerprint(self) -> str:
@@ -124,7 +128,7 @@ class TextMixin:
         return ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=_intermediate(config),
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -145,8 +149,15 @@ class TextMixin:
         return embedded
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.lm_head(hidden_TD)
-        return logits.float()
+        logits_TV: torch.Tensor = widened(self.lm_head)(hidden_TD)
+        return logits_TV.float()
+
+
+def _intermediate(config: Any) -> int:
+    """Width of an MLP; kinds of models older than a common name for it have names of their own."""
+    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
+    widths = (getattr(config, name, None) for name in names)
+    return next((width for width in widths if isinstance(width, int) and width > 0), 4 * int(config.hidden_size))
 
 
 def eos_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:

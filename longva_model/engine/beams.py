@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from longva_model.engine.backend import Backend
+from longva_model.engine.finite import NotFiniteError
 from longva_model.engine.leaves import cut_at_stop
 from vniah.requests import Generate
 
@@ -26,6 +28,9 @@ def beam_search(
 
     Returns:
         The text, cut at a stop string, and the ids without the end token.
+
+    Raises:
+        NotFiniteError: NaN logits, or infinite ones.
     """
     options: dict[str, Any] = {"do_sample": leaf.temperature > 0, "repetition_penalty": leaf.repetition_penalty}
     if leaf.temperature > 0:
@@ -43,8 +48,16 @@ def beam_search(
         num_beams=leaf.num_beams,
         eos_token_id=end or None,
         pad_token_id=end[0] if end else 0,
+        logits_processor=LogitsProcessorList([_refuse_nan]),
         **options,
     )
     ids: list[int] = out[0, ids_BT.shape[1] :].tolist()
     ids = ids[: next((place for place, token in enumerate(ids) if token in end), len(ids))]
     return cut_at_stop(backend.decode(ids), leaf.stop)[0], ids
+
+
+def _refuse_nan(ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities as they are; NaN, and of infinite logits too, are refused. (Other processors make -inf.)"""
+    if bool(scores_BV.isnan().any()):
+        raise NotFiniteError
+    return scores_BV

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from longva_model.engine.backend import Backend
 from longva_model.engine.beams import beam_search
 from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.finite import NotFiniteError, not_finite
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder, rechunk
@@ -29,6 +30,7 @@ from vniah.requests import Generate, Request, RequestTree, Segment, Target
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,9 @@ class TreeEngine:
         """Compute what is not known, depth-first in one cache."""
         count = self.embedder.segment_tokens
         room = max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
-        self.cache = self.new_cache(max((step.past + step.new for step in steps(tree, count)), default=0) + room)
+        longest = max((step.past + step.new for step in steps(tree, count)), default=0)
+        self.check_reach(longest)
+        self.cache = self.new_cache(longest + room)
         # ``starts[depth]`` is the cache length at which a node at that depth begins.
         starts: list[int] = [0]
         for step in steps(tree, count, set(known)):
@@ -193,23 +197,24 @@ class TreeEngine:
             hidden_LD = self._extend(step.segments, extra_ids=answer[:-1], keep=len(answer))
             # The walk crops the forced tokens away with the branch.
             end = self.cache.length - (len(answer) - 1)
-            done(node.leaves[0][0], self._target(answer, hidden_LD, end))
+            index = node.leaves[0][0]
+            done(index, self._target(answer, hidden_LD, end, self.requests[index].segments))
             return int(end)
         last_1D = self._extend(step.segments, keep=1)
         end = self.cache.length
         scored: dict[Target | Generate, LeafResult] = {}
         for index, leaf in step.leaves:
             if leaf not in scored:
-                scored[leaf] = (
-                    self._target_after(leaf, last_1D)
-                    if isinstance(leaf, Target)
-                    else self._generate(leaf, last_1D, self.requests[index].segments)
-                )
+                prompt = self.requests[index].segments
+                if isinstance(leaf, Target):
+                    scored[leaf] = self._target_after(leaf, last_1D, prompt)
+                else:
+                    scored[leaf] = self._generate(leaf, last_1D, prompt)
                 self.cache.crop_to(end)
             done(index, scored[leaf])
         return int(end)
 
-    def _target_after(self, leaf: Target, last_1D: torch.Tensor) -> LeafResult:
+    def _target_after(self, leaf: Target, last_1D: torch.Tensor, prompt: Sequence[Segment]) -> LeafResult:
         """Score a forced answer behind the cache, whose last hidden state is at hand."""
         answer = self.backend.token_ids(leaf.text)
         start = self.cache.length
@@ -217,10 +222,20 @@ class TreeEngine:
         if len(answer) > 1:
             more = self._extend((), extra_ids=answer[:-1], keep=len(answer) - 1)
             hidden_LD = torch.cat([last_1D, more])
-        return self._target(answer, hidden_LD, start)
+        return self._target(answer, hidden_LD, start, prompt)
 
-    def _target(self, answer: list[int], hidden_LD: torch.Tensor, prompt_tokens: int) -> LeafResult:
-        predicted, logprobs = score_answer(self.backend.logits(hidden_LD), answer)
+    def _target(
+        self, answer: list[int], hidden_LD: torch.Tensor, prompt_tokens: int, prompt: Sequence[Segment]
+    ) -> LeafResult:
+        scored: tuple[list[int], list[float]] | None
+        try:
+            scored = score_answer(self.backend.logits(hidden_LD), answer)
+        except NotFiniteError:
+            scored = None
+        scored = self.agree(scored)
+        if scored is None:
+            raise self._not_finite(prompt, answer[:-1])
+        predicted, logprobs = scored
         return LeafResult(
             text=self.backend.decode(predicted),
             predicted_ids=predicted,
@@ -238,25 +253,42 @@ class TreeEngine:
     ) -> LeafResult:
         """Generate behind the cache, which holds ``prompt`` and whose last hidden state is at hand."""
         prompt_tokens = self.cache.length
-        if leaf.num_beams > 1:
-            text, ids = self._search(leaf, prompt)
-            if on_token is not None:
-                on_token(text)
-        else:
 
-            def step(token: int) -> torch.Tensor:
-                return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
+        def step(token: int) -> torch.Tensor:
+            return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
 
-            text, ids = generate_ids(
-                leaf,
-                self.backend.logits(last_1D)[-1],
-                step,
-                self.backend.decode,
-                self.backend.eos_ids,
-                on_token,
-                set(self.embedder.prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
-            )
+        try:
+            if leaf.num_beams > 1:
+                text, ids = self._search(leaf, prompt)
+                if on_token is not None:
+                    on_token(text)
+            else:
+                text, ids = generate_ids(
+                    leaf,
+                    self.backend.logits(last_1D)[-1],
+                    step,
+                    self.backend.decode,
+                    self.backend.eos_ids,
+                    on_token,
+                    set(self.embedder.prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
+                    self.agree,
+                )
+        except NotFiniteError as error:
+            raise self._not_finite(prompt, error.ids) from None
         return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt_tokens)
+
+    def agree(self, value: T) -> T:
+        """What all processes that walk a tree in step take for ``value``; here there is one."""
+        return value
+
+    def _not_finite(self, prompt: Sequence[Segment], ids: Sequence[int]) -> ValueError:
+        """The error for NaN or infinite logits behind a prompt and ``ids``; uses the cache up. Collective."""
+
+        def rerun() -> None:
+            self.cache = self.new_cache(sum(map(self.embedder.segment_tokens, prompt)) + len(ids))
+            self._extend(prompt, ids)
+
+        return not_finite(self.backend, self.embedder.stream(prompt, ids), rerun)
 
     def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
         """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
@@ -276,8 +308,13 @@ class TreeEngine:
         return torch.cat(tail)[-keep:]
 
     def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
-        """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D)."""
+        """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D).
+
+        Raises:
+            ValueError: more tokens than the model gives the same states for in parts as in one forward.
+        """
         start = self.cache.length
+        self.check_reach(start + chunk_TD.shape[0])
         positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)
         out = self.backend.decoder(
             inputs_embeds=chunk_TD[None],
@@ -287,6 +324,19 @@ class TreeEngine:
         )
         hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
         return hidden_TD
+
+    def check_reach(self, tokens: int) -> None:
+        """Refuse what a model cannot be given in parts.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        until = self.backend.chunked_until
+        if until is not None and tokens > until:
+            raise ValueError(
+                f"{self.backend.name} cannot be run on {tokens:,} tokens in parts: its positions end, or change all "
+                f"before them, at {until:,}; ask for shorter prompts"
+            )
 
 
 def _leaves(tree: RequestTree) -> Iterator[tuple[int, Target | Generate]]:

@@ -1,4 +1,4 @@
-"""What every backend of a Hugging Face checkpoint shares: name, context length, template, fingerprints, attention."""
+"""What every backend of a Hugging Face checkpoint shares: name, context length, template, fingerprints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from longva_model.engine.backend import TextMixin, eos_token_ids
 from longva_model.model_args import ModelArgs
+from longva_model.rope import make_exact
 from vniah.prompts import PromptTemplate, get_template
 
 TEMPLATE_OF_DECODER = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
@@ -44,7 +46,7 @@ def _hash(*parts: str) -> str:
 
 
 class HubModel(TextMixin):
-    """What every backend of a Hub checkpoint shares: names, length, template, attention."""
+    """What every backend of a Hub checkpoint shares: names, length, template."""
 
     def _finish(self, folder: str, args: ModelArgs, model: Any, decoder: Any, lm_head: Any, tokenizer: Any) -> None:
         from longva_model import checkpoint
@@ -61,7 +63,8 @@ class HubModel(TextMixin):
             checkpoint.weights_fingerprint(folder), type(self).__name__, self._visual_settings()
         )
         self.fingerprint = _hash(self._frames_fingerprint, described(config), *_tokenizer_files(folder))
-        self._choose_attention(args)
+        make_exact(decoder)
+        self.chunked_until = chunked_until(decoder)
 
     @property
     def frames_fingerprint(self) -> str:
@@ -83,22 +86,23 @@ class HubModel(TextMixin):
         named = getattr(self.model.config, "chat_template_name", None)
         return get_template(named or TEMPLATE_OF_DECODER.get(self.decoder.config.model_type, "plain"))
 
-    def _choose_attention(self, args: ModelArgs) -> None:
-        """Blocks without a mask for the tree, unless the user names something else; torch's for the plain way."""
-        if args.attn != "auto":
-            name = args.attn
-        elif args.scoring == "plain":
-            name = "sdpa"
-        else:
-            name = "longva_blockwise"
-        if name.startswith("longva_"):
-            from longva_model.attention import register
 
-            register()
-        try:
-            self.decoder.set_attn_implementation(name)
-        except (ValueError, ImportError) as error:
-            raise ValueError(f"attn={name!r} cannot be used: {error}") from error
+def chunked_until(decoder: Any) -> int | None:
+    """Tokens up to which a prompt may be computed in parts: None = as many as one likes.
+
+    Frequencies of the RoPE types "dynamic" and "longrope" depend on the length of what one forward is given, so that
+    the parts of a longer prompt would have others than the whole. Learned positions end.
+    """
+    config = decoder.config
+    longest = int(getattr(config, "max_position_embeddings", None) or 0)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for one in parameters.values() if any(isinstance(one, dict) for one in parameters.values()) else [parameters]:
+        if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
+            return int(one.get("original_max_position_embeddings") or longest)
+    tokens = decoder.get_input_embeddings()
+    learned = [part for part in decoder.modules() if isinstance(part, nn.Embedding) and part is not tokens]
+    # OPT has two rows more than positions.
+    return longest if any(longest <= part.num_embeddings <= longest + 2 for part in learned if longest) else None
 
 
 def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **load: Any) -> Any:
@@ -114,7 +118,7 @@ def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **lo
     wanted = {key: value for key, value in load.items() if key in ("dtype", "device_map")}
     try:
         model, info = auto.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True, **wanted
+            folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **wanted
         )
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error

@@ -2,7 +2,7 @@
 
 Walking a tree depth-first needs just this: extend along a branch, score its leaves, crop to where the
 branch began. Buffers are made once, at the length that the tree is known to need; appending a chunk copies
-that chunk and nothing else. (Growing by doubling would leave an allocator holes as large as the cache.)
+that chunk and nothing else. (Growing leaves an allocator holes as large as the cache.)
 
 Shapes: B batch (1 in the tree), K key/value heads, S capacity, D head size.
 """
@@ -33,8 +33,8 @@ class CroppableLayer(CacheLayerMixin):
         self.values = key_states.new_empty(0)
         self.is_initialized = True
 
-    def _reserve(self, needed: int, like_BKTD: torch.Tensor) -> None:
-        """Make room for ``needed`` rows, keeping the first ``length``."""
+    def _reserve(self, needed: int, keys_BKTD: torch.Tensor, values_BKTD: torch.Tensor) -> None:
+        """Make room for ``needed`` rows, keeping the first ``length``; heads of values may be of another size."""
         assert self.keys is not None and self.values is not None
         capacity = self.keys.shape[-2] if self.keys.ndim == 4 else 0
         if needed <= capacity:
@@ -42,10 +42,10 @@ class CroppableLayer(CacheLayerMixin):
         if self.max_length is not None and needed <= self.max_length:
             grown = self.max_length
         else:
-            grown = max(needed, 2 * capacity, 256)
-        batch, heads, _, size = like_BKTD.shape
-        for name in ("keys", "values"):
+            grown = needed + max(capacity // 8, 256)
+        for name, like_BKTD in (("keys", keys_BKTD), ("values", values_BKTD)):
             old = getattr(self, name)
+            batch, heads, _, size = like_BKTD.shape
             new = like_BKTD.new_empty(batch, heads, grown, size)
             if self.length:
                 new[:, :, : self.length] = old[:, :, : self.length]
@@ -58,7 +58,7 @@ class CroppableLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
-        self._reserve(end, key_states)
+        self._reserve(end, key_states, value_states)
         assert self.keys is not None and self.values is not None
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
@@ -92,7 +92,7 @@ class CroppableCache(Cache):
 
     Args:
         num_layers: decoder layers.
-        max_length: rows that will be needed at most; past it, or without it, buffers grow by doubling.
+        max_length: rows that will be needed at most; past it, or without it, buffers grow by an eighth at least.
     """
 
     def __init__(self, num_layers: int, max_length: int | None = None) -> None:

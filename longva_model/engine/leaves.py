@@ -19,7 +19,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from longva_model.engine.finite import NotFiniteError, is_finite
 from vniah.requests import Generate
+
+# In place of a token where logits are not finite.
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +54,13 @@ def score_answer(logits_LV: torch.Tensor, answer_ids: Sequence[int]) -> tuple[li
 
     Args:
         logits_LV: row i predicts ``answer_ids[i]``.
+
+    Raises:
+        NotFiniteError: NaN or infinite logits.
     """
     assert logits_LV.shape[0] == len(answer_ids), (logits_LV.shape, len(answer_ids))
+    if not is_finite(logits_LV):
+        raise NotFiniteError
     logprobs_LV = logits_LV.float().log_softmax(dim=-1)
     wanted = torch.tensor(list(answer_ids), device=logits_LV.device)
     chosen = logprobs_LV.gather(1, wanted[:, None])[:, 0]
@@ -96,6 +105,7 @@ def generate_ids(
     eos_ids: Sequence[int],
     on_token: Callable[[str], None] | None = None,
     prompt_ids: Collection[int] = (),
+    agree: Callable[[int], int] = lambda token: token,
 ) -> tuple[str, list[int]]:
     """Generate up to ``max_new_tokens``: greedy, or sampled with the leaf's seed.
 
@@ -105,9 +115,13 @@ def generate_ids(
         decode: ids to text, special tokens skipped.
         on_token: called with the text so far after each token (streaming).
         prompt_ids: ids that occur in the prompt, in any order: what a repetition penalty counts beside the new ones.
+        agree: the token that all processes take, given this one's.
 
     Returns:
         The text, cut at a stop string, and the ids without the end token.
+
+    Raises:
+        NotFiniteError: NaN or infinite logits.
     """
     device = first_logits_V.device
     before = list(prompt_ids) if leaf.repetition_penalty != 1.0 else []
@@ -118,10 +132,15 @@ def generate_ids(
     while len(ids) < leaf.max_new_tokens:
         so_far = torch.tensor([before + ids], dtype=torch.long, device=device)
         scores_V = chain(so_far, logits_V.float()[None])[0] if chain else logits_V.float()
-        if leaf.temperature > 0:
+        if not is_finite(logits_V):
+            token = _NO_TOKEN
+        elif leaf.temperature > 0:
             token = int(torch.multinomial(scores_V.softmax(-1).cpu(), 1, generator=chooser))
         else:
             token = int(scores_V.argmax())
+        token = agree(token)
+        if token == _NO_TOKEN:
+            raise NotFiniteError(ids)
         if token in eos_ids:
             break
         ids.append(token)

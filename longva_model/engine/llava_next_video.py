@@ -27,7 +27,7 @@ class LlavaNextVideoBackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoTokenizer, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-        config = LlavaNextVideoConfig.from_pretrained(folder)
+        config = LlavaNextVideoConfig.from_pretrained(folder, trust_remote_code=False)
         model = load_transformers(
             LlavaNextVideoForConditionalGeneration, folder, config, args, **load_args(args, device, dtype)
         )
@@ -42,9 +42,8 @@ class LlavaNextVideoBackend(HubModel):
             pinpoints=tuple((int(width), int(height)) for height, width in config.image_grid_pinpoints),
         )
         self.tokens_per_frame = (self.size // int(vision.patch_size) // stride) ** 2
-        self._finish(
-            folder, args, model, model.model.language_model, model.lm_head, AutoTokenizer.from_pretrained(folder)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._finish(folder, args, model, model.model.language_model, model.lm_head, tokenizer)
 
     def _visual_settings(self) -> str:
         config = self.model.config
@@ -73,7 +72,8 @@ class LlavaNextVideoBackend(HubModel):
 
     @torch.inference_mode()
     def encode_image(self, image: PILImage.Image) -> torch.Tensor:
-        from longva_model.preprocess import level_table, to_rgb
+        from longva_model.preprocess import level_table
+        from vniah.pictures import to_rgb
 
         config, upright = self.model.config, to_rgb(image)
         tiles_NCSS = self._levels(torch.from_numpy(self.layout.tiles(upright)), level_table())

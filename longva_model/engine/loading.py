@@ -13,8 +13,10 @@ from PIL import Image as PILImage
 
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
+from longva_model.engine.head import OwnHead
 from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
+from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.model_args import ModelArgs
 from vniah.nearest import did_you_mean
 
@@ -64,7 +66,8 @@ def load_backend(args: ModelArgs) -> Backend:
 
     Raises:
         FileNotFoundError: neither a folder nor a model that the Hub or the local cache has.
-        ValueError: a checkpoint of a kind that is not known here, or one that does not load.
+        ValueError: a checkpoint of a kind that is not known here, or one that does not load, or whose logits by the
+            engine are not those of its own forward.
     """
     from longva_model import checkpoint
 
@@ -79,7 +82,9 @@ def load_backend(args: ModelArgs) -> Backend:
         "llava_next_video": LlavaNextVideoBackend,
         **dict.fromkeys(LONGVA_TYPES, LongVABackend),
     }
-    return backends.get(str(kind), TextBackend)(folder, args, device, getattr(torch, dtype))
+    backend = backends.get(str(kind), TextBackend)(folder, args, device, getattr(torch, dtype))
+    settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
+    return backend
 
 
 class LongVABackend(HubModel):
@@ -88,8 +93,10 @@ class LongVABackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 
-        model = LongVAForConditionalGeneration.from_pretrained(folder, **load_args(args, device, dtype))
-        self.processor = LongVAProcessor.from_pretrained(folder)
+        model = LongVAForConditionalGeneration.from_pretrained(
+            folder, trust_remote_code=False, **load_args(args, device, dtype)
+        )
+        self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
         self.layout = model.config.layout
         self.tokens_per_frame = int(self.layout.tokens_per_frame)
         self.size = int(self.layout.tile_size)
@@ -132,15 +139,31 @@ class TextBackend(HubModel):
 
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError, StrictDataclassError) as error:
-            raise ValueError(f"pretrained={args.pretrained!r} is of no kind that is known here: {error}") from error
+            raise ValueError(
+                f"pretrained={args.pretrained!r} is of no kind that is known here: {' '.join(str(error).split())}"
+            ) from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                f"pretrained={args.pretrained!r} ({config.model_type}) is no causal language model of transformers; "
+                "expected LongVA, LLaVA-NeXT-Video or a causal language model"
+            )
+        refuse_recurrent(args.pretrained, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
         model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._finish(folder, args, model, model.get_decoder(), model.get_output_embeddings(), tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try:
+            decoder = model.get_decoder()
+            self._head = OwnHead(model, decoder)
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"{args.pretrained} ({config.model_type}) is refused: {error}") from error
+        self._finish(folder, args, model, decoder, model.get_output_embeddings(), tokenizer)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden_TD)
 
     def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
         raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")

@@ -18,6 +18,7 @@ import torch
 
 from longva_model.engine import work
 from longva_model.engine.engine import TreeEngine
+from longva_model.engine.finite import is_finite, not_finite
 
 # Rows of logits at a time: 512 x 152,064 in fp32 is 311 MB.
 _LOGIT_ROWS = 512
@@ -61,8 +62,13 @@ def windows(num_tokens: int, length: int, stride: int | None) -> Iterator[Window
 
 @torch.inference_mode()
 def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tuple[float, int]:
-    """Summed negative log-likelihood of ``ids[scored_from:]``, each given all ids before it; and their number."""
+    """Summed negative log-likelihood of ``ids[scored_from:]``, each given all ids before it; and their number.
+
+    Raises:
+        ValueError: NaN or infinite logits, with what is to blame.
+    """
     engine.cache = engine.new_cache(len(ids))
+    engine.check_reach(len(ids))
     total, count = 0.0, 0
     size = engine.options.chunk_tokens
     for start in range(0, len(ids) - 1, size):
@@ -79,10 +85,19 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
         for row in range(rows * engine.rank, keep, rows * engine.world_size):
             logits_TV = engine.backend.logits(hidden_TD[row : row + rows])
             losses = torch.nn.functional.cross_entropy(logits_TV, targets_T[row : row + rows], reduction="sum")
-            total += float(losses)
+            total += float(losses) if is_finite(logits_TV) else math.nan
         count += keep
+    total = total if engine.world_size == 1 else sum(work.gather(total))
+    if not math.isfinite(total):
+
+        def rerun() -> None:
+            engine.cache = engine.new_cache(len(ids))
+            for start in range(0, len(ids), size):
+                engine.hidden(engine.backend.embed_ids(ids[start : start + size]), 1)
+
+        raise not_finite(engine.backend, [engine.backend.embed_ids(ids)], rerun)
     engine.cache = None
-    return (total if engine.world_size == 1 else sum(work.gather(total))), count
+    return total, count
 
 
 def check_length(documents: Sequence[Sequence[int]], length: int) -> None:

@@ -42,6 +42,6 @@ class PlainEngine(TreeEngine):
             positions = torch.arange(embeds_TD.shape[0], device=embeds_TD.device)
             out = self.backend.decoder(inputs_embeds=embeds_TD[None], position_ids=positions[None], use_cache=False)
             hidden_LD = out.last_hidden_state[0, -len(answer) :]
-            return self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1))
+            return self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1), request.segments)
         self.cache = self.new_cache(self._prompt_tokens(request) + leaf.max_new_tokens)
         return self._generate(leaf, self._extend(request.segments, keep=1), request.segments)

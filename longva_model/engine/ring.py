@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
+from longva_model.engine import work
 from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
-from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.engine import EngineOptions, T, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.together import SharedFrames
-from longva_model.engine.work import rank_and_world
 from longva_model.renamed import cache_keyword
 from vniah.requests import Generate, Segment
 
@@ -86,7 +86,7 @@ class RingEngine(TreeEngine):
         self.embedder.frames = self.shared_frames
         register()
         backend.decoder.set_attn_implementation("longva_ring")
-        self.rank, self.world_size = rank_and_world()
+        self.rank, self.world_size = work.rank_and_world()
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
@@ -94,7 +94,12 @@ class RingEngine(TreeEngine):
     def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
         raise ValueError(f"num_beams={leaf.num_beams} needs every key and value on one device; use parallel=branch")
 
+    def agree(self, value: T) -> T:
+        """Rank 0's: processes that round otherwise must not part, for they would wait for each other in vain."""
+        return work.broadcast(value)
+
     def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+        self.check_reach(self.cache.length + chunk_TD.shape[0])
         if chunk_TD.shape[0] < _SHORT_PER_RANK * self.world_size:
             return self._replicated(chunk_TD)[-keep:]
         return self._sharded(chunk_TD, keep)

@@ -77,6 +77,7 @@ class Runner:
         )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
         self._unit = "answers"
+        self._ring_checked = False
         self.journal_path: Path | None = None
 
     @classmethod
@@ -259,14 +260,19 @@ class Runner:
         """A new engine: plain or tree as ``args.scoring`` says, or over all processes.
 
         Raises:
-            ValueError: ``scoring=plain`` with the ring.
+            ValueError: ``scoring=plain`` with the ring; or a ring that does not give the model's own logits.
         """
         if ring:
             from longva_model.engine.ring import RingEngine
+            from longva_model.engine.self_check import check_ring
 
             if self.args.scoring == "plain":
                 raise ValueError("scoring=plain runs on one device; use scoring=tree with parallel=ring")
-            return RingEngine(self.backend, self.frames, self.options)
+            engine = RingEngine(self.backend, self.frames, self.options)
+            if not self._ring_checked:
+                check_ring(engine)
+                self._ring_checked = True
+            return engine
         # A ring before this one has switched the decoder to its own.
         self.backend.decoder.set_attn_implementation(self._attention)
         kind = PlainEngine if self.args.scoring == "plain" else TreeEngine

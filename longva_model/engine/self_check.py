@@ -1,0 +1,248 @@
+"""A model is right or refused: the engine against the model's own forward, on a short prompt, when it is loaded.
+
+The engine runs a prompt in parts, leaves branches again and makes logits apart from the decoder. A model may be built
+so that this is not what one forward of its own gives: it keeps a state that cannot be rewound, its attention takes
+what blocks without a mask do not have, or it is one that nobody here has met. Whatever it is, it shows in its logits.
+
+What a short prompt cannot show is refused by the model's config: recurrent states here, frequencies of RoPE that
+change with the length in ``HubModel``; a sliding window is left to the model's own attention.
+
+Shapes: T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from longva_model.engine import work
+from longva_model.engine.backend import Backend
+from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.finite import is_finite, not_finite
+from vniah.notices import notice
+
+# The largest relative difference that is never looked into.
+_ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 0.02}
+# A model amplifies rounding: it may differ by so many times what one rounding of its embeddings changes, and at most
+# by so much. Measured on models that are right, of 3 to 48 layers: 0.1 to 1.3 times.
+_TIMES_ROUNDING, _MOST = 4, 0.3
+_TEXT = (
+    "On the 27th of May a red kite rose over the old harbour, where 14 boats lay side by side; by 6:30 the wind "
+    'had turned, and nobody could say who had let it go. "Was it yours?" asked the girl. '
+)
+_TOKENS, _BRANCH = 64, 16
+# Windows up to here are made to matter by a longer prompt.
+_SHORT_WINDOW = 256
+_LAYERS_THAT_REWIND = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
+    """Choose the attention that gives the model's own logits, and leave the decoder with it.
+
+    Args:
+        backend: a ``HubModel``, whose decoder has the attention that transformers gave it.
+        attn: a name of transformers' registry, or ``auto``: blocks without a mask where they are right, else the
+            model's own, which is said.
+        plain: prefer the model's own.
+
+    Raises:
+        ValueError: no attention gives the model's logits, or they are not finite.
+    """
+    refuse_recurrent(backend.name, backend.decoder)
+    from longva_model.attention import register
+
+    register()
+    own = backend.own_attention = backend.decoder.config._attn_implementation
+    window = sliding_window(backend.decoder.config)
+    windowed = window is not None and window < (backend.max_length or window + 1)
+    ids = check_ids(backend, _TOKENS + (window if window is not None and window <= _SHORT_WINDOW else 0))
+    with torch.inference_mode():
+        wanted_TV = own_logits(backend, ids)
+    if attn != "auto":
+        names = [attn]
+    elif plain or windowed:
+        names = [own]
+    else:
+        names = ["longva_blockwise", own]
+    reasons = []
+    for name in names:
+        reason = _try(backend, name, ids, wanted_TV)
+        if not reason:
+            break
+        reasons.append(f"with attention {name} {reason}")
+    else:
+        backend.decoder.set_attn_implementation(own)
+        raise ValueError(
+            f"{backend.name} ({backend.decoder.config.model_type}) is refused, its scores would be wrong: "
+            f"{'; '.join(reasons)}. Measure it by its own code: vniah_generate with lmms-eval's model, or a function "
+            "given to vniah.evaluate"
+        )
+    if name == "longva_blockwise" or attn != "auto" or plain:
+        return
+    why = f"it has a sliding window of {window} tokens" if windowed else reasons[0]
+    notice(
+        f"{backend.name} is run with attention {own}, its own, and not in blocks without a mask: {why}. Long prompts "
+        "take more memory, and parallel=ring cannot run it"
+    )
+
+
+def check_ring(engine: TreeEngine) -> None:
+    """Compare a ring's engine with the model's own forward. Collective.
+
+    Raises:
+        ValueError: on every process, naming the difference.
+    """
+    backend = engine.backend
+    # Two chunks that are dealt out, one that is not.
+    chunk = 32 * engine.world_size + 5
+    ids = check_ids(backend, 2 * chunk + 7 + _BRANCH)
+    ring = backend.decoder.config._attn_implementation
+    with torch.inference_mode():
+        backend.decoder.set_attn_implementation(getattr(backend, "own_attention", "sdpa"))
+        try:
+            wanted_TV = own_logits(backend, ids)
+        finally:
+            backend.decoder.set_attn_implementation(ring)
+        reason = _difference(engine, ids, wanted_TV, chunk)
+    reasons = [told for told in work.gather(reason) if told]
+    if reasons:
+        raise ValueError(
+            f"parallel=ring cannot run {backend.name} ({backend.decoder.config.model_type}): {reasons[0]}; use "
+            "parallel=branch, one device for each prompt"
+        )
+
+
+def refuse_recurrent(name: str, decoder: Any) -> None:
+    """Refuse a model whose layers keep a state that cannot be cropped back to a shared prefix.
+
+    Args:
+        decoder: a model of transformers, or its class; a config is enough where it names its layers' types.
+
+    Raises:
+        ValueError: naming the model and its kind.
+    """
+    config = getattr(decoder, "config", None)
+    strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYERS_THAT_REWIND))
+    if getattr(decoder, "_is_stateful", False) or strange:
+        what = f"layers of {', '.join(strange)}" if strange else "a recurrent state"
+        kind = getattr(config, "model_type", None) or getattr(decoder, "__name__", type(decoder).__name__)
+        raise ValueError(
+            f"{name} ({kind}) is refused: it has {what}, which cannot be taken back to a shared prefix. Measure it by "
+            "its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
+        )
+
+
+def sliding_window(config: Any) -> int | None:
+    """The shortest reach of a decoder's layers in tokens; None where every layer sees everything."""
+    kinds = getattr(config, "layer_types", None)
+    found = []
+    for attribute, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        reach = getattr(config, attribute, None)
+        if isinstance(reach, int) and reach > 0 and (kinds is None or kind in kinds):
+            found.append(reach)
+    return min(found, default=None)
+
+
+def check_ids(backend: Backend, length: int) -> list[int]:
+    """``length`` ids of ordinary text, or as many as the model takes; none stands for an image or a video."""
+    ids = backend.token_ids(_TEXT) or [0]
+    length = max(min(length, backend.max_length or length, backend.chunked_until or length), _BRANCH + 4)
+    # Beginning elsewhere each time, so that the prompt does not merely repeat.
+    found: list[int] = []
+    while len(found) < length:
+        start = len(found) % 7
+        found += ids[start:] + ids[:start]
+    return found[:length]
+
+
+def own_logits(backend: Any, ids: Sequence[int], embeds_TD: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of one forward of the model's own, (T, V); ``embeds_TD`` in place of the ids' own embeddings.
+
+    Raises:
+        ValueError: it does not run, or its logits are not finite.
+    """
+    device = backend.device
+    given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=device)}
+    if embeds_TD is not None:
+        given = {"inputs_embeds": embeds_TD[None]}
+
+    def run() -> torch.Tensor:
+        logits_TV: torch.Tensor = backend.model(**given, use_cache=False).logits[0].float()
+        return logits_TV
+
+    logits_TV = run()
+    if not is_finite(logits_TV):
+        raise not_finite(backend, [backend.embed_ids(ids)], run)
+    return logits_TV
+
+
+def _try(backend: Any, name: str, ids: Sequence[int], wanted_TV: torch.Tensor) -> str:
+    """Switch the decoder to an attention; "" where the engine is right with it, else what is wrong.
+
+    Raises:
+        ValueError: transformers does not know such an attention, or the model does not take it.
+    """
+    try:
+        backend.decoder.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"attn={name!r} cannot be used: {error}") from error
+    engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions())
+    with torch.inference_mode():
+        return _difference(engine, ids, wanted_TV, chunk=20)
+
+
+def _difference(engine: TreeEngine, ids: Sequence[int], wanted_TV: torch.Tensor, chunk: int) -> str:
+    """ "" where the engine gives ``wanted_TV`` in chunks, behind a branch that was left, and token by token."""
+    backend = engine.backend
+    try:
+        found_TV = backend.logits(walked(engine, backend.embed_ids(ids), chunk))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model that nobody here has met: anything
+        return f"it does not run: {_one_line(error)}"
+    if found_TV.shape != wanted_TV.shape:
+        return f"its logits are of shape {tuple(found_TV.shape)} and not {tuple(wanted_TV.shape)}"
+    split = len(ids) - _BRANCH
+    allowed = _ALLOWED.get(backend.dtype, 1e-3)
+    for part, what in ((slice(0, split), "in chunks"), (slice(split, None), "behind a branch that was left")):
+        difference = relative_difference(found_TV[part], wanted_TV[part])
+        if difference <= allowed:
+            continue
+        embeds_TD = backend.embed_ids(ids)
+        signs = torch.randint(0, 2, embeds_TD.shape, generator=torch.Generator().manual_seed(0)).to(embeds_TD) * 2 - 1
+        rounded_TD = embeds_TD * (1 + signs * torch.finfo(backend.dtype).eps)
+        noise = relative_difference(own_logits(backend, ids, rounded_TD), own_logits(backend, ids, embeds_TD))
+        allowed = max(allowed, min(_TIMES_ROUNDING * noise, _MOST))
+        if not difference <= allowed:  # nan is wrong too
+            return (
+                f"its logits {what} differ from those of its own forward by {difference:.2%} of their spread "
+                f"(rounding explains {allowed:.2%})"
+            )
+    return ""
+
+
+def walked(engine: TreeEngine, embeds_TD: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Hidden states of a prompt as the engine computes it, (T, D): in chunks, then by tokens behind a left branch."""
+    split = len(embeds_TD) - _BRANCH
+    engine.cache = engine.new_cache(len(embeds_TD))
+    parts = [engine.hidden(embeds_TD[start : min(start + chunk, split)], chunk) for start in range(0, split, chunk)]
+    engine.hidden(embeds_TD[:_BRANCH].flip(0), 1)
+    engine.cache.crop_to(split)
+    for start, stop in ((split, split + 1), (split + 1, split + 2), (split + 2, len(embeds_TD))):
+        parts.append(engine.hidden(embeds_TD[start:stop], stop - start))
+    engine.cache = None
+    return torch.cat(parts)
+
+
+def relative_difference(found_TV: torch.Tensor, wanted_TV: torch.Tensor) -> float:
+    """How far logits are apart, as a share of their spread; what is added to a whole row does not count."""
+    found, wanted = (x.float() - x.float().mean(-1, keepdim=True) for x in (found_TV, wanted_TV))
+    return float((found - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if not isinstance(error, ValueError) else text[:200]
