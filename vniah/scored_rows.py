@@ -12,10 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vniah.answers import is_right
 from vniah.files import parse_json
 from vniah.journal import is_sound, say_damaged
 from vniah.results import ScoredCell
-from vniah.scoring import generated_match, teacher_forced_match
+from vniah.scoring import teacher_forced_match
 
 _OWN = {field.name for field in fields(ScoredCell)} - {"extra"}
 
@@ -108,7 +109,7 @@ def _from_journal(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | Non
     if answer_ids:
         correct = teacher_forced_match(result.get("predicted_ids") or [], answer_ids)
     elif "choice" in doc:
-        correct = generated_match(text, str(doc.get("answer", "")), is_choice=bool(doc["choice"]))
+        correct = is_right(text, str(doc.get("answer", "")), str(doc.get("question", "")))
     else:
         raise ValueError(
             f"{where}: a free answer of {row.get('task', 'a task')}, whose correctness the journal does not hold; "

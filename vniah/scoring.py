@@ -1,7 +1,7 @@
-"""Scores as pure functions: of token ids, of strings, and of scored cells.
+"""Scores as pure functions: of token ids and of scored cells.
 
-A teacher-forced answer is correct only if every answer token is the argmax (paper section 4); a
-generated one if its option letter, or its normalised word, matches. Knows nothing about models.
+A teacher-forced answer is correct only if every answer token is the argmax (paper section 4); ``answers`` reads a free
+one. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -79,49 +77,6 @@ def parse_details(response: object) -> dict[str, Any]:
 def teacher_forced_match(predicted_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
     """Correct only if every answer token is the argmax at its position (paper section 4)."""
     return len(answer_ids) > 0 and list(predicted_ids) == list(answer_ids)
-
-
-def normalise_word(text: str) -> str:
-    """Casefold, strip accents-preserving width forms, punctuation, articles and outer space."""
-    text = unicodedata.normalize("NFKC", text).casefold().strip()
-    text = re.sub(r"[^\w\s]|_", " ", text)
-    words = [word for word in text.split() if word not in {"a", "an", "the"}]
-    return " ".join(words)
-
-
-_LETTER_FORMS = (
-    re.compile(r"^\s*[\(\[]?([A-Z])[\)\].:,]?\s*$"),
-    re.compile(r"^\s*[\(\[]([A-Z])[\)\]]"),
-    re.compile(r"^\s*([A-Z])[.:)]\s"),
-    re.compile(r"\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*[\(\[]?([A-Z])\b"),
-)
-
-
-def extract_letter(text: str) -> str | None:
-    """The option letter that a generated answer names: ``B``, ``(B)``, ``B. Panda``, ``The answer is B``.
-
-    ``None`` when it names none of these ways; a sentence that merely starts with "A" is not a letter.
-    """
-    for form in _LETTER_FORMS:
-        found = form.search(text)
-        if found:
-            return found.group(1)
-    return None
-
-
-def generated_match(predicted: str, answer: str, *, is_choice: bool) -> bool:
-    """Whether a generated answer is right: by option letter, or by normalised word.
-
-    A word matches when the first line of the prediction, normalised, equals the answer, normalised,
-    or holds it as whole words ("The balloon is white." for "white").
-    """
-    if is_choice:
-        return extract_letter(predicted) == answer.strip().upper()
-    wanted = normalise_word(answer)
-    lines = [line for line in predicted.strip().splitlines() if line.strip()]
-    if not wanted or not lines:
-        return bool(lines) and lines[0].strip() == answer.strip()
-    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalise_word(lines[0])) is not None
 
 
 def _placed(cells: Iterable[ScoredCell]) -> Iterable[ScoredCell]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.choices import answer_letter, letter_of
+from vniah.answers import answer_letter, bare_option, letter_of, options_in
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.mlvu.kinds import BY_CODE, kind_named
 from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
@@ -156,7 +156,9 @@ def read_questions(rows: Sequence[Mapping[str, Any]], *, generation: bool) -> tu
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The question followed by its options as "(A) ...", one a line; the Hub's questions have them already."""
-    if all(option in question for option in options):
+    # As a list with letters: an option such as "2" also stands in a question about 2014.
+    listed = options_in(question)
+    if [bare_option(option) for option in listed] == [bare_option(option) for option in options]:
         return question
     return "\n".join([question, *(f"({letter_of(index)}) {option}" for index, option in enumerate(options))])
 

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vniah.choices import chosen_letter
+from vniah.answers import chosen_letter
 from vniah.judge import OFF, Judge, JudgeConfig, Verdict
 from vniah.quiet import QuietDict
 from vniah.tasks.errors import raise_error_of
@@ -60,7 +60,7 @@ def _counts(doc: Mapping[str, Any]) -> dict[str, int]:
 def process_choice(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
     """The metric dicts of one multiple choice question."""
     response = results[0] if results else ""
-    letter = chosen_letter(response, len(doc["options"]))
+    letter = chosen_letter(response, doc["options"])
     # In percent like the metrics themselves, so that lmms-eval's standard errors have their unit.
     points = 100.0 * (letter == doc["answer"])
     brief = {"points": points, "task": doc["task"], "video_name": doc["video_name"]}

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vniah.choices import answer_letter, letter_of
+from vniah.answers import answer_letter, letter_of
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.videomme.subtitles import find_subtitles
 from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
@@ -51,7 +51,7 @@ def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {
             **row,
-            "subtitles": str(subtitles.get(str(row["video_id"]).casefold(), "")),
+            "subtitles": str(subtitles.get(video_id := str(row["video_id"])) or subtitles.get(video_id.casefold(), "")),
             "last_frame_s": max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0)),
         }
         for row, info in rows

@@ -7,12 +7,17 @@ evaluation script counts it, over the questions whose video could be shown.
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vniah.choices import chosen_letter
+from vniah.answers import chosen_letter
+from vniah.hosts import FRAME_ARGUMENTS
+from vniah.notices import notice
 from vniah.quiet import QuietDict
 from vniah.tasks.errors import raise_error_of
 from vniah.tasks.videomme.subtitles import subtitle_text
@@ -23,7 +28,8 @@ INSTRUCTION = (
 )
 SUBTITLES_INTRO = "This video's subtitles are listed below:"
 ANSWER_CUE = "The best answer is:"
-SUBTITLE_FRAMES = 128  # the best setting of the paper's Table 6
+# Where nothing says how many frames the model samples: the best setting of the paper's Table 6.
+SUBTITLE_FRAMES = 128
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
@@ -47,26 +53,54 @@ def doc_to_text_subtitle(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapp
     return f"{SUBTITLES_INTRO}\n{text}\n{prompt}" if text else prompt
 
 
-def subtitle_frames() -> int | None:
-    """VIDEOMME_SUBTITLE_FRAMES: the model's frame count, or "all" for the whole transcript (``None``).
+def subtitle_frames(argv: Sequence[str] | None = None) -> int | None:
+    """How many frames' subtitles are given: the model's frame count, or ``None`` for the whole transcript.
+
+    VIDEOMME_SUBTITLE_FRAMES where it is set ("all" for the transcript), else the frame count among the command line's
+    ``--model_args``, else 128. lmms-eval tells a task nothing of its model; a count that differs from the command
+    line's, or is a guess, is said once.
+
+    Args:
+        argv: the command line's arguments; this process's if None.
 
     Raises:
-        ValueError: neither a positive whole number nor "all".
+        ValueError: VIDEOMME_SUBTITLE_FRAMES is neither a positive whole number nor "all".
     """
     text = os.environ.get("VIDEOMME_SUBTITLE_FRAMES", "").strip().lower()
+    if text and text != "all" and (not text.isdecimal() or int(text) < 1):
+        raise ValueError(f"VIDEOMME_SUBTITLE_FRAMES must be a positive number of frames or 'all', got {text!r}")
+    argument, sampled = _sampled_frames(tuple(sys.argv[1:] if argv is None else argv))
+    if not text:
+        if sampled is None:
+            notice(
+                f"the subtitles are those of {SUBTITLE_FRAMES} frames of a video, since the command line does not say "
+                "how many the model samples; set VIDEOMME_SUBTITLE_FRAMES to its number of frames, or to 'all'"
+            )
+        return sampled or SUBTITLE_FRAMES
     if text == "all":
         return None
-    if not text:
-        return SUBTITLE_FRAMES
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"VIDEOMME_SUBTITLE_FRAMES must be a positive number of frames or 'all', got {text!r}")
+    if sampled is not None and sampled != int(text):
+        notice(
+            f"the subtitles are those of {int(text)} frames (VIDEOMME_SUBTITLE_FRAMES) and the model samples {sampled} "
+            f"({argument}={sampled}); give both the same number"
+        )
     return int(text)
+
+
+@functools.lru_cache(maxsize=4)
+def _sampled_frames(argv: tuple[str, ...]) -> tuple[str, int | None]:
+    """The argument of ``--model_args`` that says how many frames the model samples, and the number."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_args", default="")
+    known, _ = parser.parse_known_args(list(argv))
+    found = re.search(rf"(?:^|,)\s*({'|'.join(FRAME_ARGUMENTS)})\s*=\s*(\d+)\s*(?:,|$)", known.model_args)
+    return (found[1], int(found[2])) if found and int(found[2]) > 0 else ("", None)
 
 
 def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
     """The metric dicts of one question: it counts for the whole, its duration, domain and question type."""
     predicted = results[0] if results else ""
-    letter = chosen_letter(predicted, len(doc["options"]))
+    letter = chosen_letter(predicted, doc["options"])
     # In percent like the metrics themselves, so that lmms-eval's standard errors have their unit.
     brief = {"score": 100.0 * (letter == doc["answer"]), "video_id": doc["video_id"]}
     full = {

@@ -96,6 +96,13 @@ def test_what_cannot_be_scored_is_left_out_and_counted(folder: Path, caplog: pyt
     assert {(row["missing_videos"], row["unusable_questions"]) for row in rows(generation=True)} == {(1, 0)}
 
 
+def test_options_that_occur_in_the_question_are_still_listed() -> None:
+    question = "How many goals were scored in the 2014 final?"
+    listed = f"{question}\n(A) 0\n(B) 1\n(C) 2\n(D) 4"
+    assert data.with_options(question, ["0", "1", "2", "4"]) == listed
+    assert data.with_options(listed, ["0", "1", "2", "4"]) == listed
+
+
 def test_questions_come_with_their_options_and_mlvus_cue(folder: Path) -> None:
     row = rows(generation=False)[0]
     assert score.doc_to_text_choice(row) == (

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from video_files import cut, write_video
 
+from vniah import notices
 from vniah.tasks.videomme import data, score
 from vniah.tasks.videomme.subtitles import parse_srt, shown_at_frames
 
@@ -107,6 +108,32 @@ def test_subtitles_of_the_sampled_frames_come_first(folder: Path, monkeypatch: p
         f"This video's subtitles are listed below:\nHello & welcome\nto the zoo\n- Goodbye\n{plain}"
     )
     assert score.doc_to_text_subtitle(without) == score.doc_to_text(without)
+
+
+@pytest.mark.parametrize(
+    ("environ", "model_args", "frames", "said"),
+    [
+        ("", "pretrained=nano,max_frames_num=384", 384, ""),
+        ("", "max_num_frames=16", 16, ""),
+        ("", "pretrained=nano", 128, "128 frames of a video"),
+        ("128", "max_frames_num=64", 128, "the model samples 64 (max_frames_num=64)"),
+        ("64", "max_frames_num=64", 64, ""),
+        ("all", "max_frames_num=64", None, ""),
+    ],
+)
+def test_subtitles_are_those_of_the_frames_that_the_model_samples(
+    environ: str,
+    model_args: str,
+    frames: int | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notices.forget()
+    monkeypatch.setenv("VIDEOMME_SUBTITLE_FRAMES", environ)
+    argv = ["--model", "longva_ring", "--model_args", model_args, "--tasks", "videomme_longva_subtitle"]
+    assert score.subtitle_frames(argv) == frames
+    assert said in capsys.readouterr().err and (said or not notices.recorded())
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many", "1.5"])

@@ -19,7 +19,7 @@ from judge_server import JudgeServer, Step
 from video_benchmarks import DURATIONS, choices, frees, serve_mlvu, serve_videomme
 from video_files import cut, write_video
 
-from vniah.choices import chosen_letter
+from vniah.answers import chosen_letter
 
 pytest.importorskip("lmms_eval")
 

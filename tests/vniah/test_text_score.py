@@ -48,6 +48,15 @@ def test_numbers_in(text: str, numbers: list[str]) -> None:
         (N[:-1], False),
         (N + "0", False),
         ("I cannot find it.", False),
+        (f"**{N}**", True),
+        (f"It is {N}, not {LONDON}.", True),
+        (f"It is not {LONDON} but {N}.", True),
+        (f"{N}.\nThe special magic London number is: {LONDON}", True),
+        (f"{N}, {N}", True),
+        (f"not {N}", False),
+        (f"{N} or {LONDON}", False),
+        (f"{N}, {LONDON}", False),
+        (f"{N} / {LONDON}", False),
         ("", False),
     ],
 )
@@ -77,12 +86,16 @@ def test_generated_variants() -> None:
     assert generated_correct("Singapore, lima and Nairobi", keys, "keys")
     assert not generated_correct("Singapore and Lima", keys, "keys")
     assert not generated_correct("Singapore, Lima, Nairobi, London", keys, "keys")
+    assert not generated_correct("Singapore, Limassol, Nairobi", keys, "keys")
+    assert generated_correct("Singapore, Lima and Nairobi, but not London", keys, "keys")
+    assert not generated_correct("Singapore and Nairobi, but not Lima", keys, "keys")
     assert classify_generated("Lima, London, Nairobi", keys, correct=False) == ("distractor", "London")
 
     absent = make_puzzle(TextCell(1000, None, 0), seed=1, variant="absent", num_distractors=3)
     assert generated_correct("It is not there.", absent, "absent")
     assert not generated_correct(f"not there, but London's is {LONDON}", absent, "absent")
     assert not generated_correct(LONDON, absent, "absent")
+    assert not generated_correct("not therefore", absent, "absent")
     placed = make_puzzle(CELL, seed=1, variant="absent", num_distractors=3)
     assert generated_correct(N, placed, "absent") and not generated_correct("not there", placed, "absent")
 

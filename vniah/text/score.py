@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
+from vniah.answers import named, rejects
 from vniah.text.puzzles import ABSENT_ANSWER, Puzzle
 
 CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
@@ -12,15 +14,35 @@ CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
 _NUMBER = re.compile(r"\d{1,3}(?:[,_\u202f]\d{3})+(?!\d)|\d+")
 
 
+# What stands between numbers that are offered together; behind a line's end, or a sentence, is another statement.
+_OFFERED = re.compile(r"[^\S\n]*(?:,|/|&|,?\s*(?:or|and))?[^\S\n]*", re.IGNORECASE)
+
+
 def numbers_in(text: str) -> list[str]:
     """The whole numbers of a text, thousands separators taken out ("1,234,567" is one number)."""
-    return [re.sub(r"\D", "", found) for found in _NUMBER.findall(text)]
+    return [_digits(found) for found in _NUMBER.finditer(text)]
+
+
+def _digits(found: re.Match[str]) -> str:
+    return re.sub(r"\D", "", found[0])
 
 
 def stated_number(text: str) -> str:
-    """The number that a free answer gives: its first of 7 digits, else its first; "" when it gives none."""
-    numbers = numbers_in(text)
-    return next((number for number in numbers if len(number) == 7), numbers[0] if numbers else "")
+    """The number that a free answer gives: its first of 7 digits, else its first; "" when it gives none.
+
+    One that it rejects ("not 1234567") is none, and one that it offers with another ("1234567 or 2345678") neither.
+    """
+    found = [one for one in _NUMBER.finditer(text) if not rejects(text, one.start(), one.end())]
+    found = [one for one in found if len(_digits(one)) == 7] or found
+    if not found:
+        return ""
+    first = _digits(found[0])
+    for before, behind in itertools.pairwise(found):
+        if not _OFFERED.fullmatch(text[before.end() : behind.start()]):
+            break
+        if _digits(behind) != first:
+            return ""
+    return first
 
 
 def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
@@ -31,13 +53,10 @@ def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
     gives no number of 7 digits.
     """
     if variant == "keys":
-        named = predicted.casefold()
-        wanted = puzzle.answer.split(", ")
-        return all(city.casefold() in named for city in wanted) and not any(
-            one.city.casefold() in named for one in puzzle.distractors
-        )
+        wanted, others = puzzle.answer.split(", "), [one.city for one in puzzle.distractors]
+        return set(named(predicted, [*wanted, *others])) == set(wanted)
     if puzzle.answer == ABSENT_ANSWER:
-        return ABSENT_ANSWER in predicted.casefold() and len(stated_number(predicted)) != 7
+        return ABSENT_ANSWER in named(predicted, [ABSENT_ANSWER]) and len(stated_number(predicted)) != 7
     if variant == "multi":
         wanted = numbers_in(puzzle.answer)
         found = [number for number in numbers_in(predicted) if len(number) == 7]
@@ -66,7 +85,7 @@ def classify_generated(predicted: str, puzzle: Puzzle, *, correct: bool) -> tupl
         return CORRECT, ""
     numbers = set(numbers_in(predicted))
     for one in puzzle.distractors:
-        if one.number in numbers or (not numbers and one.city.casefold() in predicted.casefold()):
+        if one.number in numbers or (not numbers and named(predicted, [one.city])):
             return DISTRACTOR, one.city
     return OTHER, ""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vniah import scoring
+from vniah.answers import is_right
 from vniah.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
 from vniah.grid import Cell, Grid, needle_index
 from vniah.haystack import Haystack, open_haystack, require_frames
@@ -132,7 +132,7 @@ class VisualTask(NeedleTask):
 
     def _scores(self, row: Row, answer: Answer) -> dict[str, Any]:
         if answer.is_greedy is None:
-            correct = scoring.generated_match(answer.text, row["answer"], is_choice=bool(row["choice"]))
+            correct = is_right(answer.text, row["answer"], row["question"])
         else:
             correct = answer.is_greedy
         return metrics.cell_metrics(row, correct, answer)

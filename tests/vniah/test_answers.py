@@ -1,0 +1,485 @@
+"""The one reader of answers: what models really write, and what each text says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from vniah.answers import answer_letter, chosen_letter, is_right, letter_of, named, options_in
+
+ANIMALS = ("Koala", "Panda", "Zebra", "Walrus")
+QUESTION = "\n".join(["Which animal is named on the mug?", "A. Koala", "B. Panda", "C. Zebra", "D. Walrus"])
+
+# (an answer about ANIMALS, the letter that it chooses).
+BY_LETTER = [
+    # A letter, however it is dressed.
+    ("B", "B"),
+    ("b", "B"),
+    (" B \n", "B"),
+    ("B.", "B"),
+    ("b.", "B"),
+    ("B)", "B"),
+    ("b)", "B"),
+    ("(B)", "B"),
+    ("(b)", "B"),
+    ("( B )", "B"),
+    ("(B", "B"),
+    ("[B]", "B"),
+    ("{B}", "B"),
+    ("B:", "B"),
+    ("B,", "B"),
+    ("B;", "B"),
+    ("B!", "B"),
+    ("**B**", "B"),
+    ("**(B)**", "B"),
+    ("**B.**", "B"),
+    ("*B*", "B"),
+    ("__B__", "B"),
+    ("`B`", "B"),
+    ('"B"', "B"),
+    ("'B'", "B"),
+    ("“B”", "B"),
+    ("「B」", "B"),
+    ("# B", "B"),
+    ("> B", "B"),
+    ("- B", "B"),
+    ("B", "B"),
+    ("（B）", "B"),
+    ("Ｂ．", "B"),
+    ("Ⓑ", "B"),
+    ("<b>B</b>", "B"),
+    ("$B$", "B"),
+    ("$\\mathbf{B}$", "B"),
+    ("\\boxed{B}", "B"),
+    ("$\\boxed{\\text{B}}$", "B"),
+    ("\\boxed{\\text{(B)}}", "B"),
+    ("\\(B\\)", "B"),
+    ("<answer>B</answer>", "B"),
+    ("<answer>\nB. Panda\n</answer>", "B"),
+    ("<answer>(b)", "B"),
+    ("<think>A? It could be A or C.</think>B", "B"),
+    ("<think>\nThe mug says koala, so A.\n</think>\n\nThe answer is B.", "B"),
+    ("A has a koala. C has not.</think> B", "B"),
+    # With the option's text.
+    ("B. Panda", "B"),
+    ("B. Panda.", "B"),
+    ("B Panda", "B"),
+    ("B - Panda", "B"),
+    ("B – Panda", "B"),
+    ("B — Panda", "B"),
+    ("B: Panda", "B"),
+    ("B) Panda", "B"),
+    ("(B) Panda", "B"),
+    ("(B): Panda", "B"),
+    ("[B] Panda", "B"),
+    ("**B. Panda**", "B"),
+    ("**B**: Panda", "B"),
+    ("B. panda", "B"),
+    ("B. A panda", "B"),
+    ("B (Panda)", "B"),
+    ("Panda (B)", "B"),
+    ("Panda - B", "B"),
+    ("B, Panda", "B"),
+    ("B\nPanda", "B"),
+    ("Option B: Panda", "B"),
+    ("Best option: (B) Panda", "B"),
+    # In a sentence.
+    ("The answer is B", "B"),
+    ("The answer is B.", "B"),
+    ("The answer is b.", "B"),
+    ("The answer is (B).", "B"),
+    ("The answer is: B", "B"),
+    ("The answer is **B**.", "B"),
+    ("The answer is \\boxed{B}.", "B"),
+    ("The answer is option B.", "B"),
+    ("The correct answer is B. Panda.", "B"),
+    ("The best answer is: B", "B"),
+    ("The correct option is (B).", "B"),
+    ("The right choice is B.", "B"),
+    ("The answer must be B.", "B"),
+    ("The answer would be B", "B"),
+    ("The most likely answer is B", "B"),
+    ("The correct answer to the question is B.", "B"),
+    ("Answer: B", "B"),
+    ("Answer: b", "B"),
+    ("answer : (b)", "B"),
+    ("**Answer:** B", "B"),
+    ("Answer:\nB", "B"),
+    ("### Answer\nB", "B"),
+    ("Answer - B", "B"),
+    ("Answer B", "B"),
+    ("Ans: B", "B"),
+    ("Final answer: B", "B"),
+    ("My answer is B", "B"),
+    ("Correct answer: B. Panda", "B"),
+    ("Option B", "B"),
+    ("option b", "B"),
+    ("Option B.", "B"),
+    ("Option (B)", "B"),
+    ("Choice B", "B"),
+    ("Letter B", "B"),
+    ("It is B", "B"),
+    ("It's B.", "B"),
+    ("It must be B.", "B"),
+    ("I think it is B.", "B"),
+    ("I would say B.", "B"),
+    ("I choose B", "B"),
+    ("I'd go with B.", "B"),
+    ("I would select option B.", "B"),
+    ("Based on the video, the answer is B.", "B"),
+    ("Based on the video, B is the correct answer.", "B"),
+    ("B is correct.", "B"),
+    ("B is right", "B"),
+    ("B is the answer.", "B"),
+    ("B is the best choice.", "B"),
+    ("Option B is correct.", "B"),
+    ("B seems right.", "B"),
+    ("B must be the answer", "B"),
+    ("According to the frame shown, B.", "B"),
+    ("Sure! The answer is B.", "B"),
+    ("Sure, here is my answer: B", "B"),
+    ("So the answer is B.", "B"),
+    ("Therefore, B.", "B"),
+    ("答案是B", "B"),
+    ("答案：B。", "B"),
+    ('{"answer": "B"}', "B"),
+    ("[[B]]", "B"),
+    ("B</s>", "B"),
+    # With its reason.
+    ("B, because the mug says so", "B"),
+    ("b, because the mug says so", "B"),
+    ("B because the mug says so", "B"),
+    ("B since it is on the mug", "B"),
+    ("B as the mug shows", "B"),
+    ("B. The mug shows a panda.", "B"),
+    ("B. It is a panda, not a koala.", "B"),
+    ("B\n\nExplanation: the mug says Panda.", "B"),
+    ("B\n\nExplanation: A is a koala, and C a zebra.", "B"),
+    ("B. Panda\n\nReasoning:\nA. Koala is on the plate.\nC. Zebra is on the wall.", "B"),
+    ("**B. Panda**\n\nA is wrong, the koala is on the plate.", "B"),
+    ("B is correct because A shows a koala.", "B"),
+    ("The mug says panda, so the answer is B.", "B"),
+    ("Let us see. A. Koala is on the plate. B. Panda is on the mug. C. Zebra is not there. The answer is B.", "B"),
+    ("A. Koala: no.\nB. Panda: yes.\nFinal answer: B", "B"),
+    # Other options only to be rejected.
+    ("B, not A", "B"),
+    ("B and not A", "B"),
+    ("B rather than A", "B"),
+    ("B instead of A", "B"),
+    ("It is not A but B.", "B"),
+    ("Not A, but B.", "B"),
+    ("It isn't A, it's B", "B"),
+    ("A is wrong. B is correct.", "B"),
+    ("A and C are wrong, so B", "B"),
+    ("Neither A nor C; it is B.", "B"),
+    ("A, C and D are incorrect, which leaves B.", "B"),
+    ("The answer is not A. The answer is B.", "B"),
+    ("I first thought A, but the answer is B.", "B"),
+    ("I'm between A and C, but I'd go with C.", "C"),
+    ("A ❌ B ✅", "B"),
+    ("There is no doubt that it is B.", "B"),
+    ("I am not sure, but B", "B"),
+    ("(A) is not correct, (B) is.", "B"),
+    ("It can't be A. It can't be C. B.", "B"),
+    ("A. Wait, no, B.", "B"),
+    ("The answer is A. Actually, the answer is B.", "B"),
+    ("The answer is A... no, it is B.", "B"),
+    ("B. I am sure it is not D.", "B"),
+    # Nothing is chosen.
+    ("", ""),
+    ("   ", ""),
+    ("F", ""),
+    ("The answer is F.", ""),
+    ("I cannot tell from the video.", ""),
+    ("None of the above", ""),
+    ("A man is walking", ""),
+    ("A man.", ""),
+    ("a man", ""),
+    ("A few people sit at a table.", ""),
+    ("The answer is a mug with a word", ""),
+    ("There is a mug.", ""),
+    ("It is a B-movie", ""),
+    ("Because it is B-shaped", ""),
+    ("Beach and Dunes", ""),
+    ("Team B wears vitamin C shirts", ""),
+    ("Not B", ""),
+    ("It is not B.", ""),
+    ("B is wrong.", ""),
+    ("B is not correct", ""),
+    ("The answer is not B.", ""),
+    ("Neither A nor B", ""),
+    ("<think>I believe that the answer is B", ""),
+    # Several are.
+    ("A or B", ""),
+    ("A/B", ""),
+    ("A, B", ""),
+    ("A and B", ""),
+    ("A & B", ""),
+    ("A B", ""),
+    ("A; B", ""),
+    ("(A) or (B)", ""),
+    ("(A)(B)", ""),
+    ("either A or B", ""),
+    ("Both A and C", ""),
+    ("both A and C are correct", ""),
+    ("A, B, C, D", ""),
+    ("A, B, C or D", ""),
+    ("A\nB\nC\nD", ""),
+    ("A to D", ""),
+    ("A-D", ""),
+    ("A through D", ""),
+    ("Options A and B", ""),
+    ("ABCD", ""),
+    ("The answer is A or B.", ""),
+    ("The answer is A and B.", ""),
+    ("Answer: A, B", ""),
+    ("The answer is A. The answer is B.", ""),
+    ("It is A or maybe B.", ""),
+    ("Option A or option B", ""),
+    ("\\boxed{A, B}", ""),
+    ("<answer>A or B</answer>", ""),
+    ("A. Koala B. Panda C. Zebra D. Walrus", ""),
+    ("A. Koala\nB. Panda\nC. Zebra\nD. Walrus", ""),
+    ("(A) Koala (B) Panda (C) Zebra (D) Walrus", ""),
+    ("A. Koala\n\nB. Panda", ""),
+    ("B. Panda C. Zebra", ""),
+    ("B. Panda or C. Zebra", ""),
+    ("A. some text B. other text C. more text D. the rest", ""),
+    (QUESTION, ""),
+]
+
+# (an answer about ANIMALS, the letter): by an option's text where no letter is given.
+BY_TEXT = [
+    ("Panda", "B"),
+    ("panda", "B"),
+    ("A panda", "B"),
+    ("Panda.", "B"),
+    ("The animal is a panda.", "B"),
+    ("The answer is a panda", "B"),
+    ("**Panda**", "B"),
+    ("It says PANDA on the mug.", "B"),
+    ("Not a koala but a panda", "B"),
+    ("a panda, not a koala", "B"),
+    ("\\boxed{Panda}", "B"),
+    ("Not a panda", ""),
+    ("It isn't a panda.", ""),
+    ("Panda or koala", ""),
+    ("Panda, koala", ""),
+    ("Koala, panda, zebra, walrus", ""),
+    ("Pandas", ""),
+    ("Pandamonium", ""),
+    ("giraffe", ""),
+]
+
+
+# A capital by itself, or "b" where no article can stand.
+_LABEL = re.compile(
+    r"(?<![A-Za-z])(?:[A-D]|(?:(?<=\()|\A|(?<=nswer: )|(?<=swer is )|(?<=option ))b)(?![A-Za-z]|'[a-z]|-[a-z])"
+    r"|[Ａ-ＤⒶ-Ⓓ]"
+)
+
+
+@pytest.mark.parametrize(("text", "letter"), BY_LETTER + BY_TEXT)
+def test_what_an_answer_chooses(text: str, letter: str) -> None:
+    assert chosen_letter(text, ANIMALS) == letter
+    assert chosen_letter(text, [f"{letter_of(at)}. {animal}" for at, animal in enumerate(ANIMALS)]) == letter
+    for at, right in enumerate(ANIMALS):
+        assert is_right(text, letter_of(at), QUESTION) is (letter == letter_of(at))
+        assert is_right(text, right, QUESTION) is (letter == letter_of(at))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [row for row in BY_LETTER if not re.search("oala|anda|ebra|alrus", row[0])]
+)
+def test_letters_are_read_without_their_texts_too(text: str, letter: str) -> None:
+    assert chosen_letter(text, 4) == letter
+
+
+@pytest.mark.parametrize(("text", "letter"), [*BY_LETTER, *BY_TEXT])
+def test_no_letter_is_favoured(text: str, letter: str) -> None:
+    """The same answer about the same options under other letters chooses the same option."""
+    for order in itertools.permutations(range(4)):
+        to = {letter_of(at): letter_of(order[at]) for at in range(4)}
+        to |= {before.lower(): after.lower() for before, after in to.items()}
+        to |= {chr(ord("Ａ") + at): chr(ord("Ａ") + order[at]) for at in range(4)}
+        to |= {chr(ord("Ⓐ") + at): chr(ord("Ⓐ") + order[at]) for at in range(4)}
+        options = ["", "", "", ""]
+        for at, animal in enumerate(ANIMALS):
+            options[order[at]] = animal
+        changed = _LABEL.sub(lambda found, to=to: to[found[0]], text)
+        assert chosen_letter(changed, options) == to.get(letter, ""), changed
+
+
+def test_a_letter_beyond_the_options_is_none() -> None:
+    assert chosen_letter("F", 6) == "F" and chosen_letter("F", 5) == ""
+    assert chosen_letter("The answer is I", 9) == "I" and chosen_letter("I think so", 9) == ""
+    assert chosen_letter("B", 0) == "" and chosen_letter("B", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        # A letter inside an option's text is no answer, nor is an option inside another.
+        ("Vitamin C", ("Vitamin B", "Vitamin C", "Vitamin D"), "B"),
+        ("It is plan A.", ("Plan B", "Plan A"), "B"),
+        ("a black cat", ("cat", "black cat"), "B"),
+        ("the cat", ("cat", "black cat"), "A"),
+        ("not a cat", ("cat", "dog"), ""),
+        ("black cat or cat", ("cat", "black cat"), ""),
+        # Numbers are whole.
+        ("2", ("0", "1", "2", "4"), "C"),
+        ("There are 2.", ("0", "1", "2", "4"), "C"),
+        ("24", ("0", "1", "2", "4"), ""),
+        ("1,200", ("1", "200", "1,200"), "C"),
+        ("2.5", ("2", "5", "2.5"), "C"),
+        ("at 2:30", ("2", "30", "2:30"), "C"),
+        ("In 2014, 2 of them", ("14", "2"), "B"),
+        ("B. 2", ("2", "4"), "B"),
+        # Phrases.
+        ("It stands on the beach", ("On a mountain", "On a beach"), "B"),
+        ("It is off white", ("White-ish", "Off-white"), "B"),
+        ("Yes", ("Yes", "No"), "A"),
+        ("No, it is not", ("Yes", "No"), "B"),
+        ("$5", ("5", "$5"), "B"),
+        ("Film & Television", ("Television", "Film & Television"), "B"),
+        # An option that is a letter: the letter is the label.
+        ("B", ("B", "A"), "B"),
+    ],
+)
+def test_options_are_accounted_for_before_letters_and_words(text: str, options: tuple[str, ...], letter: str) -> None:
+    assert chosen_letter(text, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "letter"),
+    [
+        ("2", ["3", "2", "1"], "B"),
+        ("B", ["red", "blue"], "B"),
+        ("(b)", ["red", "blue"], "B"),
+        ("A", ["B", "A"], "B"),
+        ("green", ["red", "blue"], ""),
+        ("C", ["red", "blue"], ""),
+        ("", ["red", "blue"], ""),
+    ],
+)
+def test_answer_letter(answer: str, options: list[str], letter: str) -> None:
+    assert answer_letter(answer, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (QUESTION, ANIMALS),
+        ("Which?\nA. x\nB. y\nAnswer with the option's letter from the given choices directly.", ("x", "y")),
+        ("Which? (A) a cat (B) a dog", ("a cat", "a dog")),
+        ("Which?\nA) x\nB) y\nC) z", ("x", "y", "z")),
+        ("Which?\nA: x\nB: y", ("x", "y")),
+        ("What is on plan B.", ()),
+        ("What colour is it?", ()),
+    ],
+)
+def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> None:
+    assert options_in(question) == options
+
+
+@pytest.mark.parametrize(
+    ("predicted", "answer", "right"),
+    [
+        ("White", "white", True),
+        ("white.", "white", True),
+        ("**White**", "white", True),
+        ("The balloon is white.", "white", True),
+        ("A white balloon", "white", True),
+        ("\\boxed{white}", "white", True),
+        ("<answer>white</answer>", "white", True),
+        ("<think>black?</think>White", "white", True),
+        ("The answer is:\nwhite", "white", True),
+        ("It is white, not black.", "white", True),
+        ("Not black but white", "white", True),
+        ("White\n\nThe balloon stands in front of a black wall.", "white", True),
+        ("A white balloon before a black wall", "white", True),
+        ("ＷＨＩＴＥ", "white", True),
+        ("200 mg", "200", True),
+        ("Quillon Way.", "Quillon Way", True),
+        ("a teapot", "A teapot", True),
+        ("8", "8", True),
+        ("eight", "8", True),
+        ("There are eight dots.", "8", True),
+        ("one", "1", True),
+        ("The cow jumps over the moon", "moon", True),
+        ("Instead of a shell there's a teapot", "A teapot", True),
+        ("a teapot instead of a shell", "A teapot", True),
+        ("1,200", "1200", True),
+        ("off-white", "white", True),
+        ("1200", "200", False),
+        ("1,200", "200", False),
+        ("2.5", "5", False),
+        ("17:00", "17", False),
+        ("The one beside the ball is 7", "1", False),
+        ("whitewashed", "white", False),
+        ("", "white", False),
+        ("black\nwhite", "white", False),
+        ("not white", "white", False),
+        ("It isn't white.", "white", False),
+        ("There is no white balloon", "white", False),
+        ("white or black", "white", False),
+        ("black or white", "white", False),
+        ("white/black", "white", False),
+        ("white, black", "white", False),
+        ("white and black", "white", False),
+        ("white or ivory", "white", False),
+        ("red, green, blue, white", "white", False),
+        ("7 or 8", "8", False),
+        ("1, 2, 3, 4, 5, 6, 7, 8", "8", False),
+        ("dog, cat, walrus", "walrus", False),
+        ("yes and no", "yes", False),
+    ],
+)
+def test_words_match_whole_and_are_not_offered_with_others(predicted: str, answer: str, right: bool) -> None:
+    assert is_right(predicted, answer, "What is it?") is right
+
+
+@pytest.mark.parametrize(
+    ("predicted", "right"),
+    [
+        ("cat", True),
+        ("a cat", True),
+        ("It is a cat.", True),
+        ("Is it a cat or a hare?", False),
+        ("cat or hare", False),
+        ("cat, hare", False),
+        ("not a cat", False),
+        ("a hare", False),
+        ("a cat that chases a hare", False),
+    ],
+)
+def test_the_words_that_a_question_offers_are_its_options(predicted: str, right: bool) -> None:
+    assert is_right(predicted, "cat", "Is it a dog, hare or cat?") is right
+
+
+def test_a_letter_without_a_list_of_options() -> None:
+    assert is_right("The letter is B.", "B", "Which letter is on the cube?")
+    assert is_right("(B) a panda", "B") and not is_right("A or B", "B") and not is_right("I think so", "I")
+
+
+def test_named_words_are_whole_and_not_rejected() -> None:
+    cities = ("York", "New York", "London", "Paris")
+    assert named("new york, not London; and PARIS", cities) == ("New York", "Paris")
+    assert named("Londonderry", cities) == ()
+    assert named("neither London nor York", cities) == ()
+
+
+def test_long_answers_end() -> None:
+    """A model that repeats itself for its whole budget is read in no time."""
+    for text in (
+        "A B " * 20_000,
+        "not " * 20_000,
+        "(" * 50_000,
+        "<think>" * 10_000,
+        "\\boxed{" * 10_000,
+        "Panda " * 10_000,
+    ):
+        chosen_letter(text, ANIMALS)
+        is_right(text, "white", "What colour?")
