@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vniah.files import read_json
+from vniah.files import read_json, user_path
 
 _HUB_ID = re.compile(r"(?:(models|datasets)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)")
 # What a run of ours on the released checkpoint reads of the vision tower that its config names: no weights.
@@ -153,7 +153,7 @@ def _parts_of(task: str, cache: Path) -> dict[str, Callable[[], None]]:
 
     if task in ("vniah", "vniah_generate"):
         spec = Settings.read().needles
-        if not _HUB_ID.fullmatch(spec) or Path(spec).expanduser().is_dir():
+        if not _HUB_ID.fullmatch(spec) or user_path(spec).is_dir():
             return {}
         return {spec: lambda: _needles(spec, None, cache)}
     if task.startswith("text_niah"):
@@ -161,7 +161,7 @@ def _parts_of(task: str, cache: Path) -> dict[str, Callable[[], None]]:
         from vniah.text.settings import TextSettings
 
         spec = TextSettings.read().haystack or ESSAYS
-        is_hub = bool(_HUB_ID.fullmatch(spec)) and not Path(spec).expanduser().is_dir()
+        is_hub = bool(_HUB_ID.fullmatch(spec)) and not user_path(spec).is_dir()
         return dataset(spec, ("*.parquet",)) if is_hub else {}
     if task.startswith("videomme_longva"):
         from vniah.tasks.videomme.data import SOURCE

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from vniah.files import user_path
 from vniah.hub import HubUnreachableError
+from vniah.needles.folder import INDEX, read_folder
 from vniah.needles.needle import NeedleSet
 from vniah.notices import notice
 from vniah.settings import DEFAULT_NEEDLES
@@ -14,6 +15,7 @@ FORMS = (
     "'builtin', 'icons[:seed[:count[:heldout|train]]]', a folder with needles.json, "
     f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
 )
+FAMILIES = ("builtin", "icons")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -30,7 +32,7 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
             - a Hub dataset id ``owner/name`` with columns image, question, answer in its split "test". The
               ids are the row numbers from 0. The local cache is used before the Hub.
 
-            A folder wins over a Hub dataset of the same name.
+            A folder of the very name wins over all of these.
         revision: of a Hub dataset.
 
     When the paper's set is neither cached nor reachable, the built-in one takes its place, with a warning;
@@ -43,7 +45,15 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
     """
     spec = str(spec).strip()
     family, _, rest = spec.partition(":")
-    if family in ("builtin", "icons") or Path(spec).expanduser().is_dir() or not _HUB_ID.fullmatch(spec):
+    folder = user_path(spec)
+    # A folder without an index counts for nothing where the spec means a set of ours.
+    if spec and folder.is_dir() and (family not in FAMILIES or (folder / INDEX).is_file()):
+        if family in FAMILIES:
+            notice(f"the needles {spec!r} are those of {folder.absolute()} and not the set of that name")
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given, but {spec!r} is a folder and has none")
+        return read_folder(folder, name=spec)
+    if family in FAMILIES or not _HUB_ID.fullmatch(spec):
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {spec!r} is not a Hub dataset and has none")
         return _open_local(spec, family, rest)
@@ -72,11 +82,6 @@ def _open_local(spec: str, family: str, rest: str) -> NeedleSet:
         from vniah.needles.icons import icon_needles
 
         return icon_needles(spec, rest)
-    folder = Path(spec).expanduser()
-    if spec and folder.is_dir():
-        from vniah.needles.folder import read_folder
-
-        return read_folder(folder, name=spec)
-    if spec and ("/" in spec or folder.exists()):
+    if spec and ("/" in spec or user_path(spec).exists()):
         raise FileNotFoundError(f"no folder of needles at {spec!r}; expected {FORMS}")
     raise ValueError(f"no needle set {spec!r}; expected {FORMS}")

@@ -63,15 +63,16 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
             print(f"text NIAH: {note}", file=sys.stderr)
             return from_prose(0, note=note)
     name, _, seed = spec.partition(":")
+    folder = user_path(spec)
+    if folder.is_file():
+        return from_texts(str(folder), [read_text(folder)])
+    # A folder without texts counts for nothing where the spec means the prose of that name.
+    if folder.is_dir() and (name != BUILTIN or text_files(folder)):
+        return from_folder(folder)
     if name == BUILTIN:
         if seed and not seed.isdecimal():
             raise ValueError(f"the seed of the built-in haystack is a whole number, as in 'builtin:7'; got {spec!r}")
         return from_prose(int(seed or 0))
-    folder = user_path(spec)
-    if folder.is_dir():
-        return from_folder(folder)
-    if folder.is_file():
-        return from_texts(str(folder), [read_text(folder)])
     if not folder.exists() and _HUB_ID.fullmatch(spec):
         return from_hub(spec)
     raise FileNotFoundError(
