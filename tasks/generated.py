@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vniah.notices import closing
+from vniah.notices import closing, notice
 from vniah.quiet import QuietDict
 from vniah.runs.open import metadata_of, open_task
 from vniah.runs.task import Answer, NeedleTask
@@ -68,7 +68,13 @@ class GeneratedTask:
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
         task = self._of(doc)
-        found = task.scores(doc, Answer(text=results[0] if results else ""))
+        text = results[0] if results else ""
+        if not text.strip():
+            notice(
+                f"{task.name}: some answers are empty: a model may write one where it fails; see its log, "
+                "and `vniah doctor --host-model`"
+            )
+        found = task.scores(doc, Answer(text=text))
         return {**found, task.provenance_name: doc["provenance"]}
 
     def provenance(self, items: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -23,12 +24,26 @@ SPECIAL = [
 ]
 
 
+def tiny_tokenizer(special: list[str], template: str, **more: Any) -> Any:
+    """Bytes as tokens, and ``special`` ones behind them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    known = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", **more}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **known)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 def write_tiny_qwen_vl(folder: Path) -> None:
     """Write model, tokenizer and processor into ``folder``; a few hundred kB."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
-        PreTrainedTokenizerFast,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
@@ -36,13 +51,7 @@ def write_tiny_qwen_vl(folder: Path) -> None:
         Qwen2VLVideoProcessor,
     )
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(SPECIAL)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHAT
+    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     config = Qwen2_5_VLConfig(
         text_config={

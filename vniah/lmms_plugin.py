@@ -50,6 +50,23 @@ def manifests() -> list[Any]:
     ]
 
 
+def host_classes() -> dict[str, tuple[str, str]]:
+    """Every model that lmms-eval has, by each of its names: its own name, and the path of the class that answers.
+
+    Raises:
+        ValueError: lmms-eval is not installed.
+    """
+    try:
+        from lmms_eval.models import MODEL_REGISTRY_V2
+    except ImportError as error:
+        raise ValueError(f"lmms-eval does not load ({error}); pip install 'lmms-eval>=0.7.3,<0.8'") from error
+    found = {}
+    for name in MODEL_REGISTRY_V2.list_model_names():
+        resolved = MODEL_REGISTRY_V2.resolve(name)
+        found[name] = (resolved.model_id, resolved.class_path)
+    return found
+
+
 def install_task_hook() -> None:
     """Make lmms-eval index our tasks by default, now if its tasks are imported, else when they are."""
     try:

@@ -263,7 +263,6 @@ def test_disk_use_is_bounded(tmp_path: Path, cell, capsys: pytest.CaptureFixture
 
 def test_what_a_run_has_handed_out_stays(tmp_path: Path, cell, capsys: pytest.CaptureFixture[str]) -> None:
     """Some models ask for every video before they read the first one."""
-    notices.forget()
     composer = Composer(open_haystack(HAYSTACK), tmp_path, max_bytes=1)
     paths = [composer.cached(cell(60, index)) for index in range(8)]
     for path in paths:
@@ -386,7 +385,6 @@ def test_composed_videos_are_even_and_their_control_as_long(num_frames: int, dep
 
 
 def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
-    notices.forget()
     film = open_haystack("synthetic:0:8:64x48")
     held = held_at_the_end(film, 8)
     assert len(held) == 10 and held.fingerprint != film.fingerprint and held.size == film.size

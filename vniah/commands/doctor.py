@@ -11,12 +11,22 @@ _MARKS = {"ok": ("ok", typer.colors.GREEN), "note": ("--", typer.colors.YELLOW),
 
 def command(
     online: Annotated[bool, typer.Option("--online", help="Also ask the Hub whether it answers.")] = False,
+    host_model: Annotated[
+        str | None, typer.Option("--host-model", help="How this model of lmms-eval is run on vniah_generate.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --host-model: as JSON.")] = False,
 ) -> None:
     """Say what is installed, what is missing and how to get it.
 
     Ends with exit code 0 if `lmms-eval --model longva_ring --tasks vniah` can run here, or without lmms-eval
-    `vniah run vniah`; else 1.
+    `vniah run vniah`; else 1. With --host-model, says by which arguments that model of lmms-eval is shown every frame
+    of VNIAH_FRAMES: works (null: nobody has run it here), model_args, env, packages, note.
     """
+    if host_model is not None:
+        _host(host_model, as_json)
+        return
+    if as_json:
+        raise ValueError("--json is for --host-model NAME; the rest of doctor is for reading")
     from vniah.commands import diagnosis
 
     checks = (
@@ -58,3 +68,25 @@ def command(
         typer.echo("\nThe main job can run: lmms-eval --model longva_ring --tasks vniah")
     else:
         typer.echo("\nThe core can run: vniah run vniah --model nano -o out; lmms-eval is not installed")
+
+
+def _host(name: str, as_json: bool) -> None:
+    import json
+
+    from vniah.compose import composed_frames
+    from vniah.hosts import advise, command_line
+    from vniah.runs.open import metadata_of
+    from vniah.settings import Settings
+
+    frames = composed_frames(Settings.read(metadata_of("vniah_generate")).grid.max_frames)
+    advice = advise(name, frames)
+    if as_json:
+        typer.echo(json.dumps(advice.as_dict()))
+        return
+    works = {True: "shows every frame", False: "cannot", None: "not run here"}[advice.works]
+    typer.secho(f"{name} on vniah_generate, videos of up to {frames} frames: {works}", bold=True)
+    typer.echo(f"  {advice.note}")
+    if advice.packages:
+        typer.echo(f"  packages: {' '.join(advice.packages)}")
+    if advice.works is not False:
+        typer.echo(f"  {command_line(name, advice)}")

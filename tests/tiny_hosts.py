@@ -1,0 +1,156 @@
+"""Tiny random checkpoints of the kinds that lmms-eval's own models load: what shows that a host runs `vniah_generate`.
+
+Each is a few hundred kB: model, tokenizer, processor, chat template. Their answers mean nothing; that one comes for
+every cell, and of how many frames, is what is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny_qwen_vl import CHAT, SPECIAL, tiny_tokenizer, write_tiny_qwen_vl
+
+# One placeholder a visual, in front of the text.
+PLACEHOLDERS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for item in message.content if item.type == 'image' %}<IMG_CONTEXT>\n{% endfor %}"
+    "{% for item in message.content if item.type == 'video' %}<video>\n{% endfor %}"
+    "{% for item in message.content if item.type == 'text' %}{{ item.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+}
+VISION: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+
+
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+def _save(folder: Path, model: Any, processor: Any) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+
+
+def write_tiny_qwen2_vl(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    config = Qwen2VLConfig(
+        text_config={"vocab_size": len(tokenizer) + 1, "rope_parameters": rope, **TEXT},
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        **_qwen_ids(tokenizer),
+    )
+    torch.manual_seed(0)
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
+    _save(folder, Qwen2VLForConditionalGeneration(config), processor)
+
+
+def _qwen3_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    images = Qwen2VLImageProcessor(patch_size=16)
+    return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT)
+
+
+def write_tiny_qwen3_vl(folder: Path) -> None:
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={"vocab_size": len(tokenizer) + 1, "head_dim": 8, "rope_parameters": rope, **TEXT},
+        vision_config={**VISION, "patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        **_qwen_ids(tokenizer),
+    )
+    torch.manual_seed(0)
+    _save(folder, Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer))
+
+
+def write_tiny_qwen3_5(folder: Path) -> None:
+    import torch
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+    config = Qwen3_5Config(
+        text_config={
+            "vocab_size": len(tokenizer) + 1,
+            "head_dim": 8,
+            "rope_parameters": rope,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 2,
+            **linear,
+            **TEXT,
+        },
+        vision_config={**VISION, "patch_size": 16, "num_position_embeddings": 16},
+        **_qwen_ids(tokenizer),
+    )
+    torch.manual_seed(0)
+    _save(folder, Qwen3_5ForConditionalGeneration(config), _qwen3_processor(tokenizer))
+
+
+def write_tiny_internvl(folder: Path) -> None:
+    import torch
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    named = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    named |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    tokenizer = tiny_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()], PLACEHOLDERS, extra_special_tokens=named
+    )
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+        },
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **TEXT},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    torch.manual_seed(0)
+    size = {"height": 56, "width": 56}
+    images, videos = GotOcr2ImageProcessor(size=size), InternVLVideoProcessor(size=size)
+    processor = InternVLProcessor(images, tokenizer, videos, image_seq_length=4, chat_template=PLACEHOLDERS)
+    _save(folder, InternVLForConditionalGeneration(config), processor)
+
+
+# By lmms-eval's name of the model that loads it.
+CHECKPOINTS: dict[str, Callable[[Path], None]] = {
+    "qwen2_vl": write_tiny_qwen2_vl,
+    "qwen2_5_vl": write_tiny_qwen_vl,
+    "qwen3_vl": write_tiny_qwen3_vl,
+    "qwen3_5": write_tiny_qwen3_5,
+    "internvl_hf": write_tiny_internvl,
+}
