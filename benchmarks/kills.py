@@ -1,0 +1,228 @@
+"""Kill runs at random moments, start them again until they end, and compare with a run that nothing happened to.
+
+    python benchmarks/kills.py [one branch ring training] [--trials 108] [--seed 0] [--csv kills.csv]
+
+Every trial is a fresh folder and cache; its run is killed ``--kills`` times (a random signal, after a random share of
+the time that the undisturbed run took), and then left to end. Under torchrun a random rank, the launcher, or all of
+them are killed. Counted are: results that are not byte for byte the undisturbed run's (dates left out), runs that do
+not end, and processes that outlive their run. On the shipped nano model, on CPU. Exits with 1 where one is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+GRID = {
+    "VNIAH_FRAMES": "4,8,16",
+    "VNIAH_DEPTHS": "0,50,100",
+    "VNIAH_NEEDLES": "icons:0:6",
+    "VNIAH_HAYSTACK": "synthetic",
+}
+VNIAH = ("-m", "vniah")
+RUN = ("run", "vniah_nano", "--model", "nano", "--model-args", "device=cpu")
+RECIPE = """
+name: kills
+output: {out}
+stages:
+  - name: text
+    kind: text
+    new: {{}}
+    sequence_length: 64
+    rope_theta: 1e4
+    data: {{phases: [{{start: 0, length: 64, batch: 4}}]}}
+    train: {{lr: 1e-3, steps: 60, precision: fp32, log_every: 1, save_every: 5, keep: 2}}
+"""
+# Of one run: what says when it ran, and how fast.
+DATED = {"date", "total_evaluation_time_seconds", "start_time", "end_time", "throughput"}
+SHARES = {"one": 0.7, "branch": 0.1, "ring": 0.1, "training": 0.1}
+TIMEOUT = 600.0
+
+
+def main(options: argparse.Namespace) -> int:
+    draw = random.Random(options.seed)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for mode in options.modes:
+            share = SHARES[mode] / sum(SHARES[each] for each in options.modes)
+            rows.append(run_mode(Path(folder) / mode, mode, max(1, round(share * options.trials)), options.kills, draw))
+    if options.csv:
+        with open(options.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    bad = sum(row["different"] + row["hung"] + row["orphans"] for row in rows)
+    kills = sum(row["kills"] for row in rows)
+    print(f"{kills} kills: {bad} of them with another result, a hang, or a process left behind")
+    return bool(bad)
+
+
+def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.Random) -> dict[str, Any]:
+    """``kills`` kills, ``per_trial`` of them to a run."""
+    started = time.monotonic()
+    whole = folder / "whole"
+    if left := start(mode, whole).wait(TIMEOUT):
+        raise SystemExit(f"{mode}: the undisturbed run ended with {left}: {(whole / 'log').read_text()[-2000:]}")
+    seconds = time.monotonic() - started
+    truth = outcome(whole)
+    row: dict[str, Any] = {"mode": mode, "runs": 0, "kills": 0, "landed": 0, "different": 0, "hung": 0, "orphans": 0}
+    while row["kills"] < kills:
+        place = folder / f"trial{row['runs']}"
+        row["runs"] += 1
+        for _ in range(min(per_trial, kills - row["kills"])):
+            process = start(mode, place)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.05, 1.0) * seconds)
+            row["landed"] += process.poll() is None
+            kill(process, draw, one_of_many=mode in ("branch", "ring"))
+            row["hung"] += not ended(process)
+            row["orphans"] += left_behind(process.pid)
+            row["kills"] += 1
+        process = start(mode, place)
+        if not ended(process, TIMEOUT):
+            row["hung"] += 1
+        elif process.returncode or outcome(place) != truth:
+            row["different"] += 1
+            print(f"{mode}: {place.name} differs: {difference(truth, outcome(place))}", file=sys.stderr)
+            print((place / "log").read_text()[-1500:], file=sys.stderr)
+        print(f"{mode}: {row['kills']} of {kills} kills, {row['different']} different", flush=True)
+        shutil.rmtree(place)
+    row["seconds"] = round(time.monotonic() - started)
+    return row
+
+
+def start(mode: str, place: Path) -> subprocess.Popen[bytes]:
+    """The run of a mode, in a session of its own; what it prints is in ``log``."""
+    place.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **GRID, "VNIAH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["HF_HUB_OFFLINE"] = "1"
+    command = [sys.executable]
+    if mode == "training":
+        recipe = place / "recipe.yaml"
+        recipe.write_text(RECIPE.format(out=place / "out"))
+        command += ["-m", "vniah.cli", "train", str(recipe)]
+    else:
+        if mode in ("branch", "ring"):
+            command += [
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                "2",
+                "--master_port",
+                str(29500 + os.getpid() % 99),
+            ]
+        command += [
+            *VNIAH,
+            *RUN[:-1],
+            f"{RUN[-1]},parallel={mode}" if mode != "one" else RUN[-1],
+            "-o",
+            str(place / "out"),
+        ]
+    with (place / "log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes], draw: random.Random, *, one_of_many: bool) -> None:
+    """A signal to a run: to its process, or one of its processes, or all."""
+    which = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+    whole = draw.random() < 0.5
+    with contextlib.suppress(ProcessLookupError):
+        if one_of_many and not whole and (ranks := in_session(process.pid) - {process.pid}):
+            os.kill(draw.choice(sorted(ranks)), which)
+        elif which == signal.SIGKILL:
+            os.killpg(process.pid, which)
+        else:
+            os.kill(process.pid, which)
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float = 90.0) -> bool:
+    """Whether a run ends by itself in so many seconds; else all of it is killed."""
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def left_behind(session: int) -> int:
+    """Processes of a run that outlive it by ten seconds; they are killed."""
+    until = time.monotonic() + 10
+    while (left := in_session(session)) and time.monotonic() < until:
+        time.sleep(0.1)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    return len(left)
+
+
+def in_session(session: int) -> set[int]:
+    """The living processes of a session (Linux)."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.add(int(path.parent.name))
+    return found
+
+
+def outcome(place: Path) -> Any:
+    """What a run gave, all but its dates."""
+    out = place / "out"
+    if not out.exists():
+        return None
+    if (out / "recipe.json").exists():
+        model = out / "text" / "model" / "model.safetensors"
+        metrics = out / "text" / "run" / "metrics.jsonl"
+        return [hashlib.sha256(model.read_bytes()).hexdigest(), [undated(json.loads(line)) for line in metrics.open()]]
+    # A run that was killed behind its last write has left its results, and the one after it writes them again.
+    samples = {path.read_text() for path in out.glob("*/*_samples_*.jsonl")}
+    results = {json.dumps(undated(json.loads(path.read_text())), indent=1) for path in out.glob("*/*_results.json")}
+    return [sorted(samples), sorted(results)]
+
+
+def difference(whole: Any, other: Any) -> str:
+    """The first line in which two outcomes differ."""
+    pair = [json.dumps(one, indent=1).replace("\\n", "\n").splitlines() for one in (whole, other)]
+    return next((f"{mine!r}, not {its!r}" for its, mine in zip(*pair, strict=False) if mine != its), "one is longer")
+
+
+def undated(value: Any) -> Any:
+    """Results without what differs between any two runs."""
+    if isinstance(value, dict):
+        return {key: undated(one) for key, one in value.items() if key not in DATED and not key.endswith("_per_second")}
+    return [undated(one) for one in value] if isinstance(value, list) else value
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("modes", nargs="*", help=f"of {', '.join(SHARES)}; all by default")
+    parser.add_argument("--trials", type=int, default=108, help="kills in all")
+    parser.add_argument("--kills", type=int, default=6, help="kills of one run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv")
+    options = parser.parse_args(arguments)
+    options.modes = options.modes or list(SHARES)
+    if unknown := set(options.modes) - set(SHARES):
+        parser.error(f"no such mode: {', '.join(unknown)}; expected {', '.join(SHARES)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))
