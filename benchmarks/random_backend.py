@@ -64,7 +64,9 @@ class RandomBackend(TextMixin):
         )
         self.name = self.fingerprint = f"random-{shape}"
         with torch.device(device):
-            self.model = AutoModelForCausalLM.from_config(config, attn_implementation="longva_blockwise", dtype=dtype)
+            self.model = AutoModelForCausalLM.from_config(
+                config, attn_implementation="longva_blockwise", dtype=dtype, trust_remote_code=False
+            )
         self.model.eval().requires_grad_(False)
         if dtype == torch.float32:
             # Larger than initial weights, so that attention is sharp and answers have gaps.

@@ -49,9 +49,9 @@ class LongVAModel(LongVAPreTrainedModel):
 
     def __init__(self, config: LongVAConfig) -> None:
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
         self.multi_modal_projector = LongVAProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.image_newline: nn.Parameter | None = None
         if config.mm_patch_merge_type == "spatial_unpad":
             self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))

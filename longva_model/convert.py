@@ -73,7 +73,7 @@ def _write(folder: Path, draft: Path, to: Layout) -> None:
     from longva_model.config import LongVAConfig
     from longva_model.loading import expected_shapes
 
-    config = LongVAConfig.from_pretrained(folder)
+    config = LongVAConfig.from_pretrained(folder, trust_remote_code=False)
     tensors = checkpoint.read_tensor_index(folder)
     checkpoint.check_tensors(tensors, expected_shapes(config), folder, tied=config.tie_word_embeddings)
     rename = released.to_our_key if to == "ours" else released.to_released_key
@@ -114,7 +114,7 @@ def _write_processor(folder: Path, draft: Path) -> None:
         return
     from longva_model.processing import LongVAProcessor
 
-    processor = LongVAProcessor.from_pretrained(folder)
+    processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.to_json_file(draft / "processor_config.json")
     if isinstance(processor.chat_template, str):
         (draft / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")

@@ -139,4 +139,4 @@ def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 def load_generation_config(model: PreTrainedModel, folder: str) -> None:
     """Take the folder's generation_config.json, where there is one."""
     if (Path(folder) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)

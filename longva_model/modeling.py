@@ -190,13 +190,16 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
                 config that does not say how video frames are pooled.
         """
         if kwargs.get("state_dict") is not None or pretrained_model_name_or_path is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            kwargs.pop("trust_remote_code", None)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, trust_remote_code=False, **kwargs)
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs)
         kwargs = loading.meant(kwargs)
         asked_dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         config = copy.deepcopy(kwargs.pop("config", None))
         if not isinstance(config, LongVAConfig):
-            config, kwargs = LongVAConfig.from_pretrained(config or folder, return_unused_kwargs=True, **kwargs)
+            config, kwargs = LongVAConfig.from_pretrained(
+                config or folder, return_unused_kwargs=True, trust_remote_code=False, **kwargs
+            )
         if config.released_config is not None:
             config.layout.require_pooling()
         if "attn_implementation" in kwargs:
@@ -210,7 +213,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         device = loading.single_device(kwargs.get("device_map"))
         if args or device is None or kwargs.keys() - loading.PLAIN_OPTIONS or loading.is_sharded_training():
             kwargs |= {"config": config, "dtype": dtype, "key_mapping": released.KEY_MAPPING}
-            return super().from_pretrained(folder, *args, **kwargs)
+            return super().from_pretrained(folder, *args, trust_remote_code=False, **kwargs)
         loading.load_weights(model, tensors, dtype, device)
         loading.load_generation_config(model, folder)
         model.config.name_or_path = str(pretrained_model_name_or_path)

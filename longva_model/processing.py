@@ -269,11 +269,15 @@ class LongVAProcessor(ProcessorMixin):
             FileNotFoundError: neither a folder nor to be had from the Hub.
         """
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs, weights=False)
+        # Whatever was asked for: no code is run from a checkpoint, and nobody is asked whether it may be.
+        kwargs.pop("trust_remote_code", None)
         if (Path(folder) / "processor_config.json").is_file():
-            return super().from_pretrained(folder, **kwargs)
+            return super().from_pretrained(folder, trust_remote_code=False, **kwargs)
         own = {key: kwargs.pop(key) for key in ("chat_template", "preprocess") if key in kwargs}
-        config, kwargs = LongVAConfig.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, **kwargs)
+        config, kwargs = LongVAConfig.from_pretrained(
+            folder, return_unused_kwargs=True, trust_remote_code=False, **kwargs
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, **kwargs)
         preprocessor = _preprocessor(folder, config)
         return cls.from_config(
             config,

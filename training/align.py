@@ -96,9 +96,9 @@ def load_or_assemble(stage: AlignStage, resolve: Any, *, seed: int) -> tuple[Any
 
     source, dtype = resolve(stage.model_from), load_dtype(stage.train)
     tokenizer = load_tokenizer(source)
-    kind = AutoConfig.from_pretrained(source).model_type
+    kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
     if kind == "longva":
-        return LongVAForConditionalGeneration.from_pretrained(source, dtype=dtype), tokenizer
+        return LongVAForConditionalGeneration.from_pretrained(source, dtype=dtype, trust_remote_code=False), tokenizer
     if stage.tower_from is None:
         raise ValueError(f"{source} is a {kind} decoder; stage {stage.name!r} needs tower_from to make a LongVA of it")
     model = assemble(source, resolve(stage.tower_from), merge=stage.data.merge, dtype=dtype)
@@ -123,8 +123,8 @@ def assemble(decoder: str, tower: str, *, merge: str, dtype: Any) -> Any:
 
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
 
-    language = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype)
-    vision = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
+    language = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, trust_remote_code=False)
+    vision = CLIPVisionModel.from_pretrained(tower, dtype=dtype, trust_remote_code=False)
     # Where the parts lay on this machine is nobody's business.
     language.config._name_or_path = vision.config._name_or_path = ""
     config = LongVAConfig(

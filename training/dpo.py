@@ -43,12 +43,12 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     run_folder.mkdir(parents=True, exist_ok=True)
     check_identity(run_folder, {"stage": as_data(stage), "seed": seed})
     options = {"dtype": dtype, "attn_implementation": stage.train.attention}
-    model = LongVAForConditionalGeneration.from_pretrained(source, **options)
-    frozen = LongVAForConditionalGeneration.from_pretrained(source, **options)
+    model = LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options)
+    frozen = LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options)
     prepare_model(model)
     prepare_model(frozen.requires_grad_(False))
     check_room(model, stage.train, run_folder)
-    processor = LongVAProcessor.from_pretrained(source)
+    processor = LongVAProcessor.from_pretrained(source, trust_remote_code=False)
     collator = PreferenceCollator(
         processor,
         num_frames=stage.num_frames,

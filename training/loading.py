@@ -26,8 +26,8 @@ def load_tokenizer(source: str) -> Any:
 
     path = Path(source) / "tokenizer_config.json"
     if path.is_file() and read_json(path).get("tokenizer_class") in GENERIC:
-        return PreTrainedTokenizerFast.from_pretrained(source)
-    return AutoTokenizer.from_pretrained(source)
+        return PreTrainedTokenizerFast.from_pretrained(source, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:

@@ -72,9 +72,11 @@ def load_or_create(stage: TextStage, resolve: Any) -> tuple[Any, Any]:
     else:
         source = resolve(stage.model_from)
         tokenizer = load_tokenizer(source)
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         set_rope_theta(config, stage.rope_theta, stage.max_positions)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=load_dtype(stage.train))
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=load_dtype(stage.train), trust_remote_code=False
+        )
     model.set_attn_implementation("longva_ring" if stage.train.attention == "ring" else stage.train.attention)
     return model, tokenizer
 

@@ -1,0 +1,91 @@
+"""No code is ever run from a checkpoint, and nobody is asked whether it may be."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("vniah", "longva_model", "tasks", "training", "plots", "benchmarks")
+LOADING = ("from_pretrained", "from_config", "_from_config")
+# Made of what is given, and of nothing on disk.
+GIVEN = ("LongVAProcessor.from_config", "cls.from_config", "LongVAForConditionalGeneration._from_config")
+
+
+def loading_calls() -> list[tuple[str, ast.Call]]:
+    found = []
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADING:
+                    found.append((f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}", node))
+    return found
+
+
+def test_every_call_that_loads_says_that_no_code_is_trusted() -> None:
+    calls = [(place, call) for place, call in loading_calls() if place.rpartition(" ")[2] not in GIVEN]
+    assert len(calls) > 20, "the calls are found"
+    silent = []
+    for place, call in calls:
+        said = {keyword.arg: keyword.value for keyword in call.keywords}
+        value = said.get("trust_remote_code")
+        if not (isinstance(value, ast.Constant) and value.value is False):
+            silent.append(place)
+    assert not silent
+
+
+PLANTED = (
+    "open({marker!r}, 'w').close()\nfrom transformers import PreTrainedConfig as C, PreTrainedTokenizerFast as T\n"
+)
+
+
+def plant(folder: Path, marker: Path) -> None:
+    for place in ("evil.py", "custom_generate/generate.py"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        code = "class EvilConfig(C):\n    model_type = 'evil'\nclass EvilTokenizer(T):\n    pass\ndef generate(*a, **k):\n    pass\n"
+        (folder / place).write_text(PLANTED.format(marker=str(marker)) + code)
+
+
+@pytest.mark.parametrize("kind", ["config", "tokenizer of LongVA", "tokenizer of a text model", "generation"])
+def test_a_checkpoints_code_does_not_run_whatever_is_answered(kind: str, tmp_path: Path) -> None:
+    """Under `yes y |` a planted file ran when only its configuration was looked at."""
+    import longva_model.nano as nano
+    from tiny_checkpoints import write_text_model
+
+    folder, marker = tmp_path / "evil", tmp_path / "ran"
+    if kind == "tokenizer of a text model":
+        write_text_model(folder, "qwen2")
+    else:
+        shutil.copytree(Path(str(nano.__file__)).parent, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    plant(folder, marker)
+
+    def change(name: str, **values: Any) -> None:
+        held = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**held, **values}))
+
+    if kind == "config":
+        change("config.json", model_type="evil", auto_map={"AutoConfig": "evil.EvilConfig"})
+    elif kind.startswith("tokenizer"):
+        named = {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
+        change("tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map=named)
+    code = (
+        "import sys\nfrom longva_model.engine.loading import load_backend\nfrom longva_model.model_args import ModelArgs\n"
+        "try:\n    load_backend(ModelArgs(pretrained=sys.argv[1], device='cpu'))\nexcept ValueError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], input="y\n" * 50, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert not marker.exists()
+    assert ran.returncode == 0, ran.stderr
+    if kind == "config":
+        assert "refused:" in ran.stdout and len(ran.stdout.strip().splitlines()) == 1
