@@ -5,22 +5,37 @@ Used for file names in needle folders, for Hub listings and for the zip and tar 
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 # A video or image hardly compresses; an archive that grows more than this is built to fill a disk.
 MAX_RATIO = 100
 # Below this size no ratio is dangerous: a short text file may compress a thousandfold.
 _RATIO_APPLIES_FROM = 64 << 20
 _CHUNK = 1 << 20
+# A tar's header may carry a long name or attributes; more than this is no name of a file.
+_MAX_HEADER = 64 << 10
+_MAX_MEMBERS = 200_000
+_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
+_PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\x00", lzma.LZMAFile),
+)
 
 
 def check_relative_name(name: str) -> PurePosixPath:
@@ -65,34 +80,121 @@ class _Member:
     handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
+def archive_stem(name: str) -> str:
+    """An archive's name without its ending: "videos.part1.tar.gz" -> "videos.part1"."""
+    ending = next((suffix for suffix in _SUFFIXES if name.casefold().endswith(suffix)), "")
+    return name[: len(name) - len(ending)] or name
+
+
 def safe_extract(archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO) -> list[Path]:
     """Unpack a ``.zip``, ``.tar``, ``.tar.gz`` or the like into ``dest`` and return the files, sorted.
 
     Every name and size is checked before the first byte is written. Each file appears whole or not at all,
-    and one that is already there with the right size is kept, so an interrupted run can be repeated.
+    and one that is already there with the right size is kept, so an interrupted run can be repeated. Memory is
+    bounded whatever the archive says of itself.
 
     Raises:
         FileNotFoundError: no such archive.
         FileExistsError: ``dest`` holds a file of that name and another size.
-        ValueError: not an archive, encrypted, damaged, holds a link or device, a name that leaves ``dest``,
-            or more than ``max_ratio`` times its own size.
+        ValueError: not an archive, encrypted, damaged, packed by a method that Python cannot read, holds a link or
+            device, a name that leaves ``dest``, a header beyond reason, too many files, or more than ``max_ratio``
+            times its own size.
         OSError: not enough room on the disk.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"no archive at {archive}")
-    try:
+    with _plain_errors(archive):
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 return _extract(archive, dest, list(_zip_members(archive, opened)), opened, max_ratio)
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tar:
-                return _extract(archive, dest, list(_tar_members(archive, tar)), tar, max_ratio)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        with archive.open("rb") as raw:
+            content = _TarContent(archive, raw, max_ratio)
+            try:
+                tar = tarfile.open(fileobj=content, mode="r:")  # noqa: SIM115, closed below
+            except tarfile.ReadError:
+                raise ValueError(f"{archive} is neither a zip nor a tar file") from None
+            with tar:
+                members = list(_tar_members(archive, tar))
+                content.read_to_end()
+                return _extract(archive, dest, members, tar, max_ratio)
+
+
+@contextlib.contextmanager
+def _plain_errors(archive: Path) -> Iterator[None]:
+    """What the libraries say of a damaged or odd archive as one line of ours."""
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise ValueError(f"{archive} is damaged ({error}); delete it and download it again") from None
-    raise ValueError(f"{archive} is neither a zip nor a tar file")
+    except (RecursionError, OverflowError, UnicodeError) as error:
+        reason = f"its headers cannot be read, {type(error).__name__}"
+        raise ValueError(f"{archive} is damaged ({reason}); delete it and download it again") from None
+
+
+class _TarContent(io.RawIOBase):
+    """The unpacked bytes of a tar file, for the library to read: no header is larger than ``largest_read``, and no more
+    bytes come than the ratio allows, however small the file that holds them."""
+
+    def __init__(self, archive: Path, raw: IO[bytes], max_ratio: float) -> None:
+        self._archive, self._max_ratio = archive, max_ratio
+        start = raw.read(8)
+        raw.seek(0)
+        self._file: Any = next((unpack(raw) for magic, unpack in _PACKED if start.startswith(magic)), raw)
+        self._packed = os.fstat(raw.fileno()).st_size
+        self._most = max(_RATIO_APPLIES_FROM, self._packed * max_ratio)
+        self.largest_read = _MAX_HEADER
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.largest_read:
+            told = f"of {size:,} bytes" if size >= 0 else "without a size"
+            raise ValueError(f"{self._archive} holds a header {told}, which is no file's name; nothing was unpacked")
+        self._check(self._file.tell() + size)
+        with self._damage():
+            return bytes(self._file.read(size))
+
+    def read_to_end(self) -> None:
+        """Read what follows the last file too: a checksum of the packed bytes stands there. Contents may follow."""
+        self.largest_read = _CHUNK
+        while self.read(_CHUNK):
+            pass
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET, "the library seeks from the beginning"
+        if offset < 0:
+            raise tarfile.ReadError("a negative size")
+        self._check(offset)
+        with self._damage():
+            return int(self._file.seek(offset))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def _check(self, place: int) -> None:
+        # A file that is not packed ends by itself; reading behind its end gives nothing.
+        if place > self._most + _CHUNK:
+            raise ValueError(
+                f"{self._archive} ({self._packed:,} bytes) would unpack to {place:,} bytes or more, more than "
+                f"{self._max_ratio:g} times its size; refused as a decompression bomb"
+            )
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # bz2 and gzip say so of damaged data
+                raise tarfile.ReadError(str(error)) from None
+            raise
 
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+    _check_number(archive, len(opened.infolist()))
     for info in opened.infolist():
         if info.is_dir():
             check_relative_name(info.filename)
@@ -102,11 +204,26 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
             raise ValueError(f"{archive} holds {info.filename!r}, which is no plain file; nothing was unpacked")
         if info.flag_bits & 1:
             raise ValueError(f"{archive} is encrypted ({info.filename!r}); nothing was unpacked")
+        try:
+            opened.open(info).close()
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"{archive} holds {info.filename!r}, which is packed in a way that Python cannot read ({error}); "
+                "unpack it by another program; nothing was unpacked"
+            ) from None
         yield _Member(check_relative_name(info.filename), info.file_size, info)
 
 
+def _check_number(archive: Path, members: int) -> None:
+    if members > _MAX_MEMBERS:
+        raise ValueError(f"{archive} holds more than {_MAX_MEMBERS:,} files; nothing was unpacked")
+
+
 def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
-    for info in opened:
+    for number, info in enumerate(opened, start=1):
+        _check_number(archive, number)
+        if info.size < 0:
+            raise tarfile.ReadError(f"{info.name!r} has a negative size")
         if info.isdir():
             # A tar of a folder often starts with './'.
             check_relative_name(info.name)

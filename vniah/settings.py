@@ -89,6 +89,11 @@ class Settings:
     def cache_dir(self) -> Path:
         return cache_dir(self.cache)
 
+    @property
+    def cache_bytes(self) -> int:
+        """``cache_gb`` in bytes; without end (``inf``) more than any disk holds."""
+        return int(min(self.cache_gb, 1e9) * 1e9)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -8,14 +8,14 @@ come from data sets, so they are only ever looked up in the folders' own listing
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from vniah.archives import safe_extract
+from vniah.archives import archive_stem, safe_extract
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
@@ -207,8 +207,14 @@ def unpack_archives(archives: Iterable[Path], dest: Path) -> tuple[list[Path], l
         OSError: the disk is full or cannot be written, which no other archive would mend.
     """
     folders, problems = [], []
+    archives = list(archives)
+    stems = Counter(archive_stem(archive.name) for archive in archives)
+    names = Counter(archive.name for archive in archives)
     for archive in archives:
-        folder = dest / archive.name.partition(".")[0]
+        # Of archives that are called alike, such as "a.zip" and "a.tar", each has a folder of its own all the same.
+        stem = archive_stem(archive.name)
+        called = archive.name if names[archive.name] == 1 else f"{archive.parent.name}--{archive.name}"
+        folder = dest / (stem if stems[stem] == 1 else called)
         stamp = folder / ".unpacked"
         # A name and a size: the Hub's cache gives changed content a new name behind the link.
         mark = f"{archive.resolve().name} {archive.stat().st_size}\n"

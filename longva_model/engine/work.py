@@ -132,7 +132,7 @@ def embeddings_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    return int(Settings.read().cache_gb * 1e9)
+    return Settings.read().cache_bytes
 
 
 def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import resource
+import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from vniah.archives import check_relative_name, safe_extract, safe_relative_path
+from vniah.archives import archive_stem, check_relative_name, safe_extract, safe_relative_path
 
 ESCAPES = ["../x", "a/../../x", "/x", "\\x", "..\\x", "C:\\x", "c:x", "//host/x", "x\0y", "", "  ", "a/.."]
 
@@ -143,3 +150,116 @@ def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 4})())
     with pytest.raises(OSError, match="needs 5 bytes"):
         safe_extract(archive, tmp_path / "out")
+
+
+def header(name: bytes, kind: bytes, size: int) -> bytes:
+    """A tar header by hand: the library would not write a bomb."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[100:108] = b"0000644\0"
+    block[108:124] = b"0000000\x000000000\0"
+    block[124:136] = b"%011o\0" % size if size >= 0 else b"\xff" * 4 + struct.pack(">q", size)
+    block[136:148] = b"00000000000\0"
+    block[148:156] = b" " * 8
+    block[156:157] = kind
+    block[257:265] = b"ustar\x0000"
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_header_without_end_is_refused_before_it_is_read(kind: bytes, first: bool, tmp_path: Path) -> None:
+    """A file of 300 KB whose one header unpacks to 300 MB, read by a process that may not have the memory."""
+    bomb = tmp_path / "bomb.tar.gz"
+    with gzip.open(bomb, "wb", compresslevel=9) as file:
+        if not first:
+            file.write(header(b"a.mp4", tarfile.REGTYPE, 1) + b"x".ljust(512, b"\0"))
+        file.write(header(b"././@LongLink", kind, 300 << 20))
+        for _ in range(300):
+            file.write(b"a" * (1 << 20))
+        file.write(header(b"b.mp4", tarfile.REGTYPE, 0) + bytes(1024))
+    code = (
+        "import sys; from pathlib import Path; from vniah.archives import safe_extract\n"
+        "try: safe_extract(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except ValueError as error: print(error)"
+    )
+
+    def little_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+
+    command = [sys.executable, "-c", code, str(bomb), str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=little_memory, timeout=120)
+    assert run.stdout.count("\n") == 1 and "header of 314,572,800 bytes" in run.stdout, run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
+def test_each_kind_of_tar_unpacks_and_a_torn_one_is_one_line(pack: object, tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    content = bytes(range(256)) * 8192
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.mp4", "long/" * 30 + "é.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    packed = pack(plain.getvalue())  # type: ignore[operator]
+    (tmp_path / "whole").write_bytes(packed)
+    files = safe_extract(tmp_path / "whole", tmp_path / "out")
+    assert [file.name for file in files] == ["a.mp4", "é.mp4"] and all(file.read_bytes() == content for file in files)
+    (tmp_path / "torn").write_bytes(packed[: len(packed) * 2 // 3])
+    broken = bytearray(packed)
+    for place in range(len(packed) // 3, len(packed) // 3 + 40):
+        broken[place] ^= 0x55
+    (tmp_path / "broken").write_bytes(broken)
+    for name in ("torn", *(() if pack is bytes else ("broken",))):
+        with pytest.raises(ValueError, match="is damaged"):
+            safe_extract(tmp_path / name, tmp_path / name[:3])
+
+
+def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_listed(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.tgz", "wb") as file:
+        for number in range(90):
+            file.write(header(b"%d.mp4" % number, tarfile.REGTYPE, 1 << 20) + bytes(1 << 20))
+        file.write(bytes(1024))
+    with pytest.raises(ValueError, match="decompression bomb"):
+        safe_extract(tmp_path / "a.tgz", tmp_path / "out")
+
+
+def test_headers_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
+    chain = header(b"././@LongLink", tarfile.GNUTYPE_LONGNAME, 2) + b"a\0".ljust(512, b"\0")
+    (tmp_path / "chain").write_bytes(header(b"a", tarfile.REGTYPE, 0) + chain * 3000 + bytes(1024))
+    (tmp_path / "negative").write_bytes(header(b"a", tarfile.REGTYPE, 0) + header(b"b", tarfile.REGTYPE, -512) * 2)
+    for name in ("chain", "negative"):
+        with pytest.raises(ValueError, match="is damaged"):
+            safe_extract(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", [1, 6, 9, 98, 99])
+def test_a_zip_method_that_cannot_be_read_is_one_line(method: int, tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", {"good.mp4": b"good", "odd.mp4": b"odd"})
+    raw = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        place = raw.rindex(magic) + offset
+        raw[place : place + 2] = struct.pack("<H", method)
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"'odd.mp4', which is packed in a way .* nothing was unpacked"):
+        safe_extract(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_files_than_anyone_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vniah.archives._MAX_MEMBERS", 3)
+    files = {f"{number}": b"" for number in range(4)}
+    for make in (make_zip, make_tar):
+        with pytest.raises(ValueError, match="more than 3 files"):
+            safe_extract(make(tmp_path / make.__name__, files), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("a.zip", "a"), ("a.b.tar.gz", "a.b"), ("A.TGZ", "A"), ("videos_1.part2.zip", "videos_1.part2"), ("a", "a")],
+)
+def test_an_archives_stem(name: str, stem: str) -> None:
+    assert archive_stem(name) == stem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vniah.grid import Cell, Grid, needle_index, parse_range
+from vniah.settings import Settings
 
 
 def test_the_papers_grid_has_450_cells_and_a_control_for_each_needle_and_length() -> None:
@@ -59,3 +60,13 @@ def test_a_range_that_no_one_means_is_refused_at_once() -> None:
 def test_values_out_of_range(frames: str, depths: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Grid.parse(frames, depths)
+
+
+@pytest.mark.parametrize(("gigabytes", "size"), [("20", 20_000_000_000), ("0.003", 3_000_000)])
+def test_the_bound_of_the_cache_in_bytes(gigabytes: str, size: int) -> None:
+    assert Settings.read({}, {"VNIAH_CACHE_GB": gigabytes}).cache_bytes == size
+
+
+@pytest.mark.parametrize("gigabytes", ["inf", "1e308"])
+def test_a_cache_without_end_is_larger_than_any_disk(gigabytes: str) -> None:
+    assert Settings.read({}, {"VNIAH_CACHE_GB": gigabytes}).cache_bytes >= 10**18

@@ -149,6 +149,16 @@ def test_archives_are_unpacked_once_and_a_bad_one_is_a_line(tmp_path: Path) -> N
     assert (dest / "part_1" / "data" / "a.mp4").stat().st_mtime_ns == before
 
 
+def test_archives_that_are_called_alike_do_not_share_a_folder(tmp_path: Path) -> None:
+    names = ["videos.part1.zip", "videos.part2.zip", "b/c.zip", "d/c.zip"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        zipped(tmp_path / name, {f"{number}.mp4": b"%d" % number})
+    folders, problems = unpack_archives([tmp_path / name for name in names], tmp_path / "out")
+    assert not problems and len(set(folders)) == 4
+    assert [path.name for folder in folders for path in folder.glob("*.mp4")] == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
+
+
 def test_rows_are_read_from_each_format(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

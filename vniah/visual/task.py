@@ -124,7 +124,7 @@ class VisualTask(NeedleTask):
     @functools.cached_property
     def composer(self) -> Composer:
         folder = self.settings.cache_dir / "composed"
-        return Composer(self._film, folder, max_bytes=int(self.settings.cache_gb * 1e9))
+        return Composer(self._film, folder, max_bytes=self.settings.cache_bytes)
 
     def mp4(self, row: Mapping[str, Any]) -> Path:
         """The row's video as an mp4 of 1 fps in the cache."""
