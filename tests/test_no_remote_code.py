@@ -42,23 +42,37 @@ def test_every_call_that_loads_says_that_no_code_is_trusted() -> None:
     assert not silent
 
 
-PLANTED = (
-    "open({marker!r}, 'w').close()\nfrom transformers import PreTrainedConfig as C, PreTrainedTokenizerFast as T\n"
-)
+PLANTED = """open({marker!r}, "w").close()
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+class EvilConfig(PreTrainedConfig):
+    model_type = "evil"
+class EvilTokenizer(PreTrainedTokenizerFast):
+    pass
+def generate(*args, **kwargs):
+    pass
+"""
+LOAD = """import sys
+from longva_model.engine.loading import load_backend
+from longva_model.model_args import ModelArgs
+try:
+    load_backend(ModelArgs(pretrained=sys.argv[1], device="cpu"))
+except ValueError as error:
+    print("refused:", error)
+"""
 
 
 def plant(folder: Path, marker: Path) -> None:
     for place in ("evil.py", "custom_generate/generate.py"):
         (folder / place).parent.mkdir(exist_ok=True)
-        code = "class EvilConfig(C):\n    model_type = 'evil'\nclass EvilTokenizer(T):\n    pass\ndef generate(*a, **k):\n    pass\n"
-        (folder / place).write_text(PLANTED.format(marker=str(marker)) + code)
+        (folder / place).write_text(PLANTED.format(marker=str(marker)))
 
 
 @pytest.mark.parametrize("kind", ["config", "tokenizer of LongVA", "tokenizer of a text model", "generation"])
 def test_a_checkpoints_code_does_not_run_whatever_is_answered(kind: str, tmp_path: Path) -> None:
     """Under `yes y |` a planted file ran when only its configuration was looked at."""
-    import longva_model.nano as nano
     from tiny_checkpoints import write_text_model
+
+    import longva_model.nano as nano
 
     folder, marker = tmp_path / "evil", tmp_path / "ran"
     if kind == "tokenizer of a text model":
@@ -76,13 +90,8 @@ def test_a_checkpoints_code_does_not_run_whatever_is_answered(kind: str, tmp_pat
     elif kind.startswith("tokenizer"):
         named = {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
         change("tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map=named)
-    code = (
-        "import sys\nfrom longva_model.engine.loading import load_backend\nfrom longva_model.model_args import ModelArgs\n"
-        "try:\n    load_backend(ModelArgs(pretrained=sys.argv[1], device='cpu'))\nexcept ValueError as error:\n"
-        "    print('refused:', error)\n"
-    )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], input="y\n" * 50, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", LOAD, str(folder)], input="y\n" * 50, capture_output=True, text=True, timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert not marker.exists()

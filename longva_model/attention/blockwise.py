@@ -143,6 +143,12 @@ def usable_kernels(q_BHTD: Tensor, *, backward: bool = False) -> Iterator[kernel
             yield kernel
 
 
+def kernel_names(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """The kernels that compute here, for whoever reads the results: of long blocks, then of one query."""
+    queries = (torch.empty(1, 1, length, head_size, device=device, dtype=dtype) for length in (8192, 1))
+    return ", ".join(dict.fromkeys(next(usable_kernels(q_BHTD)).name for q_BHTD in queries))
+
+
 def _parts(num_queries: int, num_keys: int, causal: bool, bottom_right: bool) -> list[tuple[slice, slice, bool]]:
     """Cut a block into (queries, keys, causal) pieces with causal only on squares, unless the kernel knows better.
 

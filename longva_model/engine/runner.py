@@ -228,9 +228,18 @@ class Runner:
             "rope_theta": self.args.rope_theta,
             "template": self.backend.template.name,
             "attention": str(self._attention),
+            "kernels": self._kernels(),
             "settings": content_key(self.settings_key())[:8],
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def _kernels(self) -> str | None:
+        """What computes attention in blocks; None where transformers' own attention is used."""
+        if not str(self._attention).startswith("longva_"):
+            return None
+        from longva_model.attention.blockwise import kernel_names
+
+        return kernel_names(self.device, self.backend.dtype, self.backend.shape.head_dim)
 
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""

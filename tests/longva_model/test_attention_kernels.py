@@ -10,7 +10,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from longva_model.attention import block_attention, kernels, reference_attention, use_kernel
+from longva_model.attention.blockwise import kernel_names
 from longva_model.attention.kernels import KERNELS, Kernel, RefusedError
+from vniah.notices import forget
 
 CPU = torch.device("cpu")
 
@@ -46,6 +48,51 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, fau
     assert not kernels.works("bad", CPU, torch.float32, 16, False)
     q, k = torch.randn(1, 4, 6, 16), torch.randn(1, 2, 6, 16)
     torch.testing.assert_close(block_attention(q, k, k, causal=True)[0], reference_attention(q, k, k, causal=True)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fault", ["lse off by 0.6", "lse off by 0.01", "scale 20 % off", "out off by 3 %"])
+def test_rounding_of_half_precision_hides_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: torch.dtype, fault: str
+) -> None:
+    """One tolerance for all let a log-sum-exp pass that was off by 0.6, and merging by it would be wrong."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        factor = 1.2 if fault == "scale 20 % off" else 1.0
+        out, lse = reference_attention(q, k, v, causal=causal, scale=scale * factor)
+        if fault.startswith("lse"):
+            lse = lse + float(fault.split()[-1])
+        if fault == "out off by 3 %":
+            out = out * 1.03
+        return out.to(dtype), lse
+
+    bad = Kernel(name="bad", forward=forward, backward=None, applies=lambda q: True)
+    use_only(monkeypatch, bad)
+    forget()
+    assert not kernels.works("bad", CPU, dtype, 64, False)
+    assert "attention kernel bad is not used on cpu" in capsys.readouterr().err
+    monkeypatch.setattr(kernels, "KERNELS", KERNELS)
+    assert kernels.works("cpu", CPU, dtype, 64, False) and kernels.works("cpu", CPU, dtype, 64, True)
+
+
+def test_a_kernel_is_checked_on_sizes_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for 1,024 queries and more was checked on 1 and 16."""
+    seen: list[int] = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        seen.append(q.shape[2])
+        out, lse = reference_attention(q, k, v, causal=causal, scale=scale)
+        return (out, lse) if q.shape[2] < 1024 else (out * 1.5, lse)
+
+    use_only(monkeypatch, Kernel(name="long", forward=forward, backward=None, applies=lambda q: q.shape[2] >= 1024))
+    assert not kernels.works("long", CPU, torch.float32, 16, False)
+    assert seen and min(seen) >= 1024
+
+
+def test_results_name_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_names(CPU, torch.float32, 16) == "cpu"
+    monkeypatch.setattr(kernels, "KERNELS", KERNELS[-1:])
+    assert kernel_names(CPU, torch.float32, 16) == "plain"
 
 
 def test_a_good_kernel_passes_and_one_that_refuses_sizes_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
