@@ -43,6 +43,7 @@ _IMAGE_FORMATS = ("_pipe", "image2")
 _LISTS = ("hls", "concat", "dash", "webm_dash_manifest", "imf", "sdp", "rtsp", "ffmetadata", "vobsub")
 _NO_FILMS = ("tty", "bin", "bintext", "xbin", "adf", "idf", "rawvideo", "data")
 _LIST_HEADS = (b"#EXTM3U", b"ffconcat ", b"<MPD", b"v=0\r\n")
+_STILL_CODECS = ("png", "bmp", "gif", "webp", "tiff")
 _HDR = {16: "PQ", 18: "HLG"}
 
 
@@ -234,23 +235,21 @@ def _films(container: InputContainer) -> list[VideoStream]:
     films = [s for s in container.streams.video if not s.disposition & beside and s.codec_context is not None]
 
     def rank(stream: VideoStream) -> tuple[bool, bool, int, int]:
-        # Some files hold their cover as a track of one frame, not marked as one.
+        # Some files hold their cover as a track of its own, not marked as one.
+        still = stream.frames == 1 or stream.codec_context.name in _STILL_CODECS
         area = stream.codec_context.width * stream.codec_context.height
-        return (stream.frames == 1, not stream.disposition & Disposition.default, -area, stream.index)
+        return (still, not stream.disposition & Disposition.default, -area, stream.index)
 
     return sorted(films, key=rank)
 
 
 def _choice(container: InputContainer, chosen: VideoStream) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Marks and warnings where there was more than one stream to choose from."""
-    from av.stream import Disposition
-
     films = sorted(_films(container), key=lambda stream: stream.index)
     if len(films) < 2:
         return (), ()
-    default = "the default" if chosen.disposition & Disposition.default else "the largest"
     width, height = chosen.codec_context.width, chosen.codec_context.height
-    warning = f"it has {len(films)} video streams; stream {chosen.index} ({default}, {width}x{height}) is taken"
+    warning = f"it has {len(films)} video streams; stream {chosen.index} ({width}x{height}) is taken"
     return (() if films[0].index == chosen.index else (f"stream{chosen.index}",)), (warning,)
 
 
@@ -275,7 +274,7 @@ class _Packets:
         times_N: presentation times in rising order.
         keys_K: times of key frames that no other frame shares.
         complete: every packet is whole and has a time.
-        disordered: times fall by more frames than a codec reorders, so their order is not that of display.
+        disordered: times fall in a way that no codec stores, so their order is not that of display.
         open_groups: see ``Timeline``.
     """
 
@@ -286,6 +285,9 @@ class _Packets:
         latest: list[int] = []  # the largest times so far
         self.complete, self.disordered, self.open_groups = True, False, False
         hides = stream.codec_context.name == "vp8"
+        guessed = "matroska" in container.format.name
+        decoded = -(1 << 63)
+        reordered = _REORDERED if stream.codec_context.has_b_frames else 0
         try:
             for packet in container.demux(stream):
                 if packet.size == 0 or packet.is_discard or (hides and not memoryview(packet)[0] & 16):
@@ -294,8 +296,15 @@ class _Packets:
                 if time is None or packet.is_corrupt:
                     self.complete = False
                     continue
+                # Frames are stored in the order of decoding, and a key frame behind all that is shown before it.
+                # Matroska has no decoding times; FFmpeg guesses them.
+                if (packet.is_keyframe and time < max(latest, default=time)) or (
+                    packet.dts is not None and packet.dts < decoded and not guessed
+                ):
+                    self.disordered = True
+                decoded = decoded if packet.dts is None else packet.dts
                 times.append(time)
-                if len(latest) <= _REORDERED:
+                if len(latest) <= reordered:
                     heapq.heappush(latest, time)
                 elif heapq.heappushpop(latest, time) == time and time < latest[0]:
                     self.disordered = True

@@ -142,7 +142,7 @@ class VideoHaystack(Haystack):
         if position < stop:
             raise DamagedVideoError(
                 f"{self.path}: only {position} of {len(self)} sampled frames could be read; "
-                "the file is damaged, fetch or copy it again"
+                "the file is damaged, fetch or copy it again; or its clock is (ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4)"
             )
 
     def __getstate__(self) -> dict[str, Any]:
