@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_qwen_vl import CHAT, SPECIAL, tiny_tokenizer, write_tiny_qwen_vl
+from tiny_qwen_vl import CHAT, SPECIAL, made_to_spell, tiny_tokenizer, write_tiny_qwen_vl
 
 # One placeholder a visual, in front of the text.
 PLACEHOLDERS = (
@@ -38,7 +38,7 @@ def _qwen_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def _save(folder: Path, model: Any, processor: Any) -> None:
-    model.save_pretrained(folder)
+    made_to_spell(model, processor.tokenizer).save_pretrained(folder)
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
 
@@ -135,7 +135,8 @@ def write_tiny_internvl(folder: Path) -> None:
             "image_size": [56, 56],
             "patch_size": [14, 14],
         },
-        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **TEXT},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": False, **TEXT},
+        tie_word_embeddings=False,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )

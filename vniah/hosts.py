@@ -64,6 +64,12 @@ class Host:
 _QWEN = ("decord", "qwen-vl-utils")
 _RAN = "a whole grid with controls was run on a tiny random checkpoint, every frame counted"
 _SERVED = "a whole grid with controls was run against a server on loopback, every frame counted"
+_SEGMENTS = Host(
+    works=None,
+    env=_IMAGES,
+    note="nobody has run it here; of a video it takes the middles of equal parts, and of as many parts as frames one "
+    "frame is lost",
+)
 HOSTS: Mapping[str, Host] = MappingProxyType(
     {
         "qwen2_vl": Host(
@@ -116,6 +122,10 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             note="needs a GPU and was not run here; the engine samples videos by itself, whatever nframes and fps say, "
             "and is handed images as they are",
         ),
+        "internvl2": _SEGMENTS,
+        "internvl3": _SEGMENTS,
+        "internvl3_5": _SEGMENTS,
+        "internvideo2_5": _SEGMENTS,
         "video_llava": Host(works=False, note="it takes 8 frames of any video"),
         "longva_ring": Host(note="ours: it reads a composed video at its own rate, every frame"),
     }

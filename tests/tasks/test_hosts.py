@@ -118,9 +118,7 @@ def test_a_model_behind_a_server_is_shown_every_frame(
     model_args = f"model=tiny,base_url={chat_server.url},api_key=none"
     if name == "gpt4v":
         model_args = "model_version=tiny"
-        from lmms_eval.models.simple import gpt4v
-
-        monkeypatch.setattr(gpt4v, "API_URL", chat_server.url)
+        monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
     args = ",".join(one for one in (model_args, told.model_args) if one)
     check_cells(run_host(name, args, told.env, monkeypatch))
     assert chat_server.images == EVERY_FRAME
@@ -156,6 +154,16 @@ def test_the_arithmetic_of_qwen_vl_utils_keeps_every_frame(num_frames: int) -> N
     frames = composed_frames(num_frames)
     for ele in ({"nframes": frames}, {"fps": 1, "max_frames": 768}, {"fps": 2, "max_frames": frames}):
         assert smart_nframes(ele, total_frames=frames, video_fps=1.0) == frames
+
+
+@pytest.mark.parametrize("name", ["internvl2", "internvl3"])
+def test_the_segments_of_internvl_lose_a_frame(name: str) -> None:
+    """Why it is advised to show images, and not num_frame as many as there are frames."""
+    import importlib
+
+    module = importlib.import_module(f"lmms_eval.models.simple.{name}")
+    assert len(set(module.get_index(None, 1.0, 15, num_segments=16))) == 15
+    assert hosts.advise(name, 16).env == {"VNIAH_PRESENTATION": "images"}
 
 
 def test_frames_as_images_are_those_of_the_video(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
