@@ -9,6 +9,7 @@ applied. What has no scale (32-bit and floating-point grey) is refused.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import threading
 import warnings
@@ -180,10 +181,10 @@ def _name(source: str | Path | bytes) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Those that this PIL has."""
+    """Those that this PIL has. They are imported one by one as they are needed."""
     from PIL import Image
 
-    Image.init()
     # PIL's warning of a large picture would stand beside the error that refuses it.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    without = () if importlib.util.find_spec("PIL.AvifImagePlugin") else ("AVIF",)
+    return tuple(name for name in FORMATS if name not in without)

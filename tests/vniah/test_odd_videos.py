@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -399,6 +400,24 @@ def test_decord_is_refused_where_it_cannot_start_decoding(tmp_path: Path, shared
     for file in (path, shared / "data" / "odd_files" / "07_edit_list.mp4"):
         with pytest.raises(ValueError, match="decord reads other frames"):
             open_haystack(str(file), decoder="decord")
+
+
+@pytest.mark.skipif(not HAS_DECORD, reason="decord is not installed")
+@pytest.mark.parametrize("turn", [(-1, 0, 0, 1), (0, 1, -1, 0)], ids=["mirrored", "turned"])
+def test_decord_is_refused_where_it_shows_a_picture_otherwise(tmp_path: Path, turn: tuple[int, ...]) -> None:
+    path = write_numbered(tmp_path / "a.mp4", EVEN, first=1)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 44  # the display matrix of the track
+    a, b, c, d = (value << 16 for value in turn)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    ours = open_haystack(str(path)).frames(0, 10)
+    try:
+        theirs = open_haystack(str(path), decoder="decord").frames(0, 10)
+    except ValueError as error:
+        assert "decord reads other frames" in str(error)
+    else:
+        np.testing.assert_array_equal(theirs, ours)
 
 
 @pytest.mark.skipif(not HAS_DECORD, reason="decord is not installed")

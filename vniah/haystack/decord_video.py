@@ -16,6 +16,8 @@ from vniah.haystack.video import VideoHaystack
 _GROUP = 32
 # Seconds by which two readers of one clock may differ: decord keeps its times in 32-bit floats.
 _SAME_TIME_S, _FLOAT32 = 0.002, 2.0**-22
+# Levels of 255 by which the same picture may differ on average.
+_SAME_PICTURE = 4.0
 
 
 class DecordHaystack(Haystack):
@@ -23,8 +25,8 @@ class DecordHaystack(Haystack):
 
     Raises:
         ValueError: decord is not installed (says how to get it); what ``VideoHaystack`` refuses; or a file of which
-            decord has other frames: another number, other times or size, or groups of pictures that it cannot start
-            from.
+            decord has other frames: another number, other times, groups of pictures that it cannot start from, or
+            other pictures at the two ends.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -46,8 +48,7 @@ class DecordHaystack(Haystack):
         try:
             # By its full name: decord, too, takes one with a colon for an address.
             self._reader: Any = decord.VideoReader(str(path.absolute()), num_threads=threads)
-            size = tuple(self._reader[0].shape[:2]) if len(self._reader) else (0, 0)
-            difference = self._difference(size)
+            difference = self._difference(exact)
         except (decord.DECORDError, RuntimeError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path} is not a video that decord can read; try the decoder 'pyav' ({_first_line(error)})"
@@ -55,14 +56,11 @@ class DecordHaystack(Haystack):
         if difference:
             raise ValueError(f"{path}: decord reads other frames ({difference}); take the decoder 'pyav'")
 
-    def _difference(self, size: tuple[int, ...]) -> str:
+    def _difference(self, exact: VideoHaystack) -> str:
         """In what decord's frames differ from those of the index; "" if in nothing."""
         timeline, count = read_timeline(self.path), len(self._reader)
         if count != timeline.num_frames:
             return f"{count} where there are {timeline.num_frames}"
-        if size != self._size:
-            (height, width), (ours_h, ours_w) = size, self._size
-            return f"of {width}x{height} where they are shown as {ours_w}x{ours_h}"
         if timeline.open_groups or not len(timeline.keys):
             return "it starts decoding at pictures that others before them depend on"
         if timeline.times is not None:
@@ -72,6 +70,13 @@ class DecordHaystack(Haystack):
             if (off_N > _SAME_TIME_S + _FLOAT32 * np.abs(theirs_N)).any():
                 worst = int(off_N.argmax())
                 return f"frame {worst} at {theirs_N[worst] - theirs_N[0]:.3f} s where it is at {ours_N[worst]:.3f} s"
+        # The two ends show what headers do not: decord minds no mirroring, and turns into four channels.
+        for at in (0, len(self) - 1):
+            ours, theirs = exact.frames(at, at + 1)[0], self._reader[self.index.numbers[at]].asnumpy()
+            if ours.shape != theirs.shape:
+                return f"of shape {theirs.shape} where it is {ours.shape}"
+            if np.abs(ours.astype(np.int16) - theirs).mean() > _SAME_PICTURE:
+                return f"frame {self.index.numbers[at]} does not look the same"
         return ""
 
     def __len__(self) -> int:
