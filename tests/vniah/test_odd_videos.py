@@ -262,6 +262,16 @@ def test_a_video_that_decodes_is_there(tmp_path: Path, name: str, codec: str, so
     assert numbers(open_haystack(str(path))) == list(range(0, 250, 25))
 
 
+@pytest.mark.parametrize("bytes_lost", [1, 5, 700])
+def test_a_broken_off_flv_is_not_the_whole_film(tmp_path: Path, bytes_lost: int) -> None:
+    path = write_numbered(tmp_path / "a.flv", EVEN)
+    path.write_bytes(path.read_bytes()[:-bytes_lost])
+    with pytest.raises(ValueError, match=r"a\.flv is truncated"):
+        open_haystack(str(path))
+    with pytest.raises(ValueError, match="it ends before its header says"):
+        probe(path)
+
+
 def test_ids_that_differ_by_case_find_each_its_own(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     for number, name in enumerate(("AbCdE", "abcde", "only")):

@@ -62,7 +62,7 @@ class DecordHaystack(Haystack):
         if count != timeline.num_frames:
             return f"{count} where there are {timeline.num_frames}"
         if timeline.open_groups or not len(timeline.keys):
-            return "it starts decoding at pictures that others before them depend on"
+            return "it starts from key frames that do not stand alone"
         if timeline.times is not None:
             ours_N = (timeline.times - timeline.times[0]) * float(timeline.base)
             theirs_N = np.asarray(self._reader.get_frame_timestamp(range(count)), np.float64)[:, 0]

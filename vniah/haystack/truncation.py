@@ -1,8 +1,9 @@
 """Is a video file all there? Read off the container's own lengths, without decoding.
 
 MP4/MOV, Matroska/WebM and AVI say at the top how long their parts are; a download that broke off is
-shorter than that. MPEG-TS comes in packets of one size, so one cut inside a packet shows. Other streams made to
-be cut anywhere (raw H.264) say nothing, and what is there is all there is.
+shorter than that. FLV says it of each of its tags, before and behind it. MPEG-TS comes in packets of one size, so
+one cut inside a packet shows. Other streams made to be cut anywhere (raw H.264) say nothing, and what is there is
+all there is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def missing_bytes(path: Path) -> int:
             need = _matroska_end(file, have)
         elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
             need = int.from_bytes(head[4:8], "little") + 8
+        elif head[:4] == b"FLV\x01":
+            need = _flv_end(file, have)
         elif _is_mpeg_ts(file):
             need = -(-have // _TS_PACKET) * _TS_PACKET
         else:
@@ -64,6 +67,26 @@ def _matroska_end(file: BinaryIO, have: int) -> int:
             return file.tell() + size
         file.seek(size, os.SEEK_CUR)
     return have
+
+
+def _flv_end(file: BinaryIO, have: int) -> int:
+    """Where the last tag ends: each is a type, a 3-byte size, 7 bytes more, its data, and its whole size in 4 bytes."""
+    if have >= 24:
+        file.seek(have - 4)
+        last = int.from_bytes(file.read(4), "big")
+        if 11 <= last <= have - 17:
+            file.seek(have - 4 - last)
+            if int.from_bytes(file.read(4)[1:], "big") + 11 == last:
+                return have
+    # The end is not that of a tag: go through them all, up to the one that is cut or to what is none.
+    end = 13
+    while end < have:
+        file.seek(end)
+        head = file.read(11)
+        if len(head) == 11 and head[0] & 31 not in (8, 9, 18):
+            return have
+        end += 15 + int.from_bytes(head[1:4], "big")
+    return end
 
 
 def _is_mpeg_ts(file: BinaryIO) -> bool:
