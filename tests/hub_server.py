@@ -20,6 +20,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,9 @@ class Fault:
     times: int | None = 1
     status: int | None = None
     drop_after: int | None = None
+    drip_s: float | None = None
+    headers_too: bool = False
+    answer: bytes | None = None
 
     def take(self) -> None:
         if self.times is not None:
@@ -119,6 +123,14 @@ class LoopbackHub:
         """Close the connection after ``after`` bytes of a file whose path contains ``match``."""
         self.faults.append(Fault(match, times, drop_after=after))
 
+    def drip(self, match: str, every_s: float, *, headers: bool = False) -> None:
+        """Send a byte each ``every_s`` seconds, without end, in place of what was asked for (or of its headers)."""
+        self.faults.append(Fault(match, None, drip_s=every_s, headers_too=headers))
+
+    def answer(self, match: str, body: bytes) -> None:
+        """Answer ``body`` to whoever reads a path that contains ``match``."""
+        self.faults.append(Fault(match, None, answer=body))
+
     def count(self, method: str, match: str = "") -> int:
         """Requests seen by ``method`` whose path contains ``match``."""
         return sum(seen == method and match in path for seen, path, _ in self.requests)
@@ -169,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
                 fault = None
         if fault is not None and fault.status is not None:
             return self._error(fault.status, "", "made to fail")
+        if fault is not None and fault.drip_s is not None:
+            return self._drip(fault.drip_s, fault.headers_too)
+        if fault is not None and fault.answer is not None:
+            return self._send(fault.answer)
 
         api = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|refs)(?:/(.*))?)?", path)
         if api:
@@ -248,8 +264,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(chunk)
         return None
 
+    def _drip(self, every_s: float, headers: bool) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" if headers else b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                time.sleep(every_s)
+                self.wfile.write(b"x")
+
     def _json(self, value: Any) -> None:
-        payload = json.dumps(value).encode()
+        self._send(json.dumps(value).encode())
+
+    def _send(self, payload: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))

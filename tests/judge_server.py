@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+
+@dataclass(frozen=True)
+class Drip:
+    """An answer that never ends: a byte each ``every_s`` seconds, in its headers or in its body."""
+
+    every_s: float
+    headers: bool = False
+
+
 # What to do with one request: a reply's text, an HTTP status, raw bytes, or seconds to sleep before hanging up.
-Step = str | int | bytes | float
+Step = str | int | bytes | float | Drip
 
 
 class JudgeServer:
@@ -40,6 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.judge.requests.append((dict(self.headers), body))
         step = self.judge.script(body) if self.path == "/v1/chat/completions" else 404
+        if isinstance(step, Drip):
+            return self._drip(step)
         if isinstance(step, float):
             time.sleep(step)
             return
@@ -53,6 +66,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
+
+    def _drip(self, drip: Drip) -> None:
+        start = b"HTTP/1.0 200 OK\r\n" if drip.headers else b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+        with contextlib.suppress(OSError):
+            self.wfile.write(start)
+            while True:
+                time.sleep(drip.every_s)
+                self.wfile.write(b"x")
+                self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent."""

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vniah.archives import check_relative_name, safe_extract, safe_relative_path
+from vniah.deadline import within
 from vniah.hub_errors import HubUnreachableError, RepositoryMissingError, hub_endpoint, plain_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 __all__ = [
     "MODEL_FILES",
@@ -40,6 +46,9 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tikt
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Seconds to wait for the Hub's first answer; the Hub library alone may wait without end.
 ANSWER_TIMEOUT = 10.0
+# Seconds for a whole listing, and the most files of one.
+LISTING_TIMEOUT = 120.0
+_MAX_FILES = 1_000_000
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
@@ -168,21 +177,28 @@ def fetch_snapshot(
 
     from huggingface_hub import snapshot_download
 
-    from vniah.hub_resume import fetch_blobs
+    from vniah.hub_resume import fetch_blobs, link_snapshot
+
+    def complete() -> str:
+        # All files are there: the library asks the Hub for its listing once more and notes that this is whole.
+        return snapshot_download(
+            repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=list(allow_patterns) if allow_patterns else None,
+            endpoint=hub_endpoint(),
+        )
 
     with plain_errors(repo_id, repo_type, revision):
-        # The Hub library starts a broken file anew, which costs gigabytes for a checkpoint. So the large ones
-        # are fetched first, resumably, to where that library looks before it downloads.
+        # The Hub library starts a broken file anew, which costs gigabytes for a checkpoint, and checks no hash. So the
+        # files are fetched first, to where that library looks before it downloads.
         fetch_blobs(repo_id, repo_type, listing.commit, missing, storage, hub_endpoint(), progress=progress)
+        link_snapshot(storage, listing.commit, wanted)
         with _progress_bars(progress):
-            snapshot = snapshot_download(
-                repo_id,
-                repo_type=repo_type,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=list(allow_patterns) if allow_patterns else None,
-                endpoint=hub_endpoint(),
-            )
+            snapshot = within(LISTING_TIMEOUT, complete)
+    if Path(snapshot).name != listing.commit:
+        raise HubUnreachableError(f"{repo_id} changed on {hub_endpoint()} while it was fetched; run it again")
     return Path(snapshot)
 
 
@@ -228,23 +244,50 @@ def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None
             f"`vniah download {repo_id}` where there is a network"
         )
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(endpoint=hub_endpoint())
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_TIMEOUT)
-    with plain_errors(repo_id, repo_type, revision):
-        commit = api.repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=timeout).sha
-        assert commit is not None, "a repository has a commit"
-        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type))
-    files = []
+    try:
+        with plain_errors(repo_id, repo_type, revision):
+            info = within(
+                3 * timeout, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=timeout)
+            )
+            commit = str(info.sha)
+            tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+            entries = within(LISTING_TIMEOUT, lambda: list(itertools.islice(tree, _MAX_FILES + 1)))
+        files = [_remote_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+    except HFValidationError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HubUnreachableError(
+            f"{hub_endpoint()} lists {repo_id} in a form that is not the Hub's ({type(error).__name__}: "
+            f"{str(error)[:100]}); check HF_ENDPOINT"
+        ) from None
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
+        raise HubUnreachableError(
+            f"{hub_endpoint()} names {commit[:50]!r} as the commit of {repo_id}, or more than {_MAX_FILES:,} files; "
+            "check HF_ENDPOINT"
+        )
     for entry in entries:
         try:
             check_relative_name(entry.path)
         except ValueError as error:
             raise ValueError(f"{repo_id} on {hub_endpoint()}: {error}; nothing was downloaded") from None
-        if isinstance(entry, RepoFile):
-            files.append(RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None))
     return Listing(commit, tuple(files))
+
+
+def _remote_file(entry: RepoFile) -> RemoteFile:
+    """One file of a listing.
+
+    Raises:
+        TypeError: its size or hash is none.
+    """
+    file = RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
+    if not isinstance(file.size, int) or file.size < 0 or not isinstance(file.etag, str):
+        raise TypeError(f"{file.name!r} has the size {file.size!r} and the hash {file.etag!r}")
+    return file
 
 
 def _matches(name: str, allow_patterns: Sequence[str] | None) -> bool:

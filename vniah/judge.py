@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import threading
 import time
 import urllib.error
@@ -22,9 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from vniah.deadline import within
+from vniah.files import parse_json
+
 OFF = "the judge is off (set VNIAH_JUDGE_URL and VNIAH_JUDGE_MODEL to score)"
 
 _MAX_REPLY_BYTES = 1 << 20
+_MAX_OBJECT_CHARS = 2000
 _MAX_WAIT_S = 60.0
 # Worth another try: time-outs, conflicts, rate limits, and whatever goes wrong on the server's side.
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
@@ -47,7 +52,7 @@ class JudgeConfig:
         url: base of an OpenAI-compatible interface, with or without ``/chat/completions``.
         model: the model's name at that endpoint.
         key: bearer token; "" sends none. Not shown in ``repr``.
-        timeout_s: limit of one request, in seconds.
+        timeout_s: limit of one request as a whole, in seconds.
         retries: further attempts after the first.
         backoff_s: wait before the first retry; it doubles with each.
         max_failures: questions in a row that may fail before the judge counts as down.
@@ -72,7 +77,7 @@ class JudgeConfig:
             )
         if not self.model:
             raise ValueError("VNIAH_JUDGE_URL is set but VNIAH_JUDGE_MODEL is not; name the model of that endpoint")
-        if not self.timeout_s > 0:
+        if not 0 < self.timeout_s <= 1e6:
             raise ValueError(f"VNIAH_JUDGE_TIMEOUT must be a positive number of seconds, got {self.timeout_s}")
         if self.retries < 0 or self.backoff_s < 0 or self.max_failures < 1:
             raise ValueError(
@@ -179,9 +184,14 @@ class Judge:
         request.add_header("Content-Type", "application/json")
         if self.config.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.config.key}")
-        try:
+
+        def answer() -> bytes:
             with self._opener.open(request, timeout=self.config.timeout_s) as response:
-                raw = response.read(_MAX_REPLY_BYTES + 1)
+                return bytes(response.read(_MAX_REPLY_BYTES + 1))
+
+        try:
+            # The opener's limit is one read's: a judge that drips would keep it for ever.
+            raw = within(self.config.timeout_s, answer)
         except urllib.error.HTTPError as error:
             retry = error.code in _RETRY_STATUS or error.code >= 500
             wait_s = _seconds(error.headers.get("Retry-After", "")) if error.headers else 0.0
@@ -220,7 +230,7 @@ def _content(raw: bytes) -> str:
     if len(raw) > _MAX_REPLY_BYTES:
         raise JudgeError(f"the judge's answer is longer than {_MAX_REPLY_BYTES} bytes")
     try:
-        content = json.loads(raw)["choices"][0]["message"]["content"]
+        content = parse_json(raw, "the judge's answer")["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
         raise JudgeError("the judge's answer is not a chat completion") from None
     if not isinstance(content, str) or not content.strip():
@@ -236,7 +246,7 @@ def parse_scores(reply: str, names: Sequence[str], low: float = 1.0, high: float
     Raises:
         ValueError: no such object, or a score that is not a number from ``low`` to ``high``.
     """
-    for text in reversed(re.findall(r"\{[^{}]*\}", reply)):
+    for text in reversed(re.findall(rf"\{{[^{{}}]{{0,{_MAX_OBJECT_CHARS}}}\}}", reply)):
         found = _object(text)
         if found is None or not all(name in found for name in names):
             continue
@@ -245,10 +255,11 @@ def parse_scores(reply: str, names: Sequence[str], low: float = 1.0, high: float
             value = found[name]
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not low <= number <= high:
-                raise ValueError(f"the judge gave {name} = {value!r}, expected a number from {low:g} to {high:g}")
+                told = reprlib.repr(value)
+                raise ValueError(f"the judge gave {name} = {told}, expected a number from {low:g} to {high:g}")
             scores[name] = number
         return scores
     raise ValueError(f"the judge's reply has no JSON object with {', '.join(names)}: {reply[:200]!r}")
@@ -258,7 +269,7 @@ def _object(text: str) -> dict[str, Any] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError):
             continue
         if isinstance(found, dict):
             return found

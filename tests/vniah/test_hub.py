@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +92,6 @@ def test_refresh_finds_a_new_commit_and_revisions_stay_apart(online: LoopbackHub
 
 
 def test_dropped_connection_resumes_by_range(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
     content = random_bytes(1 << 20)
     online.add_repo("org/net", {"model.safetensors": content, "config.json": "{}"}, repo_type="model")
     online.drop("model.safetensors", after=300_000)
@@ -102,7 +103,6 @@ def test_dropped_connection_resumes_by_range(online: LoopbackHub, monkeypatch: p
 
 def test_killed_process_resumes_where_it_stopped(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that gives up leaves its bytes; the next one asks for the rest only."""
-    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
     monkeypatch.setattr(hub_resume, "ATTEMPTS", 1)
     content = random_bytes(1 << 20)
     online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
@@ -118,7 +118,6 @@ def test_killed_process_resumes_where_it_stopped(online: LoopbackHub, monkeypatc
 
 
 def test_damaged_file_is_refused_and_not_kept(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
     content = random_bytes(50_000)
     online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
     blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--org--net" / "blobs"
@@ -128,6 +127,81 @@ def test_damaged_file_is_refused_and_not_kept(online: LoopbackHub, monkeypatch: 
         hub.fetch_model("org/net", progress=False)
     assert list(blobs.iterdir()) == []
     assert (hub.fetch_model("org/net", progress=False) / "model.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.parquet"])
+def test_small_files_are_checked_by_their_hash_too(online: LoopbackHub, name: str) -> None:
+    online.add_repo("org/set", {"a.json": "{}", "empty.txt": "", "b.parquet": b"table"})
+    whole = hub.fetch_dataset("org/set", progress=False)
+    assert (whole / "a.json").read_text() == "{}" and (whole / "empty.txt").read_bytes() == b""
+    shutil.rmtree(os.environ["HF_HUB_CACHE"])
+    repo = online.repos["dataset", "org/set"]["main"]
+    file = repo.files[name]
+    assert file.etag() and file.git_oid, "worked out of the right content, and remembered"
+    file.content = b"?" * file.size
+    with pytest.raises(OSError, match=f"{name} arrived damaged"):
+        hub.fetch_dataset("org/set", progress=False)
+    assert hub.cached_snapshot("org/set", "dataset") is None
+
+
+@pytest.mark.parametrize("headers", [True, False])
+@pytest.mark.parametrize("match", ["/api/datasets/org/set/revision", "/api/datasets/org/set/tree", "/resolve/"])
+def test_a_hub_that_drips_is_given_up(
+    online: LoopbackHub, monkeypatch: pytest.MonkeyPatch, match: str, headers: bool
+) -> None:
+    """Twice: what the first time left behind must not hold the second."""
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.3")
+    monkeypatch.setattr(hub, "LISTING_TIMEOUT", 0.5)
+    monkeypatch.setattr(hub_resume, "PAUSE", 0.5)
+    online.add_repo("org/set", {"a.json": "x" * 500_000, "b.json": "x" * 400_000})
+    online.drip(match.removesuffix("/revision") if "revision" in match else match, 0.05, headers=headers)
+    for _ in range(2):
+        with pytest.raises(hub.HubUnreachableError, match="gave no answer"):
+            hub.fetch_dataset("org/set", progress=False)
+    online.faults.clear()
+    assert (hub.fetch_dataset("org/set", progress=False) / "a.json").read_text() == "x" * 500_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 500_000,
+        b'{"sha": ' + b"[" * 500_000,
+        b"<html>",
+        b"\xff\xfe",
+        b"[7]",
+        b'{"sha": 1' + b"0" * 5000 + b"}",
+        b'{"sha": "../../../etc"}',
+        b"null",
+        b" " * (65 << 20),
+    ],
+)
+@pytest.mark.parametrize("part", ["org/set", "org/set/tree"])
+def test_nonsense_from_a_hub_is_one_line(online: LoopbackHub, part: str, body: bytes) -> None:
+    online.add_repo("org/set", {"a.json": "{}"})
+    online.answer(f"/api/datasets/{part}", body)
+    with pytest.raises(hub.HubUnreachableError, match="org/set") as caught:
+        hub.fetch_dataset("org/set", progress=False)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "file", "path": "a.json", "size": -1, "oid": "0" * 40},
+        {"type": "file", "path": "a.json", "size": "many", "oid": "0" * 40},
+        {"type": "file", "path": "a.json", "size": 1, "oid": "../../x"},
+        {"type": "file", "path": "a.json", "size": 1},
+        {"type": "file"},
+        7,
+    ],
+)
+def test_a_listing_that_makes_no_sense_is_one_line(online: LoopbackHub, entry: object) -> None:
+    online.add_repo("org/set", {"a.json": "{}"})
+    online.answer("/api/datasets/org/set/tree", json.dumps([entry]).encode())
+    with pytest.raises(OSError, match="org/set") as caught:
+        hub.fetch_dataset("org/set", progress=False)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_missing_repository_and_revision(online: LoopbackHub) -> None:

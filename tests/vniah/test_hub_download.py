@@ -100,7 +100,6 @@ def test_revision_and_cache_folder(online: LoopbackHub, tmp_path: Path) -> None:
 
 
 def test_interrupted_download_goes_on(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_resume, "RESUME_FROM_BYTES", 1000)
     monkeypatch.setattr(hub_resume, "ATTEMPTS", 1)
     online.add_repo("org/net", {"model.safetensors": b"x" * 100_000, "config.json": "{}"}, repo_type="model")
     online.drop("model.safetensors", after=40_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from judge_server import JudgeServer, Step
+from judge_server import Drip, JudgeServer, Step
 
 from vniah.judge import Judge, JudgeConfig, JudgeError, parse_scores
 
@@ -59,6 +59,10 @@ def test_errors_on_the_servers_side_are_retried_with_growing_waits() -> None:
         (500, "HTTP 500"),
         (b"<html>", "not a chat completion"),
         (b'{"choices": []}', "not a chat completion"),
+        (b"[" * 500_000, "not a chat completion"),
+        (b'{"choices": ' + b"[" * 500_000, "not a chat completion"),
+        (b"\xff\xfe{}", "not a chat completion"),
+        (b"1" + b"0" * 400, "not a chat completion"),
         ("   ", "empty"),
         (0.0, "cannot be reached"),
     ],
@@ -74,6 +78,14 @@ def test_a_time_out_is_said_as_such() -> None:
     with scripted(2.0) as server:
         verdict = judge_for(server, timeout_s=0.1, retries=0).score("s", "u", NAMES)
     assert verdict.scores is None and verdict.reason == "the judge did not answer within 0.1 s"
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_judge_that_drips_is_given_up(headers: bool) -> None:
+    with scripted(Drip(0.05, headers)) as server:
+        verdict = judge_for(server, timeout_s=0.4, retries=1).score("s", "u", NAMES)
+    assert verdict.scores is None and verdict.reason == "the judge did not answer within 0.4 s"
+    assert len(server.requests) == 2
 
 
 def test_nothing_listens() -> None:
@@ -140,12 +152,19 @@ def test_scores_are_read_from_the_last_object_that_has_them(reply: str, scores: 
         '{"accuracy": true, "relevance": 5}',
         '{"accuracy": null, "relevance": 5}',
         '{"accuracy": NaN, "relevance": 5}',
+        '{"accuracy": 1' + "0" * 400 + ', "relevance": 5}',
+        '{"accuracy": 1' + "0" * 6000 + ', "relevance": 5}',
+        '{"accuracy": 1e999, "relevance": 5}',
+        '{"accuracy": ' + "[" * 500_000 + ', "relevance": 5}',
+        "{" * 500_000,
+        "{" + "[" * 500_000 + "}",
         '{"accuracy": __import__("os"), "relevance": 5}',
     ],
 )
 def test_nonsense_has_no_scores(reply: str) -> None:
-    with pytest.raises(ValueError, match="the judge"):
+    with pytest.raises(ValueError, match="the judge") as caught:
         parse_scores(reply, NAMES)
+    assert len(str(caught.value)) < 400
 
 
 def test_the_judge_is_off_by_default_and_configured_by_environment() -> None:
