@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,88 @@ def test_a_literal_name_wins_over_the_home_folder(tmp_path: Path, monkeypatch: p
     assert user_path("~backup.mp4") == Path("~backup.mp4")
     assert user_path("~nobody-has-this-name.mp4") == Path("~nobody-has-this-name.mp4")
     assert user_path("~/film.mp4") == Path("/somebody/film.mp4")
+
+
+ODD = "one\u2028two \u0085 three"
+
+
+def _needles(path: Path) -> list[str]:
+    from PIL import Image
+
+    from vniah.needles import open_needles
+
+    Image.new("RGB", (4, 4)).save(path.parent / "a.png")
+    path.rename(path.parent / "needles.json")
+    return [needle.question for needle in open_needles(str(path.parent))]
+
+
+def _needles_of_the_hub(path: Path) -> list[str]:
+    from PIL import Image
+
+    from vniah.needles.dataset import read_snapshot
+
+    Image.new("RGB", (4, 4)).save(path.parent / "a.png")
+    path.rename(path.parent / "metadata.jsonl")
+    return [needle.question for needle in read_snapshot(path.parent, "it")]
+
+
+def _annotations(path: Path) -> list[str]:
+    from vniah.video_source import read_rows
+
+    return [row["question"] for row in read_rows(path)]
+
+
+def _llava(path: Path) -> list[str]:
+    from vniah.training.data.index import Source
+
+    return [row["question"] for row in Source(path=str(path)).samples()]
+
+
+def _preferences(path: Path) -> list[str]:
+    from vniah.training.data.preference import _lines
+
+    return [row["question"] for _, row in _lines(str(path))]
+
+
+def _corpus(path: Path) -> list[str]:
+    from vniah.training.data.rows import read_rows
+
+    return [row["question"] for row in read_rows(path) if isinstance(row, dict)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a.json", _needles),
+        ("a.jsonl", _needles_of_the_hub),
+        ("a.json", _annotations),
+        ("a.jsonl", _annotations),
+        ("a.json", _llava),
+        ("a.jsonl", _llava),
+        ("a.jsonl", _preferences),
+        ("a.json", _corpus),
+        ("a.jsonl", _corpus),
+    ],
+)
+def test_every_reader_takes_marks_and_odd_separators(
+    tmp_path: Path, name: str, read: Callable[[Path], list[str]], end: str
+) -> None:
+    rows = [
+        {"id": str(n), "file": "a.png", "file_name": "a.png", "question": f"{ODD} {n}?", "answer": "A", "image": None}
+        for n in range(3)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = end.join(lines) + end if name.endswith("l") else f"[{(',' + end).join(lines)}]{end}"
+    path = tmp_path / name
+    path.write_bytes(BOM + text.encode())
+    assert read(path) == [row["question"] for row in rows]
+
+
+@pytest.mark.parametrize("read", [_needles, _needles_of_the_hub, _annotations, _llava, _preferences])
+def test_every_reader_refuses_a_deep_file_in_one_line(tmp_path: Path, read: Callable[[Path], list[str]]) -> None:
+    path = tmp_path / ("a.jsonl" if read in (_needles_of_the_hub, _preferences) else "a.json")
+    path.write_text(deep(100_000))
+    with pytest.raises(ValueError, match="nested deeper than 100 levels") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)

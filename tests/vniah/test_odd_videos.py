@@ -19,8 +19,10 @@ import pytest
 from video_files import number_of, numbers, write_numbered
 
 from vniah import notices
+from vniah.files import read_json, read_json_lines
 from vniah.haystack import open_haystack, open_video
 from vniah.haystack.timeline import read_timeline
+from vniah.needles import open_needles
 from vniah.videos import VideoFolders, find_videos, probe
 
 EVEN = [number * 100 for number in range(100)]  # ten frames a second
@@ -448,6 +450,22 @@ def test_odd_files_of_the_shared_folder(shared: Path) -> None:
             assert len(haystack) == case["num"], case["file"]
             assert numbers(haystack)[: len(case["first"])] == case["first"], case["file"]
             assert probe(odd / case["file"]).duration_s > 0
+
+
+def test_odd_pictures_and_annotations_of_the_shared_folder(shared: Path) -> None:
+    odd = shared / "data" / "odd_files"
+    expected = json.loads((odd / "expected.json").read_text())
+    for case in expected["images"]:
+        haystack = open_haystack(str(odd / case["folder"]))
+        greys = haystack.frames(0, len(haystack)).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(greys, case["grey"], atol=1)
+    for folder in expected["needles"]:
+        assert open_needles(str(odd / folder)).ids
+    for path in sorted(odd.glob("28*")):
+        if path.suffix == ".json":
+            assert read_json(path)
+        else:
+            assert list(read_json_lines(path))
 
 
 # vniah inspect.

@@ -165,3 +165,30 @@ def test_overlapping_threads_leave_pil_as_they_found_it(monkeypatch: pytest.Monk
     leave.set()
     thread.join(10)
     assert seen == [False] and ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_every_way_to_show_a_picture_shows_the_same(tmp_path: Path) -> None:
+    """A haystack's frame, a needle, a prompt and a training sample."""
+    from longva_model.prompt_visuals import visual_part
+    from longva_model.visual_inputs import load_image
+    from vniah.haystack import open_haystack
+    from vniah.needles.needle import Picture
+    from vniah.training.data.index import open_image as open_sample
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey16(RAMP[:4].astype(np.uint32) * 257).save(tmp_path / "a.png", exif=exif)
+    Image.new("CMYK", (8, 8), (0, 200, 10, 30)).save(tmp_path / "b.jpg", exif=exif)
+    Image.new("RGBA", (8, 8), (40, 90, 10, 30)).save(tmp_path / "c.png")
+    Image.new("RGB", (8, 8), (40, 90, 10)).quantize(2).save(tmp_path / "d.gif", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        expected = pixels(open_image(path))
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        (folder / path.name).write_bytes(path.read_bytes())
+        np.testing.assert_array_equal(open_haystack(str(folder)).frames(0, 1)[0], expected)
+        np.testing.assert_array_equal(pixels(Picture(stored=path, name="it").load()), expected)
+        np.testing.assert_array_equal(pixels(Picture(stored=path.read_bytes(), name="it").load()), expected)
+        np.testing.assert_array_equal(pixels(load_image(path)), expected)
+        np.testing.assert_array_equal(pixels(next(iter(visual_part(str(path), 1).media.values()))), expected)
+        np.testing.assert_array_equal(pixels(open_sample(str(tmp_path), path.name)), expected)
