@@ -20,7 +20,8 @@ class Conversation:
         engine: an engine of the model, for this conversation alone.
         visuals: paths, PIL images or frames, shown with the first question.
         max_frames: frames sampled from each video.
-        room: tokens to plan the cache for; it grows past that when it must.
+        room: tokens to plan for beside the first question with its visuals and answer; the cache grows past that
+            when it must.
     """
 
     def __init__(
@@ -36,14 +37,15 @@ class Conversation:
         self.visuals = list(visuals)
         self.max_frames = max_frames
         self.system = system
-        self.engine.cache = engine.new_cache(room)
+        self.room = room
+        self.engine.cache = None
         self._shown: list[Segment] = []
         self._answer = ""
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return int(self.engine.cache.length)
+        return int(self.engine.cache.length) if self.engine.cache is not None else 0
 
     @torch.inference_mode()
     def ask(self, question: str, leaf: Generate, on_text: Callable[[str], None] | None = None) -> LeafResult:
@@ -71,6 +73,8 @@ class Conversation:
                 f"the conversation would be {self.length + new + leaf.max_new_tokens} tokens and the context of "
                 f"{self.engine.backend.name} is {limit}; start a new one, or show fewer frames"
             )
+        if self.engine.cache is None:
+            self.engine.cache = self.engine.new_cache(new + leaf.max_new_tokens + self.room)
         result = self.engine.answer(segments, leaf, on_text, self._shown)
         self._shown += segments
         self._answer = result.text

@@ -7,6 +7,7 @@ about equal cost that share prefixes ("branch") or computed by all together ("ri
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,13 +258,28 @@ class Runner:
         ]
 
     def _mode(self, longest: int) -> str:
-        """ "branch" or "ring": as asked, or by whether the longest prompt's KV fits beside the weights."""
+        """ "branch" or "ring": as asked, or by whether the longest prompt's KV fits beside the weights.
+
+        Raises:
+            ValueError: it does not fit all devices together; names how many would do.
+        """
         if self.args.parallel != "auto":
             return self.args.parallel
-        fits = longest * self.backend.shape.kv_bytes_per_token < 0.7 * work.free_bytes(self.device)
+        need, room = (
+            longest * self.backend.shape.kv_bytes_per_token,
+            0.7 * min(work.gather(work.free_bytes(self.device))),
+        )
         # The plain way is for one device.
-        branch = self.args.scoring == "plain" or all(work.gather(fits))
-        return "branch" if branch else "ring"
+        if self.args.scoring == "plain" or need < room:
+            return "branch"
+        if need >= self.world_size * room:
+            devices = math.ceil((need + 1) / max(room, 1))
+            raise ValueError(
+                f"the longest prompt ({longest:,} tokens) needs a KV cache of {need / 1e9:.1f} GB, and "
+                f"{self.world_size} devices have room for {room / 1e9:.1f} GB each beside the weights: start {devices} "
+                "processes (torchrun --nproc_per_node), or ask for fewer frames; parallel=ring tries it all the same"
+            )
+        return "ring"
 
     def engine(self, *, ring: bool) -> TreeEngine:
         """A new engine: plain or tree as ``args.scoring`` says, or over all processes.

@@ -99,14 +99,8 @@ def check_ring(engine: TreeEngine) -> None:
     # Two chunks that are dealt out, one that is not.
     chunk = 32 * engine.world_size + 5
     ids = check_ids(backend, 2 * chunk + 7 + _BRANCH)
-    ring = backend.decoder.config._attn_implementation
     with torch.inference_mode():
-        backend.decoder.set_attn_implementation(getattr(backend, "own_attention", "sdpa"))
-        try:
-            wanted_TV = own_logits(backend, ids)
-        finally:
-            backend.decoder.set_attn_implementation(ring)
-        reason = _difference(engine, ids, wanted_TV, chunk)
+        reason = _difference(engine, ids, own_logits(backend, ids), chunk)
     reasons = [told for told in work.gather(reason) if told]
     if reasons:
         raise ValueError(
@@ -159,7 +153,10 @@ def check_ids(backend: Backend, length: int) -> list[int]:
 
 
 def own_logits(backend: Any, ids: Sequence[int], embeds_TD: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits of one forward of the model's own, (T, V); ``embeds_TD`` in place of the ids' own embeddings.
+    """Logits of one forward of the model's own, with its own attention, (T, V).
+
+    Args:
+        embeds_TD: in place of the ids' own embeddings.
 
     Raises:
         ValueError: it does not run, or its logits are not finite.
@@ -173,10 +170,15 @@ def own_logits(backend: Any, ids: Sequence[int], embeds_TD: torch.Tensor | None 
         logits_TV: torch.Tensor = backend.model(**given, use_cache=False).logits[0].float()
         return logits_TV
 
-    logits_TV = run()
-    if not is_finite(logits_TV):
-        raise not_finite(backend, [backend.embed_ids(ids)], run)
-    return logits_TV
+    before = backend.decoder.config._attn_implementation
+    backend.decoder.set_attn_implementation(getattr(backend, "own_attention", "sdpa"))
+    try:
+        logits_TV = run()
+        if not is_finite(logits_TV):
+            raise not_finite(backend, [backend.embed_ids(ids)], run)
+        return logits_TV
+    finally:
+        backend.decoder.set_attn_implementation(before)
 
 
 def _try(backend: Any, name: str, ids: Sequence[int], wanted_TV: torch.Tensor) -> str:

@@ -134,7 +134,7 @@ class SharedFrames:
 def send(tensor: torch.Tensor | None, owner: int, device: torch.device) -> torch.Tensor:
     """The owner's tensor on every process's device."""
     kind: list[Any] = [None if tensor is None else (tuple(tensor.shape), tensor.dtype)]
-    dist.broadcast_object_list(kind, src=owner)
+    dist.broadcast_object_list(kind, src=owner, group=work.objects_group())
     shape, dtype = kind[0]
     moved = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device).contiguous()
     dist.broadcast(moved, src=owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ from vniah.settings import Settings
 
 T = TypeVar("T")
 _JOURNALS_BYTES = 2 << 30
+# One process may have much more to do than another before they meet; torch's own 30 minutes are for training steps.
+_PATIENCE = datetime.timedelta(days=7)
+_beside: dist.ProcessGroup | None = None
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -35,8 +39,16 @@ def join_processes(device: str) -> None:
         return
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+
+
+def local_rank() -> int:
+    """Which of this machine's devices is this process's: as the launcher says, else the devices are dealt in turn."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return int(os.environ.get("RANK") or 0) % max(1, torch.cuda.device_count())
 
 
 def pick_device(device: str) -> torch.device:
@@ -55,14 +67,17 @@ def pick_device(device: str) -> torch.device:
         if not torch.cuda.is_available():
             raise ValueError(f"device={device!r}, but torch sees no CUDA device; use device=cpu")
         if chosen.index is None or rank_and_world()[1] > 1:
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = torch.device("cuda", local_rank())
     return chosen
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device; a quarter of the host's for the CPU."""
+    """Memory that is free on the device, what PyTorch holds and does not use included; a quarter of the host's memory
+    for the CPU.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
@@ -84,7 +99,7 @@ def gather(value: T) -> list[T]:
     if world == 1:
         return [value]
     values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=objects_group())
     return values
 
 
@@ -94,9 +109,23 @@ def broadcast(value: T) -> T:
     if world == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=objects_group())
     result: T = box[0]
     return result
+
+
+def objects_group() -> dist.ProcessGroup | None:
+    """The group that Python objects travel in: the processes' own where it has the CPU, else one of gloo beside it.
+
+    accelerate's, under lmms-eval, is of nccl alone, where waiting for an object occupies the device. Collective when
+    called first.
+    """
+    global _beside
+    if "gloo" in str(dist.get_backend_config()) or "mpi" in str(dist.get_backend_config()):
+        return None
+    if _beside is None:
+        _beside = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
+    return _beside
 
 
 @contextlib.contextmanager

@@ -359,9 +359,88 @@ for _name, _parallel, _free, _mode in [
     ("branches", "branch", None, "branch"),
     ("the_ring", "ring", None, "ring"),
     ("auto_with_room", "auto", None, "branch"),
-    ("auto_without_room", "auto", 1000, "ring"),
+    # The longest cell's cache is 97,536 bytes, and 70 % of what is free is for it.
+    ("auto_without_room", "auto", 120_000, "ring"),
 ]:
     CHECKS[f"the_runner_in_{_name}"] = functools.partial(parallel, parallel=_parallel, free=_free, mode=_mode)
+
+
+@check
+def auto_names_the_devices_that_would_do(rank: int, world: int) -> None:
+    """A ring that cannot hold the longest cell either was begun all the same."""
+    free_bytes, work.free_bytes = work.free_bytes, lambda device: 10_000 + 1_000 * rank
+    try:
+        with pytest.raises(ValueError, match=r"start \d+ processes") as caught:
+            run_share(rank, world, ModelArgs(parallel="auto", journal="none"))
+    finally:
+        work.free_bytes = free_bytes
+    # The device with the least room counts, and 70 % of it is for the cache.
+    assert "(381 tokens)" in str(caught.value)
+    assert f"start {-(-381 * backend().shape.kv_bytes_per_token // 7_000)} processes" in str(caught.value)
+
+
+@check
+def a_near_tie_does_not_part_the_processes(rank: int, world: int) -> None:
+    """Rounding of its own on one process picked another token there; the others' answers changed with it."""
+    engine = ring()
+    model, exact = engine.backend, engine.backend.logits
+    tie = exact(torch.zeros(1, tiny.SIZES["hidden_size"]))[0].zero_()
+    picked = []
+
+    def rounded(hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Two tokens that tie at every step, and each process rounds towards another one."""
+        logits_TV = tie.repeat(len(hidden_TD), 1)
+        logits_TV[:, 5 + len(picked) % 7] = 1.0
+        logits_TV[:, 20 + rank] = 1.0 + 1e-6 * rank
+        picked.append(int(logits_TV[-1].argmax()))
+        return logits_TV
+
+    asked = [
+        cell(5, 2, 0, Generate(max_new_tokens=6)),
+        cell(9, 4, 1, Target("ok")),
+        cell(9, 4, 2, Generate(max_new_tokens=4, temperature=0.8)),
+    ]
+    model.logits = rounded
+    try:
+        results = engine.run(RequestTree(asked), MEDIA)
+    finally:
+        del model.logits
+    assert len(set(map(str, work.gather(picked)))) == world, "each process would have picked another token"
+    everyone = work.gather([result.as_dict() for result in results])
+    assert all(one == everyone[0] for one in everyone)
+    assert len(results[0].predicted_ids) == 6
+
+
+@check
+def logits_that_are_not_finite_end_every_process(rank: int, world: int) -> None:
+    model = tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS)
+    with torch.no_grad():
+        model.decoder.layers[1].mlp.down_proj.weight[3, 4] = torch.nan
+    engine = RingEngine(model, FrameEmbeddings(model), EngineOptions(chunk_tokens=256))
+    for leaf in (Generate(max_new_tokens=3), Target("ok")):
+        with pytest.raises(ValueError, match=r"not finite.*layers\.1\.mlp\.down_proj\.weight"):
+            engine.run(RequestTree([cell(20, 3, 0, leaf)]), MEDIA)
+    # Where no weight is to blame the prompt is run again, by all together.
+    healthy = tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS)
+    norm = healthy.decoder.layers[1].post_attention_layernorm
+    norm.register_forward_hook(lambda module, given, output: output * torch.inf)
+    engine = RingEngine(healthy, FrameEmbeddings(healthy), EngineOptions(chunk_tokens=256))
+    with pytest.raises(ValueError, match=r"they arise in model\.layers\.1\.post_attention_layernorm"):
+        engine.run(RequestTree([cell(20, 3, 0, Target("ok"))]), MEDIA)
+    with pytest.raises(ValueError, match="not finite"):
+        measure(engine, [list(range(1, 90))], 80)
+
+
+@check
+def a_ring_that_is_not_the_models_own_is_refused(rank: int, world: int) -> None:
+    model = tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS)
+    runner = Runner(model, ModelArgs(parallel="ring", journal="none"))
+    assert runner.engine(ring=True).world_size == world
+    scaled = tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS)
+    plain = scaled.logits
+    scaled.logits = lambda hidden_TD: plain(hidden_TD) * (1.5 if rank == world - 1 else 1.0)
+    with pytest.raises(ValueError, match=r"parallel=ring cannot run tiny-qwen2 .* differ from .* parallel=branch"):
+        Runner(scaled, ModelArgs(parallel="ring", journal="none")).engine(ring=True)
 
 
 @check
