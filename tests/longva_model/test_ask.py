@@ -129,6 +129,17 @@ def test_a_follow_up_computes_only_what_is_new(files: dict[str, Path], monkeypat
     assert frames.frames_encoded == 4
 
 
+def test_a_conversation_plans_its_rows(files: dict[str, Path]) -> None:
+    """4,096 rows and then doubles: 524,288 for a prompt of 432,000 tokens."""
+    talk = conversation(files["model"], files["video"], files["cat"])
+    talk.room = 40
+    first = talk.ask("What is it?", Generate(max_new_tokens=TOKENS))
+    cache: Any = talk.engine.cache
+    assert cache.layers[0].keys.shape[2] == first.prompt_tokens + TOKENS + 40
+    talk.ask("Why? " * 20, Generate(max_new_tokens=TOKENS))
+    assert talk.length < cache.layers[0].keys.shape[2] <= talk.length + TOKENS + 256
+
+
 def test_answers_stream_token_by_token(files: dict[str, Path]) -> None:
     pieces: list[str] = []
     result = conversation(files["model"], files["cat"]).ask("What?", Generate(max_new_tokens=TOKENS), pieces.append)

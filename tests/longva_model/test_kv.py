@@ -33,5 +33,18 @@ def test_buffers_of_a_known_length_are_made_once_and_others_grow() -> None:
         append(unknown, start, start + 100)
         assert known.num_bytes == 2 * 2 * 2 * 1000 * 4 * 4
     assert unknown.num_bytes >= known.num_bytes
+    # Beyond what was planned an eighth more, and not twice as much.
+    long = CroppableCache(2, 8000)
+    append(long, 0, 8000)
+    append(long, 8000, 8001)
+    assert long.num_bytes == 2 * 2 * 2 * 9001 * 4 * 4
     for keys in append(known, 1000, 1001):
         assert keys[0, 0, :, 0].tolist() == list(range(1001))
+
+
+def test_values_may_be_of_another_size_than_keys() -> None:
+    cache = CroppableCache(1, 20)
+    for start in (0, 3):
+        keys, values = cache.update(rows(start, start + 3), rows(start, start + 3)[..., :2], 0)
+    assert keys.shape == (1, 2, 6, 4) and values.shape == (1, 2, 6, 2)
+    assert values[0, 0, :, 0].tolist() == list(range(6))

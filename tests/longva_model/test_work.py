@@ -1,41 +1,66 @@
-"""Automatic journals are bounded by what they take of the disk, and none in use goes, whatever the clock says."""
+"""Joining other processes, and the room on a device."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import datetime
+from types import SimpleNamespace
+from typing import Any
 
-from longva_model.engine.work import _forget_oldest
-from vniah.journal import Journal
+import pytest
+import torch
+import torch.distributed as dist
 
+from longva_model.engine import work
 
-def journal(path: Path, touched: float) -> Path:
-    path.write_bytes(b"x" * 100)
-    os.utime(path, (touched, touched))
-    return path
-
-
-def test_journals_that_fit_stay_however_old_the_clock_says_they_are(tmp_path: Path) -> None:
-    kept = [journal(tmp_path / f"{number}.jsonl", 1e9 * number) for number in range(5)]
-    _forget_oldest(tmp_path, tmp_path / "own.jsonl", 500)
-    assert all(path.exists() for path in kept)
+CUDA = torch.device("cuda", 0)
 
 
-def test_the_longest_untouched_go_first_with_those_of_their_other_processes(tmp_path: Path) -> None:
-    first, second, third = (journal(tmp_path / f"{name}.jsonl", at) for name, at in (("a", 3e9), ("b", 1), ("c", 2)))
-    ranks = [journal(tmp_path / f"{name}.jsonl.rank1", 1) for name in "abc"]
-    _forget_oldest(tmp_path, tmp_path / "own.jsonl", 450)
-    assert [path.exists() for path in (first, second, third, *ranks)] == [True, False, True, True, False, True]
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({"LOCAL_RANK": "3", "RANK": "11"}, 3),
+        ({"SLURM_LOCALID": "2", "RANK": "10"}, 2),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "1", "RANK": "5"}, 1),
+        ({"RANK": "13"}, 5),
+        ({}, 0),
+    ],
+)
+def test_each_process_takes_a_device_of_its_own(
+    environment: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that does not name local ranks put every process on the first device."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert work.local_rank() == rank and work.pick_device("cuda") == torch.device("cuda", rank)
 
 
-def test_one_in_use_and_the_one_that_is_wanted_stay(tmp_path: Path) -> None:
-    wanted, idle, other = (journal(tmp_path / f"{name}.jsonl", at) for name, at in (("w", 1), ("i", 3), ("u", 9)))
-    with Journal(tmp_path / "used.jsonl") as used:
-        used.put("a", {"score": 1})
-        os.utime(used.path, (2, 2))
-        with Journal(tmp_path / "u.jsonl.rank1") as rank:
-            _forget_oldest(tmp_path, wanted, 0)
-            assert rank.path.exists() and other.exists(), "its process of rank 1 still writes"
-        assert wanted.exists() and used.path.exists() and not idle.exists()
-        _forget_oldest(tmp_path, wanted, 0)
-        assert not other.exists()
+def test_what_the_allocator_holds_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cached blocks counted as used, so that the same prompt was a branch in one call and a ring in the next."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert work.free_bytes(CUDA) == 50
+
+
+def test_a_group_waits_for_a_process_that_has_more_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: told.update(options, backend=backend))
+    work.join_processes("cpu")
+    assert told["backend"] == "gloo" and told["timeout"] > datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(("backends", "beside"), [("cuda:nccl", True), ("cpu:gloo,cuda:nccl", False)])
+def test_objects_do_not_travel_over_devices(backends: str, beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's group has nccl alone, in which waiting occupies the device."""
+    made: list[dict[str, Any]] = []
+    group = SimpleNamespace()
+    monkeypatch.setattr(work, "_beside", None)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
+    monkeypatch.setattr(dist, "new_group", lambda **options: (made.append(options), group)[1])
+    assert [work.objects_group(), work.objects_group()] == ([group, group] if beside else [None, None])
+    assert len(made) == beside and all(options["backend"] == "gloo" for options in made)
