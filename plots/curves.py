@@ -5,8 +5,6 @@ Runs differ by colour, marker and dash (bars by hatch), so that a grey print tel
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from vniah.plots.style import (
     save_figure,
     wrapped,
 )
+from vniah.plots.table_formats import csv_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +132,7 @@ def _octaves(axes: Any, xs: Sequence[float], width: float) -> None:
 def curves_csv(panels: Mapping[str, Sequence[Curve]], x_name: str, y_name: str) -> str:
     """Curves as CSV, one point a line."""
     rows = ((title, curve.name, x, y) for title, curves in panels.items() for curve in curves for x, y in curve.points)
-    return _csv(["panel", "curve", x_name, y_name], rows)
+    return csv_text(["panel", "curve", x_name, y_name], rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,15 +190,7 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None =
 def bars_csv(groups: Sequence[Bars], value_name: str) -> str:
     """Bars as CSV, one bar a line."""
     rows = ((group.name, category, value) for group in groups for category, value in group.values.items())
-    return _csv(["run", "category", value_name], rows)
-
-
-def _csv(head: Sequence[str], rows: Any) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([f"{one:.6g}" if isinstance(one, float) else one for one in row] for row in rows)
-    return out.getvalue()
+    return csv_text(["run", "category", value_name], rows)
 
 
 def save_curves(panels: Mapping[str, Sequence[Curve]], path: str | Path, **labels: Any) -> Path:

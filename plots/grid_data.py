@@ -5,13 +5,12 @@ Plain Python, no matplotlib: the terminal table and the CSV come from here alone
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vniah.plots.run_notes import control_name, control_note, grid_of, measured_line, warnings_of
+from vniah.plots.table_formats import csv_text
 from vniah.results import Run
 from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 from vniah.text.score import DISTRACTOR
@@ -235,15 +234,13 @@ def to_text(data: GridData) -> str:
 
 def to_csv(grids: Sequence[GridData]) -> str:
     """Grids as CSV, one cell a line: run, num_<unit>, depth_percent ("control" without a needle), score, needles."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     units = {data.unit for data in grids}
-    writer.writerow(["run", f"num_{units.pop()}" if len(units) == 1 else "length", "depth_percent", "score", "needles"])
+    head = ["run", f"num_{units.pop()}" if len(units) == 1 else "length", "depth_percent", "score", "needles"]
+    rows: list[tuple[object, ...]] = []
     for data in grids:
         for depth, row, counts in zip(data.depths, data.scores, data.counts, strict=True):
             for frames, score, count in zip(data.frames, row, counts, strict=True):
                 if score is not None:
-                    writer.writerow([data.name, frames, depth, f"{score:.6g}", count])
-        for frames, score in data.controls.items():
-            writer.writerow([data.name, frames, "control", f"{score:.6g}", ""])
-    return out.getvalue()
+                    rows.append((data.name, frames, depth, score, count))
+        rows += [(data.name, frames, "control", score, "") for frames, score in data.controls.items()]
+    return csv_text(head, rows)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vniah.plots.image_sizes import Sizes
 from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
+from vniah.plots.table_formats import csv_text
 
 BINS_PER_OCTAVE = 4
 GUIDE = 768  # the paper speaks of images smaller than 768 x 768
@@ -38,14 +39,14 @@ def size_counts(data: Sizes, edges: NDArray[np.float64]) -> NDArray[np.int64]:
 def sizes_csv(datasets: Sequence[Sizes]) -> str:
     """The histograms as CSV, one bin that is not empty a line."""
     edges = size_edges(datasets)
-    lines = ["dataset,width_from,width_to,height_from,height_to,images"]
+    head = ["dataset", "width_from", "width_to", "height_from", "height_to", "images"]
+    rows: list[tuple[object, ...]] = []
     for data in datasets:
         counts = size_counts(data, edges)
-        name = '"' + data.name.replace('"', '""') + '"'
         for at, up in zip(*np.nonzero(counts), strict=True):
-            box = ",".join(f"{edge:.6g}" for edge in (edges[at], edges[at + 1], edges[up], edges[up + 1]))
-            lines.append(f"{name},{box},{counts[at, up]}")
-    return "\n".join(lines) + "\n"
+            box = (float(edge) for edge in (edges[at], edges[at + 1], edges[up], edges[up + 1]))
+            rows.append((data.name, *box, int(counts[at, up])))
+    return csv_text(head, rows)
 
 
 def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:

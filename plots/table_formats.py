@@ -1,14 +1,19 @@
-"""A small table as text for the terminal, Markdown, LaTeX (booktabs) or CSV. Knows nothing about runs."""
+"""A small table as text for the terminal, Markdown, LaTeX (booktabs) or CSV. Knows nothing about runs.
+
+Names come from results files that anyone may have written. No cell breaks its row, steers a terminal, starts a formula
+in a spreadsheet, or is markup of its table's language.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vniah.nearest import did_you_mean
+from vniah.notices import printable
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -21,18 +26,30 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
 }
 _NUMBER = re.compile(r"^[+-]?[\d,]*\.?\d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTable:
-    """Cells as strings. The first column holds labels; ``rows`` are as long as ``head``."""
+    """Cells as strings, made printable. The first column holds labels; ``rows`` are as long as ``head``."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        plain = {
+            "title": printable(self.title),
+            "head": tuple(map(printable, self.head)),
+            "rows": tuple(tuple(map(printable, row)) for row in self.rows),
+            "notes": tuple(map(printable, self.notes)),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 def as_text(table: TextTable) -> str:
@@ -51,12 +68,15 @@ def as_text(table: TextTable) -> str:
 def as_markdown(table: TextTable) -> str:
     """A GitHub table, numbers to the right."""
 
+    def plain(text: str) -> str:
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
+
     def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") or " " for cell in row) + " |"
+        return "| " + " | ".join(plain(cell).replace("|", "\\|") or " " for cell in row) + " |"
 
     rule = "| " + " | ".join("---" if at == 0 else "---:" for at in range(len(table.head))) + " |"
-    notes = [f"\n{note}" for note in table.notes]
-    return "\n".join([f"**{table.title}**\n", line(table.head), rule, *map(line, table.rows), *notes])
+    notes = [f"\n{plain(note)}" for note in table.notes]
+    return "\n".join([f"**{plain(table.title)}**\n", line(table.head), rule, *map(line, table.rows), *notes])
 
 
 def as_latex(table: TextTable) -> str:
@@ -68,7 +88,9 @@ def as_latex(table: TextTable) -> str:
         return "".join(_LATEX.get(character, character) for character in text).replace("\N{MINUS SIGN}", "$-$")
 
     def line(row: Sequence[str]) -> str:
-        return "    " + " & ".join(map(cell, row)) + r" \\"
+        # Behind the line before, a bracket or star would be an argument of its "\\\\".
+        guard = "{}" if row[0].startswith(("[", "*")) else ""
+        return "    " + guard + " & ".join(map(cell, row)) + r" \\"
 
     caption = " ".join([f"{table.title}.", *table.notes])
     return "\n".join(
@@ -90,11 +112,33 @@ def as_latex(table: TextTable) -> str:
 
 def as_csv(table: TextTable) -> str:
     """Plain CSV: the head and the rows; title and notes stay out so that a program can read it."""
+    rows = ([cell.replace(",", "") if _NUMBER.match(cell) else cell for cell in row] for row in table.rows)
+    return csv_text(table.head, rows).rstrip("\n")
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV of a head and rows, a line each: numbers as they are, fractions with six digits, any other cell as text.
+
+    A spreadsheet takes a cell that begins with one of ``= + - @`` for a formula; text that does stands behind an
+    apostrophe.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.head)
-    writer.writerows([cell.replace(",", "") if _NUMBER.match(cell) else cell for cell in row] for row in table.rows)
-    return out.getvalue().rstrip("\n")
+    writer.writerow([_csv_cell(cell) for cell in head])
+    writer.writerows([_csv_cell(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _csv_cell(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}"
+    text = printable(cell)
+    try:
+        float(text)
+    except ValueError:
+        formula = len(text) > 1 and text.lstrip().startswith(("=", "+", "-", "@"))
+        return f"'{text}" if formula else text
+    return text
 
 
 FORMATS: dict[str, Callable[[TextTable], str]] = {

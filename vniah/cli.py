@@ -136,7 +136,9 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"vniah: error: {message}", file=sys.stderr)
+    from vniah.notices import printable
+
+    print(f"vniah: error: {printable(' '.join(message.split(chr(10))))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -7,6 +7,7 @@ encoded once whatever the way of scoring.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -65,11 +66,12 @@ SHAPES = {
 }
 
 TokenCount = Callable[[str], int]
+ESTIMATED_CHARS = 4
 
 
 def estimate_tokens(text: str) -> int:
-    """A rough count where no tokenizer is at hand: one token for four characters, at least one."""
-    return max(1, round(len(text) / 4)) if text else 0
+    """A rough count where no tokenizer is at hand: one token for ``ESTIMATED_CHARS`` characters, rounded up."""
+    return math.ceil(len(text) / ESTIMATED_CHARS)
 
 
 def segment_tokens(segment: Segment, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:

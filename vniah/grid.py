@@ -146,9 +146,10 @@ def parse_range(
                 f"step, such as {example}"
             ) from None
         found = range(first, last + 1, stride)
-        if len(found) > _MOST_VALUES:
+        many = (last - first) // stride + 1  # len() of a range beyond 2**63 fails
+        if many > _MOST_VALUES:
             raise ValueError(
-                f"{piece!r} in {what} {str(spec)!r} is {len(found):,} values; give a step, such as "
+                f"{piece!r} in {what} {str(spec)!r} is {many:,} values; give a step, such as "
                 f"{with_step(first, last)!r}"
             )
         values.update(found)

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import threading
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,24 @@ _model: dict[str, Any] = {}
 _lock = threading.Lock()
 # What scores may depend on.
 _PACKAGES = ("vniah", "torch", "transformers", "lmms-eval", "av", "numpy", "pillow")
+
+
+def printable(text: object, *, lines: bool = False) -> str:
+    """A text that may be from anywhere, for a terminal or a table: what would steer one is spelled out (``\\x1b``).
+
+    Args:
+        lines: leave line ends and tabs as they are.
+    """
+    # Joiners belong to scripts and emoji.
+    kept = "\n\t \u200c\u200d" if lines else " \u200c\u200d"
+    return "".join(
+        one if one.isprintable() or one in kept else " " if unicodedata.category(one) == "Zs" else _spelled(one)
+        for one in str(text)
+    )
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def notice(text: str) -> None:
@@ -32,7 +51,7 @@ def notice(text: str) -> None:
             return
         _said[text] = None
     if os.environ.get("RANK", "0") in ("", "0"):
-        print(f"vniah: warning: {text}", file=sys.stderr, flush=True)
+        print(f"vniah: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def recorded() -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from vniah.notices import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -65,6 +67,7 @@ class Run:
         unscored: metrics that have no value because nobody scored them (a judge that was off, say).
         settings: grid, haystack, needles, fingerprints, versions.
         intended: the whole grid, where the run says what it was to measure.
+        unit: what ``num_frames`` counts: "frames", or "tokens" for text NIAH.
     """
 
     name: str
@@ -76,6 +79,12 @@ class Run:
     unscored: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     intended: IntendedGrid | None = None
+    unit: Literal["frames", "tokens"] = "frames"
+
+    def __post_init__(self) -> None:
+        # Names are from whoever wrote the files, and go into terminals and tables.
+        for name in ("name", "task", "model"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __repr__(self) -> str:
         scored = f"{len(self.placed)} cells, {len(self.scored) - len(self.placed)} controls"
@@ -120,11 +129,6 @@ class Run:
         from vniah.commands.evaluation import save_report
 
         return save_report(self, path, partial=partial)
-
-    @property
-    def unit(self) -> str:
-        """What ``num_frames`` counts: "tokens" for text NIAH, else "frames"."""
-        return "tokens" if self.task.startswith("text_niah") else "frames"
 
     @property
     def placed(self) -> tuple[ScoredCell, ...]:
@@ -176,8 +180,8 @@ def cells_from_scores(scores: Mapping[tuple[int, int | None], float], per_cell: 
     """
     cells = []
     for (num_frames, depth), score in scores.items():
-        correct = round(score * per_cell)
-        if abs(correct - score * per_cell) > 1e-6 or not 0 <= correct <= per_cell:
+        correct = round(score * per_cell) if 0 <= score <= 1 else -1
+        if correct < 0 or abs(correct - score * per_cell) > 1e-6:
             raise ValueError(
                 f"the score {score} at {num_frames} frames, depth {depth} is no mean over {per_cell} needles"
             )

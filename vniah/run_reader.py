@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vniah.files import parse_json, read_json
 from vniah.grid import parse_range
 from vniah.journal import is_journal, is_sound
-from vniah.notices import notice
+from vniah.notices import notice, printable
 from vniah.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
+from vniah.runs.task import MOST_CELLS
 from vniah.scored_rows import read_cells
 from vniah.text.puzzles import parse_lengths
 
@@ -188,16 +189,18 @@ def _read_evaluation(evaluation: _Evaluation, name: str | None, task: str | None
             continue  # a group without figures of its own
         model = str(whole.get("model_name") or _mapping(whole.get("config")).get("model") or evaluation.folder.name)
         settings = _settings(whole, one, evaluation)
+        scored = read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one)
         runs.append(
             Run(
                 name=name or Path(model).name,
                 task=one,
                 model=model,
-                scored=read_cells(samples, last_wins=False) if samples else _grid_cells(whole, one),
+                scored=scored,
                 metrics=_metrics(values),
                 unscored=_unscored(values),
                 settings=settings,
                 intended=_intended(settings.get("task", {})),
+                unit=_unit(settings.get("task", {}), scored, values),
             )
         )
     return runs
@@ -228,9 +231,19 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
         task=task,
         model=model,
         scored=cells,
-        settings={title: dict(section) for title, section in sections.items() if section},
+        settings={title: _printable(section) for title, section in sections.items() if section},
         intended=_intended(header.get("measured")),
+        unit=_unit(header.get("measured"), cells),
     )
+
+
+def _unit(measured: Any, cells: Iterable[ScoredCell], metrics: Any = None) -> Literal["frames", "tokens"]:
+    """What lengths count, by what the run says it measured, else by its cells or its metrics; not by a task's name."""
+    told = _mapping(measured)
+    if "lengths" in told or "frames" in told:
+        return "tokens" if "lengths" in told else "frames"
+    in_tokens = any(cell.extra.get("unit") == "tokens" for cell in cells)
+    return "tokens" if in_tokens or any(key.startswith("text_niah_") for key in _mapping(metrics)) else "frames"
 
 
 def _header(journals: Iterable[Path], task: str, named: Path) -> Mapping[str, Any]:
@@ -269,10 +282,13 @@ def _intended(measured: Any) -> IntendedGrid | None:
     if not isinstance(lengths, str) or not isinstance(depths, str) or not isinstance(per_place, int):
         return None
     frames = parse_range(lengths, "frames") if "frames" in told else parse_lengths(lengths)
+    places = parse_range(depths, "depths")
+    if len(frames) * len(places) > MOST_CELLS:
+        raise ValueError(f"a grid of {lengths!r} by {depths!r} has more than {MOST_CELLS:,} cells, which no run has")
     controls = told.get("controls")
     return IntendedGrid(
         frames=frames,
-        depths=parse_range(depths, "depths"),
+        depths=places,
         per_place=per_place,
         controls=controls if isinstance(controls, int) else 0,
     )
@@ -285,23 +301,28 @@ def _grid_cells(whole: Mapping[str, Any], task: str) -> tuple[ScoredCell, ...]:
     """
     metrics = _mapping(_mapping(whole.get("results")).get(task))
     grids = [_mapping(value) for key, value in metrics.items() if key.partition(",")[0].endswith("_grid")]
-    scores = {
-        (int(frames), None if depth == "control" else int(depth)): float(score)
-        for grid in grids
-        for frames, column in grid.items()
-        for depth, score in _mapping(column).items()
-    }
+    try:
+        scores = {
+            (int(frames), None if depth == "control" else int(depth)): float(score)
+            for grid in grids
+            for frames, column in grid.items()
+            for depth, score in _mapping(column).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the grid of {task} is no table of scores by length and depth ({error})") from None
     documents = _mapping(_mapping(whole.get("n-samples")).get(task)).get("effective")
     if not scores or not isinstance(documents, int):
         return ()
+    if documents > MOST_CELLS:
+        raise ValueError(f"{task} is said to have {documents:,} cells, and no run has more than {MOST_CELLS:,}")
     told = {**_mapping(_mapping(_mapping(whole.get("configs")).get(task)).get("metadata")), **_provenance(whole, task)}
     cells, controls, per_place = (told.get(key) for key in ("cells", "controls", "per_place"))
     if isinstance(cells, int) and isinstance(controls, int) and isinstance(per_place, int):
         lengths = len({frames for frames, _ in scores})
         # Of a part of the grid nobody knows over how many needles each mean was taken.
-        if documents != cells + controls or controls % lengths:
-            return ()
         placed = {place: score for place, score in scores.items() if place[1] is not None}
+        if documents != cells + controls or controls < 0 or controls % lengths or per_place * len(placed) != cells:
+            return ()
         bare = {place: score for place, score in scores.items() if place[1] is None}
         return cells_from_scores(placed, per_place) + cells_from_scores(bare, controls // lengths)
     if documents % len(scores):
@@ -380,7 +401,16 @@ def _settings(whole: Mapping[str, Any], task: str, evaluation: _Evaluation) -> d
         title: {key: value for key, value in section.items() if value not in (None, "", {}, [])}
         for title, section in sections.items()
     }
-    return {title: section for title, section in kept.items() if section}
+    return {title: _printable(section) for title, section in kept.items() if section}
+
+
+def _printable(value: Any) -> Any:
+    """A value of a file with every text in it printable: notes, titles and tables quote them."""
+    if isinstance(value, Mapping):
+        return {printable(key): _printable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_printable(one) for one in value]
+    return printable(value, lines=True) if isinstance(value, str) else value
 
 
 def model_args(run: Run) -> dict[str, str]:

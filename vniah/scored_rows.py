@@ -18,6 +18,7 @@ from vniah.journal import is_sound, say_damaged
 from vniah.results import ScoredCell
 from vniah.scoring import teacher_forced_match
 
+_MOST_FRAMES = 10**12
 _OWN = {field.name for field in fields(ScoredCell)} - {"extra"}
 
 
@@ -122,8 +123,8 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Scor
     """Check the parts of a scored cell and keep what else the row says under ``extra``."""
     frames = scored.get("num_frames", scored.get("context_length"))
     depth, control = scored.get("depth_percent"), bool(scored.get("control", False))
-    if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
-        raise ValueError(f"{where}: num_frames must be a positive whole number, got {frames!r}")
+    if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames <= _MOST_FRAMES:
+        raise ValueError(f"{where}: num_frames must be a whole number from 1 to {_MOST_FRAMES:,}, got {frames!r}")
     if isinstance(depth, float) and depth.is_integer():
         depth = int(depth)
     if control:
@@ -133,23 +134,28 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Scor
     if scored["correct"] not in (True, False):
         raise ValueError(f"{where}: correct must be true or false, got {scored['correct']!r}")
     extra = {key: value for key, value in scored.items() if key not in _OWN and key != "context_length"}
+    if "num_frames" not in scored:
+        extra["unit"] = "tokens"
     for key in ("task", "model"):
         if isinstance(row.get(key), str):
             extra.setdefault(key, row[key])
     if isinstance(row.get("input"), str):
         extra.setdefault("question", row["input"])
     index = scored.get("needle_index")
-    return ScoredCell(
-        num_frames=frames,
-        depth_percent=depth,
-        needle=str(scored.get("needle", "")),
-        correct=bool(scored["correct"]),
-        control=control,
-        needle_index=None if control or index is None else int(index),
-        predicted=str(scored.get("predicted", "")),
-        answer=str(scored.get("answer", row.get("target", ""))),
-        predicted_ids=tuple(int(one) for one in scored.get("predicted_ids") or ()),
-        answer_ids=tuple(int(one) for one in scored.get("answer_ids") or ()),
-        answer_logprobs=tuple(float(one) for one in scored.get("answer_logprobs") or ()),
-        extra=extra,
-    )
+    try:
+        return ScoredCell(
+            num_frames=frames,
+            depth_percent=depth,
+            needle=str(scored.get("needle", "")),
+            correct=bool(scored["correct"]),
+            control=control,
+            needle_index=None if control or index is None else int(index),
+            predicted=str(scored.get("predicted", "")),
+            answer=str(scored.get("answer", row.get("target", ""))),
+            predicted_ids=tuple(int(one) for one in scored.get("predicted_ids") or ()),
+            answer_ids=tuple(int(one) for one in scored.get("answer_ids") or ()),
+            answer_logprobs=tuple(float(one) for one in scored.get("answer_logprobs") or ()),
+            extra=extra,
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: needle_index, ids or log-probabilities are no numbers ({error})") from None

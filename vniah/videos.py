@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from vniah.archives import archive_stem, safe_extract
+from vniah.notices import printable
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
@@ -47,9 +48,8 @@ class VideoReport:
         shown = [f"{name} ({reason})" for name, reason in list(self.missing.items())[:limit]]
         more = len(self.missing) - len(shown)
         total = len(self.missing) + len(self.found)
-        return f"{len(self.missing)} of {total} videos missing or broken: " + "; ".join(
-            shown + ([f"and {more} more"] if more > 0 else [])
-        )
+        told = "; ".join(shown + ([f"and {more} more"] if more > 0 else []))
+        return printable(f"{len(self.missing)} of {total} videos missing or broken: {told}")
 
 
 class VideoFolders:

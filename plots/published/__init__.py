@@ -88,6 +88,7 @@ def read_published(name: str) -> Run:
         model=whole["model"],
         scored=cells_from_scores(dict(sorted(scores.items())), whole["scores_per_cell"]),
         train_frames=whole["train_length"],
+        unit=whole.get("unit", "frames"),
         settings={"published": {"source": whole["source"], "training length": whole["train_note"]}},
     )
 

@@ -11,6 +11,9 @@ from PIL import Image
 from vniah.needles import open_needles
 from vniah.results import Run
 
+# Pictures of one run that a page holds; what a results file names may be without end.
+MOST = 300
+
 
 def needle_pictures(run: Run, spec: str | None = None) -> tuple[dict[str, Image.Image], str]:
     """Needle images by id, and a note where something is not as it was in the run ("" otherwise).
@@ -31,7 +34,8 @@ def needle_pictures(run: Run, spec: str | None = None) -> tuple[dict[str, Image.
         return {}, f"{run.name}: frames are not shown; name its needle set with --needles" if own else ""
     found = open_needles(spec or own)
     wanted = set(run.needles)
-    pictures = {needle.id: needle.image for needle in found if needle.id in wanted}
+    shown = [needle for needle in found if needle.id in wanted]
+    pictures = {needle.id: needle.image for needle in shown[:MOST]}
     if spec is not None and not pictures:
         raise ValueError(
             f"the needle set {spec!r} has none of the needles of {run.name!r} ({', '.join(sorted(wanted)[:5])})"
@@ -43,4 +47,6 @@ def needle_pictures(run: Run, spec: str | None = None) -> tuple[dict[str, Image.
         if spec is None:
             return {}, f"{run.name}: frames are not shown, since the needle set {own!r} has changed since the run"
         return pictures, f"{run.name}: the needle set {spec!r} is not the one of the run; its frames may differ"
+    if len(shown) > MOST:
+        return pictures, f"{run.name}: the frames of {MOST} of its {len(shown):,} needles are shown"
     return pictures, ""

@@ -12,7 +12,7 @@ from run_files import small_run
 
 from vniah.plots.compare import Comparison, compare, published_names
 from vniah.plots.published import read_published, tables
-from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_markdown, as_text
+from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_markdown, as_text, csv_text
 from vniah.results import Run
 
 
@@ -214,6 +214,49 @@ def test_latex_escapes_its_special_characters() -> None:
 def test_csv_has_plain_numbers() -> None:
     rows = list(csv.reader(io.StringIO(as_csv(TABLE))))
     assert rows == [["", "x_1", "50%"], ["a|b", "1234", "-0.5"], ["c", "-", "+1"]]
+
+
+NASTY = TextTable(
+    title="\x1b[31mred\nname",
+    head=("", "a\tb"),
+    rows=(
+        ("=cmd|' /C calc'!A0", "-0.5"),
+        ("+1+cmd", "+3"),
+        ("@SUM(A1)", "-1e-05"),
+        (" =1", "1,234"),
+        ("-", "nan"),
+        ("line\none\r\u2028\x85", "\x1b]0;title\x07"),
+        ("[x]", "<b>"),
+        ("*", "\u202e\u009b31m"),
+    ),
+    notes=("a\x1b[2Jb\nc",),
+)
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_no_cell_steers_a_terminal_or_breaks_its_row(form: str) -> None:
+    """A name may hold escape sequences, line ends of every kind, and text that runs backwards."""
+    plain = TextTable(title="t", head=("", "a"), rows=tuple(("r", "1") for _ in NASTY.rows), notes=("n",))
+    text = FORMATS[form](NASTY)
+    assert len(text.splitlines()) == len(FORMATS[form](plain).splitlines())
+    assert all(one.isprintable() or one == "\n" for one in text)
+
+
+def test_csv_holds_no_formulas_and_numbers_stay_numbers() -> None:
+    rows = list(csv.reader(io.StringIO(as_csv(NASTY))))
+    assert [row[0] for row in rows[1:6]] == ["'=cmd|' /C calc'!A0", "'+1+cmd", "'@SUM(A1)", "' =1", "-"]
+    assert [row[1] for row in rows[1:6]] == ["-0.5", "+3", "-1e-05", "1234", "nan"]
+    assert csv_text(["=a", "b"], [("-x", -0.25), ("x", 3)]) == "'=a,b\n'-x,-0.25\nx,3\n"
+
+
+def test_latex_rows_do_not_begin_with_an_argument() -> None:
+    lines = as_latex(NASTY).splitlines()
+    assert any(line.strip().startswith("{}[x] & ") and r"\textless{}b\textgreater{}" in line for line in lines)
+    assert any(line.strip().startswith("{}* & ") for line in lines)
+
+
+def test_markdown_holds_no_markup_of_names() -> None:
+    assert "<b>" not in as_markdown(NASTY) and "&lt;b>" in as_markdown(NASTY)
 
 
 def test_every_form_is_offered() -> None:

@@ -63,6 +63,16 @@ class Page(html.parser.HTMLParser):
         return loaded
 
 
+def test_a_page_holds_a_bounded_number_of_pictures() -> None:
+    from vniah.needles import open_needles
+
+    ids = open_needles("icons:0:2000").ids
+    cells = tuple(ScoredCell(num_frames=4, depth_percent=0, needle=needle, correct=True) for needle in ids)
+    run = with_task(dataclasses.replace(small_run(), scored=cells), needles="icons:0:2000")
+    pictures, note = needle_pictures(run)
+    assert len(pictures) == 300 and note.endswith("the frames of 300 of its 2,000 needles are shown")
+
+
 def test_every_cell_is_in_the_grid_with_a_label_that_says_it_all() -> None:
     page = Page(build_page([small_run(train_frames=10)]))
     cells = page.having(role="gridcell")

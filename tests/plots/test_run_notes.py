@@ -39,7 +39,7 @@ def told(run: Run, **task: Any) -> Run:
 
 
 def text_run(task: str = "text_niah_0", **told_of: Any) -> Run:
-    return told(dataclasses.replace(small_run(), task=task), **told_of)
+    return told(dataclasses.replace(small_run(), task=task, unit="tokens"), **told_of)
 
 
 def figure_text(figure: Any) -> str:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vniah.cli import app
 from vniah.commands.plan import plan_needles
-from vniah.flops import SHAPES, tree_flops
+from vniah.flops import SHAPES, request_tokens, tree_flops
 from vniah.gpus import get_gpu
 from vniah.grid import Grid, parse_range, with_step
 from vniah.needles import open_needles
@@ -188,3 +188,11 @@ def test_a_gpu_goes_by_a_beginning_that_fits_one_alone() -> None:
         get_gpu("A100")
     with pytest.raises(ValueError, match=r"no figures for the GPU 'RTX4090'; .*did you mean 'RTX-4090'"):
         get_gpu("RTX4090")
+
+
+def test_a_prompt_is_estimated_alike_wherever_it_is_counted() -> None:
+    settings = TextSettings.read({"lengths": "1000", "depths": "50", "num_distractors": 3, "samples": 1}, {})
+    book = TextBook(settings, TextSource(open_text_haystack("builtin"), Measure()))
+    for cell in book.cells:
+        composed = book.compose(cell)
+        assert request_tokens(composed.request(), SHAPES["LongVA-7B"]) == composed.num_tokens

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_files import (
@@ -331,3 +333,88 @@ def test_what_a_run_was_to_measure_decides_what_is_missing(tmp_path: Path) -> No
         read_run(tmp_path)
     part = read_run(tmp_path, partial=True)
     assert sum(part.missing().values()) == 6 and part.settings["task"]["warnings"] == ["needles were replaced"]
+
+
+ESCAPE = "\x1b]0;owned\x07\x1b[31m\nnext"
+
+
+def test_names_of_strangers_are_printable_wherever_a_run_is_read(tmp_path: Path) -> None:
+    run = read_run(
+        write_evaluation(tmp_path / "out", sample_rows(), model="org/net" + ESCAPE.replace("/", "")), "given" + ESCAPE
+    )
+    assert "\x1b" not in run.name + run.model + run.task and "\n" not in run.name + run.model
+    whole = results_of(sample_rows(), model="m" + ESCAPE, model_args=f"pretrained={ESCAPE}")
+    whole["configs"]["vniah"]["metadata"]["haystack_name"] = ESCAPE
+    path = tmp_path / "other" / "m" / "2026_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(whole))
+    (found,) = read_runs(path)
+    assert "\x1b" not in json.dumps(found.settings, ensure_ascii=False) + found.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n-samples": {"vniah": {"effective": 10**12}}},
+        {"configs": {"vniah": {"metadata": {"cells": 10**12, "controls": 0, "per_place": 10**12}}}},
+        {"configs": {"vniah": {"metadata": {"cells": 36, "controls": 0, "per_place": 10**9}}}},
+        {"configs": {"vniah": {"metadata": {"cells": -(10**12), "controls": 10**12 + 36, "per_place": 1}}}},
+        {"configs": {"vniah": {"metadata": {"frames": "1-1000000000000000000000000", "depths": "0", "per_place": 1}}}},
+        {"configs": {"vniah": {"metadata": {"frames": "1-90000", "depths": "0-90000", "per_place": 1}}}},
+        {"results": {"vniah": {"vniah_grid,none": {"four": {"0": 1.0}}}}},
+        {"results": {"vniah": {"vniah_grid,none": {"4": {"0": [1]}}}}},
+        {"results": {"vniah": {"vniah_grid,none": {"4": {"0": 1e308}}}}},
+        {"results": []},
+        {"results": {"vniah": 7}},
+        {"n-samples": 7, "configs": "x", "config": [], "versions": None},
+    ],
+)
+def test_a_hostile_results_file_ends_in_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    """It is read or refused, at once and in little memory; nothing else is raised."""
+    path = tmp_path / "m" / "2026_results.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**results_of(sample_rows(), model="m"), **change}))
+    try:
+        for run in read_runs(path):
+            run.missing()
+            assert len(run.scored) <= 1_000_000
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"num_frames": 10**30},
+        {"predicted_ids": ["x"]},
+        {"predicted_ids": 7},
+        {"answer_logprobs": [None]},
+        {"needle_index": "first"},
+    ],
+)
+def test_a_hostile_line_is_named(tmp_path: Path, field: dict[str, Any]) -> None:
+    cell = {"num_frames": 4, "depth_percent": 0, "needle": "a", "correct": True, **field}
+    path = write_lines(tmp_path / "x_samples_vniah.jsonl", [{"vniah_acc": cell}])
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 1")):
+        read_runs(path)
+
+
+@pytest.mark.parametrize(("key", "unit"), [("num_frames", "frames"), ("context_length", "tokens")])
+def test_the_unit_is_the_runs_own_whatever_its_task_is_called(tmp_path: Path, key: str, unit: str) -> None:
+    cell = {key: 4, "depth_percent": 0, "needle": "a", "correct": True}
+    for task in ("my_needles", "text_niah_mine", "vniah"):
+        path = write_lines(tmp_path / f"x_samples_{task}.jsonl", [{"acc": cell}])
+        assert [run.unit for run in read_runs(path)] == [unit]
+    told = {"frames": "4"} if unit == "frames" else {"lengths": "4"}
+    family = "vniah" if unit == "frames" else "text_niah"
+    whole = {
+        "results": {"mine": {f"{family}_grid,none": {"4": {"0": 1.0}}, f"{family}_provenance,none": told}},
+        "n-samples": {"mine": {"effective": 1}},
+        "config": {"model": "m"},
+    }
+    path = tmp_path / "m" / "2026_results.json"
+    path.parent.mkdir()
+    for part in (told, {}):
+        whole["results"]["mine"][f"{family}_provenance,none"] = part
+        path.write_text(json.dumps(whole))
+        assert [run.unit for run in read_runs(path)] == [unit]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vniah.files import user_path
+from vniah.notices import printable
 
 # nano answers a needle's question in a word. Where it was taught no answer, it says one word until it is stopped.
 _NANO_TOKENS, _TOKENS = 8, 512
@@ -79,13 +80,13 @@ def command(
             nonlocal shown
             # The last characters may still change while a multi-byte character is incomplete.
             if text.startswith(shown) and not text.endswith("\ufffd"):
-                print(text[len(shown) :], end="", flush=True)
+                print(printable(text[len(shown) :], lines=True), end="", flush=True)
                 shown = text
 
         result = talk.ask(asked, leaf, stream)
         # Rarely a later token changes how an earlier one reads: then the whole answer, on a line of its own.
         rest = result.text[len(shown) :] if result.text.startswith(shown) else "\n" + result.text
-        print(rest, flush=True)
+        print(printable(rest, lines=True), flush=True)
 
 
 def check_visual(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from vniah.files import read_json, user_path
+from vniah.notices import printable
 
 _HUB_ID = re.compile(r"(?:(models|datasets)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)")
 # What a run of ours on the released checkpoint reads of the vision tower that its config names: no weights.
@@ -66,7 +67,7 @@ def _needles(repo_id: str, revision: str | None, cache: Path) -> None:
 
     folder = _newest_or_cached(repo_id, "dataset", revision, PATTERNS, cache)
     needles = read_snapshot(folder, repo_id, links_within=folder.parent.parent)
-    typer.echo(f"{repo_id}: needles {', '.join(needles.ids)} in {folder}")
+    typer.echo(f"{repo_id}: needles {printable(', '.join(needles.ids))} in {folder}")
 
 
 def _repository(repo_id: str, kind: str | None, revision: str | None, cache: Path) -> None:
@@ -107,7 +108,8 @@ def _tower(folder: Path, cache: Path) -> None:
     try:
         _said(tower, "vision tower", fetch_snapshot(tower, allow_patterns=_TOWER_FILES, cache_dir=cache))
     except OSError as error:
-        print(f"warning: {tower}, the vision tower's configuration, was not fetched: {error}", file=sys.stderr)
+        told = printable(f"{tower}, the vision tower's configuration, was not fetched: {error}")
+        print(f"warning: {told}", file=sys.stderr)
 
 
 def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
@@ -132,7 +134,7 @@ def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
             if len(wanted) == 1:
                 raise
             failed.append(str(error))
-            print(f"warning: {error}", file=sys.stderr)
+            print(f"warning: {printable(error)}", file=sys.stderr)
     if nothing:
         typer.echo(f"nothing to fetch for {', '.join(nothing)}: what they measure on comes with the package")
     if foreign:
@@ -198,7 +200,7 @@ def _newest_or_cached(
         folder = cached_snapshot(repo_id, repo_type, revision, allow_patterns=patterns, cache_dir=cache)
         if folder is None:
             raise
-        print(f"warning: {error}. The cache has {repo_id} already", file=sys.stderr)
+        print(f"warning: {printable(error)}. The cache has {repo_id} already", file=sys.stderr)
         return folder
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vniah.notices import printable
+
 
 def command(
     file: Annotated[
@@ -60,7 +62,7 @@ def command(
         ]
         for name, value in rows:
             if value:
-                print(f"{name:<12}{value}")
+                print(f"{name:<12}{printable(value)}")
     if found.error:
-        print(f"vniah: error: {found.error}", file=sys.stderr)
+        print(f"vniah: error: {printable(found.error)}", file=sys.stderr)
         raise typer.Exit(1)

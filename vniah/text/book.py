@@ -11,11 +11,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from vniah.flops import ESTIMATED_CHARS
 from vniah.media import TokenSource
 from vniah.requests import Request, Segment
 from vniah.text.compose import ComposedText, compose
 from vniah.text.haystack import TextHaystack, open_text_haystack
-from vniah.text.measure import ESTIMATED_CHARS, Encode, Measure, MeasuredHaystack
+from vniah.text.measure import Encode, Measure, MeasuredHaystack
 from vniah.text.puzzles import PREFIX, Puzzle, TextCell, make_puzzle, question_text
 from vniah.text.settings import TextSettings
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vniah.flops import ESTIMATED_CHARS, estimate_tokens
 from vniah.media import TokensT
 from vniah.text.haystack import TextHaystack
 
 # A text to its token ids, tokenised alone and without special tokens.
 Encode = Callable[[str], Sequence[int]]
 
-ESTIMATED_CHARS = 4
 _BLOCK = 1024
 
 
@@ -51,12 +50,8 @@ class Measure:
     def count(self, text: str) -> int:
         """Tokens of a short text; remembered."""
         if text not in self._counts:
-            self._counts[text] = len(self._encode(text)) if self._encode else _estimate(text)
+            self._counts[text] = len(self._encode(text)) if self._encode else estimate_tokens(text)
         return self._counts[text]
-
-
-def _estimate(text: str) -> int:
-    return math.ceil(len(text) / ESTIMATED_CHARS)
 
 
 class MeasuredHaystack:
@@ -161,7 +156,7 @@ class MeasuredHaystack:
         """Measure the next block of sentences. A text without a single token would never end."""
         block = list(itertools.islice(self._stream, _BLOCK))
         if self.measure.is_estimate:
-            counts: Iterable[int] = (_estimate(sentence) for sentence in block)
+            counts: Iterable[int] = (estimate_tokens(sentence) for sentence in block)
         else:
             rows = [self.measure.encode(sentence) for sentence in block]
             counts = (len(row) for row in rows)
