@@ -36,6 +36,14 @@ _within = 0
 _told_before = False
 
 
+class UnreadableImageError(ValueError):
+    """A picture that cannot be shown; ``reason`` is the sentence without its subject."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} {reason}")
+        self.reason = reason
+
+
 @contextmanager
 def whole_images() -> Iterator[None]:
     """Within it, PIL raises on a file that ends early.
@@ -69,7 +77,7 @@ def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture of ``FORMATS``, more than ``MAX_PIXELS``, corrupt or cut short, or of a kind
+        UnreadableImageError: not a picture of ``FORMATS``, more than ``MAX_PIXELS``, corrupt or cut short, or of a kind
             without a scale.
     """
     what = what or _name(source)
@@ -79,13 +87,13 @@ def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
         return to_rgb(image, what)
 
 
-def image_size(path: Path, what: str = "") -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture as ``open_image`` shows it, read from its header alone.
 
     Raises:
-        FileNotFoundError, ValueError: see ``open_image``.
+        FileNotFoundError, UnreadableImageError: see ``open_image``.
     """
-    with _opened(path, what or str(path)) as image:
+    with _opened(path, str(path)) as image:
         width, height = image.size
         # Asking a PNG for EXIF data that its header has not would read the whole image.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
@@ -124,7 +132,7 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     how many it has.
 
     Raises:
-        ValueError: the file behind the image is truncated or corrupt, or its values have no scale.
+        UnreadableImageError: the file behind the image is truncated or corrupt, or its values have no scale.
     """
     from PIL import Image, ImageOps
 
@@ -132,7 +140,9 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     kind = getattr(image, "format", None)
     if kind is not None and (image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM"))):
         values = "floating-point" if image.mode == "F" else "32-bit"
-        raise ValueError(f"{what} holds {values} values and does not say which is white; save it with 8 or 16 bits")
+        raise UnreadableImageError(
+            what, f"holds {values} values and does not say which is white; save it with 8 or 16 bits"
+        )
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
@@ -141,7 +151,7 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
                 image = Image.fromarray((levels.clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken PNG files
-        raise ValueError(f"{what} cannot be decoded ({error}); it is corrupt or cut short") from error
+        raise _corrupt(what, error) from error
 
 
 @contextmanager
@@ -156,18 +166,31 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
         except FileNotFoundError:
             raise FileNotFoundError(f"no image at {what}") from None
         except UnidentifiedImageError:
-            raise ValueError(f"{what} is no image that PIL can read as {', '.join(FORMATS)}") from None
+            raise UnreadableImageError(what, f"is no image that PIL can read as {', '.join(FORMATS)}") from None
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{what} cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{what} is no image that PIL can read ({error})") from None
+            raise UnreadableImageError(
+                what, f"cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read"
+            ) from None
+        except Exception as error:  # each format of PIL has errors of its own
+            raise UnreadableImageError(what, f"is no image that PIL can read ({_first_line(error)})") from None
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} that are read; "
-                    "scale it down"
-                )
-            yield image
+                size = f"{image.width}x{image.height}"
+                raise UnreadableImageError(what, f"has {size} pixels; at most {MAX_PIXELS:,} are read: scale it down")
+            try:
+                yield image
+            except UnreadableImageError:
+                raise
+            except Exception as error:
+                raise _corrupt(what, error) from error
+
+
+def _corrupt(what: str, error: Exception) -> UnreadableImageError:
+    return UnreadableImageError(what, f"cannot be decoded ({_first_line(error)}); it is corrupt or cut short")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _moves(image: Image.Image) -> bool:

@@ -192,3 +192,21 @@ def test_every_way_to_show_a_picture_shows_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(load_image(path)), expected)
         np.testing.assert_array_equal(pixels(next(iter(visual_part(str(path), 1).media.values()))), expected)
         np.testing.assert_array_equal(pixels(open_sample(str(tmp_path), path.name)), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"])
+def test_a_damaged_picture_of_any_kind_is_a_clear_error_or_a_picture(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this PIL writes no {kind}")
+    stored = io.BytesIO()
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(stored, kind)
+    for _ in range(60):
+        data = bytearray(stored.getvalue())
+        for at in generator.integers(0, len(data), 6):
+            data[at] = generator.integers(256)
+        try:
+            pixels(open_image(bytes(data), "the needle"))
+        except pictures.UnreadableImageError as error:
+            assert str(error) == f"the needle {error.reason}" and "\n" not in error.reason

@@ -111,7 +111,7 @@ def open_image(folder: str, name: str) -> Any:
     if not path.is_file():
         raise BadSampleError(f"no image {name!r}")
     try:
-        return pictures.open_image(path, "it")
+        return pictures.open_image(path)
     except (OSError, ValueError) as error:
         raise BadSampleError(f"the image {name!r} cannot be decoded ({error})") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.pictures import image_size, open_image
+from vniah.pictures import UnreadableImageError, image_size, open_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -56,8 +56,8 @@ class FolderHaystack(Haystack):
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for path in self.paths[start:stop]:
             try:
-                frame_HWC = np.asarray(open_image(path, "it"))
-            except (OSError, ValueError) as error:
+                frame_HWC = np.asarray(open_image(path))
+            except (OSError, UnreadableImageError) as error:
                 raise _unreadable(path, error) from None
             if frame_HWC.shape[:2] != self._size:
                 raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self._size)} any more")
@@ -82,13 +82,14 @@ def natural_key(name: str) -> tuple[object, ...]:
 
 def _image_size(path: Path) -> tuple[int, int]:
     try:
-        return image_size(path, "it")
-    except (OSError, ValueError) as error:
+        return image_size(path)
+    except (OSError, UnreadableImageError) as error:
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception | str) -> ValueError:
-    return ValueError(f"unreadable image {path}: {error}; replace it or take it out of the folder")
+    reason = f"it {error.reason}" if isinstance(error, UnreadableImageError) else error
+    return ValueError(f"unreadable image {path}: {reason}; replace it or take it out of the folder")
 
 
 def _wxh(size: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from PIL import Image
 
-from vniah.pictures import open_image
+from vniah.pictures import UnreadableImageError, open_image
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*\S", re.MULTILINE)
 
@@ -46,9 +46,9 @@ class Picture:
         if self.draw is not None:
             return self.draw()
         try:
-            return open_image(self._bytes(), "it")
-        except ValueError as error:
-            raise ValueError(f"the image of {self.name} cannot be read ({error}); replace the file") from None
+            return open_image(self._bytes(), f"the image of {self.name}")
+        except UnreadableImageError as error:
+            raise ValueError(f"the image of {self.name} cannot be read: it {error.reason}; replace the file") from None
 
     @functools.cached_property
     def fingerprint(self) -> str:
