@@ -100,6 +100,13 @@ def test_an_epoch_in_front_is_no_film_of_54_years(tmp_path: Path) -> None:
         open_haystack(str(path))
 
 
+def test_a_clock_that_stands_still_is_refused(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "a.mkv", [number // 20 for number in range(100)])
+    with pytest.raises(ValueError, match=r"its clock stands still, with 100 frames in 0\.004 s"):
+        open_haystack(str(path))
+    assert numbers(open_video(path, 100)) == list(range(100))
+
+
 def test_a_picture_that_stands_for_some_seconds_is_film_and_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

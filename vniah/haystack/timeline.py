@@ -37,6 +37,8 @@ _CHECKED_TAIL_FRAMES = 1000
 _REORDERED = 16
 # Seconds before a key frame that are tried in turn: without an index, a seek may end behind it.
 _SEEK_BACK_S = (0, 2, 10, 60)
+# What users can do about a clock.
+MEND = "ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second"
 _CLOCK_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: FFmpeg's own list of transport and program streams
 _IMAGE_FORMATS = ("_pipe", "image2")
 # What FFmpeg opens and is no film: lists of other files; and text and raw bytes, which it draws whatever is in them.
@@ -423,7 +425,7 @@ def _settled(
     at = float(int(highest_N[lowest] - times_N[0]) * base)
     refusal = (
         f"{path}: its clock jumps back by {fall:,.1f} s after {at:,.1f} s, so it is not known which frame is shown "
-        "when; mend it first (ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second)"
+        f"when; mend it first ({MEND})"
     )
     return times_N, "", refusal
 

@@ -19,13 +19,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.haystack.timeline import Timeline, read_timeline
+from vniah.haystack.timeline import MEND, Timeline, read_timeline
 
 Stamp: TypeAlias = tuple[int, int]
 # Seconds by which frames of a constant rate may be off an even beat (containers round their times).
 _OFF_THE_CLOCK = 0.5
 # A header's rate that is further from the frames' own times than this share is not believed.
 _WRONG_RATE = 0.05
+# No camera of a film takes more frames a second: the clock stands still.
+_MAX_RATE = 1000
 # A frame that would be sampled at more seconds in a row than this is no film but a clock that jumps ...
 MAX_STILL_S = 60
 # ... and one of more than this is worth a word.
@@ -105,6 +107,11 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
 def _sampled(timeline: Timeline, path: Path) -> VideoIndex:
     rate, times_N, warnings = float(timeline.rate), timeline.times, timeline.warnings
     constant = True
+    span = 0 if times_N is None else int(times_N[-1] - times_N[0]) * timeline.base
+    if times_N is not None and len(times_N) > 2 and span * _MAX_RATE < len(times_N):
+        raise ValueError(
+            f"{path}: its clock stands still, with {len(times_N)} frames in {float(span):.3f} s; mend it first ({MEND})"
+        )
     if times_N is not None and len(times_N) > 1 and times_N[-1] > times_N[0]:
         seconds_N = (times_N - times_N[0]) * float(timeline.base)
         even_N = np.linspace(0, seconds_N[-1], len(times_N))
@@ -139,9 +146,8 @@ def _checked_stills(seconds_N: NDArray[np.float64], path: Path) -> tuple[str, ..
     if longest > MAX_STILL_S:
         raise ValueError(
             f"{path}: its clock jumps ahead by {longest:,.0f} s after {at:,.1f} s, and one frame would stand for all "
-            f"of them (at most {MAX_STILL_S} are sampled of a still). If the clock is wrong, mend it (ffmpeg -i IN "
-            "-vf setpts=N/FR/TB OUT.mp4, with FR its frames a second); if nothing moves there, write its frames out "
-            "(ffmpeg -i IN -r 1 OUT.mp4)"
+            f"of them (at most {MAX_STILL_S} are sampled of a still). If the clock is wrong, mend it ({MEND}); if "
+            "nothing moves there, write its frames out (ffmpeg -i IN -r 1 OUT.mp4)"
         )
     if longest > _LONG_STILL_S:
         return (f"one frame stands for {longest:,.0f} s after {at:,.1f} s",)
