@@ -147,6 +147,95 @@ def write_tiny_internvl(folder: Path) -> None:
     _save(folder, InternVLForConditionalGeneration(config), processor)
 
 
+def write_tiny_llava_onevision(folder: Path) -> None:
+    import torch
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    named = {"image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()]
+    tokenizer = tiny_tokenizer(special, PLACEHOLDERS, extra_special_tokens=named)
+    tiles = [[70, 70], [70, 140], [140, 70]]
+    config = LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": 70,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": False, **TEXT},
+        tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=tiles,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    torch.manual_seed(0)
+    size = {"height": 70, "width": 70}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=tiles),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=25,
+        vision_feature_select_strategy="full",
+        chat_template=PLACEHOLDERS,
+    )
+    _save(folder, LlavaOnevisionForConditionalGeneration(config), processor)
+
+
+def write_tiny_gemma3(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3ImageProcessor,
+        Gemma3Processor,
+    )
+
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", *named.values()]
+    template = PLACEHOLDERS.replace("<IMG_CONTEXT>", "<start_of_image>")
+    tokenizer = tiny_tokenizer(special, template, bos_token="<bos>", extra_special_tokens=named)
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "head_dim": 8,
+            "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+            **TEXT,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": 56,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    images = Gemma3ImageProcessor(size={"height": 56, "width": 56})
+    processor = Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+    _save(folder, Gemma3ForConditionalGeneration(config), processor)
+
+
 # By lmms-eval's name of the model that loads it.
 CHECKPOINTS: dict[str, Callable[[Path], None]] = {
     "qwen2_vl": write_tiny_qwen2_vl,
@@ -154,4 +243,6 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
     "qwen3_vl": write_tiny_qwen3_vl,
     "qwen3_5": write_tiny_qwen3_5,
     "internvl_hf": write_tiny_internvl,
+    "llava_hf": write_tiny_llava_onevision,
+    "gemma3": write_tiny_gemma3,
 }

@@ -64,6 +64,10 @@ class Host:
 _QWEN = ("decord", "qwen-vl-utils")
 _RAN = "a whole grid with controls was run on a tiny random checkpoint, every frame counted"
 _SERVED = "a whole grid with controls was run against a server on loopback, every frame counted"
+_NO_AUDIO = (
+    "it hands every processor empty lists of what there is none of, and sound by a name that is gone; transformers 5 "
+    "takes neither"
+)
 _SEGMENTS = Host(
     works=None,
     env=_IMAGES,
@@ -99,11 +103,18 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             "so that of videos only one length can be shown in full; an error while it answers leaves an empty answer",
         ),
         "llava_hf": Host(
-            works=False,
-            note="its chat form hands an empty list of images to the processor, which ends in an IndexError; as images "
-            "each frame of LLaVA-OneVision is cut into tiles of 729 tokens, and errors leave empty answers; with "
-            "lmms-eval's --force_simple one frame count a run is shown, by max_frames_num",
+            env=_IMAGES,
+            note=f"{_RAN}, as images: a video ends in an IndexError; each frame is cut into tiles of the checkpoint's "
+            "image size, thousands of tokens for LLaVA-OneVision, so that few fit its context; an error leaves an "
+            "empty answer",
         ),
+        "gemma3": Host(
+            model_args="max_num_frames={frames}",
+            packages=("decord",),
+            note=f"{_RAN}; a video that it cannot read is left out and the question asked without it: see its log",
+        ),
+        "huggingface": Host(works=False, note=_NO_AUDIO),
+        "async_hf_model": Host(works=False, note=_NO_AUDIO),
         "openai": Host(env=_IMAGES, note=f"{_SERVED}; servers limit the images of a request"),
         "async_openai": Host(env=_IMAGES, note=f"{_SERVED}; servers limit the images of a request"),
         "gpt4v": Host(env=_IMAGES, note=f"{_SERVED}; as videos it repeats frames of those shorter than max_frames_num"),

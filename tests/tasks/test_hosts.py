@@ -20,7 +20,8 @@ pytest.importorskip("lmms_eval")
 
 FRAMES = (7, 8, 15)
 # Beside what doctor says: no GPU, and pictures small enough for one.
-ON_CPU = {"internvl_hf": "device=cpu,device_map=cpu", "": "device=cpu,device_map=cpu,min_pixels=4096,max_pixels=16384"}
+ON_CPU = "device=cpu,device_map=cpu"
+SMALL = "min_pixels=4096,max_pixels=16384"
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def frames_given(given: Mapping[str, Any]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl_hf"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl_hf", "llava_hf", "gemma3"])
 def test_a_model_of_lmms_evals_own_is_shown_every_frame(name: str, grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny_hosts import CHECKPOINTS
     from transformers.generation.utils import GenerationMixin
@@ -102,10 +103,35 @@ def test_a_model_of_lmms_evals_own_is_shown_every_frame(name: str, grid: Path, m
         return generate(self, *args, **given)
 
     monkeypatch.setattr(GenerationMixin, "generate", watched)
-    more = ON_CPU.get(name, ON_CPU[""])
-    cells = run_host(name, f"pretrained={grid / 'model'},{told.model_args},{more}", told.env, monkeypatch)
+    more = f"{ON_CPU},{SMALL}" if name.startswith("qwen") else ON_CPU
+    args = ",".join(one for one in (f"pretrained={grid / 'model'}", told.model_args, more) if one)
+    cells = run_host(name, args, told.env, monkeypatch)
     check_cells(cells)
     assert seen == EVERY_FRAME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "presentation"),
+    [
+        ("llava_hf", "llava_hf", "video"),
+        ("huggingface", "qwen2_5_vl", "images"),
+        ("huggingface", "internvl_hf", "video"),
+        ("async_hf_model", "qwen2_5_vl", "images"),
+        ("async_hf_model", "internvl_hf", "video"),
+    ],
+)
+def test_what_the_table_says_to_fail_fails(
+    name: str, checkpoint: str, presentation: str, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_hosts import CHECKPOINTS
+
+    CHECKPOINTS[checkpoint](grid / "model")
+    args = f"pretrained={grid / 'model'},device=cpu"
+    with pytest.raises((IndexError, ValueError)):
+        run_host(name, args, {"VNIAH_PRESENTATION": presentation}, monkeypatch)
+    told = hosts.advise(name, 16)
+    assert told.works is False or told.env == {"VNIAH_PRESENTATION": "images"}
 
 
 @pytest.mark.slow
@@ -218,7 +244,9 @@ CALLS = [
     ("qwen3_vl", "pretrained=x,fps=1,max_num_frames=64", "video", ""),
     ("internvl_hf", "pretrained=x,num_frames=16", "video", "set VNIAH_PRESENTATION=images and pass max_patches=1"),
     ("internvl_hf", "pretrained=x,max_patches=1", "images", ""),
-    ("llava_hf", "pretrained=x,max_frames_num=64", "video", "IndexError"),
+    ("llava_hf", "pretrained=x,max_frames_num=64", "video", "set VNIAH_PRESENTATION=images"),
+    ("llava_hf", "pretrained=x", "images", ""),
+    ("huggingface", "pretrained=x", "video", "is not known to show every frame"),
     ("vllm", "model=x", "video", "VNIAH_PRESENTATION=images"),
     ("vllm", "model=x", "images", ""),
     ("sglang", "model=x,nframes=64", "video", "VNIAH_PRESENTATION=images"),
@@ -248,6 +276,20 @@ def test_every_name_of_the_table_is_lmms_evals() -> None:
         told = hosts.advise(name, 16)
         assert "{" not in told.model_args and told.note
         assert "hf_tree" in told.note if not told.works else host.works
+
+
+def test_the_documented_table_is_this_one() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
+    for name, host in hosts.HOSTS.items():
+        assert documented(name, host) in told, documented(name, host)
+
+
+def documented(name: str, host: hosts.Host) -> str:
+    """A model's row in docs/hosts.md."""
+    works = {True: "run", None: "not run", False: "fails"}[host.works]
+    args = f"`{host.model_args}`" if host.model_args else ""
+    env = " ".join(f"`{key}={value}`" for key, value in host.env.items())
+    return " ".join(f"| `{name}` | {works} | {args} | {env} | {host.note} |".split())
 
 
 def test_a_package_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +331,7 @@ def test_doctor_says_it_in_words(grid: Path) -> None:
     done = doctor("--host-model", "internvl_hf")
     assert "videos of up to 16 frames: shows every frame" in done.output
     assert "VNIAH_PRESENTATION=images lmms-eval --model internvl_hf --model_args pretrained=CHECKPOINT" in done.output
-    assert "cannot" in doctor("--host-model", "llava_hf").output
+    assert "cannot" in doctor("--host-model", "huggingface").output
 
 
 def test_doctor_on_a_name_that_is_none() -> None:
