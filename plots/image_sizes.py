@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from vniah.pictures import readable_formats
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -87,7 +89,7 @@ def _size(image: Any) -> tuple[int, int] | None:
         with contextlib.ExitStack() as closed, warnings.catch_warnings():
             # A huge picture is a finding here and not a danger: only its header is read.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return closed.enter_context(Image.open(_opened(image, closed))).size
+            return closed.enter_context(Image.open(_opened(image, closed), formats=readable_formats())).size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 

@@ -159,7 +159,7 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
     """A picture's header read and found to be within bounds."""
     from PIL import Image, UnidentifiedImageError
 
-    formats = _formats()
+    formats = readable_formats()
     with whole_images():
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
@@ -203,7 +203,7 @@ def _name(source: str | Path | bytes) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Those that this PIL has. They are imported one by one as they are needed."""
     from PIL import Image
 

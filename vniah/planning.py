@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.files import read_json
+from vniah.files import read_json, user_path
 from vniah.flops import (
     SHAPES,
     ModelShape,
@@ -178,7 +178,7 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
     """
     if model in SHAPES:
         return SHAPES[model]
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -216,7 +216,7 @@ def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
     Raises:
         ValueError: a tokenizer.json that cannot be read.
     """
-    path = Path(model).expanduser() / "tokenizer.json"
+    path = user_path(model) / "tokenizer.json"
     if model in SHAPES or not path.is_file():
         return None
     from tokenizers import Tokenizer
