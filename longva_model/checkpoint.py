@@ -6,6 +6,7 @@ Only safetensors are read. Nothing here builds a model; ``released.py`` knows th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from longva_model.released import to_our_key
 from vniah.atomic import replacing
+from vniah.files import parse_json, read_json
 from vniah.journal import is_sound, sealed
 
 WEIGHTS = "model.safetensors"
@@ -59,11 +61,12 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
 
     Raises:
         FileNotFoundError: neither a folder nor to be had from the Hub.
+        ValueError: a JSON file of it that cannot be used (see ``read_json``), which libraries would fail at unclearly.
     """
     options = kwargs if kwargs is not None else {}
     subfolder = options.pop("subfolder", "") or ""
     if os.path.isdir(path):
-        return str(Path(path) / subfolder)
+        return _with_sound_json(Path(path) / subfolder)
     from vniah.hub import MODEL_FILES, HubUnreachableError, cached_snapshot, fetch_snapshot
 
     patterns = [pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors"]
@@ -81,7 +84,20 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
         raise FileNotFoundError(
             f"{str(path)!r} is no folder here, nor to be had as a model of the Hub: {error}"
         ) from error
-    return str(folder / subfolder)
+    return _with_sound_json(folder / subfolder)
+
+
+def _with_sound_json(folder: Path) -> str:
+    for file in sorted(folder.glob("*.json")):
+        found = file.stat()
+        _check_json(file, found.st_mtime_ns, found.st_size)
+    return str(folder)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_json(file: Path, mtime_ns: int, size: int) -> None:
+    if not isinstance(read_json(file), dict) and file.name in ("config.json", INDEX):
+        raise ValueError(f"{file} holds no JSON object; download the checkpoint again")
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -93,7 +109,10 @@ def weight_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(f"{folder / INDEX} has no weight_map of tensors to files; download it again") from None
         if bad := [name for name in names if Path(name).name != name]:
             raise ValueError(f"{folder / INDEX} names files outside its folder: {_some(bad)}")
         if missing := [name for name in names if not (folder / name).is_file()]:
@@ -126,7 +145,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         try:
             if not 0 < length <= min(_MAX_HEADER, size - 8):
                 raise ValueError
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), str(path))
             tensors = {
                 name: TensorInfo(
                     path, info["dtype"], tuple(info["shape"]), *(8 + length + at for at in info["data_offsets"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from longva_model.engine.hub_model import HubModel, described, load_args, load_t
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.model_args import ModelArgs
+from vniah.files import read_json
 from vniah.nearest import did_you_mean
 
 LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
@@ -75,7 +75,7 @@ def load_backend(args: ModelArgs) -> Backend:
     config_file = Path(folder) / "config.json"
     # Whole, and no pickle, whichever class reads them.
     checkpoint.read_tensor_index(folder)
-    kind = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(config_file).get("model_type")
     device = work.pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     backends: dict[str, Callable[..., Backend]] = {

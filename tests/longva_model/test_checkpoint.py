@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -485,3 +486,26 @@ def test_weights_that_change_while_they_are_read_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(checkpoint, "read_header", growing)
     with pytest.raises(ValueError, match="changes while it is read; wait until it is written"):
         checkpoint._tensor_hashes(path, tmp_path / "memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("config.json", '{"a": ' + "[" * 200_000, "nested deeper"),
+        ("tokenizer_config.json", "[" * 200_000, "nested deeper"),
+        ("generation_config.json", '{"a": 1' + "0" * 5000 + "}", "digits"),
+        ("config.json", "[]", "no JSON object"),
+    ],
+)
+def test_json_that_a_library_would_fall_over_is_one_line(tmp_path: Path, name: str, body: str, said: str) -> None:
+    for file in ("config.json", name):
+        (tmp_path / file).write_text(body if file == name else "{}")
+    with pytest.raises(ValueError, match=f"{name} .*{said}"):
+        checkpoint.resolve_folder(tmp_path)
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", '{"weight_map": {"a": [1]}}', '{"weight_map": 7}', "[" * 200_000])
+def test_an_index_that_makes_no_sense_is_one_line(tmp_path: Path, body: str) -> None:
+    (tmp_path / checkpoint.INDEX).write_text(body)
+    with pytest.raises(ValueError, match=re.escape(checkpoint.INDEX)):
+        checkpoint.weight_files(tmp_path)
