@@ -510,6 +510,13 @@ def test_inspect_of_a_damaged_film_is_valid_json_and_exit_code_1(tmp_path: Path)
     assert len(errors.splitlines()) == 1
 
 
+def test_inspect_sends_no_escapes_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\nb.mp4"
+    path.write_text("no film")
+    done = subprocess.run([sys.executable, "-m", "vniah", "inspect", str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "\x1b" not in done.stdout + done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_inspect_of_folders_pictures_and_specs(tmp_path: Path) -> None:
     from PIL import Image
 
