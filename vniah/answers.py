@@ -45,7 +45,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _CUE = r"(?:answers?|ans|options?|choices?|letters?|selections?)"
 # The gap between two mentions of one list.
 _LISTED = re.compile(
-    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|the|maybe|perhaps|possibly)\b"
+    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|the|maybe|perhaps|possibly)\b"
     rf"|\b{_CUE}\b)*$",
     re.IGNORECASE,
 )
@@ -64,14 +64,14 @@ _DENIED = re.compile(
     r"(?:(?:is|are|was|were|be|seems?|looks?|appears?|would|could|can|must|should)\s+(?:be\s+)?)?"
     r"(?:(?:both|all|clearly|definitely|certainly|also|simply|therefore|just|obviously|most|very)\s+)*"
     # "B - not A" denies A.
-    rf"(?:[❌✗✘]|not\b(?!\s+(?:the\s+)?(?:{_CUE}\s+)?\W?(?:(?-i:[A-Z])\b|{_MASK}))|(?:never|wrong|incorrect|false|impossible|"
+    rf"(?:[❌✗✘]|no\b(?!\s+\w)|not\b(?!\s+(?:the\s+)?(?:{_CUE}\s+)?\W?(?:(?-i:[A-Z])\b|{_MASK}))|(?:never|wrong|incorrect|false|impossible|"
     r"unlikely|eliminated|excluded|ruled\s+out|out|rejected|cannot|does\s+not|do\s+not|did\s+not|contradicts?|\w+n't)\b)",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
     rf"^[\s)\].:,(-]*(?:{_MASK}+[\s)\].:,(-]*)?(?:is|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
     r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one)\s+)*"
-    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b|^\s*{_MASK}*\s*[✅✓✔]",
+    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b|^[\s:.-]*{_MASK}*[\s:.-]*(?:[✅✓✔]|yes\b)",
     re.IGNORECASE,
 )
 _STATED = re.compile(
@@ -213,7 +213,8 @@ def _cleaned(text: str) -> str:
 def _chosen(plain: str, texts: Sequence[str]) -> str | None:
     """The letter that a part names; "" when it names several, ``None`` when it says nothing either way."""
     letters = [letter_of(index) for index in range(min(26, len(texts)))]
-    found, masked = _find_texts(plain, {letter: bare_option(one) for letter, one in zip(letters, texts, strict=False)})
+    words = {letter: _digits(bare_option(one)) for letter, one in zip(letters, texts, strict=False)}
+    found, masked = _find_texts(_digits(plain), words)
     labels = [one for one in _labels(masked, letters) if _is_own(one, masked, found)]
     standing = _standing(masked, labels)
     if standing:
@@ -281,13 +282,10 @@ def _labels(text: str, letters: Sequence[str]) -> list[_Mention]:
 
 
 def _is_own(label: _Mention, text: str, found: Sequence[_Mention]) -> bool:
-    """Whether a letter right before an option's text is its label; before another's it is the article ("A panda")."""
-    if label.item:
-        return True
+    """Whether a letter is a label, and not the article of the option's text right behind it: "A panda" and "B panda"
+    name the option by its text alone."""
     behind = next((one for one in found if one.start >= label.stop), None)
-    if behind is None or text[label.stop : behind.start].strip():
-        return True
-    return behind.name == label.name
+    return label.item or behind is None or bool(text[label.stop : behind.start].strip())
 
 
 def _find_texts(text: str, words: dict[str, str]) -> tuple[list[_Mention], str]:
@@ -307,10 +305,12 @@ def _whole(word: str) -> re.Pattern[str]:
     pieces = [piece.strip(".,;:!?\"'()[]") or piece for piece in unicodedata.normalize("NFKC", word).split()]
     # "A" behind the first word is a name's ("plan A") and no article.
     kept = [piece for at, piece in enumerate(pieces) if (piece if at else piece.lower()) not in _ARTICLES] or pieces
-    body = r"[\s_]+(?:(?:an?|the)\s+)?".join(re.escape(piece).replace(r"\-", r"[-\s]") for piece in kept)
+    body = r"[-\s_]+(?:(?:an?|the)\s+)?".join(re.escape(piece).replace(r"\-", r"[-\s]") for piece in kept)
     # A number inside another ("200" in "1,200", "2" in "2:30") is not whole.
     before = r"(?<!\w)(?<!\d[.,:/])" if body[:1].isdigit() else (r"(?<!\w)" if kept[0][:1].isalnum() else "")
     after = r"(?!\w)(?![.,:/]\d)" if kept[-1][-1:].isalnum() else ""
+    if kept[-1].isdigit():
+        after = rf"(?:st|nd|rd|th)?{after}"
     return re.compile(before + body + after, re.IGNORECASE)
 
 
@@ -371,27 +371,40 @@ def _says_word(predicted: str, answer: str, question: str) -> bool:
     wanted, said = _digits(_cleaned(unicodedata.normalize("NFKC", answer))), _digits(line)
     if not re.search(r"\w", wanted):
         return line == answer.strip()
-    rivals = [word for word in _alternatives(question, said) if word.casefold() != wanted.casefold()]
-    found, masked = _find_texts(said, {wanted: wanted, **{word: word for word in rivals}})
+    offered = _offered(question, wanted)
+    found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *_of_its_kind(wanted, said)]})
     standing = _standing(masked, found)
     mine = [one for one in standing if one.name == wanted]
-    if not mine:
+    if not mine or {one.name for one in standing} & set(offered) or _is_list(said):
         return False
-    if set(_alternatives(question, "")) & {one.name for one in standing if one.name != wanted}:
-        return False
-    return not any(len(_list_around(masked, standing, one)) > 1 or _hedged(masked, one) for one in mine) and not (
-        _is_list(said)
-    )
+    return not any(len(_list_around(masked, standing, one)) > 1 or _hedged(masked, one) for one in mine)
 
 
-def _alternatives(question: str, said: str) -> list[str]:
-    """What an answer may be confused with: the words that the question offers, and others of the answer's own kind."""
-    offered = re.search(r"((?:[\w-]+,\s+)*)([\w-]+),?\s+or\s+([\w-]+)\s*\?", question)
-    words = [*re.findall(r"[\w-]+", offered[1]), offered[2], offered[3]] if offered else []
-    if said:
-        kinds = re.findall(r"\d+(?:\.\d+)?|[A-Za-z]+", said)
-        words += [word for word in kinds if word[0].isdigit() or word.casefold() in _COLOURS | _YES_NO]
-    return list(dict.fromkeys(words))
+def _offered(question: str, wanted: str) -> list[str]:
+    """The other answers that a question offers in its words: "is it a dog, a black cat or a cat?"."""
+    asked = re.findall(r"([^.?!\n]*\bor\b[^.?!\n]*)\?", question)
+    first, *rest = re.split(r",\s*(?:or\s+)?|\s+or\s+", asked[-1].strip()) if asked else [""]
+    items = [re.sub(r"^(?:an?|the)\s+", "", item, flags=re.IGNORECASE) for item in rest]
+    if wanted.casefold() in [item.casefold() for item in items]:
+        # Where the first one begins is not known.
+        words = first.split()
+        items += [" ".join(words[-count:]) for count in range(1, min(3, len(words)) + 1)]
+    elif not first.casefold().endswith(wanted.casefold()):
+        return []  # its "or" is about something else
+    return [item for item in items if item and item.casefold() != wanted.casefold()]
+
+
+def _of_its_kind(wanted: str, said: str) -> list[str]:
+    """What of an answer is a number, a colour, or yes or no, as ``wanted`` is: in a list with it, another answer."""
+
+    def kind(word: str) -> int:
+        if word[0].isdigit():
+            return 1
+        return 2 if word.casefold() in _COLOURS else 3 if word.casefold() in _YES_NO else 0
+
+    words = re.findall(r"\d+(?:\.\d+)?|[A-Za-z]+", said)
+    others = [word for word in words if kind(word) == kind(wanted) > 0 and word.casefold() != wanted.casefold()]
+    return list(dict.fromkeys(others))
 
 
 def _hedged(text: str, one: _Mention) -> bool:

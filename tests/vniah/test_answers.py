@@ -179,6 +179,10 @@ BY_LETTER = [
     ("I first thought A, but the answer is B.", "B"),
     ("I'm between A and C, but I'd go with C.", "C"),
     ("A ❌ B ✅", "B"),
+    ("Option A: no. Option B: yes.", "B"),
+    ("A. Koala: no. B. Panda: yes.", "B"),
+    ("B, since A, C and D are not shown", "B"),
+    ("D. None of A, B, C", "D"),
     ("There is no doubt that it is B.", "B"),
     ("I am not sure, but B", "B"),
     ("(A) is not correct, (B) is.", "B"),
@@ -228,6 +232,8 @@ BY_LETTER = [
     ("A, B, C or D", ""),
     ("A\nB\nC\nD", ""),
     ("A to D", ""),
+    ("A -> C", ""),
+    ("1. A\n2. B", ""),
     ("A-D", ""),
     ("A through D", ""),
     ("Options A and B", ""),
@@ -337,7 +343,15 @@ def test_a_letter_beyond_the_options_is_none() -> None:
         ("at 2:30", ("2", "30", "2:30"), "C"),
         ("In 2014, 2 of them", ("14", "2"), "B"),
         ("B. 2", ("2", "4"), "B"),
-        # Phrases.
+        ("three", ("2", "3"), "B"),
+        ("There are three dogs.", ("2", "3"), "B"),
+        ("3", ("Two", "Three"), "B"),
+        # Phrases, and options that hold others.
+        ("a red car and a blue car", ("a red car", "a blue car", "both"), ""),
+        ("A red car and a blue car", ("A red car", "A blue car", "both"), ""),
+        ("A red car", ("A red car", "A blue car"), "A"),
+        ("B blue car", ("A red car", "A blue car"), "B"),
+        ("both a red car and a blue car", ("a red car", "a blue car", "both a red car and a blue car"), "C"),
         ("It stands on the beach", ("On a mountain", "On a beach"), "B"),
         ("It is off white", ("White-ish", "Off-white"), "B"),
         ("Yes", ("Yes", "No"), "A"),
@@ -405,6 +419,13 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("Quillon Way.", "Quillon Way", True),
         ("a teapot", "A teapot", True),
         ("8", "8", True),
+        ("8 red dots", "8", True),
+        ("There are 8 red dots on 1 die, not 6", "8", True),
+        ("the 37th", "37", True),
+        ("teddy-bear", "teddy bear", True),
+        ("purple banana, white plate", "purple", True),
+        ("31 or 37", "37", False),
+        ("37, 31", "37", False),
         ("eight", "8", True),
         ("There are eight dots.", "8", True),
         ("one", "1", True),
@@ -457,6 +478,22 @@ def test_words_match_whole_and_are_not_offered_with_others(predicted: str, answe
 )
 def test_the_words_that_a_question_offers_are_its_options(predicted: str, right: bool) -> None:
     assert is_right(predicted, "cat", "Is it a dog, hare or cat?") is right
+
+
+@pytest.mark.parametrize(
+    ("predicted", "answer", "right"),
+    [
+        ("a cat", "cat", True),
+        ("a black cat", "cat", False),
+        ("a black cat", "black cat", True),
+        ("the black cat, not the cat", "black cat", True),
+        ("a cat", "black cat", False),
+        ("a black cat or a cat", "cat", False),
+        ("Is it a black cat or a cat?", "black cat", False),
+    ],
+)
+def test_an_offered_word_within_another(predicted: str, answer: str, right: bool) -> None:
+    assert is_right(predicted, answer, "Find the frame of an animal. Is it a black cat or a cat?") is right
 
 
 def test_a_letter_without_a_list_of_options() -> None:
