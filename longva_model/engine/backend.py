@@ -34,8 +34,9 @@ class Backend(Protocol):
     max_length: int
     train_tokens: int | None
     tokens_per_frame: int
-    # A prompt of up to so many tokens may be computed in parts; None = of any length.
+    # Tokens of the longest prompt that may be computed in parts, and of the longest at all; None = any.
     chunked_until: int | None
+    positions_until: int | None
 
     @property
     def frames_fingerprint(self) -> str:
@@ -101,6 +102,7 @@ class TextMixin:
     fingerprint: str
     tokens_per_frame: int
     chunked_until: int | None = None
+    positions_until: int | None = None
 
     @property
     def frames_fingerprint(self) -> str:

@@ -325,17 +325,23 @@ class TreeEngine:
         hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
         return hidden_TD
 
-    def check_reach(self, tokens: int) -> None:
-        """Refuse what a model cannot be given in parts.
+    def check_reach(self, tokens: int, *, in_parts: bool = True) -> None:
+        """Refuse a prompt beyond a model's positions, or beyond what it may be given in parts.
 
         Raises:
             ValueError: naming both numbers.
         """
-        until = self.backend.chunked_until
-        if until is not None and tokens > until:
+        model = self.backend
+        if model.positions_until is not None and tokens > model.positions_until:
             raise ValueError(
-                f"{self.backend.name} cannot be run on {tokens:,} tokens in parts: its positions end, or change all "
-                f"before them, at {until:,}; ask for shorter prompts"
+                f"{model.name} has learned positions for {model.positions_until:,} tokens and cannot be run on "
+                f"{tokens:,}; ask for shorter prompts"
+            )
+        if in_parts and model.chunked_until is not None and tokens > model.chunked_until:
+            raise ValueError(
+                f"{model.name} cannot be run on {tokens:,} tokens in parts: beyond {model.chunked_until:,} its RoPE "
+                "has other frequencies for all of them; ask for shorter prompts, or, where answers are forced, for "
+                "scoring=plain"
             )
 
 

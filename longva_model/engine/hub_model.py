@@ -64,7 +64,8 @@ class HubModel(TextMixin):
         )
         self.fingerprint = _hash(self._frames_fingerprint, described(config), *_tokenizer_files(folder))
         make_exact(decoder)
-        self.chunked_until = chunked_until(decoder)
+        self.chunked_until = chunked_until(config)
+        self.positions_until = positions_until(decoder)
 
     @property
     def frames_fingerprint(self) -> str:
@@ -87,22 +88,28 @@ class HubModel(TextMixin):
         return get_template(named or TEMPLATE_OF_DECODER.get(self.decoder.config.model_type, "plain"))
 
 
-def chunked_until(decoder: Any) -> int | None:
+def chunked_until(config: Any) -> int | None:
     """Tokens up to which a prompt may be computed in parts: None = as many as one likes.
 
     Frequencies of the RoPE types "dynamic" and "longrope" depend on the length of what one forward is given, so that
-    the parts of a longer prompt would have others than the whole. Learned positions end.
+    the parts of a longer prompt would have others than the whole.
     """
-    config = decoder.config
-    longest = int(getattr(config, "max_position_embeddings", None) or 0)
     parameters = getattr(config, "rope_parameters", None) or {}
-    for one in parameters.values() if any(isinstance(one, dict) for one in parameters.values()) else [parameters]:
+    # Some models have one set for each type of layer.
+    for one in (parameters, *parameters.values()):
         if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
-            return int(one.get("original_max_position_embeddings") or longest)
-    tokens = decoder.get_input_embeddings()
-    learned = [part for part in decoder.modules() if isinstance(part, nn.Embedding) and part is not tokens]
+            return int(one.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return None
+
+
+def positions_until(decoder: Any) -> int | None:
+    """How many positions a decoder has learned; None where they are not learned."""
+    longest = int(getattr(decoder.config, "max_position_embeddings", None) or 0)
+    tables = [part.num_embeddings for part in decoder.modules() if isinstance(part, nn.Embedding)]
+    tokens = decoder.get_input_embeddings().num_embeddings
     # OPT has two rows more than positions.
-    return longest if any(longest <= part.num_embeddings <= longest + 2 for part in learned if longest) else None
+    learned = longest > 0 and any(longest <= rows <= longest + 2 for rows in tables if rows != tokens)
+    return longest if learned else None
 
 
 def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **load: Any) -> Any:

@@ -157,6 +157,7 @@ class TextBackend(HubModel):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         try:
             decoder = model.get_decoder()
+            decoder = getattr(model, "model", model) if decoder is model else decoder
             self._head = OwnHead(model, decoder)
         except (ValueError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"{args.pretrained} ({config.model_type}) is refused: {error}") from error

@@ -39,6 +39,7 @@ class PlainEngine(TreeEngine):
         if isinstance(leaf, Target):
             answer = self.backend.token_ids(leaf.text)
             embeds_TD = torch.cat(list(self.embedder.stream(request.segments, answer[:-1])))
+            self.check_reach(len(embeds_TD), in_parts=False)
             positions = torch.arange(embeds_TD.shape[0], device=embeds_TD.device)
             out = self.backend.decoder(inputs_embeds=embeds_TD[None], position_ids=positions[None], use_cache=False)
             hidden_LD = out.last_hidden_state[0, -len(answer) :]

@@ -143,7 +143,8 @@ def sliding_window(config: Any) -> int | None:
 def check_ids(backend: Backend, length: int) -> list[int]:
     """``length`` ids of ordinary text, or as many as the model takes; none stands for an image or a video."""
     ids = backend.token_ids(_TEXT) or [0]
-    length = max(min(length, backend.max_length or length, backend.chunked_until or length), _BRANCH + 4)
+    limits = (backend.max_length, backend.chunked_until, backend.positions_until)
+    length = max(min([length, *(limit for limit in limits if limit)]), _BRANCH + 4)
     # Beginning elsewhere each time, so that the prompt does not merely repeat.
     found: list[int] = []
     while len(found) < length:

@@ -18,8 +18,10 @@ from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.loading import load_backend
 from longva_model.engine.perplexity import measure
+from longva_model.engine.plain import PlainEngine
 from longva_model.model_args import ModelArgs
 from vniah.notices import forget, recorded
+from vniah.requests import Request, RequestTree, Target, Text
 
 torch.set_num_threads(1)
 LENGTH = 150
@@ -166,15 +168,29 @@ def test_frequencies_that_change_with_the_length_end_where_they_change(rope_type
     engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=33))
     ids = backend.token_ids(TEXT)
     assert math.isfinite(measure(engine, [ids[:100]], 100).nll)
-    with pytest.raises(ValueError, match=r"cannot be run on 101 tokens in parts: .* at 100"):
+    with pytest.raises(ValueError, match=r"cannot be run on 101 tokens in parts: beyond 100"):
         measure(engine, [ids[:101]], 101)
+    # In one forward it is the model's own.
+    plain = load(tmp_path / "model", scoring="plain")
+    request = Request((Text(TEXT[:120]),), Target("ok"))
+    (result,) = PlainEngine(plain, FrameEmbeddings(plain)).run(RequestTree([request]), {})
+    own = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False).eval()
+    asked = torch.tensor([plain.token_ids(TEXT[:120] + "ok")])
+    with torch.inference_mode():
+        wanted = own(asked[:, :-1]).logits[0, -2:].log_softmax(-1).gather(1, asked[0, -2:, None])[:, 0]
+    assert result.answer_logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+    with pytest.raises(ValueError, match=r"in parts: beyond 100"):
+        engine.run(RequestTree([request]), {})
 
 
 def test_positions_that_end_are_named(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=90)
     backend = load(made(tmp_path / "model", config))
-    engine = TreeEngine(backend, FrameEmbeddings(backend))
-    with pytest.raises(ValueError, match="its positions end, or change all before them, at 90"):
+    request = Request((Text(TEXT[:120]),), Target("ok"))
+    for engine in (TreeEngine(backend, FrameEmbeddings(backend)), PlainEngine(backend, FrameEmbeddings(backend))):
+        with pytest.raises(ValueError, match=r"learned positions for 90 tokens and cannot be run on 12\d"):
+            engine.run(RequestTree([request]), {})
+    with pytest.raises(ValueError, match="learned positions for 90 tokens and cannot be run on 120"):
         measure(engine, [backend.token_ids(TEXT)[:120]], 120)
 
 
