@@ -87,6 +87,7 @@ def frames_given(given: Mapping[str, Any]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")  # by lmms-eval's models
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl_hf", "llava_hf", "gemma3"])
 def test_a_model_of_lmms_evals_own_is_shown_every_frame(name: str, grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny_hosts import CHECKPOINTS
