@@ -77,3 +77,23 @@ def test_bytes_missing_behind_the_last_frame_count_as_broken(film: Path) -> None
         probe(film)
     with pytest.raises(ValueError, match="3 of its bytes are missing"):
         open_video(film, 8)
+
+
+def test_a_frame_that_the_decoder_made_up_is_no_frame_of_a_haystack(tmp_path: Path) -> None:
+    """Some codecs fill what is damaged from what lies around it, and go on from there."""
+    import av
+
+    path = write_video(tmp_path / "film.avi", num_frames=FRAMES, fps=1)
+    whole = open_haystack(str(path)).frames(0, FRAMES)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    at, size = places[20]
+    content = bytearray(path.read_bytes())
+    content[at + size // 2 : at + size // 2 + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    np.testing.assert_array_equal(open_haystack(str(path)).frames(0, 20), whole[:20])
+    # From the next key frame on all is well.
+    np.testing.assert_array_equal(open_haystack(str(path)).frames(24, FRAMES), whole[24:])
+    for made_up in (20, 23):
+        with pytest.raises(ValueError, match="the file is damaged"):
+            open_haystack(str(path)).frames(made_up, made_up + 1)

@@ -223,7 +223,7 @@ def _pass(
             context.options = {"skip_loop_filter": "all"}
         sparing = skip and index.timed and (approximate or index.codec in _SPARING_CODECS)
         position, number = start, -1
-        shown, place = None, 0
+        shown, place, spoilt = None, 0, False
         fed, resume = index.stamps[0][0], None
         with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
             for packet in packets:
@@ -238,13 +238,15 @@ def _pass(
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
                 for frame in stream.decode(packet):
                     number += 1
+                    # What the decoder had to make up goes on in all that is decoded from it.
+                    spoilt = frame.is_corrupt or (spoilt and not frame.key_frame)
                     if index.timed and frame.pts is None:
                         continue
                     place = place + 1 if frame.pts == shown else 0
                     shown = frame.pts
                     stamp = (frame.pts, place) if index.timed else (number, 0)
                     while position < stop and index.stamps[position] <= stamp:
-                        if index.stamps[position] != stamp:
+                        if index.stamps[position] != stamp or spoilt:
                             return
                         yield frame, stamp
                         position += 1
