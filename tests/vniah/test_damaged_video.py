@@ -80,7 +80,7 @@ def test_bytes_missing_behind_the_last_frame_count_as_broken(film: Path) -> None
 
 
 def test_a_frame_that_the_decoder_made_up_is_no_frame_of_a_haystack(tmp_path: Path) -> None:
-    """Some codecs fill what is damaged from what lies around it, and go on from there."""
+    """Some codecs fill what is damaged from what lies around it."""
     import av
 
     path = write_video(tmp_path / "film.avi", num_frames=FRAMES, fps=1)
@@ -92,8 +92,7 @@ def test_a_frame_that_the_decoder_made_up_is_no_frame_of_a_haystack(tmp_path: Pa
     content[at + size // 2 : at + size // 2 + 40] = b"\xff" * 40
     path.write_bytes(content)
     np.testing.assert_array_equal(open_haystack(str(path)).frames(0, 20), whole[:20])
-    # From the next key frame on all is well.
-    np.testing.assert_array_equal(open_haystack(str(path)).frames(24, FRAMES), whole[24:])
-    for made_up in (20, 23):
-        with pytest.raises(ValueError, match="the file is damaged"):
-            open_haystack(str(path)).frames(made_up, made_up + 1)
+    # From the next key frame on all is well; in noise each frame is one.
+    np.testing.assert_array_equal(open_haystack(str(path)).frames(21, FRAMES), whole[21:])
+    with pytest.raises(ValueError, match="the file is damaged"):
+        open_haystack(str(path)).frames(20, 21)
