@@ -95,6 +95,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path, str(path)) as image:
         width, height = image.size
+        if image.format == "TIFF":  # whose size some versions of PIL have turned already
+            width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
         # Asking a PNG for EXIF data that its header has not would read the whole image.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         turned = exif.get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)

@@ -69,6 +69,15 @@ def test_exif_turns_every_kind_upright(tmp_path: Path) -> None:
         assert image_size(tmp_path / name) == shown.shape[:2] == (16, 4)
 
 
+@pytest.mark.parametrize("turn", [1, 3, 6, 8, 5])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+def test_the_size_in_the_header_is_that_of_the_upright_picture(tmp_path: Path, name: str, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(np.zeros((16, 48, 3), np.uint8)).save(tmp_path / name, exif=exif)
+    assert image_size(tmp_path / name) == pixels(open_image(tmp_path / name)).shape[:2]
+
+
 def test_palette_alpha_cmyk_and_bits(tmp_path: Path) -> None:
     colours = np.array([[[250, 10, 20], [1, 2, 3]]], np.uint8)
     alpha = np.array([[0, 128]], np.uint8)

@@ -72,7 +72,7 @@ class VideoHaystack(Haystack):
             _indices[key] = build_index(path, evenly)
         self.index = _indices[key]
         if evenly is None:
-            for warning in self.index.warnings:
+            for warning in (*self.index.warnings, *self.index.notes):
                 notice(f"{path}: {warning}")
         self.fps = self.index.fps
         self._live: _Live | None = None
