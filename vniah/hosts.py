@@ -50,8 +50,10 @@ class Host:
         works: every frame is shown. ``None``: nobody has run it here.
         model_args: for ``--model_args`` beside the checkpoint; ``{frames}`` is the longest composed video.
         env: variables that it needs.
-        packages: what it imports beyond our own requirements, as pip knows it.
+        packages: what it imports, as pip knows it.
         note: what was run, and the traps.
+        most_frames: of a video; longer ones lose frames, and are shown as images.
+        as_video: arguments that show every frame of a video too, where images are the simpler way.
     """
 
     works: bool | None = True
@@ -59,6 +61,8 @@ class Host:
     env: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     note: str = ""
+    most_frames: int | None = None
+    as_video: str = ""
 
 
 _QWEN = ("decord", "qwen-vl-utils")
@@ -79,7 +83,8 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
         "qwen2_vl": Host(
             model_args="max_num_frames={frames}",
             packages=_QWEN,
-            note=f"{_RAN}; qwen-vl-utils reads 768 frames at most, beyond which frames are left out",
+            note=f"{_RAN}; of a video it reads 768 frames at most, and longer ones are to be shown as images",
+            most_frames=768,
         ),
         "qwen2_5_vl": Host(
             model_args="max_num_frames={frames}",
@@ -116,7 +121,11 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
         "huggingface": Host(works=False, note=_NO_AUDIO),
         "async_hf_model": Host(works=False, note=_NO_AUDIO),
         "openai": Host(env=_IMAGES, note=f"{_SERVED}; servers limit the images of a request"),
-        "async_openai": Host(env=_IMAGES, note=f"{_SERVED}; servers limit the images of a request"),
+        "async_openai": Host(
+            env=_IMAGES,
+            note=f"{_SERVED}; servers limit the images of a request",
+            as_video="fps=1,max_frames={frames}",
+        ),
         "gpt4v": Host(env=_IMAGES, note=f"{_SERVED}; as videos it repeats frames of those shorter than max_frames_num"),
         "vllm": Host(
             works=None,
@@ -125,6 +134,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             note="needs a GPU and was not run here; its requests were built and every frame counted, each an image in "
             "either presentation; vLLM limits images by limit_mm_per_prompt; for is_qwen3_vl=true, which writes the "
             "seconds between the frames of a video, show videos with fps=1,max_frame_num={frames}",
+            as_video="fps=1,max_frame_num={frames}",
         ),
         "sglang": Host(
             works=None,
@@ -152,6 +162,7 @@ class Advice:
     env: Mapping[str, str]
     packages: tuple[str, ...]
     note: str
+    as_video: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -181,12 +192,14 @@ def advise(name: str, frames: int) -> Advice:
         works, note = False, f"not installed here: {', '.join(lacking)}; {note}"
     if not works:
         note = f"{note}. Another way: {_OTHER_WAY}"
+    too_long = host.most_frames is not None and frames > host.most_frames
     return Advice(
         works=works,
-        model_args=host.model_args.replace("{frames}", str(frames)),
-        env=host.env,
+        model_args="" if too_long else host.model_args.replace("{frames}", str(frames)),
+        env=_IMAGES if too_long else host.env,
         packages=host.packages,
         note=note,
+        as_video=host.as_video.replace("{frames}", str(frames)),
     )
 
 
@@ -207,23 +220,20 @@ def warning(name: str, given: str, frames: int, presentation: str) -> str:
         return f"the model {name!r} is not known to show every frame: {advice.note}"
     if presentation == "images":
         return ""
-    if "VNIAH_PRESENTATION" in advice.env:
-        return (
-            f"the model {name!r} may leave frames out, and the needle with them; set VNIAH_PRESENTATION=images"
-            f"{_and_pass(advice.model_args)} ({advice.note})"
-        )
-    have, want = _arguments(given), _arguments(advice.model_args)
+    have = _arguments(given)
+    as_images = "VNIAH_PRESENTATION" in advice.env
+    want = _arguments(advice.as_video if as_images else advice.model_args)
     odd = [f"{key}={have[key]}" for key in (*FRAME_ARGUMENTS, *_RATES) if key in have and not _fits(key, have, want)]
     missing = [key for key in want if key not in have]
-    if not odd and not missing and want:
+    if want and not odd and not missing:
         return ""
+    lost = f"the model {name!r} may leave frames out, and the needle with them"
+    if as_images:
+        return f"{lost}; set VNIAH_PRESENTATION=images{_and_pass(advice.model_args)} ({advice.note})"
     if not want:
-        return f"what the model {name!r} samples is not known here; set VNIAH_PRESENTATION=images to show every frame"
+        return f"{lost}: what it samples is not known here; set VNIAH_PRESENTATION=images to show every frame"
     why = f"{', '.join(odd)} is given" if odd else f"{', '.join(missing)} is not given"
-    return (
-        f"the model {name!r} may leave frames out, and the needle with them: {why}; pass {advice.model_args} "
-        f"(the longest video has {frames} frames)"
-    )
+    return f"{lost}: {why}; pass {advice.model_args} (the longest video has {frames} frames)"
 
 
 def _and_pass(model_args: str) -> str:

@@ -250,6 +250,9 @@ CALLS = [
     ("huggingface", "pretrained=x", "video", "is not known to show every frame"),
     ("vllm", "model=x", "video", "VNIAH_PRESENTATION=images"),
     ("vllm", "model=x", "images", ""),
+    ("vllm", "model=x,fps=1,max_frame_num=768,is_qwen3_vl=true", "video", ""),
+    ("vllm", "model=x,fps=1,max_frame_num=8", "video", "VNIAH_PRESENTATION=images"),
+    ("fuyu", "pretrained=x", "video", "what it samples is not known here"),
     ("sglang", "model=x,nframes=64", "video", "VNIAH_PRESENTATION=images"),
     ("openai", "model=x,max_frames_num=64", "video", "VNIAH_PRESENTATION=images"),
     ("openai_compatible", "model=x", "video", "VNIAH_PRESENTATION=images"),
@@ -270,6 +273,13 @@ def test_a_call_that_would_lose_frames_is_warned_of_by_what_works(
     warning = host_warning(16, presentation, argv)
     assert said in warning if said else warning == ""
     assert host_warning(16, presentation, ["--model", "longva_ring"]) == ""
+
+
+def test_videos_that_are_too_long_for_one_are_shown_as_images() -> None:
+    assert hosts.advise("qwen2_vl", 768).model_args == "max_num_frames=768"
+    told = hosts.advise("qwen2_vl", 770)
+    assert told.works and told.env == {"VNIAH_PRESENTATION": "images"} and not told.model_args
+    assert "VNIAH_PRESENTATION=images" in hosts.warning("qwen2_vl", "max_num_frames=3000", 770, "video")
 
 
 def test_every_name_of_the_table_is_lmms_evals() -> None:
