@@ -145,10 +145,13 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
         raise UnreadableImageError(
             what, f"holds {values} values and does not say which is white; save it with 8 or 16 bits"
         )
+    # PIL turns a grey scale that begins with white round in 8 bits, and leaves it in 16.
+    from_white = kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             levels = np.asarray(image)
+            levels = 65535 - levels if from_white else levels
             if image.mode != "I" or kind is not None or levels.max(initial=0) > 255:
                 image = Image.fromarray((levels.clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")

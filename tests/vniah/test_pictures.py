@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import zlib
 from pathlib import Path
@@ -35,6 +36,16 @@ def test_16_bits_keep_the_upper_8(tmp_path: Path, name: str, factor: int) -> Non
     np.testing.assert_array_equal(pixels(open_image(tmp_path / name)), np.stack([RAMP] * 3, -1))
     grey16(RAMP).save(tmp_path / name)
     assert not pixels(open_image(tmp_path / name)).any()
+
+
+def test_a_grey_tiff_may_begin_with_white(tmp_path: Path) -> None:
+    for name, image in (("8.tif", Image.fromarray(RAMP)), ("16.tif", grey16(RAMP.astype(np.uint32) * 257))):
+        image.save(tmp_path / name)
+        stored = bytearray((tmp_path / name).read_bytes())
+        at = stored.find(struct.pack("<HHI", 262, 3, 1)) + 8  # photometric interpretation; 0: white is zero
+        stored[at : at + 2] = b"\0\0"
+        (tmp_path / name).write_bytes(stored)
+        np.testing.assert_array_equal(pixels(open_image(tmp_path / name))[..., 0], 255 - RAMP)
 
 
 def test_16_bit_colour_keeps_the_upper_8(tmp_path: Path) -> None:
