@@ -154,6 +154,8 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
             levels = 65535 - levels if from_white else levels
             if image.mode != "I" or kind is not None or levels.max(initial=0) > 255:
                 image = Image.fromarray((levels.clip(0, 65535).astype(np.uint32) >> 8).astype(np.uint8))
+        if isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # the same colours, without a warning of PIL's
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken PNG files
         raise _corrupt(what, error) from error

@@ -97,7 +97,8 @@ def test_palette_alpha_cmyk_and_bits(tmp_path: Path) -> None:
     palette = Image.fromarray(colours).quantize(2)
     palette.save(tmp_path / "p.png", transparency=0)
     palette.save(tmp_path / "p.gif", transparency=0)
-    for name in ("rgba.png", "p.png", "p.gif"):
+    palette.save(tmp_path / "p8.png", transparency=bytes([0, 200]))
+    for name in ("rgba.png", "p.png", "p8.png", "p.gif"):
         np.testing.assert_array_equal(pixels(open_image(tmp_path / name)), colours)
     assert pixels(open_image(tmp_path / "la.png"))[..., 1].tolist() == [[250, 1]]
     Image.fromarray(alpha > 0).save(tmp_path / "bits.png")
