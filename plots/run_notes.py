@@ -71,6 +71,7 @@ def measured_on(run: Run) -> dict[str, Input]:
         haystack = found["haystack"]
         drawn = haystack is not None and haystack.fingerprint.startswith(("synthetic", "images"))
         found["decoder"] = None if drawn else _value(task, "decoder")
+        found["presentation"] = _value(task, "presentation")
     else:
         found |= {key: _value(task, key) for key in ("samples", "seed", "shared_distractors", "tokenizer")}
     return {what: one for what, one in found.items() if one is not None}

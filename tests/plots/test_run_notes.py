@@ -111,10 +111,11 @@ def test_films_are_told_apart_by_their_fingerprints_and_not_by_their_names() -> 
     [
         ("scoring", "generated", "scoring (a: teacher-forced, b: generated)"),
         ("decoder", "pyav-fast", "decoder (a: pyav, b: pyav-fast)"),
+        ("presentation", "images", "presentation (a: video, b: images)"),
     ],
 )
 def test_other_ways_of_measuring_differ_too(key: str, value: str, said: str) -> None:
-    film = {**SYNTHETIC, "haystack_name": "film.mp4", "haystack_fingerprint": FILM}
+    film = {**SYNTHETIC, "haystack_name": "film.mp4", "haystack_fingerprint": FILM, "presentation": "video"}
     a, b = told(small_run(name="a"), **film), told(small_run(name="b"), **{**film, key: value})
     assert said in differences([a, b])[0]
 
