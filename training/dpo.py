@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from vniah.files import read_json
 from vniah.training.stages import DpoStage
+
+_TRL = "1.16"
 
 
 def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
@@ -18,11 +21,9 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         ValueError: TRL is not installed (with how to install it), or too many bad pairs.
         OSError: no room for the checkpoints.
     """
-    try:
-        from trl import DPOConfig, DPOTrainer
-    except ImportError:
-        raise ValueError("DPO needs TRL: pip install 'vniah[train]'") from None
+    check_trl()
     from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
 
     from longva_model import LongVAForConditionalGeneration, LongVAProcessor
     from longva_model.renamed import checkpointing_keyword
@@ -94,6 +95,26 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
         "samples": manifest["samples"],
         "num_bad": manifest["num_bad"],
     }
+
+
+def check_trl() -> None:
+    """Raise ValueError, saying what to install, where TRL is not there or does not hand all of a batch to the model.
+
+    Before 1.16 it hands on the inputs that it knows by name, videos not among them, and looks up the log-probability
+    of placeholder ids.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.version import Version
+
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        found = ""
+    if not found or Version(found) < Version(_TRL):
+        there = f"{found} is installed" if found else "none is installed"
+        python = ", which needs Python 3.11 or newer" if sys.version_info < (3, 11) else ""
+        raise ValueError(f"DPO needs TRL {_TRL} or newer{python}; {there}: pip install 'vniah[train]'")
 
 
 def pairs_of(stage: DpoStage, folder: Path, collator: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:

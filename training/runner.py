@@ -52,6 +52,10 @@ def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print, only: str 
     folder = recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
     check_recipe(recipe, only=only)
+    if any(stage.kind == "dpo" and only in (None, stage.name) for stage in recipe.stages):
+        from vniah.training.dpo import check_trl
+
+        check_trl()
     check_identity(folder, as_data(recipe))
     if rank() == 0:
         write_json(folder / "recipe.json", as_data(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,21 @@ def test_videos_that_cannot_be_decoded_and_pairs_too_long_are_found_before_the_f
     assert len(pairs) == 1 and manifest["num_bad"] == 3
     assert [line.split(":")[0] for line in manifest["bad"]] == ["frame", "film", "long"]
     assert "above max_length 60" in manifest["bad"][2]
+
+
+@pytest.mark.parametrize("found", ["1.15.3", "1.0.0", None])
+def test_a_trl_that_leaves_videos_out_is_refused_by_name(found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah.training import dpo
+
+    def version(_: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    there = f"{found} is installed" if found else "none is installed"
+    with pytest.raises(ValueError, match=rf"^DPO needs TRL 1\.16 or newer.*; {there}: pip install 'vniah\[train\]'$"):
+        dpo.check_trl()
 
 
 def test_a_dpo_run_prefers_the_chosen_answer(videos: Path, tmp_path: Path) -> None:
