@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,40 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         assert len(decoded) == 71 and decoded[index][24, 32, 0] > 230
     assert encoded == 128
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_threads_share_a_composer(tmp_path: Path, cell) -> None:
+    """Some models ask for the videos of several cells at once."""
+    composer = Composer(open_haystack(HAYSTACK), tmp_path / "threads")
+    cells = [cell(70, index) for index in (0, 3, 3, 35, 69, 70)]
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(composer.cached, cells))
+    alone = Composer(open_haystack(HAYSTACK), tmp_path / "alone")
+    assert [path.read_bytes() for path in paths] == [alone.cached(one).read_bytes() for one in cells]
+    assert composer.encoded_frames == 128 and paths[1] == paths[2]
+
+
+@pytest.mark.slow
+def test_kills_while_composing(tmp_path: Path) -> None:
+    """What a killed run left is taken up or made again; a rerun's videos are the same to the byte."""
+    child = _CHILD.replace("composer = ", "print('go', flush=True)\ncomposer = ")
+
+    def run(folder: str, seconds: float | None) -> bytes:
+        process = subprocess.Popen(
+            [sys.executable, "-c", child, str(tmp_path / folder), "5"], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "go\n"
+        if seconds is not None:
+            time.sleep(seconds)
+            process.kill()
+        printed, _ = process.communicate(timeout=120)
+        return b"" if seconds is not None else Path(printed.split()[1]).read_bytes()
+
+    whole = run("whole", None)
+    for number in range(12):
+        folder = f"killed-{number // 3}"
+        run(folder, 0.01 + 0.03 * number)
+        assert run(folder, None) == whole
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
