@@ -95,7 +95,7 @@ def check_visual(path: Path) -> None:
     Raises:
         ValueError: it is neither; says what was found.
     """
-    from vniah.haystack.timeline import open_container, video_stream
+    from vniah.haystack.container import open_container, video_stream
     from vniah.pictures import is_picture
 
     if is_picture(path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vniah.haystack.base import FrameHWC
-from vniah.haystack.timeline import open_container, video_stream
+from vniah.haystack.container import open_container, video_stream
 from vniah.haystack.video import DamagedVideoError, VideoHaystack, _RgbConverter
 
 if TYPE_CHECKING:

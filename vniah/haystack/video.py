@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash, file_key
-from vniah.haystack.timeline import open_container, packets_from, video_stream
+from vniah.haystack.container import open_container, video_stream
+from vniah.haystack.timeline import packets_from
 from vniah.haystack.video_index import Stamp, VideoIndex, build_index
 from vniah.media import FramesNHWC
 from vniah.notices import notice
