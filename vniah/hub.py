@@ -47,7 +47,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Seconds to wait for the Hub's first answer; the Hub library alone may wait without end.
 ANSWER_TIMEOUT = 10.0
 # Seconds for a whole listing, and the most files of one.
-LISTING_TIMEOUT = 120.0
+LISTING_TIMEOUT = 60.0
 _MAX_FILES = 1_000_000
 _TRUE = {"1", "ON", "YES", "TRUE"}
 

@@ -115,12 +115,16 @@ def named_tokenizer(name: str) -> Encode:
     """
     from transformers import AutoTokenizer
 
+    from vniah.hub import MODEL_FILES, fetch_snapshot
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            files = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+            folder = fetch_snapshot(name, allow_patterns=files, progress=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"TEXT_NIAH_TOKENIZER={name} is neither a folder with a tokenizer nor one that the Hub gives "
                 f"({str(error).strip().splitlines()[0]})"
