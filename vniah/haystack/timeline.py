@@ -102,7 +102,7 @@ def read_timeline(path: Path) -> Timeline:
     return _timeline(path, file_key(path))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
     del key  # changes with the file
     if not path.is_file():
