@@ -410,7 +410,7 @@ def _printable(value: Any) -> Any:
         return {printable(key): _printable(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_printable(one) for one in value]
-    return printable(value, lines=True) if isinstance(value, str) else value
+    return printable(value) if isinstance(value, str) else value
 
 
 def model_args(run: Run) -> dict[str, str]:

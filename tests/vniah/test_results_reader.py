@@ -349,7 +349,9 @@ def test_names_of_strangers_are_printable_wherever_a_run_is_read(tmp_path: Path)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(whole))
     (found,) = read_runs(path)
-    assert "\x1b" not in json.dumps(found.settings, ensure_ascii=False) + found.name
+    haystack = found.settings["task"]["haystack_name"]
+    assert haystack.isprintable() and haystack.startswith("\\x1b") and haystack.endswith("\\nnext")
+    assert found.settings["model"]["model_args"].isprintable() and found.name.isprintable()
 
 
 @pytest.mark.parametrize(
