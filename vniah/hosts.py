@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -126,6 +126,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             note=f"{_SERVED}; servers limit the images of a request",
             as_video="fps=1,max_frames={frames}",
         ),
+        "litellm": Host(works=None, env=_IMAGES, note="nobody has run it here; it is built on openai, which was"),
         "gpt4v": Host(env=_IMAGES, note=f"{_SERVED}; as videos it repeats frames of those shorter than max_frames_num"),
         "vllm": Host(
             works=None,
@@ -272,16 +273,19 @@ def _find(name: str) -> tuple[str, str]:
 def _read(module: str) -> Host:
     """What a model's source says of itself, and that of the models it builds on."""
     trees = list(_trees(module))
-    needed = dict.fromkeys(one for tree in trees for one in _imported(tree))
+    needed = _lacking(one for tree in trees for one in _modules(tree.body))
+    wanted = _lacking(one for tree in trees for one in _tried(tree))
     argument, default = next((one for tree in trees for one in _frame_arguments(tree)), ("", ""))
     if argument:
         said = f"its source takes {argument} frames of a video, {default} unless told"
     else:
         said = "its source names no number of frames"
+    if wanted:
+        said += f"; it may need {', '.join(wanted)}, not installed here"
     return Host(
         works=None,
         model_args=f"{argument}={{frames}}" if argument else "",
-        packages=tuple(one for one in needed if not _importable(one)),
+        packages=needed,
         note=f"nobody has run it here; {said}; VNIAH_PRESENTATION=images shows all where it takes several images",
     )
 
@@ -292,10 +296,10 @@ def _trees(module: str) -> Iterator[ast.Module]:
         name = waiting.pop(0)
         path = None if name in seen else _source(name)
         seen.add(name)
-        if path is not None:
+        if path is not None and path.suffix == ".py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             yield tree
-            waiting += [one for one in _modules(tree) if one.startswith(_HOST_ROOMS)]
+            waiting += [one for one in _modules(tree.body) if one.startswith(_HOST_ROOMS)]
 
 
 def _source(module: str) -> Path | None:
@@ -306,17 +310,30 @@ def _source(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 
-def _modules(tree: ast.Module) -> Iterator[str]:
-    """What a module cannot be imported without."""
-    for node in tree.body:
+def _modules(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    """What these statements import."""
+    for node in statements:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    yield from (name.partition(".")[0] for name in _modules(tree))
+def _tried(tree: ast.Module) -> Iterator[str]:
+    """What a module imports if it can, in one of lmms-eval's two ways."""
+    for node in tree.body:
+        if isinstance(node, ast.Try):
+            yield from _modules(node.body)
+    for found in ast.walk(tree):
+        if isinstance(found, ast.Call) and ast.unparse(found.func) == "optional_import" and found.args:
+            module = found.args[0]
+            yield from (str(module.value),) if isinstance(module, ast.Constant) else ()
+
+
+def _lacking(modules: Iterable[str]) -> tuple[str, ...]:
+    """The packages among them that are not here."""
+    packages = dict.fromkeys(name.partition(".")[0] for name in modules)
+    return tuple(one for one in packages if not _importable(one))
 
 
 def _frame_arguments(tree: ast.Module) -> Iterator[tuple[str, str]]:

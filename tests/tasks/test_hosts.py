@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -186,8 +187,6 @@ def test_the_arithmetic_of_qwen_vl_utils_keeps_every_frame(num_frames: int) -> N
 @pytest.mark.parametrize("name", ["internvl2", "internvl3"])
 def test_the_segments_of_internvl_lose_a_frame(name: str) -> None:
     """Why it is advised to show images, and not num_frame as many as there are frames."""
-    import importlib
-
     module = importlib.import_module(f"lmms_eval.models.simple.{name}")
     assert len(set(module.get_index(None, 1.0, 15, num_segments=16))) == 15
     assert hosts.advise(name, 16).env == {"VNIAH_PRESENTATION": "images"}
@@ -217,6 +216,25 @@ def test_no_such_presentation(grid: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("VNIAH_PRESENTATION", "image")
     with pytest.raises(ValueError, match=r"no presentation 'image' \(VNIAH_PRESENTATION\); .*did you mean 'images'"):
         Settings.read()
+
+
+def test_a_presentation_without_effect_is_said(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vniah.runs.open import open_tasks
+
+    monkeypatch.setenv("VNIAH_PRESENTATION", "images")
+    open_tasks(["vniah"])
+    assert "VNIAH_PRESENTATION=images is for free answers" in capsys.readouterr().err
+
+
+def test_a_function_is_shown_images_where_asked(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vniah
+
+    shown: list[Any] = []
+    monkeypatch.setenv("VNIAH_PRESENTATION", "images")
+    vniah.evaluate(lambda images, question: shown.append(images) or "red", "vniah_generate", frames=8, depths=50)
+    assert [len(images) for images in shown] == [10] * 4 and shown[0][0].size == (64, 48)
 
 
 def test_results_say_what_was_shown(grid: Path) -> None:
@@ -312,6 +330,7 @@ def test_a_package_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_models_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = hosts.advise("llava_onevision", 16)
     assert told.works is None and told.model_args == "max_frames_num=16" and "32 unless told" in told.note
+    assert "it may need llava, not installed here" in told.note or importlib.util.find_spec("llava")
     # A chat form takes it from its simple one.
     assert hosts.advise("qwen2_5_omni", 16).model_args == "max_num_frames=16"
     source = tmp_path / "host.py"

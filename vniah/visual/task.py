@@ -55,6 +55,10 @@ class VisualTask(NeedleTask):
                     f"num_frames {changed[0]} is shown as {composed_frames(changed[0])} frames, the needle among them "
                     f"(docs/departures.md)"
                 )
+        elif settings.presentation != "video":
+            notice(
+                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
+            )
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
