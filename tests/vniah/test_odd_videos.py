@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from video_files import number_of, numbers, write_numbered
@@ -152,6 +153,29 @@ def test_a_variable_rate_keeps_its_clock_over_a_mended_jump(tmp_path: Path) -> N
     path = tmp_path / "joined.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
     assert numbers(open_haystack(str(path))) == shown_at_each_second(EVEN + [10_000 + time for time in slow])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_recording_that_begins_between_key_frames_begins_at_the_first(
+    tmp_path: Path, codec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    whole = write_numbered(tmp_path / "whole.ts", [number * 40 for number in range(200)], codec=codec, fps=25, group=50)
+    with av.open(str(whole)) as container:
+        _, key, *_ = (packet.pos for packet in container.demux(video=0) if packet.is_keyframe)
+        assert container.streams.video[0].id == 0x100
+    data = whole.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    pids = [(packet[1] & 31) << 8 | packet[2] for packet in packets]
+    tables = [packet for packet, pid in zip(packets[:20], pids, strict=False) if pid != 0x100]
+    start = key // 188 - 6  # some packets of the film before the second key frame
+    path = tmp_path / "late.ts"
+    path.write_bytes(b"".join(tables + packets[start:]))
+    haystack = open_haystack(str(path))
+    assert numbers(haystack) == [50, 75, 100, 125, 150, 175]
+    assert numbers(open_video(path, 3))[0] == 50
+    assert "it begins between key frames" in capsys.readouterr().err
 
 
 def shift_flv(path: Path, after_ms: int, delta_ms: int) -> Path:

@@ -126,6 +126,12 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
     base = facts["base"]
     times_N = packets.times_N
     jumps = may_jump and (packets.disordered or bool(_jumps(times_N, base).any()))
+    # A recording that begins between key frames: some decoders make up what comes before the first.
+    late_key = packets.late_key if may_jump and not jumps else None
+    if late_key is not None:
+        early = int((times_N < late_key).sum())
+        facts["warnings"] += (f"it begins between key frames; the {early} frames before the first one are left out",)
+        times_N = times_N[early:]
     trusted = packets.complete and len(times_N) > 0 and not packets.disordered and not jumps
     decoded: NDArray[np.int64] | None = times_N
     timed, keys_K, refusal = True, packets.keys_K, ""
@@ -148,6 +154,9 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
                     facts["warnings"] += (mended,)
                 if refusal:
                     decoded = None
+            if timed and decoded is not None and late_key is not None:
+                decoded = decoded[decoded >= late_key]
+                count = len(decoded)
     else:
         count = len(times_N)
     if not count:
@@ -179,6 +188,7 @@ class _Packets:
         complete: every packet is whole and has a time.
         disordered: times fall in a way that no codec stores, so their order is not that of display.
         open_groups: see ``Timeline``.
+        late_key: time of the first key frame where other frames are stored before it.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -187,6 +197,7 @@ class _Packets:
         times, keys = array("q"), array("q")
         latest: list[int] = []  # the largest times so far
         self.complete, self.disordered, self.open_groups = True, False, False
+        self.late_key: int | None = None
         hides = stream.codec_context.name == "vp8"
         guessed = "matroska" in container.format.name
         decoded = -(1 << 63)
@@ -212,6 +223,8 @@ class _Packets:
                 elif heapq.heappushpop(latest, time) == time and time < latest[0]:
                     self.disordered = True
                 if packet.is_keyframe:
+                    if not keys and len(times) > 1:
+                        self.late_key = time
                     keys.append(time)
                 elif keys and time < keys[-1]:
                     self.open_groups = True
@@ -251,7 +264,9 @@ def _starts_and_ends_as(path: Path, times_N: NDArray[np.int64], keys_K: NDArray[
     container = open_container(path)
     try:
         stream = video_stream(container, path)
-        if [frame.pts for frame, _ in zip(container.decode(stream), head, strict=False)] != head:
+        # Before the first, some decoders make frames up.
+        first_frames = (frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= head[0])
+        if [frame.pts for frame, _ in zip(first_frames, head, strict=False)] != head:
             return False
         if len(tail) > _CHECKED_TAIL_FRAMES:
             return True
