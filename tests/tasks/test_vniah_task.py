@@ -200,6 +200,7 @@ def test_the_references_predictions_on_every_cell(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")  # by lmms-eval's models
 def test_a_model_of_lmms_evals_own_answers_on_composed_videos(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmms_eval.evaluator import simple_evaluate
     from tiny_qwen_vl import write_tiny_qwen_vl
