@@ -149,22 +149,24 @@ def is_right(predicted: str, answer: str, question: str = "") -> bool:
     options = options_in(question)
     letter = answer_letter(answer, options)
     if letter:
-        return chosen_letter(predicted, options) == letter
+        # Who asks for a letter is answered with one; where the answer is an option's text, either says it.
+        return chosen_letter(predicted, options, by_text=answer.strip().strip("().").upper() != letter) == letter
     if re.fullmatch(r"[A-Z]", answer.strip()):  # of options that nobody listed, or a letter that stands in the picture
         return chosen_letter(predicted, 26) == answer.strip()
     return _says_word(predicted, answer, question)
 
 
-def chosen_letter(text: str, options: Sequence[str] | int) -> str:
-    """The letter of the one option that an answer names, by its letter or else by its text; "" for none or several.
+def chosen_letter(text: str, options: Sequence[str] | int, *, by_text: bool = False) -> str:
+    """The letter of the one option that an answer names; "" for none or several.
 
     Args:
         text: the answer as a model wrote it.
         options: the options' texts, with or without their letters before them; or how many there are.
+        by_text: where no letter is named, take an option that is named by its text ("a panda").
     """
     texts = ["" for _ in range(options)] if isinstance(options, int) else list(options)
     for part in _parts(text):
-        chosen = _chosen(part, texts)
+        chosen = _chosen(part, texts, by_text)
         if chosen is not None:
             return chosen
     return ""
@@ -210,16 +212,17 @@ def _cleaned(text: str) -> str:
     return _MARKS.sub("", text).strip()
 
 
-def _chosen(plain: str, texts: Sequence[str]) -> str | None:
+def _chosen(plain: str, texts: Sequence[str], by_text: bool) -> str | None:
     """The letter that a part names; "" when it names several, ``None`` when it says nothing either way."""
     letters = [letter_of(index) for index in range(min(26, len(texts)))]
+    plain = _digits(plain)
     words = {letter: _digits(bare_option(one)) for letter, one in zip(letters, texts, strict=False)}
-    found, masked = _find_texts(_digits(plain), words)
-    labels = [one for one in _labels(masked, letters) if _is_own(one, masked, found)]
+    found, masked = _find_texts(plain, words)
+    labels = [one for one in _labels(masked, letters) if _is_label(one, plain, masked, found)]
     standing = _standing(masked, labels)
     if standing:
         return _decide(masked, labels, standing)
-    names = {one.name for one in _standing(masked, found)}
+    names = {one.name for one in _standing(masked, found)} if by_text else set()
     if labels and not names:
         return ""
     return (names.pop() if len(names) == 1 else "") if names else None
@@ -281,11 +284,12 @@ def _labels(text: str, letters: Sequence[str]) -> list[_Mention]:
     return kept
 
 
-def _is_own(label: _Mention, text: str, found: Sequence[_Mention]) -> bool:
-    """Whether a letter is a label, and not the article of the option's text right behind it: "A panda" and "B panda"
-    name the option by its text alone."""
+def _is_label(label: _Mention, plain: str, masked: str, found: Sequence[_Mention]) -> bool:
+    """Whether a letter is a label and not the article of the option's text right behind it: "B Panda" and "A panda"."""
     behind = next((one for one in found if one.start >= label.stop), None)
-    return label.item or behind is None or bool(text[label.stop : behind.start].strip())
+    if label.item or behind is None or masked[label.stop : behind.start].strip():
+        return True
+    return behind.name == label.name and not plain[behind.start].islower()
 
 
 def _find_texts(text: str, words: dict[str, str]) -> tuple[list[_Mention], str]:

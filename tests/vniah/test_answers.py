@@ -287,12 +287,22 @@ _LABEL = re.compile(
 )
 
 
-@pytest.mark.parametrize(("text", "letter"), BY_LETTER + BY_TEXT)
+@pytest.mark.parametrize(("text", "letter"), BY_LETTER)
 def test_what_an_answer_chooses(text: str, letter: str) -> None:
-    assert chosen_letter(text, ANIMALS) == letter
-    assert chosen_letter(text, [f"{letter_of(at)}. {animal}" for at, animal in enumerate(ANIMALS)]) == letter
+    with_letters = [f"{letter_of(at)}. {animal}" for at, animal in enumerate(ANIMALS)]
+    assert chosen_letter(text, ANIMALS) == chosen_letter(text, with_letters) == letter
+    assert chosen_letter(text, ANIMALS, by_text=True) == letter
     for at, right in enumerate(ANIMALS):
         assert is_right(text, letter_of(at), QUESTION) is (letter == letter_of(at))
+        assert is_right(text, right, QUESTION) is (letter == letter_of(at))
+
+
+@pytest.mark.parametrize(("text", "letter"), BY_TEXT)
+def test_an_options_text_is_an_answer_where_texts_are_asked_for(text: str, letter: str) -> None:
+    assert chosen_letter(text, ANIMALS) == "", "who asks for a letter is answered with one"
+    assert chosen_letter(text, ANIMALS, by_text=True) == letter
+    for at, right in enumerate(ANIMALS):
+        assert not is_right(text, letter_of(at), QUESTION)
         assert is_right(text, right, QUESTION) is (letter == letter_of(at))
 
 
@@ -315,7 +325,8 @@ def test_no_letter_is_favoured(text: str, letter: str) -> None:
         for at, animal in enumerate(ANIMALS):
             options[order[at]] = animal
         changed = _LABEL.sub(lambda found, to=to: to[found[0]], text)
-        assert chosen_letter(changed, options) == to.get(letter, ""), changed
+        assert chosen_letter(changed, options, by_text=True) == to.get(letter, ""), changed
+        assert chosen_letter(changed, options) == ("" if (text, letter) in BY_TEXT else to.get(letter, "")), changed
 
 
 def test_a_letter_beyond_the_options_is_none() -> None:
@@ -363,7 +374,8 @@ def test_a_letter_beyond_the_options_is_none() -> None:
     ],
 )
 def test_options_are_accounted_for_before_letters_and_words(text: str, options: tuple[str, ...], letter: str) -> None:
-    assert chosen_letter(text, options) == letter
+    assert chosen_letter(text, options, by_text=True) == letter
+    assert chosen_letter(text, options) in ("", letter)
 
 
 @pytest.mark.parametrize(
