@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vniah.notices import printable
+
 _KEY = "error"
 
 
@@ -19,7 +21,7 @@ def rows_or_error(make: Callable[[], Iterable[Mapping[str, Any]]]) -> Any:
     try:
         rows = [dict(row) for row in make()]
     except (ValueError, OSError) as error:
-        rows = [{_KEY: str(error)}]
+        rows = [{_KEY: printable(error)}]
     return datasets.Dataset.from_list(rows)
 
 

@@ -126,7 +126,7 @@ def _plain_errors(archive: Path) -> Iterator[None]:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise ValueError(f"{archive} is damaged ({error}); delete it and download it again") from None
-    except (RecursionError, OverflowError, UnicodeError) as error:
+    except (RecursionError, OverflowError, MemoryError, NotImplementedError, UnicodeError) as error:
         reason = f"its headers cannot be read, {type(error).__name__}"
         raise ValueError(f"{archive} is damaged ({reason}); delete it and download it again") from None
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from vniah.files import read_json, read_json_lines, user_path
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
+from vniah.notices import printable
 from vniah.settings import cache_dir
 from vniah.videos import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos, unpack_archives
 
@@ -100,7 +101,7 @@ class VideoSource:
         except (HubUnreachableError, RepositoryMissingError) as error:
             if report is None or not report.found:
                 raise
-            _log.warning("%s; going on with the videos in %s", error, roots[0])
+            _log.warning("%s; going on with the videos in %s", printable(error), roots[0])
             return report, tuple(roots)
         return find_videos(VideoFolders(roots), wanted), tuple(roots)
 
@@ -110,7 +111,7 @@ class VideoSource:
         archives = [path for path in matching(snapshot, self.media) if path.suffix in (".zip", ".tar", ".gz", ".tgz")]
         folders, problems = unpack_archives(archives, cache_dir() / "videos" / self.hub_id.replace("/", "--"))
         for problem in problems:
-            _log.warning("%s: %s", self.hub_id, problem)
+            _log.warning("%s: %s", self.hub_id, printable(problem))
         return [snapshot, *folders]
 
 
@@ -199,7 +200,7 @@ def load_once(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
             results[key] = function(*args, **kwargs)
         except (ValueError, OSError) as error:
             failures[key] = (time.monotonic(), error)
-            _log.error("%s", error)
+            _log.error("%s", printable(error))
             raise
         return results[key]
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vniah.answers import answer_letter, letter_of
+from vniah.notices import printable
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.videomme.subtitles import find_subtitles
 from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
@@ -67,7 +68,7 @@ def _annotations() -> list[dict[str, Any]]:
             parts = sorted(path.parent.glob("*.parquet")) if path.suffix == ".parquet" else [path]
             rows = [row for part in parts for row in read_rows(part)]
         except ValueError as error:
-            _log.warning("%s; looking on", error)
+            _log.warning("%s; looking on", printable(error))
             continue
         if rows and all({"question", "options", "answer"} <= row.keys() for row in rows):
             return rows

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import resource
 import struct
 import subprocess
@@ -247,6 +248,31 @@ def test_a_zip_method_that_cannot_be_read_is_one_line(method: int, tmp_path: Pat
     with pytest.raises(ValueError, match=r"'odd.mp4', which is packed in a way .* nothing was unpacked"):
         safe_extract(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (6, b"\xff\x00"),
+        (8, b"\x01\x08"),
+        (46, b"\xff\xfe"),
+        (24, b"\xff\xff\xff\xff"),
+        (42, b"\xff\xff\xff\x7f"),
+    ],
+)
+def test_an_odd_entry_of_a_zip_is_one_line(place: int, value: bytes, tmp_path: Path) -> None:
+    """Version, flags, a name that is no text, size, and where it begins."""
+    path = make_zip(tmp_path / "a.zip", {"good.mp4": b"good"})
+    raw = bytearray(path.read_bytes())
+    start = raw.rindex(b"PK\x01\x02")
+    if place == 46:
+        raw[start + 8 : start + 10] = b"\x00\x08"  # the name is said to be UTF-8
+    raw[start + place : start + place + len(value)] = value
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        safe_extract(path, tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list((tmp_path / "out").rglob("*.mp4"))
 
 
 def test_more_files_than_anyone_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
