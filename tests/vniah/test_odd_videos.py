@@ -142,7 +142,7 @@ def test_joined_recordings_of_a_transport_stream_are_mended(
     assert haystack.frames(13, 14).shape == (1, 64, 128, 3)
     assert numbers(haystack)[13] == 325
     assert read_timeline(path).seconds == pytest.approx(20, abs=0.1)
-    assert "its clock jumps 1 times" in capsys.readouterr().err
+    assert "its clock jumps after " in capsys.readouterr().err
     assert haystack.fingerprint != open_haystack(str(parts[0])).fingerprint
 
 

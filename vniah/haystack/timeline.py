@@ -40,6 +40,8 @@ _REORDERED = 16
 _SEEK_BACK_S = (0, 2, 10, 60)
 # What users can do about a clock.
 MEND = "ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second"
+# Beyond it a time is damage, and differences of two would overflow.
+_MAX_TIME = 1 << 61
 _CLOCK_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: FFmpeg's own list of transport and program streams
 
 
@@ -131,6 +133,7 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
     if late_key is not None:
         early = int((times_N < late_key).sum())
         facts["warnings"] += (f"it begins between key frames; the {early} frames before the first one are left out",)
+        facts["marks"] += ("late",)
         times_N = times_N[early:]
     trusted = packets.complete and len(times_N) > 0 and not packets.disordered and not jumps
     decoded: NDArray[np.int64] | None = times_N
@@ -207,7 +210,7 @@ class _Packets:
                 if packet.size == 0 or packet.is_discard or (hides and not memoryview(packet)[0] & 16):
                     continue
                 time = packet.pts
-                if time is None or packet.is_corrupt:
+                if time is None or packet.is_corrupt or abs(time) > _MAX_TIME:
                     self.complete = False
                     continue
                 # Frames are stored in the order of decoding, and a key frame behind all that is shown before it.
@@ -299,7 +302,7 @@ def _decode_times(path: Path) -> tuple[NDArray[np.int64] | None, int]:
             for frame in container.decode(stream):
                 count += 1
                 corrupt = frame.is_corrupt
-                if frame.pts is not None:
+                if frame.pts is not None and abs(frame.pts) <= _MAX_TIME:
                     times.append(frame.pts)
         except av.error.FFmpegError as error:
             raise ValueError(
@@ -330,7 +333,8 @@ def _settled(
         steps = np.where(jumps, usual, steps)
         first = float(int(steps[: int(np.argmax(jumps))].sum()) * base)
         mended = times_N[0] + np.concatenate([[0], np.cumsum(steps)])
-        return mended, f"its clock jumps {int(jumps.sum())} times, first after {first:.1f} s; mended as ffmpeg does", ""
+        often = f" {jumps.sum()} times, first" if jumps.sum() > 1 else ""
+        return mended, f"its clock jumps{often} after {first:.1f} s; mended as ffmpeg does", ""
     if not (steps < 0).any():
         return times_N, "", ""
     highest_N = np.maximum.accumulate(times_N)
