@@ -24,8 +24,8 @@ class Inspection:
     file: as it was given.
     kind: video, images, picture, synthetic, loop or joined; "" where it does not open.
     num_frames: that would be sampled; None of a film without an end.
-    rule: "everyN" (every N-th frame), "clock" (the frame shown at each second), with "+streamN", "+mended" and "+late" where
-        that holds; "image" (one file a frame), "drawn", or the rules of several parts.
+    rule: "everyN" (every N-th frame) or "clock" (the frame shown at each second), with "+streamN", "+mended" and
+        "+late" where that holds; "image" (one file a frame), "drawn", or the rules of several parts.
     stream: number of the stream taken, of a video.
     codec: of that stream.
     size: (height, width) in pixels.
