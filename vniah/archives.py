@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import io
 import lzma
@@ -149,7 +150,7 @@ class _TarContent(io.RawIOBase):
             told = f"of {size:,} bytes" if size >= 0 else "without a size"
             raise ValueError(f"{self._archive} holds a header {told}, which is no file's name; nothing was unpacked")
         self._check(self._file.tell() + size)
-        with self._damage():
+        with _reading():
             return bytes(self._file.read(size))
 
     def read_to_end(self) -> None:
@@ -163,7 +164,7 @@ class _TarContent(io.RawIOBase):
         if offset < 0:
             raise tarfile.ReadError("a negative size")
         self._check(offset)
-        with self._damage():
+        with _reading():
             return int(self._file.seek(offset))
 
     def tell(self) -> int:
@@ -183,14 +184,16 @@ class _TarContent(io.RawIOBase):
                 f"{self._max_ratio:g} times its size; refused as a decompression bomb"
             )
 
-    @contextlib.contextmanager
-    def _damage(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno is None:  # bz2 and gzip say so of damaged data
-                raise tarfile.ReadError(str(error)) from None
-            raise
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Tell damaged data, of which some libraries say ``OSError``, from a disk that fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):
+            raise EOFError(str(error)) from None
+        raise
 
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
@@ -205,7 +208,8 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
         if info.flag_bits & 1:
             raise ValueError(f"{archive} is encrypted ({info.filename!r}); nothing was unpacked")
         try:
-            opened.open(info).close()
+            with _reading():
+                opened.open(info).close()
         except (NotImplementedError, RuntimeError) as error:
             raise ValueError(
                 f"{archive} holds {info.filename!r}, which is packed in a way that Python cannot read ({error}); "
@@ -255,7 +259,12 @@ def _extract(
                 raise FileExistsError(f"{target} is there already and differs from the one in {archive}; move it away")
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = opened.open(member.handle) if isinstance(opened, zipfile.ZipFile) else _open_tar(opened, member)  # type: ignore[arg-type]
+        with _reading():
+            source = (
+                opened.open(member.handle)  # type: ignore[arg-type]
+                if isinstance(opened, zipfile.ZipFile)
+                else _open_tar(opened, member)
+            )
         with source:
             _write_atomically(source, target, member.size)
     return sorted(written)
@@ -268,16 +277,21 @@ def _open_tar(opened: tarfile.TarFile, member: _Member) -> IO[bytes]:
     return source
 
 
+def _read(source: IO[bytes], size: int) -> bytes:
+    with _reading():
+        return source.read(size)
+
+
 def _write_atomically(source: IO[bytes], target: Path, size: int) -> None:
     """Copy ``size`` bytes into a temporary file beside ``target`` and move it there."""
     fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".part")
     try:
         with os.fdopen(fd, "wb") as out:
             left = size
-            while left and (chunk := source.read(min(_CHUNK, left))):
+            while left and (chunk := _read(source, min(_CHUNK, left))):
                 out.write(chunk)
                 left -= len(chunk)
-            if left or source.read(1):
+            if left or _read(source, 1):
                 raise EOFError(f"{target.name} is not of the size its header gives")
         os.replace(temporary, target)
     except BaseException:

@@ -289,3 +289,14 @@ def test_more_files_than_anyone_packs(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_an_archives_stem(name: str, stem: str) -> None:
     assert archive_stem(name) == stem
+
+
+def test_damaged_bz2_in_a_zip_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.mp4", bytes(range(256)) * 40)
+    raw = bytearray(path.read_bytes())
+    raw[60:64] = b"\0\0\0\0"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is damaged"):
+        safe_extract(path, tmp_path / "out")
