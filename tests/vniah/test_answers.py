@@ -6,6 +6,8 @@ import itertools
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vniah.answers import answer_letter, chosen_letter, is_right, letter_of, named, options_in
 
@@ -532,3 +534,20 @@ def test_long_answers_end() -> None:
     ):
         chosen_letter(text, ANIMALS)
         is_right(text, "white", "What colour?")
+
+
+_PIECES = (
+    "A B C a b I ( ) [ ] . , : - – ** or and not is because wait actually no yes option Panda koala white 8 1,200 Ｂ ❌ █ / "
+    "neither nor but Answer: <think> </think> <answer> </answer> \\boxed{ } $ ' \" 答案是B the_answer_is A_panda"
+)
+_ANY = st.sampled_from(["\n", "\n\n", *re.sub("_", " ", _PIECES.replace(" ", "\t")).split("\t")])
+
+
+@given(st.lists(_ANY, max_size=30), st.sampled_from(["", " "]))
+def test_any_text_is_read(pieces: list[str], joint: str) -> None:
+    text = joint.join(pieces)
+    assert chosen_letter(text, ANIMALS) in ("", *"ABCD")
+    assert chosen_letter(text, 4, by_text=True) in ("", *"ABCD")
+    assert is_right(text, "white", "Is it white or black?") in (True, False)
+    assert is_right(text, "8", "How many?") in (True, False)
+    assert set(named(text, ["panda", "white"])) <= {"panda", "white"}
