@@ -538,7 +538,8 @@ def test_long_answers_end() -> None:
 
 _PIECES = (
     "A B C a b I ( ) [ ] . , : - – ** or and not is because wait actually no yes option Panda koala white 8 1,200 "
-    "Ｂ ❌ █ / neither nor but Answer: <think> </think> <answer> </answer> \\boxed{ } $ ' \" 答案是B the_answer_is A_panda"
+    "Ｂ ❌ █ / neither nor but Answer: <think> </think> <answer> </answer> \\boxed{ } $ ' \" "
+    "答案是B the_answer_is A_panda"
 )
 _ANY = st.sampled_from(["\n", "\n\n", *re.sub("_", " ", _PIECES.replace(" ", "\t")).split("\t")])
 
