@@ -149,8 +149,7 @@ def parse_range(
         many = (last - first) // stride + 1  # len() of a range beyond 2**63 fails
         if many > _MOST_VALUES:
             raise ValueError(
-                f"{piece!r} in {what} {str(spec)!r} is {many:,} values; give a step, such as "
-                f"{with_step(first, last)!r}"
+                f"{piece!r} in {what} {str(spec)!r} is {many:,} values; give a step, such as {with_step(first, last)!r}"
             )
         values.update(found)
     return tuple(sorted(values))

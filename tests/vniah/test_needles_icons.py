@@ -128,7 +128,8 @@ def test_more_needles_than_combinations() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["icons:x", "icons:0:1000000000", "icons:0:0", "icons:-1", "icons:0:5:all", "icons:0:5:train:9", "icons:0:x"]
+    "spec",
+    ["icons:x", "icons:0:1000000000", "icons:0:0", "icons:-1", "icons:0:5:all", "icons:0:5:train:9", "icons:0:x"],
 )
 def test_unreadable_options(spec: str) -> None:
     with pytest.raises(ValueError, match="expected icons"):
