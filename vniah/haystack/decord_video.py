@@ -34,8 +34,8 @@ class DecordHaystack(Haystack):
             import decord
         except ImportError:
             raise ValueError(
-                "the decoder 'decord' is not installed; pip install decord (decord2 where it has no wheel), or take 'pyav', "
-                "which gives equal frames"
+                "the decoder 'decord' is not installed; pip install decord (decord2 where it has no wheel), or take "
+                "'pyav', which gives equal frames"
             ) from None
         # First, since a clock that jumps would end the process inside decord.
         exact = VideoHaystack(path)
