@@ -79,7 +79,7 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
         raise SystemExit(f"{mode}: the undisturbed run ended with {left}: {(whole / 'log').read_text()[-2000:]}")
     seconds = time.monotonic() - started
     truth = outcome(whole)
-    row: dict[str, Any] = {"mode": mode, "runs": 0, "kills": 0, "landed": 0, "different": 0, "hung": 0, "orphans": 0}
+    row: dict[str, Any] = {"mode": mode, "runs": 0, "kills": 0, "different": 0, "hung": 0, "orphans": 0}
     while row["kills"] < kills:
         place = folder / f"trial{row['runs']}"
         row["runs"] += 1
@@ -87,11 +87,11 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
             process = start(mode, place)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(draw.uniform(0.05, 1.0) * seconds)
-            row["landed"] += process.poll() is None
+                break  # it ended before its moment came
+            row["kills"] += 1
             kill(process, draw, one_of_many=mode in ("branch", "ring"))
             row["hung"] += not ended(process)
             row["orphans"] += left_behind(process.pid)
-            row["kills"] += 1
         process = start(mode, place)
         if not ended(process, TIMEOUT):
             row["hung"] += 1
