@@ -1,8 +1,9 @@
 """The folder of composed videos: each file carries its hash, what is in use is held, the rest is bounded.
 
-A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of and HASH its content, so that one that was changed
-or cut short is known and made again. Processes share the folder. Each keeps a list of what it uses, beside a lock that
-ends with the process: whatever the clock says, nobody deletes what stands there.
+A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of, and HASH is that of its content, of RECIPE and of its
+folder's name. So one that was changed, cut short, renamed, or moved from another haystack's folder is known and made
+again. Processes share the folder. Each keeps a list of what it uses, beside a lock that ends with the process: whatever
+the clock says, nobody deletes what stands there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def find_whole(folder: Path, recipe: str) -> Path | None:
     """The file of a recipe, if it is there and as it was written; where it is not, the run says so."""
     for path in folder.glob(f"{recipe}-*.mp4"):
         with contextlib.suppress(FileNotFoundError):
-            if _is_whole(path):
+            if _is_whole(path, recipe):
                 return path
             notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
     return None
@@ -53,7 +54,7 @@ def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -
     part = folder / f".{recipe}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         fill_file(part, fill)
-        path = folder / f"{recipe}-{_hash_of(part)}.mp4"
+        path = _named(folder, recipe, part)
         flush(part)
         os.replace(part, path)
         with contextlib.suppress(OSError):  # not every file system flushes folders
@@ -62,7 +63,7 @@ def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -
         part.unlink(missing_ok=True)
     for other in folder.glob(f"{recipe}-*.mp4"):
         # Another process may have written the same and handed it out.
-        if other != path and not _is_whole(other):
+        if other != path and not _is_whole(other, recipe):
             other.unlink(missing_ok=True)
     return path
 
@@ -122,16 +123,18 @@ class _Watched:
             raise
 
 
-def _is_whole(path: Path) -> bool:
-    return path.stem.endswith(f"-{_hash_of(path)}")
+def _is_whole(path: Path, recipe: str) -> bool:
+    return path == _named(path.parent, recipe, path)
 
 
-def _hash_of(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
+def _named(folder: Path, recipe: str, content: Path) -> Path:
+    """The path in ``folder`` that a recipe's file of this content has."""
+    # The folder's name is part of what a chunk is of: every haystack's are numbered alike.
+    digest = hashlib.blake2b(f"{folder.name}/{recipe}\0".encode(), digest_size=16)
+    with content.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    return folder / f"{recipe}-{digest.hexdigest()}.mp4"
 
 
 class Holds:

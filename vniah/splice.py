@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CODECS = ("libx264", "mjpeg")
 CHUNK_FRAMES = 64
-_VERSION = "2"
+_VERSION = "3"
 _BATCH = 16
 _SECOND = Fraction(1, 1)
 _SETTINGS = {

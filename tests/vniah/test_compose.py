@@ -337,6 +337,40 @@ def test_a_damaged_file_is_made_again(
     assert compose() == whole and not capsys.readouterr().err
 
 
+def test_a_file_under_the_name_of_another_is_not_believed(
+    tmp_path: Path, cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Content that is whole, and of something else: another cell's, or the same chunk of another haystack."""
+    specs = (HAYSTACK, "synthetic:1:200:64x48")
+
+    def compose(spec: str, index: int) -> bytes:
+        return Composer(open_haystack(spec), tmp_path).cached(cell(70, index, spec)).read_bytes()
+
+    def damaged_once() -> bool:
+        notices.forget()
+        return capsys.readouterr().err.count("are damaged: what is not as it was written is made again") == 1
+
+    whole = {(spec, index): compose(spec, index) for spec in specs for index in (3, 9)}
+    assert len(set(whole.values())) == 4
+    first, second, *_ = sorted((tmp_path / "cells").glob("*.mp4"))
+    recipes, hashes = zip(*(path.stem.split("-") for path in (first, second)), strict=True)
+    first.rename(first.with_name("aside"))
+    second.rename(second.with_name(f"{recipes[0]}-{hashes[1]}.mp4"))
+    first.with_name("aside").rename(first.with_name(f"{recipes[1]}-{hashes[0]}.mp4"))
+    assert {key: compose(*key) for key in whole} == whole and damaged_once()
+
+    folders = sorted(tmp_path.glob("haystack-*"))
+    chunks = [sorted(folder.glob("chunk-00000-*.mp4")) for folder in folders]
+    exchanged = [chunks[1][0].read_bytes(), chunks[0][0].read_bytes()]
+    for folder, (mine,), (theirs,), data in zip(folders, chunks, reversed(chunks), exchanged, strict=True):
+        (folder / theirs.name).write_bytes(data)
+        if theirs.name != mine.name:
+            mine.unlink()
+    for path in (tmp_path / "cells").glob("*.mp4"):
+        path.unlink()
+    assert {key: compose(*key) for key in whole} == whole and damaged_once()
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.BytesIO):
         def write(self, data: bytes) -> int:  # type: ignore[override]
