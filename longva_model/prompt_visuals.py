@@ -19,10 +19,9 @@ from PIL import Image as PILImage
 from vniah.files import user_path
 from vniah.haystack import open_video
 from vniah.media import FrameSource, Visual
-from vniah.pictures import is_picture, open_image, to_rgb
+from vniah.pictures import IMAGE_SUFFIXES, is_picture, open_image, to_rgb
 from vniah.requests import Frames, Image, Segment
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 _PATH_KEYS = ("url", "path", "video_path", "video", "image")
 _CLIP_KEYS = ("video_start", "video_end", "start_time", "end_time")

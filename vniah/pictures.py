@@ -26,7 +26,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Picture formats, and none of those that PIL hands to a program (EPS) or takes for one (WMF).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+_SUFFIXES_OF = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+}
+FORMATS = tuple(_SUFFIXES_OF)
+# By which a file is known as a picture before it is opened, in lower case.
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES_OF.values() for suffix in suffixes)
 # Above it PIL warns of a bomb: 1 GiB / 4 / 3. Decoding so many takes about half a gigabyte.
 MAX_PIXELS = 89_478_485
 

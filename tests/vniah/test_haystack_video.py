@@ -237,7 +237,7 @@ def test_decord_gives_equal_frames(tmp_path: Path) -> None:
 
 def test_decord_missing_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(ValueError, match=r"pip install 'vniah\[decord\]'"):
+    with pytest.raises(ValueError, match="pip install decord"):
         open_haystack(str(write_video(tmp_path / "a.mp4", 31)), decoder="decord")
 
 

@@ -81,6 +81,43 @@ def test_inspect_of_folders_pictures_and_specs(tmp_path: Path) -> None:
     assert not said.readable_to_end and "2.png" in said.error and said.num_frames == 3
 
 
+def test_every_picture_of_a_folder_is_a_frame_and_what_is_passed_over_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image, features
+
+    from vniah.haystack.inspection import inspect_file
+    from vniah.pictures import FORMATS, IMAGE_SUFFIXES
+
+    Image.init()
+    assert set(IMAGE_SUFFIXES) >= {suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS}
+    suffixes = [".png", ".apng", ".jfif", ".ppm", ".pgm", ".pnm", ".webp", ".gif", ".TIF"]
+    suffixes += [".jp2", ".j2k"] if features.check("jpg_2000") else []
+    suffixes += [".avif"] if features.check("avif") else []
+    for number, suffix in enumerate(suffixes):
+        Image.new("L" if suffix == ".pgm" else "RGB", (32, 16), number).save(
+            tmp_path / f"{number}{suffix}", format=Image.registered_extensions()[suffix.lower()]
+        )
+    for name in (".hidden", "notes.txt", "needles.json", "README.md"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.png").mkdir()
+    said = inspect_file(str(tmp_path))
+    assert (said.num_frames, said.error, said.warnings) == (len(suffixes), "", [])
+    assert "no pictures" not in capsys.readouterr().err
+    for number in range(7):
+        (tmp_path / f"frame{number}.heic").write_text("x")
+    said = inspect_file(str(tmp_path))
+    assert said.num_frames == len(suffixes)
+    assert said.warnings == [
+        "files that are no pictures by their endings are passed over, 7 of them: "
+        "frame0.heic, frame1.heic, frame2.heic, frame3.heic, frame4.heic and 2 more"
+    ]
+    assert capsys.readouterr().err.count(said.warnings[0]) == 1
+    (tmp_path / "99.png").symlink_to(tmp_path / "gone.png")
+    said = inspect_file(str(tmp_path))
+    assert "99.png: it is a link to" in said.error and "gone.png, where no file is" in said.error
+
+
 def test_inspect_notes_hdr_and_alpha(tmp_path: Path) -> None:
     import av
 

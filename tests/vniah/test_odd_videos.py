@@ -20,6 +20,7 @@ from video_files import number_of, numbers, write_numbered
 from vniah import notices
 from vniah.files import read_json, read_json_lines
 from vniah.haystack import open_haystack, open_video
+from vniah.haystack.inspection import inspect_file
 from vniah.haystack.timeline import read_timeline
 from vniah.needles import open_needles
 from vniah.videos import VideoFolders, find_videos, probe
@@ -113,6 +114,24 @@ def test_a_picture_that_stands_for_some_seconds_is_film_and_is_said(
     haystack = open_haystack(str(write_numbered(tmp_path / "a.mkv", times)))
     assert numbers(haystack) == shown_at_each_second(times)
     assert "one frame stands for 30 s after 4.9 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_slow_even_beat_keeps_the_limits_of_a_still_and_its_length(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def film(gap_s: int) -> Path:
+        return write_numbered(tmp_path / name, [number * gap_s * 1000 for number in range(6)])
+
+    with pytest.raises(ValueError, match="its clock jumps ahead by 300 s after 0"):
+        open_haystack(str(film(300)))
+    found = inspect_file(str(film(20)))
+    assert (found.num_frames, found.seconds, found.fps, found.rule) == (6, 120.0, 0.05, "every1")
+    assert found.warnings[0] == "one frame stands for 20 s after 0.0 s"
+    assert "it has a frame every 20 s" in found.warnings[1] and found.warnings[1] in capsys.readouterr().err
+    assert ["every 2 s" in line for line in inspect_file(str(film(2))).warnings] == [True]
+    found = inspect_file(str(film(1)))
+    assert (found.seconds, found.warnings) == (6.0, [])
 
 
 @pytest.mark.parametrize(

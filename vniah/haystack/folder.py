@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.pictures import UnreadableImageError, image_size, open_image
+from vniah.notices import notice
+from vniah.pictures import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, image_size, open_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# What people keep beside pictures; any other file might have been meant as one.
+_BESIDE_PICTURES = (".txt", ".json", ".md")
+_NAMES_TOLD = 5
 
 
 class FolderHaystack(Haystack):
-    """Images directly in a folder (hidden files, other suffixes and subfolders are passed over).
+    """Images directly in a folder, known by ``vniah.pictures.IMAGE_SUFFIXES``; hidden files and subfolders are not.
 
-    All must have one size, since a film has; they are opened as ``vniah.pictures`` says.
+    All must have one size, since a film has; they are opened as ``vniah.pictures`` says. A file that is passed over
+    and is no text beside them is said.
+
+    Attributes:
+        warnings: which files were passed over.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no images in it, one that cannot be read, or two of different sizes (both are named).
+        ValueError: no images in it, one that cannot be read, a link to none, or two of different sizes (both are
+            named).
     """
 
     fps = 1.0
@@ -33,7 +41,10 @@ class FolderHaystack(Haystack):
         self.folder = folder
         self.paths = image_files(folder)
         if not self.paths:
-            raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({_suffixes()})")
+            raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({', '.join(FORMATS)})")
+        self.warnings = _passed_over(folder)
+        for warning in self.warnings:
+            notice(f"{folder}: {warning}")
         self._size = _image_size(self.paths[0])
         for path in self.paths[1:]:
             if (size := _image_size(path)) != self._size:
@@ -65,13 +76,24 @@ class FolderHaystack(Haystack):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order."""
-    found = (
-        path
-        for path in folder.iterdir()
-        if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    """The images directly in a folder, in natural order; also links that lead nowhere, which opening names."""
+    found = (path for path in _files(folder) if path.suffix.casefold() in IMAGE_SUFFIXES)
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
+
+
+def _passed_over(folder: Path) -> tuple[str, ...]:
+    """A warning where files of the folder are no frames by their names."""
+    known = (*IMAGE_SUFFIXES, *_BESIDE_PICTURES)
+    names = sorted((path.name for path in _files(folder) if path.suffix.casefold() not in known), key=natural_key)
+    if not names:
+        return ()
+    more = f" and {len(names) - _NAMES_TOLD:,} more" if len(names) > _NAMES_TOLD else ""
+    told = ", ".join(names[:_NAMES_TOLD]) + more
+    return (f"files that are no pictures by their endings are passed over, {len(names):,} of them: {told}",)
 
 
 def natural_key(name: str) -> tuple[object, ...]:
@@ -81,6 +103,9 @@ def natural_key(name: str) -> tuple[object, ...]:
 
 
 def _image_size(path: Path) -> tuple[int, int]:
+    if not path.is_file():
+        link = path.is_symlink()
+        raise _unreadable(path, f"it is a link to {path.readlink()}, where no file is" if link else "it is no file")
     try:
         return image_size(path)
     except (OSError, UnreadableImageError) as error:
@@ -94,7 +119,3 @@ def _unreadable(path: Path, error: Exception | str) -> ValueError:
 
 def _wxh(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]}"
-
-
-def _suffixes() -> str:
-    return " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)

@@ -111,6 +111,7 @@ def _describe(haystack: Haystack, found: Inspection) -> None:
             found.notes += index.notes
             found.stream, found.codec = index.stream, index.codec
         if isinstance(part, FolderHaystack):
+            found.warnings += part.warnings
             counts = Counter(note for path in part.paths for note in image_notes(path))
             found.notes += [f"{count} of {len(part)} images: {note}" for note, count in counts.items()]
     if found.kind == "video":

@@ -40,6 +40,8 @@ _REORDERED = 16
 _SEEK_BACK_S = (0, 2, 10, 60)
 # What users can do about a clock.
 MEND = "ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second"
+# A header's rate that is further from the frames' own times than this share is not believed.
+_WRONG_RATE = 0.05
 # Beyond it a time is damage, and differences of two would overflow.
 _MAX_TIME = 1 << 61
 _CLOCK_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: FFmpeg's own list of transport and program streams
@@ -85,12 +87,23 @@ class Timeline:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def measured_rate(self) -> float | None:
+        """Frames a second by their own times, where the header's rate is not believed."""
+        if self.times is None or self.times[-1] <= self.times[0]:
+            return None
+        measured = (len(self.times) - 1) / float((int(self.times[-1]) - int(self.times[0])) * self.base)
+        return measured if abs(float(self.rate) / measured - 1) > _WRONG_RATE else None
+
     @property
     def seconds(self) -> float:
-        """From the first frame to the end of the last."""
+        """From the first frame to the end of the last, which lasts as long as the header's rate says, else as most."""
         if self.times is None:
             return float(self.num_frames / self.rate)
-        return float((int(self.times[-1]) - int(self.times[0])) * self.base + 1 / self.rate)
+        last = 1 / self.rate
+        if self.measured_rate is not None:
+            last = Fraction(float(np.median(np.diff(self.times)))) * self.base
+        return float((int(self.times[-1]) - int(self.times[0])) * self.base + last)
 
 
 def read_timeline(path: Path) -> Timeline:

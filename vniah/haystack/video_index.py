@@ -24,14 +24,14 @@ from vniah.haystack.timeline import MEND, Timeline, read_timeline
 Stamp: TypeAlias = tuple[int, int]
 # Seconds by which frames of a constant rate may be off an even beat (containers round their times).
 _OFF_THE_CLOCK = 0.5
-# A header's rate that is further from the frames' own times than this share is not believed.
-_WRONG_RATE = 0.05
 # No camera of a film takes more frames a second: the clock stands still.
 _MAX_RATE = 1000
 # A frame that would be sampled at more seconds in a row than this is no film but a clock that jumps ...
 MAX_STILL_S = 60
 # ... and one of more than this is worth a word.
 _LONG_STILL_S = 10
+# Below so many frames a second, an even film is not sampled at one a second.
+_SLOW_RATE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +105,7 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
 
 
 def _sampled(timeline: Timeline, path: Path) -> VideoIndex:
-    rate, times_N, warnings = float(timeline.rate), timeline.times, timeline.warnings
+    rate, times_N = timeline.measured_rate or float(timeline.rate), timeline.times
     constant = True
     span = 0 if times_N is None else int(times_N[-1] - times_N[0]) * timeline.base
     if times_N is not None and len(times_N) > 2 and span * _MAX_RATE < len(times_N):
@@ -116,11 +116,11 @@ def _sampled(timeline: Timeline, path: Path) -> VideoIndex:
         seconds_N = (times_N - times_N[0]) * float(timeline.base)
         even_N = np.linspace(0, seconds_N[-1], len(times_N))
         constant = bool(np.abs(seconds_N - even_N).max() <= _OFF_THE_CLOCK)
-        measured = (len(times_N) - 1) / float(seconds_N[-1])
-        if abs(rate / measured - 1) > _WRONG_RATE:
-            rate = measured
-        if not constant:
-            warnings += _checked_stills(seconds_N, path)
+    else:
+        seconds_N = np.arange(timeline.num_frames) / rate
+    warnings = timeline.warnings + _checked_stills(seconds_N, path)
+    if constant and rate < _SLOW_RATE and timeline.num_frames > 1:
+        warnings += (f"it has a frame every {1 / rate:.3g} s; each is one sample, though samples stand for a second",)
     stride = max(1, round(rate))
     numbers_S = np.arange(0, timeline.num_frames, stride)
     fps, sampling = rate / stride, f"every{stride}"
@@ -141,6 +141,8 @@ def _checked_stills(seconds_N: NDArray[np.float64], path: Path) -> tuple[str, ..
     Raises:
         ValueError: it would stand for longer than anybody looks at a picture: the clock jumps.
     """
+    if len(seconds_N) < 2:
+        return ()
     steps = np.diff(seconds_N)
     at, longest = float(seconds_N[steps.argmax()]), float(steps.max())
     if longest > MAX_STILL_S:
