@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -226,6 +227,85 @@ def test_a_function_loses_no_answer_to_another_grid_or_a_full_disk(
     # Another function of the same name has a journal of its own.
     first, second = (lambda mp4, question: "red"), (lambda mp4, question: "blue")
     assert CallableModel(first).name == CallableModel(second).name and _code_of(first) != _code_of(second)
+
+
+class Fixed:
+    """A model that answers with what it was made with."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, mp4: Any, question: str) -> str:
+        return self.text
+
+
+def _bound(text: str) -> Any:
+    def model(mp4: Any, question: str) -> str:
+        return text
+
+    return model
+
+
+def _wrapped(model: Any) -> Any:
+    @functools.wraps(model)
+    def inner(*given: Any) -> Any:
+        return model(*given)
+
+    return inner
+
+
+def _nested(number: int) -> Any:
+    if number:
+
+        def model(mp4: Any, question: str) -> str:
+            def ask() -> str:
+                return "blue"
+
+            return ask()
+    else:
+
+        def model(mp4: Any, question: str) -> str:
+            def ask() -> str:
+                return "red"
+
+            return ask()
+
+    return model
+
+
+def _answer(text: str, mp4: Any, question: str) -> str:
+    return text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Fixed,
+        _bound,
+        lambda text: Fixed(text).__call__,
+        lambda text: functools.partial(_answer, text),
+        lambda text: functools.partial(_answer, text=text),
+        lambda text: _wrapped(_bound(text)),
+        lambda text: _nested(text == "red"),
+        lambda text: eval(f"lambda mp4, question, answer={text!r}: answer"),
+        lambda text: eval(f"lambda mp4, question, *, answer=({text!r}, 1): answer"),
+    ],
+)
+def test_a_changed_function_does_not_take_the_answers_of_the_one_before(make: Any) -> None:
+    assert _code_of(make("red")) == _code_of(make("red")) != _code_of(make("blue"))
+
+
+def test_what_a_function_fills_while_it_runs_does_not_change_it() -> None:
+    asked: list[str] = []
+
+    def model(mp4: Any, question: str, seen: dict[str, int] = {}) -> str:  # noqa: B006 (as users write it)
+        asked.append(question)
+        seen[question] = 1
+        return "red"
+
+    before = _code_of(model)
+    model(None, "?")
+    assert _code_of(model) == before
 
 
 def test_a_journal_of_two_films_is_no_ones_grid(tmp_path: Path) -> None:

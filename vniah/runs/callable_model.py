@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import CodeType, MethodType
 from typing import Any
 
 from vniah.journal import Journal, content_key
@@ -14,6 +16,8 @@ from vniah.notices import notice
 from vniah.runs.task import Answer, NeedleTask
 
 Answerer = Callable[[Any, str], str]
+_PLAIN = (str, bytes, int, float, complex, tuple, frozenset, type(None))
+_DEEPEST = 8
 
 
 class CellError(ValueError):
@@ -138,10 +142,52 @@ class CallableModel:
 
 
 def _code_of(function: Answerer) -> str:
-    """A hash of a function's own code, or of where its class is defined; the same for the same source."""
-    code = getattr(function, "__code__", None)
-    kind = type(function)
-    if code is None:
-        return f"{kind.__module__}.{kind.__qualname__}"
-    parts = (code.co_code, repr([one for one in code.co_consts if not hasattr(one, "co_code")]), code.co_names)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    """A hash of a function's own code with what is bound to it; the same for the same source in another process.
+
+    Covers nested functions, defaults, closures, what a decorator wraps, a partial's arguments and an instance's
+    attributes. Of what is bound and is neither a plain value nor code, such as a loaded model, the class alone; of
+    lists, dictionaries and sets too, which functions fill while they run.
+    """
+    return hashlib.sha256(repr(_described(function, 0)).encode()).hexdigest()
+
+
+def _described(value: Any, depth: int) -> Any:
+    if depth > _DEEPEST:
+        return "..."
+    deeper = depth + 1
+    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        return (type(value).__name__, value)
+    if isinstance(value, CodeType):
+        consts = [_described(one, deeper) for one in value.co_consts]
+        return (value.co_code, consts, value.co_names, value.co_freevars, value.co_varnames)
+    if isinstance(value, (tuple, frozenset)):
+        found = [_described(one, deeper) for one in value]
+        return (type(value).__name__, found if isinstance(value, tuple) else sorted(map(repr, found)))
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, functools.partial):
+        return (kind, [_described(one, deeper) for one in (value.func, value.args, tuple(value.keywords.items()))])
+    if isinstance(value, MethodType):
+        return (kind, _described(value.__func__, deeper), _described(value.__self__, deeper))
+    code = getattr(value, "__code__", None)
+    if isinstance(code, CodeType):
+        cells = [_content(cell) for cell in getattr(value, "__closure__", None) or ()]
+        bound = (
+            value.__defaults__,
+            tuple((value.__kwdefaults__ or {}).items()),
+            *cells,
+            getattr(value, "__wrapped__", None),
+        )
+        return (_described(code, deeper), [_described(one, deeper) for one in bound])
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return (kind, getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+    # Attributes of a model that somebody loaded are without end; those of a small class of the user's are settings.
+    called = getattr(type(value).__dict__.get("__call__"), "__code__", None)
+    plain = {name: one for name, one in vars(value).items() if isinstance(one, _PLAIN)} if called else {}
+    return (kind, _described(called, deeper), _described(tuple(plain.items()), deeper))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
