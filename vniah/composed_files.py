@@ -1,9 +1,9 @@
 """The folder of composed videos: each file carries its hash, what is in use is held, the rest is bounded.
 
-A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of, and HASH is that of its content, of RECIPE and of its
-folder's name. So one that was changed, cut short, renamed, or moved from another haystack's folder is known and made
-again. Processes share the folder. Each keeps a list of what it uses, beside a lock that ends with the process: whatever
-the clock says, nobody deletes what stands there.
+A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of, and HASH is that of its content, of RECIPE and of
+its folder's name. So one that was changed, cut short, renamed, or moved from another haystack's folder is known and
+made again. Processes share the folder. Each keeps a list of what it uses, beside a lock that ends with the process:
+whatever the clock says, nobody deletes what stands there.
 """
 
 from __future__ import annotations
