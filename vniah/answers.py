@@ -32,12 +32,15 @@ _MARKS = re.compile(r"[*`\"“”«»\\]|(?<!\w)['_‘’]+|['_‘’]+(?!\w)|^[
 _BEHIND_LABEL = (
     "is|was|are|were|be|because|since|as|and|or|nor|not|but|if|though|although|while|when|where|which|that|this|these|"
     "those|the|an|it|its|he|she|they|we|you|his|her|their|through|in|on|at|from|with|by|for|to|instead|rather|then|over|"
-    "isn't|doesn't|seems|appears|looks|fits|matches|describes|shows|has|does|vs|versus|"
+    r"\w+n't|cannot|"
+    "seems|appears|looks|fits|matches|describes|shows|explains|has|does|vs|versus|"
+    r"best\s+\w+s|better(?!\s+\w)|only(?!\s+\w)|"
     r"(?:can|could|may|might|must|should|will|would)\s+(?:be|not|also|have)"
 )
 _FOLLOWED = rf"(?=\s*(?:[^\w\s{_MASK}]|[\u3040-\u9fff]|$)|\s+(?:{_BEHIND_LABEL})\b(?!-)|\s+(?-i:[A-Z])\b|\s*{_MASK})"
 # "Team B" and "Vitamin C" name no option.
 _NAMED_THING = (
+    r"(?:mr|mrs|ms|dr|prof|st|miss|agent|captain)\.?|"
     "team|person|player|plan|vitamin|figure|group|type|grade|class|hepatitis|point|area|gate|block|room|row|section|"
     "scene|camera|speaker|character|man|woman|boy|girl|part|step|platform|terminal|channel|sector|zone|series|size"
 )
@@ -45,46 +48,81 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _CUE = r"(?:answers?|ans|options?|choices?|letters?|selections?)"
 # The gap between two mentions of one list.
 _LISTED = re.compile(
-    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|the|maybe|perhaps|possibly)\b"
-    rf"|\b{_CUE}\b)*$",
+    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|an?|the|"
+    rf"maybe|perhaps|possibly|probably|it|is|it's|could|may|might|be|so|{_CUE})\b)*$",
     re.IGNORECASE,
 )
 _TOGETHER = re.compile(rf"^(?:[^\S\n]|[,/&)(\]\[{_MASK}]|\b(?:or|and|nor|the)\b|\b{_CUE}\b)*$", re.IGNORECASE)
 _JOINED = re.compile(r"\b(?:or|and|nor)\b|[/&]", re.IGNORECASE)
 
-_CLAUSE = re.compile(r"[.;:!?\n,]|\b(?:but|so|however|then)\b|\s-\s", re.IGNORECASE)
+_CLAUSE = re.compile(r"[.;:!?\n,]|(?<!thing )(?<!all )\b(?:but|so|however|then)\b|\s-\s", re.IGNORECASE)
 _NEGATED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|no|without|except|excluding|excludes?|unlike|rather\s+than|instead\s+of|"
-    r"eliminat\w+|reject\w*|rul(?:e|es|ed|ing)\s+out|cannot)|n't)\b"
-    r"(?:\W+(?!(?:only|sure|certain|doubt|question)\b)[\w']+){0,3}[\W_]*$",
+    # "Anything but A"; "more like B than A", "fewer than 3".
+    r"(?:\b(?:(?:any|every)thing|all)\s+but\b|(?<!none other )(?<!no other )\bthan\b|"
+    r"\b(?:not|never|neither|nor|no|without|except|excluding|excludes?|unlike|instead\s+of|eliminat\w+|reject\w*|"
+    r"rul(?:e|es|ed|ing)\s+out|cannot|unable|fail\w*|impossible|unlikely|hardly|не|нет)\b|n't\b|"
+    r"(?<!no )(?<!not )(?<!n't )(?<!out )(?<!out a )(?<!beyond )\bdoubt\b)"
+    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely)\b)[\w']+){0,3}[\W_]*$",
     re.IGNORECASE,
 )
+# Where a verdict ends: "B: no" and "B (wrong)" are some, "B, no doubt" and "B (out of the four)" are none.
+_END = rf"(?=\s*(?:[^\w\s{_MASK}]|$)|\s+(?:and|but|so|because|since|as|while|here)\b|\s+(?-i:[A-Z])\b|\s+[a-z][).:])"
+_WRONG = r"(?:wrong|incorrect|false|impossible|unlikely|eliminated|excluded|ruled\s+out|rejected|out(?!\s+of))"
+_RIGHT = (
+    r"(?:correct|right|true|possible|likely|it|(?:the|my)\s+(?:(?:correct|right|best)\s+)?(?:answer|one|choice|option))"
+)
+_ADVERBS = r"(?:(?:both|all|clearly|definitely|certainly|also|simply|therefore|just|obviously|most|very)\s+)*"
+_IS = (
+    r"(?:is|are|was|were|be|do|does|did|has|have|seems?|looks?|appears?|would|could|can|will|may|might|must|should)"
+    rf"\s+(?:be\s+)?{_ADVERBS}"
+)
+_NOT = rf"(?:{_IS}(?:not|never)|cannot|\w+n't)\b"
+_BEHIND = rf"^[\s)\].:(-]*(?:{_MASK}+[\s)\].:(-]*)?"
+# "B: no", "B, wrong", "B (not correct)", "B is unlikely".
 _DENIED = re.compile(
-    rf"^[\s)\].:(-]*(?:{_MASK}+[\s)\].:(-]*)?"
-    r"(?:(?:is|are|was|were|be|seems?|looks?|appears?|would|could|can|must|should)\s+(?:be\s+)?)?"
-    r"(?:(?:both|all|clearly|definitely|certainly|also|simply|therefore|just|obviously|most|very)\s+)*"
-    # "B - not A" denies A.
-    rf"(?:[❌✗✘]|no\b(?!\s+\w)|not\b(?!\s+(?:the\s+)?(?:{_CUE}\s+)?\W?(?:(?-i:[A-Z])\b|{_MASK}))|(?:never|wrong|incorrect|false|impossible|"
-    r"unlikely|eliminated|excluded|ruled\s+out|out|rejected|cannot|does\s+not|do\s+not|did\s+not|contradicts?|\w+n't)\b)",
+    rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+{_RIGHT}|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)",
+    re.IGNORECASE,
+)
+# An option is denied by whatever it does not do, but not by "B is not wrong"; and "B is not A" denies A.
+_OPTION_DENIED = re.compile(
+    rf"{_BEHIND}(?:(?:contradicts?|fails|lacks)\b|{_NOT}(?!\s+(?:be\s+)?{_ADVERBS}(?:{_WRONG}|only)\b)"
+    rf"(?!\s+(?:(?:be|been|show|fit|mean|the|{_CUE})\s+)*\W?(?:(?-i:[A-Z])\b|{_MASK})))",
+    re.IGNORECASE,
+)
+# A thing may be there and not move.
+_THING_DENIED = re.compile(
+    rf"^[\s)\]]*{_NOT}(?:{_END}|\s+(?:be\s+)?(?:{_RIGHT}|there|present|visible|shown?|seen|appear\w*|exist|match|fit|"
+    r"mentioned|found|asked|what|in\s+(?:the|this)\s+(?:video|picture|image|frame|scene|clip))\b)",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
-    rf"^[\s)\].:,(-]*(?:{_MASK}+[\s)\].:,(-]*)?(?:is|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
-    r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one)\s+)*"
-    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b|^[\s:.-]*{_MASK}*[\s:.-]*(?:[✅✓✔]|yes\b)",
+    rf"^[\s)\].:,(-]*(?:{_MASK}+[\s)\].:,(-]*)?(?:is|are|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
+    r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one|also|both|all)\s+)*"
+    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b|^[\s).:-]*{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)",
     re.IGNORECASE,
 )
+_IT_IS = r"\b(?:it|this|that)(?:'s|\s+(?:is|was|must\s+be|would\s+be|has\s+to\s+be|could\s+be|may\s+be|might\s+be))"
+_SAID = rf"(?:{_IT_IS}|\b(?:think|believe|guess|say|definitely|probably|certainly|surely))"
 _STATED = re.compile(
     rf"(?:\b{_CUE}\b[^.\n;]{{0,60}}?(?:\b(?:is|are|was|be|must\s+be|would\s+be)\b|[:=→]|->)"
-    rf"|\bans(?:wer)?\b|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
+    rf"|\bans(?:wer)?\b|{_IT_IS}|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
     rf"(?:[\s:(\[→=-]|\b(?:the|most|likely|probably|definitely|clearly|therefore|{_CUE}|letter|correct|best)\b)*$",
     re.IGNORECASE,
 )
-_FINALLY = re.compile(r"\b(?:final|finally|so|therefore|thus|hence|overall|conclusion|correct)\b", re.IGNORECASE)
+_FINALLY = re.compile(r"\b(?:final|finally|so|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$", re.IGNORECASE)
+# What only leads up to an answer: "I first thought A, but", "between A and B,"; a question ("A or B?") does too.
+_LED_UP = re.compile(
+    r"\b(?:thought|believed|assumed|guessed|considered|initially|between)\b(?:\W+[\w']+){0,3}\W*$", re.IGNORECASE
+)
+_ASKED = re.compile(r"^[^.;!\n?]*\?")
 _REVISED = re.compile(
-    r"(?:\b(?:wait|actually|correction|on\s+second\s+thought|scratch\s+that|i\s+mean|sorry)\b|[.?!,-]\s*no\s*,)",
+    r"(?:\b(?:wait|actually|correction|on\s+second\s+thought|scratch\s+that|i\s+mean|sorry)\b|[.?!,-]\s*no\s*[,.])",
     re.IGNORECASE,
 )
+_REJECTED_ITEM = re.compile(r"[❌✗✘✖][^\n❌✗✘✖✅✓✔]*")
+_MARKED_ITEMS = re.compile(r"^[^\w\n]*[❌✗✘✖✅✓✔]", re.MULTILINE)
+# An answer that repeats the form of its prompt; a list of options has a "B:" too.
+_ASKED_AND_ANSWERED = re.compile(r"\bQ(?:uestion)?\s*:[^\n]*[?\n]\s*A\s*:(?=\W*[A-Z]\b)(?!.*\bB\s*:)", re.DOTALL)
 _EXPLAINED = re.compile(
     r"\n\W*(?:explanation|reason(?:s|ing)?|rationale|justification|analysis|why|because|here'?s)\b", re.IGNORECASE
 )
@@ -165,7 +203,7 @@ def chosen_letter(text: str, options: Sequence[str] | int, *, by_text: bool = Fa
         by_text: where no letter is named, take an option that is named by its text ("a panda").
     """
     texts = ["" for _ in range(options)] if isinstance(options, int) else list(options)
-    for part in _parts(text):
+    for part in parts_to_read(text):
         chosen = _chosen(part, texts, by_text)
         if chosen is not None:
             return chosen
@@ -179,22 +217,37 @@ def named(text: str, words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.name for one in _standing(masked, found)))
 
 
-def rejects(text: str, start: int, stop: int) -> bool:
-    """Whether an answer names what stands from ``start`` to ``stop`` only to reject it: "not 7", "7 is wrong"."""
-    clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
-    return bool(_NEGATED.search(clause) or _DENIED.search(text[stop : stop + 120]))
+def offered_first(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first of ``places`` (start, stop) that a text does not reject, with those offered beside it: "7 or 8"."""
+    standing = _standing(text, [_Mention(start, stop, text[start:stop]) for start, stop in places])
+    offered = standing[:1]
+    for one in standing[1:]:
+        between = text[offered[-1].stop : one.start]
+        # A line of its own is another statement.
+        if not _LISTED.match(between) or ("\n" in between and not _JOINED.search(between)):
+            break
+        offered.append(one)
+    return [(one.start, one.stop) for one in offered]
 
 
-def _parts(text: str) -> Iterator[str]:
-    """What to read, the surest first: a box or answer tag, what follows a change of mind, then the whole."""
+def without_thoughts(text: str) -> str:
+    """An answer without what a model thinks before it."""
+    return _THOUGHT_END.sub("", _THOUGHT.sub(" ", text)) if "think" in text.casefold() else text
+
+
+def parts_to_read(text: str) -> Iterator[str]:
+    """What to read, the surest first: boxes or answer tags, what follows a change of mind, then the whole."""
     text = unicodedata.normalize("NFKC", text).replace("–", "-").replace("—", " - ").replace("’", "'")
-    text = _THOUGHT_END.sub("", _THOUGHT.sub(" ", text)) if "think" in text.casefold() else text
+    text = without_thoughts(text).replace("\ufe0f", "")
     if len(text) > 2 * _READ_CHARS:
         text = f"{text[:_READ_CHARS]}\n{text[-_READ_CHARS:]}"
+    text = _ASKED_AND_ANSWERED.sub("", text)
     boxes = [found[1] for found in _BOXED.finditer(text)] or [found[2] for found in _ANSWER_TAG.finditer(text)]
     if boxes:
-        yield _cleaned(boxes[-1])
+        yield " or ".join(dict.fromkeys(map(_cleaned, boxes)))
     whole = _cleaned(_BOXED.sub(r" \1 ", text))
+    if _MARKED_ITEMS.search(whole):
+        whole = _REJECTED_ITEM.sub("", whole)
     revised = list(_REVISED.finditer(whole))
     if revised:
         yield whole[revised[-1].end() :].strip()
@@ -203,7 +256,7 @@ def _parts(text: str) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """The surest part alone, for words."""
-    parts = list(_parts(text))
+    parts = list(parts_to_read(text))
     return parts[0] if len(parts) > 1 and parts[0] else parts[-1]
 
 
@@ -221,14 +274,14 @@ def _chosen(plain: str, texts: Sequence[str], by_text: bool) -> str | None:
     labels = [one for one in _labels(masked, letters) if _is_label(one, plain, masked, found)]
     standing = _standing(masked, labels)
     if standing:
-        return _decide(masked, labels, standing)
-    names = {one.name for one in _standing(masked, found)} if by_text else set()
+        return _decide(masked, standing)
+    names = {one.name for one in _standing(masked, found, option=False)} if by_text else set()
     if labels and not names:
         return ""
     return (names.pop() if len(names) == 1 else "") if names else None
 
 
-def _decide(text: str, labels: Sequence[_Mention], standing: Sequence[_Mention]) -> str:
+def _decide(text: str, standing: Sequence[_Mention]) -> str:
     stated = [
         one
         for one in standing
@@ -241,18 +294,15 @@ def _decide(text: str, labels: Sequence[_Mention], standing: Sequence[_Mention])
         if len(together) == 1 and (len(others) == 1 or _FINALLY.search(text[max(0, last.start - 80) : last.start])):
             return last.name
         return ""
-    first = labels[0]
-    if first in standing and not re.search(r"\w", re.sub(rf"\b{_CUE}\b", "", text[: first.start], flags=re.IGNORECASE)):
+    first = standing[0]
+    if not re.search(r"\w", re.sub(rf"\b{_CUE}\b", "", text[: first.start], flags=re.IGNORECASE)):
         end = _EXPLAINED.search(text, first.stop)
         head = [one for one in standing if end is None or one.start < end.start()]
         items = {one.name for one in head if one.item}
         several = len(_list_around(text, head, first)) > 1 or (len(items) > 1 and first.item)
         return "" if several else first.name
-    for among in ([one for one in standing if one.marked], standing):
-        names = {one.name for one in among}
-        if names:
-            return names.pop() if len(names) == 1 else ""
-    return ""
+    names = {one.name for one in standing}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _labels(text: str, letters: Sequence[str]) -> list[_Mention]:
@@ -268,15 +318,20 @@ def _labels(text: str, letters: Sequence[str]) -> list[_Mention]:
     add(rf"^\s*({one})\s*[.):](?!\w|\.\w)", marked=True, item=True)
     add(rf"(?<![\w.'-])((?-i:{one}))[.):](?=\s*[\w{_MASK}])(?!\w)", marked=True, item=True)
     add(rf"\b{_CUE}(?:\s+(?:is|was|must\s+be|would\s+be))?[\s:(\[=-]*\b({one})\b(?!['-]\w){_FOLLOWED}", marked=True)
+    add(rf"(?<![\w.'-])({one})\)(?=\s+\w)", item=True)
+    # "I think b"; "it's a" may be cut short.
+    add(rf"{_SAID}[\s:]+({one})(?:(?<![ai])(?=\s*$)|(?=\s*[.,;!)\n]))(?!\.\w)")
     add(rf"\A\W*({one})\b(?!['-]\w){_FOLLOWED}", marked=True)
     # Not \w: in "答案是B" the letter stands alone too.
-    add(rf"(?<![A-Za-zÀ-ɏ0-9_'.-])(?<!\b(?-i:a)\s)((?-i:{one}))(?![A-Za-zÀ-ɏ0-9_'])(?!-\w){_FOLLOWED}")
+    add(rf"(?<![A-Za-zÀ-ɏ0-9_'.-])(?<!\b(?-i:a)\s)((?-i:{one}))(?![A-Za-zÀ-ɏ0-9_'])(?!-\w|\.\w){_FOLLOWED}")
     kept = []
     for mention in sorted(found.values(), key=lambda mention: mention.start):
         before = text[max(0, mention.start - 40) : mention.start]
         weak = not (mention.marked or mention.item)
         if weak and re.search(rf"\b(?:{_NAMED_THING})\s+$", before, re.IGNORECASE):
             continue
+        if text[mention.stop : mention.stop + 1] == ")" and re.search(r"\([^()\n]*[^\s()][^()\n]*$", before):
+            continue  # the end of "(a panda or a)"
         # The pronoun is no ninth option.
         if mention.name == "I" and re.match(r"'|\s+\w", text[mention.stop :]) and not mention.item:
             continue
@@ -309,26 +364,60 @@ def _whole(word: str) -> re.Pattern[str]:
     pieces = [piece.strip(".,;:!?\"'()[]") or piece for piece in unicodedata.normalize("NFKC", word).split()]
     # "A" behind the first word is a name's ("plan A") and no article.
     kept = [piece for at, piece in enumerate(pieces) if (piece if at else piece.lower()) not in _ARTICLES] or pieces
-    body = r"[-\s_]+(?:(?:an?|the)\s+)?".join(re.escape(piece).replace(r"\-", r"[-\s]") for piece in kept)
+    dashed = (re.sub(r"(?<=.)\\-", r"[-\\s]", re.escape(piece)) for piece in kept)
+    # "Dr. Pepper", "New York, NY", and without their stops.
+    body = r"[.,;:!?\"')\]]*[-\s_]+[\"'(\[]*(?:(?:an?|the)\s+)?".join(dashed)
     # A number inside another ("200" in "1,200", "2" in "2:30") is not whole.
-    before = r"(?<!\w)(?<!\d[.,:/])" if body[:1].isdigit() else (r"(?<!\w)" if kept[0][:1].isalnum() else "")
+    before = (
+        r"(?<!\w)(?<!\d[.,:/])(?<![^\w]-)(?<!\A-)"
+        if body[:1].isdigit()
+        else (r"(?<!\w)" if kept[0][:1].isalnum() else "")
+    )
     after = r"(?!\w)(?![.,:/]\d)" if kept[-1][-1:].isalnum() else ""
+    if word.casefold() == "no":
+        after += r"(?!\s+(?:idea|clue|answer|way|information|evidence|one|longer|doubt|matter|problem)\b)"
     if kept[-1].isdigit():
         after = rf"(?:st|nd|rd|th)?{after}"
     return re.compile(before + body + after, re.IGNORECASE)
 
 
-def _standing(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
-    """Those that the text does not reject; what rejects one of a list ("neither A nor B") rejects all of it."""
-    groups = _groups(text, mentions)
-    return [one for group in groups if not rejects(text, group[0].start, group[-1].stop) for one in group]
+def _standing(text: str, mentions: Sequence[_Mention], *, option: bool = True) -> list[_Mention]:
+    """Those that the text does not reject; what rejects one of a list ("neither A nor B") rejects all of it.
+
+    Those that only lead up to an answer ("A or B? I'd say B") count where nothing else stands.
+    """
+    groups = [
+        group for group in _groups(text, mentions) if not _rejects(text, group[0].start, group[-1].stop, option=option)
+    ]
+    meant = [group for group in groups if not _leads_up(text, group[0].start, group[-1].stop)]
+    return [one for group in meant or groups for one in group]
+
+
+def _leads_up(text: str, start: int, stop: int) -> bool:
+    clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
+    return bool(_LED_UP.search(clause) or _ASKED.match(text[stop : stop + 120]))
+
+
+def _rejects(text: str, start: int, stop: int, *, option: bool = True) -> bool:
+    """Whether a text names what stands from ``start`` to ``stop`` only to reject it: "not 7", "7 is wrong".
+
+    Args:
+        option: it is one of the answers that there are, a letter, a number or a name ("B does not fit" denies it), and
+            no thing that may do or not do something ("the lion does not move").
+    """
+    clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
+    behind = text[stop : stop + 120]
+    denied = _OPTION_DENIED if option else _THING_DENIED
+    return bool(_NEGATED.search(clause) or _DENIED.search(behind) or denied.search(behind))
 
 
 def _groups(text: str, mentions: Sequence[_Mention]) -> list[list[_Mention]]:
     """Runs of mentions that are coordinated by words, "A, C and D"; each other one by itself."""
     runs: list[list[_Mention]] = []
     for mention in mentions:
-        if runs and _TOGETHER.match(text[runs[-1][-1].stop : mention.start]):
+        # "Between A and B, B": the second B begins another.
+        again = runs and mention.name in [one.name for one in runs[-1]]
+        if runs and not again and _TOGETHER.match(text[runs[-1][-1].stop : mention.start]):
             runs[-1].append(mention)
         else:
             runs.append([mention])
@@ -350,20 +439,60 @@ def _list_around(text: str, mentions: Sequence[_Mention], one: _Mention) -> set[
     return {mention.name for mention in mentions[low : high + 1]}
 
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_VALUES = {word: value for value, word in enumerate(_UNITS)} | {
+    word: 10 * value for value, word in enumerate(_TENS, start=2)
+}
+_BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s]+(?:{'|'.join(_UNITS[1:10])}))?|{'|'.join(_UNITS)})"
+_IN_WORDS = re.compile(
+    rf"(?<![\w.,-])(?:\d+(?=[-\s]+(?:{'|'.join(_SCALES)})\b)|an?(?=\s+(?:{'|'.join(_SCALES)})\b)|{_BELOW_100})"
+    rf"(?:[-\s]+(?:{'|'.join(_SCALES)})\b(?:[-\s]+(?:and\s+)?{_BELOW_100})?)*(?!\w)",
+    re.IGNORECASE,
+)
+# "At least 3", "3+" and "3 or more" do not say 3.
+_BOUNDED_BEFORE = re.compile(
+    r"\b(?:over|under|at\s+least|at\s+most|up\s+to|above|below|minus|negative|nearly|almost)\s*$"
+)
+_BOUNDED_BEHIND = re.compile(r"\s*(?:\+|or\s+(?:more|less|fewer)\b|at\s+(?:least|most)\b)")
 _COLOURS = frozenset(
-    "red orange yellow green blue purple violet pink white black grey gray brown gold silver".split()  # noqa: SIM905
+    "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
 )
 _YES_NO = frozenset({"yes", "no"})
 
 
 def _digits(text: str) -> str:
-    """Small numbers as digits, thousands without separators. "One" is a pronoun wherever it is not all that is said."""
+    """Numbers as digits, thousands without separators, and one spelling for "gray" and "grey", "color" and "colour".
+
+    "One" is a pronoun wherever it is not all that is said.
+    """
     if text.strip(" .!").casefold() == "one":
         return "1"
-    words = {word: str(value) for value, word in enumerate(_NUMBER_WORDS) if word != "one"}
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    return re.sub(rf"\b(?:{'|'.join(words)})\b", lambda found: words[found[0].casefold()], text, flags=re.IGNORECASE)
+    text = re.sub(
+        r"\b(col)or", r"\1our", re.sub(r"\b(gr)ay\b", r"\1ey", text, flags=re.IGNORECASE), flags=re.IGNORECASE
+    )
+    return _IN_WORDS.sub(_in_digits, text)
+
+
+def _in_digits(found: re.Match[str]) -> str:
+    words = [word for word in re.split(r"[-\s]+", found[0].casefold()) if word != "and"]
+    if words == ["one"]:
+        return found[0]
+    total = value = 0
+    for word in words:
+        scale = _SCALES.get(word, 0)
+        if scale > 100:
+            total, value = total + value * scale, 0
+        elif scale:
+            value *= scale
+        else:
+            value += 1 if word in _ARTICLES else _VALUES[word] if word in _VALUES else int(word)
+    return str(total + value)
 
 
 def _says_word(predicted: str, answer: str, question: str) -> bool:
@@ -377,9 +506,9 @@ def _says_word(predicted: str, answer: str, question: str) -> bool:
         return line == answer.strip()
     offered = _offered(question, wanted)
     found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *_of_its_kind(wanted, said)]})
-    standing = _standing(masked, found)
+    standing = _standing(masked, found, option=wanted[0].isdigit())
     mine = [one for one in standing if one.name == wanted]
-    if not mine or {one.name for one in standing} & set(offered) or _is_list(said):
+    if not mine or {one.name for one in standing} & set(offered) or _is_list(masked) or len(_MAYBE.findall(masked)) > 1:
         return False
     return not any(len(_list_around(masked, standing, one)) > 1 or _hedged(masked, one) for one in mine)
 
@@ -411,14 +540,39 @@ def _of_its_kind(wanted: str, said: str) -> list[str]:
     return list(dict.fromkeys(others))
 
 
+_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b", re.IGNORECASE)
+_SMALL_TALK = frozenset("yes no sure ok okay definitely certainly probably indeed maybe sorry correct".split())  # noqa: SIM905
+_ANOTHER_BEHIND = re.compile(
+    # "A lion and a tiger", up to the clause's end; "a lion and a man walks" goes on.
+    r"\s*(?:,?\s*or\b(?!\s+so\b)|,?\s*(?:maybe|perhaps|possibly)\b|/)\s*\S"
+    r"|\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
+    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$)",
+    re.IGNORECASE,
+)
+_ANOTHER_BEFORE = re.compile(
+    r"\S\s*(?:\bor|/)\s*(?:an?\s+|the\s+)?$|\b(?:an?|the)\s+[^\W\d_]+\s*(?:\band|[;|&])\s+(?:an?\s+|the\s+)?$",
+    re.IGNORECASE,
+)
+
+
 def _hedged(text: str, one: _Mention) -> bool:
-    """Whether another word is offered beside: "white or ivory", "white/ivory"."""
-    behind = re.match(r"\s*(?:,?\s*or\b(?!\s+(?:so|more|less)\b)|/)\s*\S", text[one.stop :], re.IGNORECASE)
-    before = re.search(r"\S\s*(?:\bor|/)\s*(?:an?\s+|the\s+)?$", text[: one.start], re.IGNORECASE)
-    return bool(behind or before)
+    """Whether another answer is offered beside, "white/ivory" and "a lion and a tiger", or a number only bounded."""
+    before, behind = text[: one.start], text[one.stop :]
+    bounded = one.name[:1].isdigit() and (_BOUNDED_BEFORE.search(before.casefold()) or _BOUNDED_BEHIND.match(behind))
+    return bool(bounded or _ANOTHER_BEHIND.match(behind) or _ANOTHER_BEFORE.search(before))
 
 
 def _is_list(text: str) -> bool:
-    """Whether a whole answer is three or more short things in a row: "dog, cat, horse"."""
-    items = re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", text.strip(" ."))
-    return len(items) >= 3 and text.count(",") >= 2 and all(1 <= len(item.split()) <= 2 for item in items)
+    """Whether a whole answer is two or more short things in a row: "dog, cat, horse", "lion; tiger"."""
+    items = [
+        re.sub(r"^(?:an?|the)\s+", "", item.strip().casefold())
+        for item in re.split(r",\s*(?:and\s+)?|\s+and\s+|[;|/&]|\.\s", text.strip(" ."))
+    ]
+    items = [item for item in items if item and item not in _SMALL_TALK]
+    # Two by a comma may be one: "Paris, France".
+    several = 3 if "," in text else 2
+    return (
+        len(items) >= several
+        and any(set(item) == {_MASK} for item in items)
+        and all(len(item.split()) <= 2 for item in items)
+    )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 
-from vniah.answers import named, rejects
+from vniah.answers import named, offered_first, parts_to_read, without_thoughts
 from vniah.text.puzzles import ABSENT_ANSWER, Puzzle
 
 CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
 # Grouped thousands are one number: 1,234,567. A list "1234567, 2345678" is two.
 _NUMBER = re.compile(r"\d{1,3}(?:[,_\u202f]\d{3})+(?!\d)|\d+")
-
-
-# What stands between numbers that are offered together; behind a line's end, or a sentence, is another statement.
-_OFFERED = re.compile(r"[^\S\n]*(?:,|/|&|,?\s*(?:or|and))?[^\S\n]*", re.IGNORECASE)
 
 
 def numbers_in(text: str) -> list[str]:
@@ -30,19 +25,18 @@ def _digits(found: re.Match[str]) -> str:
 def stated_number(text: str) -> str:
     """The number that a free answer gives: its first of 7 digits, else its first; "" when it gives none.
 
-    One that it rejects ("not 1234567") is none, and one that it offers with another ("1234567 or 2345678") neither.
+    Read as every answer is: without what the model thinks, and behind a change of mind first. A number that it rejects
+    ("not 1234567") is none, and one that it offers with another ("1234567 or 2345678") neither.
     """
-    found = [one for one in _NUMBER.finditer(text) if not rejects(text, one.start(), one.end())]
-    found = [one for one in found if len(_digits(one)) == 7] or found
-    if not found:
-        return ""
-    first = _digits(found[0])
-    for before, behind in itertools.pairwise(found):
-        if not _OFFERED.fullmatch(text[before.end() : behind.start()]):
-            break
-        if _digits(behind) != first:
-            return ""
-    return first
+    for part in parts_to_read(text):
+        numbers = list(_NUMBER.finditer(part))
+        for among in ([one for one in numbers if len(_digits(one)) == 7], numbers):
+            offered = {
+                numbers_in(part[slice(*place)])[0] for place in offered_first(part, [one.span() for one in among])
+            }
+            if offered:
+                return offered.pop() if len(offered) == 1 else ""
+    return ""
 
 
 def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
@@ -59,9 +53,12 @@ def generated_correct(predicted: str, puzzle: Puzzle, variant: str) -> bool:
         return ABSENT_ANSWER in named(predicted, [ABSENT_ANSWER]) and len(stated_number(predicted)) != 7
     if variant == "multi":
         wanted = numbers_in(puzzle.answer)
-        found = [number for number in numbers_in(predicted) if len(number) == 7]
-        return found[: len(wanted)] == wanted
+        return _of_7_digits(predicted)[: len(wanted)] == wanted
     return stated_number(predicted) == puzzle.answer
+
+
+def _of_7_digits(predicted: str) -> list[str]:
+    return [number for number in numbers_in(without_thoughts(predicted)) if len(number) == 7]
 
 
 def recalled(predicted: str, puzzle: Puzzle) -> float:
@@ -71,11 +68,11 @@ def recalled(predicted: str, puzzle: Puzzle) -> float:
     others. Else they are those among the numbers of 7 digits.
     """
     wanted = numbers_in(puzzle.answer)
-    pieces = predicted.split(", ")
+    pieces = without_thoughts(predicted).split(", ")
     if len(pieces) == len(wanted):
         found = [stated_number(piece) for piece in pieces]
     else:
-        found = [number for number in numbers_in(predicted) if len(number) == 7]
+        found = _of_7_digits(predicted)
     return sum(got == right for got, right in zip(found, wanted, strict=False)) / len(wanted) if wanted else 0.0
 
 
@@ -83,7 +80,7 @@ def classify_generated(predicted: str, puzzle: Puzzle, *, correct: bool) -> tupl
     """(mistake, the distractor's city): "" for a right answer, "distractor" where one is given, else "other"."""
     if correct:
         return CORRECT, ""
-    numbers = set(numbers_in(predicted))
+    numbers = set(numbers_in(without_thoughts(predicted)))
     for one in puzzle.distractors:
         if one.number in numbers or (not numbers and named(predicted, [one.city])):
             return DISTRACTOR, one.city
