@@ -12,7 +12,9 @@ Shapes: T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +38,10 @@ _TEXT = (
 _TOKENS, _BRANCH = 64, 16
 # Windows up to here are made to matter by a longer prompt.
 _SHORT_WINDOW = 256
+# In place of a window that no layer is said to have, so that it would matter if it were used.
+_PROBED_WINDOW = 20
+# Settings of a config that limit the reach of the layers of a kind, in tokens.
+_WINDOWS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
 _LAYERS_THAT_REWIND = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -129,15 +135,38 @@ def refuse_recurrent(name: str, decoder: Any) -> None:
         )
 
 
+def _stated_windows(config: Any) -> dict[str, int]:
+    """The windows that a config sets, in tokens, whether a layer is said to have them or not."""
+    found = {attribute: getattr(config, attribute, None) for attribute in _WINDOWS}
+    return {attribute: reach for attribute, reach in found.items() if type(reach) is int and reach > 0}
+
+
 def sliding_window(config: Any) -> int | None:
-    """The shortest reach of a decoder's layers in tokens; None where every layer sees everything."""
+    """The shortest reach of a decoder's layers in tokens; None where every layer is said to see everything."""
     kinds = getattr(config, "layer_types", None)
-    found = []
-    for attribute, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
-        reach = getattr(config, attribute, None)
-        if isinstance(reach, int) and reach > 0 and (kinds is None or kind in kinds):
-            found.append(reach)
-    return min(found, default=None)
+    stated = _stated_windows(config)
+    return min((reach for name, reach in stated.items() if kinds is None or _WINDOWS[name] in kinds), default=None)
+
+
+@contextlib.contextmanager
+def _idle_windows_probed(config: Any, longest: int) -> Iterator[str]:
+    """Shorten the windows below ``longest`` that no layer is said to have; yields which, "" if none.
+
+    Such a model may ask for them all the same (Qwen2-MoE does), and be refused once a prompt is that long.
+    """
+    kinds = getattr(config, "layer_types", None) or _WINDOWS.values()
+    idle = {
+        name: reach
+        for name, reach in _stated_windows(config).items()
+        if _WINDOWS[name] not in kinds and _PROBED_WINDOW < reach < longest
+    }
+    for name in idle:
+        setattr(config, name, _PROBED_WINDOW)
+    try:
+        yield " and ".join(f"{name} {reach}" for name, reach in idle.items())
+    finally:
+        for name, reach in idle.items():
+            setattr(config, name, reach)
 
 
 def check_ids(backend: Backend, length: int) -> list[int]:
@@ -193,8 +222,17 @@ def _try(backend: Any, name: str, ids: Sequence[int], wanted_TV: torch.Tensor) -
     except (ValueError, ImportError) as error:
         raise ValueError(f"attn={name!r} cannot be used: {error}") from error
     engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions())
+    idle = ""
     with torch.inference_mode():
-        return _difference(engine, ids, wanted_TV, chunk=20)
+        if name.startswith("longva_"):
+            with _idle_windows_probed(backend.decoder.config, backend.max_length or sys.maxsize) as idle:
+                reason = _difference(engine, ids, wanted_TV, chunk=20)
+            if not (idle and reason):
+                return reason
+        reason = _difference(engine, ids, wanted_TV, chunk=20)
+    if idle and not reason:
+        return f"it would meet its config's {idle}, though no layer is said to have such a window"
+    return reason
 
 
 def _difference(engine: TreeEngine, ids: Sequence[int], wanted_TV: torch.Tensor, chunk: int) -> str:

@@ -152,6 +152,18 @@ def test_the_models_own_attention_is_taken_where_blocks_are_not_right_and_said(t
     forget()
     wide = made(tmp_path / "wide", transformers.MistralConfig(**COMMON, sliding_window=512))
     assert load(wide).decoder.config._attn_implementation == "longva_blockwise" and not recorded()
+    # Some kinds ask for a window though the config calls every layer full; 300 is longer than what the check runs.
+    forget()
+    values = {**COMMON, **EXPERTS, "sliding_window": 300, "use_sliding_window": True}
+    full = transformers.Qwen2MoeConfig(**values, layer_types=["full_attention"] * 2)
+    assert load(made(tmp_path / "full", full)).decoder.config._attn_implementation == "sdpa"
+    assert "sliding_window 300, though no layer is said to have" in recorded()[0]
+    # Others do not, and keep their blocks; the config is left as it was.
+    forget()
+    idle = transformers.Qwen2Config(**values, layer_types=["full_attention"] * 2)
+    decoder = load(made(tmp_path / "idle", idle)).decoder
+    assert (decoder.config._attn_implementation, decoder.config.sliding_window) == ("longva_blockwise", 300)
+    assert not recorded()
     # Asked for by name, blocks are refused and not replaced.
     with pytest.raises(ValueError, match=r"with attention longva_blockwise it does not run: .*sliding window"):
         load(folder, attn="longva_blockwise")
