@@ -25,8 +25,8 @@ class DecordHaystack(Haystack):
 
     Raises:
         ValueError: decord is not installed (says how to get it); what ``VideoHaystack`` refuses; or a file of which
-            decord has other frames: another number, other times, groups of pictures that it cannot start from, or
-            other pictures at the two ends.
+            decord has or may have other frames: another number, other times, frames of equal times, groups of
+            pictures that it cannot start from, or other pictures at the two ends.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -64,6 +64,12 @@ class DecordHaystack(Haystack):
         if timeline.open_groups or not len(timeline.keys):
             return "it starts from key frames that do not stand alone"
         if timeline.times is not None:
+            # Between frames of one time its seeks end at either, another one from one opening to the next.
+            level_N = np.diff(timeline.times) <= 0
+            if level_N.any():
+                return (
+                    f"{level_N.sum()} frames have no later time than the one before, first frame {level_N.argmax() + 1}"
+                )
             ours_N = (timeline.times - timeline.times[0]) * float(timeline.base)
             theirs_N = np.asarray(self._reader.get_frame_timestamp(range(count)), np.float64)[:, 0]
             off_N = np.abs(theirs_N - theirs_N[0] - ours_N)
