@@ -481,6 +481,15 @@ def test_decord_is_refused_where_it_shows_a_picture_otherwise(tmp_path: Path, tu
 
 
 @pytest.mark.skipif(not HAS_DECORD, reason="decord is not installed")
+def test_decord_is_refused_where_frames_have_equal_times(tmp_path: Path) -> None:
+    """Its seeks there end at one frame or the other, from one opening to the next."""
+    path = write_numbered(tmp_path / "a.mkv", [0, 1000, 1000, 1000, *range(2000, 10_000, 1000)], b_frames=0)
+    for _ in range(5):
+        with pytest.raises(ValueError, match=r"2 frames have no later time than the one before, first frame 2\)"):
+            open_haystack(str(path), decoder="decord")
+
+
+@pytest.mark.skipif(not HAS_DECORD, reason="decord is not installed")
 def test_a_clock_that_ends_decords_process_is_refused_before_it(tmp_path: Path) -> None:
     path = write_numbered(tmp_path / "a.mkv", [0] + [1_700_000_000_000 + time for time in EVEN])
     with pytest.raises(ValueError, match="jumps ahead"):
