@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -31,6 +31,9 @@ _CHUNK = 1 << 20
 # A tar's header may carry a long name or attributes; more than this is no name of a file.
 _MAX_HEADER = 64 << 10
 _MAX_MEMBERS = 200_000
+_NAME_SHOWN = 120
+# What a disk says of a name that it cannot have, as opposed to one that is full or may not be written.
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EILSEQ, errno.EINVAL)
 _SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 _PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
@@ -87,19 +90,27 @@ def archive_stem(name: str) -> str:
     return name[: len(name) - len(ending)] or name
 
 
-def safe_extract(archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO) -> list[Path]:
+def safe_extract(
+    archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO, reserved: Collection[str] = ()
+) -> list[Path]:
     """Unpack a ``.zip``, ``.tar``, ``.tar.gz`` or the like into ``dest`` and return the files, sorted.
 
     Every name and size is checked before the first byte is written. Each file appears whole or not at all,
-    and one that is already there with the right size is kept, so an interrupted run can be repeated. Memory is
-    bounded whatever the archive says of itself.
+    and one that is already there with the right size is kept, so an interrupted run can be repeated. Of files of
+    one name the last is taken, as tar and zip do. Memory is bounded whatever the archive says of itself.
+
+    Args:
+        archive: the file.
+        dest: a folder; made if it is not there.
+        max_ratio: how many times its own size it may unpack to.
+        reserved: names in ``dest`` that are the caller's, and no file of an archive may have.
 
     Raises:
         FileNotFoundError: no such archive.
         FileExistsError: ``dest`` holds a file of that name and another size.
         ValueError: not an archive, encrypted, damaged, packed by a method that Python cannot read, holds a link or
-            device, a name that leaves ``dest``, a header beyond reason, too many files, or more than ``max_ratio``
-            times its own size.
+            device, a name that leaves ``dest``, is reserved or that the disk cannot have, a header beyond reason, too
+            many files, or more than ``max_ratio`` times its own size.
         OSError: not enough room on the disk.
     """
     if not archive.is_file():
@@ -107,7 +118,8 @@ def safe_extract(archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO) -> 
     with _plain_errors(archive):
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                return _extract(archive, dest, list(_zip_members(archive, opened)), opened, max_ratio)
+                members = list(_zip_members(archive, opened))
+                return _extract(archive, dest, members, opened, max_ratio, reserved)
         with archive.open("rb") as raw:
             content = _TarContent(archive, raw, max_ratio)
             try:
@@ -117,7 +129,7 @@ def safe_extract(archive: Path, dest: Path, *, max_ratio: float = MAX_RATIO) -> 
             with tar:
                 members = list(_tar_members(archive, tar))
                 content.read_to_end()
-                return _extract(archive, dest, members, tar, max_ratio)
+                return _extract(archive, dest, members, tar, max_ratio, reserved)
 
 
 @contextlib.contextmanager
@@ -130,6 +142,14 @@ def _plain_errors(archive: Path) -> Iterator[None]:
     except (RecursionError, OverflowError, MemoryError, NotImplementedError, UnicodeError) as error:
         reason = f"its headers cannot be read, {type(error).__name__}"
         raise ValueError(f"{archive} is damaged ({reason}); delete it and download it again") from None
+    except OSError as error:
+        if error.errno not in _NAME_ERRORS:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}..."
+        raise ValueError(
+            f"{archive} holds a file that cannot be written as {shown!r} ({error.strerror}); unpack it otherwise"
+        ) from None
 
 
 class _TarContent(io.RawIOBase):
@@ -144,6 +164,7 @@ class _TarContent(io.RawIOBase):
         self._packed = os.fstat(raw.fileno()).st_size
         self._most = max(_RATIO_APPLIES_FROM, self._packed * max_ratio)
         self.largest_read = _MAX_HEADER
+        self._latest = b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self.largest_read:
@@ -151,13 +172,21 @@ class _TarContent(io.RawIOBase):
             raise ValueError(f"{self._archive} holds a header {told}, which is no file's name; nothing was unpacked")
         self._check(self._file.tell() + size)
         with _reading():
-            return bytes(self._file.read(size))
+            self._latest = bytes(self._file.read(size))
+            return self._latest
 
     def read_to_end(self) -> None:
-        """Read what follows the last file too: a checksum of the packed bytes stands there. Contents may follow."""
+        """Once the library has listed the files, read what follows the last one; contents may be read after this.
+
+        A checksum of the packed bytes stands there. And the library takes any header that it cannot read, but for the
+        first, for the end: what it read last, and all behind it, must be the zeros that an archive ends in.
+        """
         self.largest_read = _CHUNK
-        while self.read(_CHUNK):
-            pass
+        rest = self._latest
+        while rest:
+            if rest.count(0) != len(rest):
+                raise tarfile.ReadError("more follows the last file that is listed, and its header cannot be read")
+            rest = self.read(_CHUNK)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         assert whence == io.SEEK_SET, "the library seeks from the beginning"
@@ -238,8 +267,21 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
 
 
 def _extract(
-    archive: Path, dest: Path, members: list[_Member], opened: zipfile.ZipFile | tarfile.TarFile, max_ratio: float
+    archive: Path,
+    dest: Path,
+    listed: list[_Member],
+    opened: zipfile.ZipFile | tarfile.TarFile,
+    max_ratio: float,
+    reserved: Collection[str],
 ) -> list[Path]:
+    last = {member.path: member for member in listed}
+    members = list(last.values())
+    for member in members:
+        if member.path.parts[:1] and member.path.parts[0].casefold() in reserved:
+            raise ValueError(f"{archive} holds {str(member.path)!r}, a name that is ours here; nothing was unpacked")
+        folder = next((parent for parent in member.path.parents if parent in last), None)
+        if folder is not None:
+            raise ValueError(f"{archive} holds {str(folder)!r} as a file and as a folder; nothing was unpacked")
     total, packed = sum(member.size for member in members), max(1, archive.stat().st_size)
     if total > _RATIO_APPLIES_FROM and total > max_ratio * packed:
         raise ValueError(

@@ -21,6 +21,8 @@ from vniah.notices import printable
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
 Wanted: TypeAlias = tuple[str, Sequence[str]]
+# Says that an archive was unpacked whole, in the folder of what it held; and its name while it is written.
+_STAMP, _STAMP_PART = ".unpacked", ".unpacked.part"
 # Probing waits on the disk more than on a core.
 _PROBES_AT_ONCE = 4
 
@@ -215,18 +217,17 @@ def unpack_archives(archives: Iterable[Path], dest: Path) -> tuple[list[Path], l
         stem = archive_stem(archive.name)
         called = archive.name if names[archive.name] == 1 else f"{archive.parent.name}--{archive.name}"
         folder = dest / (stem if stems[stem] == 1 else called)
-        stamp = folder / ".unpacked"
-        # A name and a size: the Hub's cache gives changed content a new name behind the link.
-        mark = f"{archive.resolve().name} {archive.stat().st_size}\n"
-        if not stamp.is_file() or stamp.read_text() != mark:
-            try:
-                safe_extract(archive, folder)
-            except (ValueError, FileExistsError) as error:
-                problems.append(str(error))
-            else:
-                temporary = stamp.with_suffix(".part")
-                temporary.write_text(mark)
+        stamp = folder / _STAMP
+        try:
+            # A name and a size: the Hub's cache gives changed content a new name behind the link.
+            mark = os.fsencode(f"{archive.resolve().name} {archive.stat().st_size}\n")
+            if not stamp.is_file() or stamp.read_bytes() != mark:
+                safe_extract(archive, folder, reserved=(_STAMP, _STAMP_PART))
+                temporary = folder / _STAMP_PART
+                temporary.write_bytes(mark)
                 os.replace(temporary, stamp)
+        except (ValueError, FileExistsError, FileNotFoundError) as error:
+            problems.append(str(error))
         if folder.is_dir():
             folders.append(folder)
     return folders, problems

@@ -335,3 +335,63 @@ def test_mutated_archives_are_unpacked_or_refused_in_one_line(tmp_path: Path) ->
         assert {path.name for path in folder.iterdir()} <= {"archive", "out"}
         shutil.rmtree(folder)
     assert not list(tmp_path.iterdir())
+
+
+def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+@pytest.mark.parametrize("damage", ["checksum", "zeros", "second archive", "half a header"])
+def test_a_tar_damaged_behind_its_first_file_loses_none_in_silence(pack: object, damage: str, tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", ("a.mp4", b"a" * 700), ("b.mp4", b"b" * 700), ("c.mp4", b"c" * 700))
+    raw = bytearray(path.read_bytes())
+    second = 512 + 1024
+    if damage == "checksum":
+        raw[second] ^= 1
+    elif damage == "zeros":
+        raw[second : second + 512] = bytes(512)
+    elif damage == "second archive":
+        raw = raw * 2
+    else:
+        raw = raw[: second + 100]
+    path.write_bytes(pack(bytes(raw)))  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"a\.tar is damaged \(more follows the last file"):
+        safe_extract(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("first", [b"old", b"older, and longer"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_files_of_one_name_the_last_is_taken(first: bytes, tmp_path: Path) -> None:
+    tar = tar_of(tmp_path / "a.tar", ("x.mp4", first), ("y.mp4", b"y"), ("./x.mp4", b"new"))
+    packed = tmp_path / "a.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for content in (first, b"new"):
+            archive.writestr("x.mp4", content)
+    for path in (tar, packed):
+        safe_extract(path, tmp_path / path.suffix)
+        assert (tmp_path / path.suffix / "x.mp4").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a" * 300,), "cannot be written as .* name too long"),
+        (("a", "a/b/c"), "holds 'a' as a file and as a folder"),
+        ((".Unpacked/x",), "a name that is ours"),
+    ],
+)
+def test_a_name_that_no_disk_has_is_one_line(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for path in (
+        tar_of(tmp_path / "a.tar", *((name, b"x") for name in names)),
+        make_zip(tmp_path / "a.zip", dict.fromkeys(names, b"x")),
+    ):
+        with pytest.raises(ValueError, match=f"(?i){said}") as caught:
+            safe_extract(path, tmp_path / "out", reserved=(".unpacked",))
+        assert len(str(caught.value)) < 500 and str(path) in str(caught.value)

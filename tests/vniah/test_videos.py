@@ -149,6 +149,24 @@ def test_archives_are_unpacked_once_and_a_bad_one_is_a_line(tmp_path: Path) -> N
     assert (dest / "part_1" / "data" / "a.mp4").stat().st_mtime_ns == before
 
 
+def test_no_archive_ends_the_run_for_the_others(tmp_path: Path) -> None:
+    stamped = zipped(tmp_path / "stamp.zip", {".unpacked": b"\xff\xfe", "z.mp4": b"z" * 99})
+    raw = bytearray(stamped.read_bytes())
+    raw[raw.index(b"z" * 99) + 5] ^= 1  # damaged further on
+    stamped.write_bytes(raw)
+    bad = {
+        "long.zip": zipped(tmp_path / "long.zip", {"a" * 300: b"x"}),
+        "inside.zip": zipped(tmp_path / "inside.zip", {".unpacked/x": b"x"}),
+        "stamp.zip": stamped,
+        "gone.zip": tmp_path / "gone.zip",
+    }
+    good = zipped(tmp_path / "good.zip", {"a.mp4": b"a"})
+    for _ in range(2):
+        folders, problems = unpack_archives([*bad.values(), good], tmp_path / "out")
+        assert len(problems) == len(bad) and all(name in line for name, line in zip(bad, problems, strict=True))
+        assert tmp_path / "out" / "good" in folders
+
+
 def test_archives_that_are_called_alike_do_not_share_a_folder(tmp_path: Path) -> None:
     names = ["videos.part1.zip", "videos.part2.zip", "b/c.zip", "d/c.zip"]
     for number, name in enumerate(names):
