@@ -71,6 +71,7 @@ _WRONG = r"(?:wrong|incorrect|false|impossible|unlikely|eliminated|excluded|rule
 _RIGHT = (
     r"(?:correct|right|true|possible|likely|it|(?:the|my)\s+(?:(?:correct|right|best)\s+)?(?:answer|one|choice|option))"
 )
+_SEEN = r"(?:there|present|visible|shown?|seen|mentioned|found)"
 _ADVERBS = r"(?:(?:both|all|clearly|definitely|certainly|also|simply|therefore|just|obviously|most|very)\s+)*"
 _IS = (
     r"(?:is|are|was|were|be|do|does|did|has|have|seems?|looks?|appears?|would|could|can|will|may|might|must|should)"
@@ -80,39 +81,43 @@ _NOT = rf"(?:{_IS}(?:not|never)|cannot|\w+n't)\b"
 _BEHIND = rf"^[\s)\].:(-]*(?:{_MASK}+[\s)\].:(-]*)?"
 # "B: no", "B, wrong", "B (not correct)", "B is unlikely".
 _DENIED = re.compile(
-    rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+{_RIGHT}|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)",
+    rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+(?:{_RIGHT}|{_SEEN})|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)",
     re.IGNORECASE,
 )
 # An option is denied by whatever it does not do, but not by "B is not wrong"; and "B is not A" denies A.
 _OPTION_DENIED = re.compile(
-    rf"{_BEHIND}(?:(?:contradicts?|fails|lacks)\b|{_NOT}(?!\s+(?:be\s+)?{_ADVERBS}(?:{_WRONG}|only)\b)"
+    rf"{_BEHIND}(?:(?:contradicts?|fails|lacks)\b|{_IS}(?:less|worse)\b|{_NOT}(?!\s+(?:be\s+)?{_ADVERBS}(?:{_WRONG}|only)\b)"
     rf"(?!\s+(?:(?:be|been|show|fit|mean|the|{_CUE})\s+)*\W?(?:(?-i:[A-Z])\b|{_MASK})))",
     re.IGNORECASE,
 )
 # A thing may be there and not move.
 _THING_DENIED = re.compile(
-    rf"^[\s)\]]*{_NOT}(?:{_END}|\s+(?:be\s+)?(?:{_RIGHT}|there|present|visible|shown?|seen|appear\w*|exist|match|fit|"
-    r"mentioned|found|asked|what|in\s+(?:the|this)\s+(?:video|picture|image|frame|scene|clip))\b)",
+    rf"^[\s)\]]*{_NOT}(?:{_END}|\s+(?:be\s+)?(?:{_RIGHT}|{_SEEN}|appear\w*|exist|match|fit|asked|what|"
+    r"in\s+(?:the|this)\s+(?:video|picture|image|frame|scene|clip))\b)",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
     rf"^[\s)\].:,(-]*(?:{_MASK}+[\s)\].:,(-]*)?(?:is|are|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
     r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one|also|both|all)\s+)*"
-    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b|^[\s).:-]*{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)",
+    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b",
     re.IGNORECASE,
 )
+_TICKED = re.compile(rf"^[\s).:-]*{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)", re.IGNORECASE)
 _IT_IS = r"\b(?:it|this|that)(?:'s|\s+(?:is|was|must\s+be|would\s+be|has\s+to\s+be|could\s+be|may\s+be|might\s+be))"
 _SAID = rf"(?:{_IT_IS}|\b(?:think|believe|guess|say|definitely|probably|certainly|surely))"
 _STATED = re.compile(
     rf"(?:\b{_CUE}\b[^.\n;]{{0,60}}?(?:\b(?:is|are|was|be|must\s+be|would\s+be)\b|[:=→]|->)"
-    rf"|\bans(?:wer)?\b|{_IT_IS}|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
+    rf"|\bans(?:wer)?\b|{_IT_IS}|\bso\s+(?:is|are)\b|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
     rf"(?:[\s:(\[→=-]|\b(?:the|most|likely|probably|definitely|clearly|therefore|{_CUE}|letter|correct|best)\b)*$",
     re.IGNORECASE,
 )
-_FINALLY = re.compile(r"\b(?:final|finally|so|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$", re.IGNORECASE)
+_FINALLY = re.compile(
+    r"\b(?:final|finally|so(?!\s+(?:is|are)\b)|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$", re.IGNORECASE
+)
 # What only leads up to an answer: "I first thought A, but", "between A and B,"; a question ("A or B?") does too.
 _LED_UP = re.compile(
-    r"\b(?:thought|believed|assumed|guessed|considered|initially|between)\b(?:\W+[\w']+){0,3}\W*$", re.IGNORECASE
+    r"\b(?:thought|believed|assumed|guessed|considered|initially|between|unless|whether)\b(?:\W+[\w']+){0,3}\W*$",
+    re.IGNORECASE,
 )
 _ASKED = re.compile(r"^[^.;!\n?]*\?")
 _REVISED = re.compile(
@@ -237,7 +242,13 @@ def without_thoughts(text: str) -> str:
 
 def parts_to_read(text: str) -> Iterator[str]:
     """What to read, the surest first: boxes or answer tags, what follows a change of mind, then the whole."""
-    text = unicodedata.normalize("NFKC", text).replace("–", "-").replace("—", " - ").replace("’", "'")
+    # NFKC takes the thin space that groups thousands for any other.
+    text = (
+        unicodedata.normalize("NFKC", re.sub(r"(?<=\d)\u202f(?=\d{3})", ",", text))
+        .replace("–", "-")
+        .replace("—", " - ")
+        .replace("’", "'")
+    )
     text = without_thoughts(text).replace("\ufe0f", "")
     if len(text) > 2 * _READ_CHARS:
         text = f"{text[:_READ_CHARS]}\n{text[-_READ_CHARS:]}"
@@ -285,7 +296,9 @@ def _decide(text: str, standing: Sequence[_Mention]) -> str:
     stated = [
         one
         for one in standing
-        if _STATED.search(text[max(0, one.start - 120) : one.start]) or _CONFIRMED.search(text[one.stop :])
+        if _STATED.search(text[max(0, one.start - 120) : one.start])
+        or _CONFIRMED.search(text[one.stop :])
+        or _TICKED.search(text[one.stop :])
     ]
     if stated:
         last = stated[-1]
@@ -369,7 +382,7 @@ def _whole(word: str) -> re.Pattern[str]:
     body = r"[.,;:!?\"')\]]*[-\s_]+[\"'(\[]*(?:(?:an?|the)\s+)?".join(dashed)
     # A number inside another ("200" in "1,200", "2" in "2:30") is not whole.
     before = (
-        r"(?<!\w)(?<!\d[.,:/])(?<![^\w]-)(?<!\A-)"
+        rf"(?<!\w)(?<!\d[.,:/])(?<![^\w{_MASK}]-)(?<!\A-)"
         if body[:1].isdigit()
         else (r"(?<!\w)" if kept[0][:1].isalnum() else "")
     )
@@ -408,7 +421,9 @@ def _rejects(text: str, start: int, stop: int, *, option: bool = True) -> bool:
     clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
     behind = text[stop : stop + 120]
     denied = _OPTION_DENIED if option else _THING_DENIED
-    return bool(_NEGATED.search(clause) or _DENIED.search(behind) or denied.search(behind))
+    # In "A: no C: yes" the "no" is A's.
+    negated = _NEGATED.search(clause) and not (option and _TICKED.search(behind))
+    return bool(negated or _DENIED.search(behind) or denied.search(behind))
 
 
 def _groups(text: str, mentions: Sequence[_Mention]) -> list[list[_Mention]]:
@@ -439,7 +454,7 @@ def _list_around(text: str, mentions: Sequence[_Mention], one: _Mention) -> set[
     return {mention.name for mention in mentions[low : high + 1]}
 
 
-_UNITS = (
+_UNITS = (  # noqa: SIM905
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 ).split()
@@ -458,11 +473,28 @@ _IN_WORDS = re.compile(
 _BOUNDED_BEFORE = re.compile(
     r"\b(?:over|under|at\s+least|at\s+most|up\s+to|above|below|minus|negative|nearly|almost)\s*$"
 )
-_BOUNDED_BEHIND = re.compile(r"\s*(?:\+|or\s+(?:more|less|fewer)\b|at\s+(?:least|most)\b)")
+_BOUNDED_BEHIND = re.compile(r"\s*(?:\+|or\s+(?:more|less|fewer)\b|at\s+(?:least|most)\b|and\s+a\s+(?:half|quarter)\b)")
 _COLOURS = frozenset(
     "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
 )
 _YES_NO = frozenset({"yes", "no"})
+_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+\w)", re.IGNORECASE)
+_SMALL_TALK = frozenset(
+    {"yes", "no", "sure", "definitely", "certainly", "probably", "indeed", "maybe", "sorry", "exactly"}
+)
+_NO_ITEM = re.compile(
+    r"(?:not|no|nothing|but|because|since|as|i|it|which|that|who|like|with|on|in|at|of|from|by)\b", re.IGNORECASE
+)
+# "White/ivory", "white, maybe ivory".
+_OR_BEHIND = re.compile(r"\s*(?:,?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S", re.IGNORECASE)
+_OR_BEFORE = re.compile(r"\S\s*(?:\bor|/)\s*(?:an?\s+|the\s+)?$", re.IGNORECASE)
+# "A lion and a tiger", up to the clause's end; "a lion and a man walks" goes on.
+_AND_BEHIND = re.compile(
+    r"\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
+    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$)",
+    re.IGNORECASE,
+)
+_AND_BEFORE = re.compile(r"\b(?:an?|the)\s+[^\W\d_]+\s*(?:\band|[;|&])\s+(?:an?\s+|the\s+)?$", re.IGNORECASE)
 
 
 def _digits(text: str) -> str:
@@ -473,9 +505,8 @@ def _digits(text: str) -> str:
     if text.strip(" .!").casefold() == "one":
         return "1"
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(
-        r"\b(col)or", r"\1our", re.sub(r"\b(gr)ay\b", r"\1ey", text, flags=re.IGNORECASE), flags=re.IGNORECASE
-    )
+    text = re.sub(r"\b(gr)ay\b", r"\1ey", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(colo)r", r"\1ur", text, flags=re.IGNORECASE)
     return _IN_WORDS.sub(_in_digits, text)
 
 
@@ -495,7 +526,13 @@ def _in_digits(found: re.Match[str]) -> str:
     return str(total + value)
 
 
+def _bare(text: str) -> str:
+    return _cleaned(unicodedata.normalize("NFKC", text)).strip(" .!").casefold()
+
+
 def _says_word(predicted: str, answer: str, question: str) -> bool:
+    if _bare(predicted) == _bare(answer):
+        return True
     lines = [line.strip() for line in _plain(predicted).splitlines() if line.strip()]
     if not lines:
         return False
@@ -504,11 +541,16 @@ def _says_word(predicted: str, answer: str, question: str) -> bool:
     wanted, said = _digits(_cleaned(unicodedata.normalize("NFKC", answer))), _digits(line)
     if not re.search(r"\w", wanted):
         return line == answer.strip()
-    offered = _offered(question, wanted)
+    offered = _offered(_digits(question), wanted)
     found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *_of_its_kind(wanted, said)]})
     standing = _standing(masked, found, option=wanted[0].isdigit())
     mine = [one for one in standing if one.name == wanted]
-    if not mine or {one.name for one in standing} & set(offered) or _is_list(masked) or len(_MAYBE.findall(masked)) > 1:
+    if (
+        not mine
+        or {one.name for one in standing} & set(offered)
+        or _is_list(masked, wanted)
+        or len(_MAYBE.findall(masked)) > 1
+    ):
         return False
     return not any(len(_list_around(masked, standing, one)) > 1 or _hedged(masked, one) for one in mine)
 
@@ -527,52 +569,40 @@ def _offered(question: str, wanted: str) -> list[str]:
     return [item for item in items if item and item.casefold() != wanted.casefold()]
 
 
+def _kind(word: str) -> int:
+    """1 for a number, 2 for a colour, 3 for yes or no, 0 for any other word."""
+    if word[0].isdigit():
+        return 1
+    return 2 if word.casefold() in _COLOURS else 3 if word.casefold() in _YES_NO else 0
+
+
 def _of_its_kind(wanted: str, said: str) -> list[str]:
     """What of an answer is a number, a colour, or yes or no, as ``wanted`` is: in a list with it, another answer."""
-
-    def kind(word: str) -> int:
-        if word[0].isdigit():
-            return 1
-        return 2 if word.casefold() in _COLOURS else 3 if word.casefold() in _YES_NO else 0
-
     words = re.findall(r"\d+(?:\.\d+)?|[A-Za-z]+", said)
-    others = [word for word in words if kind(word) == kind(wanted) > 0 and word.casefold() != wanted.casefold()]
+    others = [word for word in words if _kind(word) == _kind(wanted) > 0 and word.casefold() != wanted.casefold()]
     return list(dict.fromkeys(others))
-
-
-_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b", re.IGNORECASE)
-_SMALL_TALK = frozenset("yes no sure ok okay definitely certainly probably indeed maybe sorry correct".split())  # noqa: SIM905
-_ANOTHER_BEHIND = re.compile(
-    # "A lion and a tiger", up to the clause's end; "a lion and a man walks" goes on.
-    r"\s*(?:,?\s*or\b(?!\s+so\b)|,?\s*(?:maybe|perhaps|possibly)\b|/)\s*\S"
-    r"|\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
-    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$)",
-    re.IGNORECASE,
-)
-_ANOTHER_BEFORE = re.compile(
-    r"\S\s*(?:\bor|/)\s*(?:an?\s+|the\s+)?$|\b(?:an?|the)\s+[^\W\d_]+\s*(?:\band|[;|&])\s+(?:an?\s+|the\s+)?$",
-    re.IGNORECASE,
-)
 
 
 def _hedged(text: str, one: _Mention) -> bool:
     """Whether another answer is offered beside, "white/ivory" and "a lion and a tiger", or a number only bounded."""
     before, behind = text[: one.start], text[one.stop :]
-    bounded = one.name[:1].isdigit() and (_BOUNDED_BEFORE.search(before.casefold()) or _BOUNDED_BEHIND.match(behind))
-    return bool(bounded or _ANOTHER_BEHIND.match(behind) or _ANOTHER_BEFORE.search(before))
+    kind = _kind(one.name)
+    if kind == 1 and (_BOUNDED_BEFORE.search(before.casefold()) or _BOUNDED_BEHIND.match(behind)):
+        return True
+    # What may stand beside a number or colour is known, and "white and round" is white.
+    if not kind and (_AND_BEHIND.match(behind) or _AND_BEFORE.search(before)):
+        return True
+    return bool(_OR_BEHIND.match(behind) or _OR_BEFORE.search(before))
 
 
-def _is_list(text: str) -> bool:
+def _is_list(text: str, wanted: str) -> bool:
     """Whether a whole answer is two or more short things in a row: "dog, cat, horse", "lion; tiger"."""
-    items = [
-        re.sub(r"^(?:an?|the)\s+", "", item.strip().casefold())
-        for item in re.split(r",\s*(?:and\s+)?|\s+and\s+|[;|/&]|\.\s", text.strip(" ."))
-    ]
-    items = [item for item in items if item and item not in _SMALL_TALK]
-    # Two by a comma may be one: "Paris, France".
-    several = 3 if "," in text else 2
-    return (
-        len(items) >= several
-        and any(set(item) == {_MASK} for item in items)
-        and all(len(item.split()) <= 2 for item in items)
-    )
+    items = re.split(r",\s*(?:and\s+)?|\s+and\s+|[;|/&]|\.\s", text.strip(" ."))
+    items = [re.sub(r"^(?:an?|the)\s+", "", item.strip(), flags=re.IGNORECASE) for item in items]
+    items = [item for item in items if item and item.casefold() not in _SMALL_TALK]
+    if len(items) < 2:
+        return False
+    # Two by a comma may be one thing: "Paris, France".
+    several = 3 if _kind(wanted) or ("," in text and not items[-1][:1].islower()) else 2
+    short = all(len(item.split()) <= 2 and not _NO_ITEM.match(item) for item in items)
+    return len(items) >= several and short and any(set(item) == {_MASK} for item in items)

@@ -193,7 +193,55 @@ BY_LETTER = [
     ("The answer is A. Actually, the answer is B.", "B"),
     ("The answer is A... no, it is B.", "B"),
     ("B. I am sure it is not D.", "B"),
+    ("B (not A)", "B"),
+    ("B. Not A.", "B"),
+    ("B - not A", "B"),
+    ("B. Impossible to be A", "B"),
+    ("B. Unlikely to be A", "B"),
+    ("B. Cannot be A.", "B"),
+    ("B - can't be A", "B"),
+    ("B. Doesn't show A", "B"),
+    ("B can't be ruled out", "B"),
+    ("B is not wrong", "B"),
+    ("B isn't incorrect", "B"),
+    ("B (out of the four)", "B"),
+    ("B, no doubt", "B"),
+    ("B (not sure)", "B"),
+    ("B: no other option fits", "B"),
+    ("I doubt that it is A; it is B", "B"),
+    ("A: not seen. B: seen.", "B"),
+    # What only leads up to it.
+    ("I first thought A, but it is B", "B"),
+    ("A or B? I'd say B", "B"),
+    ("A? No. B", "B"),
+    ("Could it be D? The mug is green, so B.", "B"),
+    ("Between A and B, B is better", "B"),
+    ("D, unless it is B", "D"),
+    ("The answer is B. Wait, the correct answer is D", "D"),
+    # Marks.
+    ("❌ A\n✅ B", "B"),
+    ("✗ A\n✓ B", "B"),
+    ("✗ A ✓ B", "B"),
+    ("✅ B\n❌ A\n❌ C", "B"),
+    ("✔️ B\n✖️ A", "B"),
+    ("❌ A. Koala\n✅ B. Panda\n❌ C. Zebra", "B"),
+    ("A: no, B: yes", "B"),
+    # Short forms.
+    ("B best describes the scene.", "B"),
+    ("B explains it", "B"),
+    ("B only", "B"),
+    ("<answer>B</answer> <answer>B</answer>", "B"),
     # Nothing is chosen.
+    ("I doubt it is A", ""),
+    ("I doubt B", ""),
+    ("Everything but A", ""),
+    ("anything but A", ""),
+    ("all but A", ""),
+    ("B, wrong", ""),
+    ("B: not correct", ""),
+    ("B does not fit", ""),
+    ("B is less likely than A", ""),
+    ("Mr. A", ""),
     ("", ""),
     ("   ", ""),
     ("F", ""),
@@ -218,6 +266,19 @@ BY_LETTER = [
     ("Neither A nor B", ""),
     ("<think>I believe that the answer is B", ""),
     # Several are.
+    ("The answer is (A) a koala and (C) a zebra", ""),
+    ("Answer: A. a koala, C. a zebra", ""),
+    ("B is correct and D is correct", ""),
+    ("B is correct, D is also correct", ""),
+    ("B is right. So is D.", ""),
+    ("The options A and C are right", ""),
+    ("Both options A and C are right", ""),
+    ("A (a koala) and C (a zebra)", ""),
+    ("It is B. It is D.", ""),
+    ("Could be A. Could be B.", ""),
+    ("It might be A, or it might be C", ""),
+    ("\\boxed{A} or \\boxed{B}", ""),
+    ("<answer>A</answer> <answer>B</answer>", ""),
     ("A or B", ""),
     ("A/B", ""),
     ("A, B", ""),
@@ -313,6 +374,88 @@ def test_an_options_text_is_an_answer_where_texts_are_asked_for(text: str, lette
 )
 def test_letters_are_read_without_their_texts_too(text: str, letter: str) -> None:
     assert chosen_letter(text, 4) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("I think b", "B"),
+        ("it's d", "D"),
+        ("it is b.", "B"),
+        ("it's c, not d", "C"),
+        ("I'd say b", "B"),
+        ("a) no c) yes", "C"),
+        ("it's a.", "A"),
+        # An article, or an answer that is cut short.
+        ("it's a", ""),
+        ("it's a dog", ""),
+        # The form of a prompt, and a list of options.
+        ("Q: Which animal is it? A: B", "B"),
+        ("Q: Which animal is it?\nA: B", "B"),
+        ("Q: Which animal is it? A: Koala B: Panda", ""),
+    ],
+)
+def test_small_letters_and_repeated_questions(text: str, letter: str) -> None:
+    assert chosen_letter(text, ANIMALS) == chosen_letter(text, 4) == letter
+
+
+_CAPITAL = ("Paris", "Washington, D.C.", "Rome", "Oslo")
+_PEOPLE = ("Mr. B, cook", "Mr. C", "Ms. D", "Mr. A, teacher")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("Washington, D.C.", _CAPITAL, "B"),
+        ("B. Washington, D.C.", _CAPITAL, "B"),
+        ("It is Washington D.C.", _CAPITAL, "B"),
+        ("Mr. A, teacher", _PEOPLE, "D"),
+        ("D. Mr. A, teacher", _PEOPLE, "D"),
+        ("A. Mr. B, cook", _PEOPLE, "A"),
+        ("Not moving", ("Moving", "Not moving"), "B"),
+        ("It is a dog. It is not moving.", ("a cat", "a dog"), "B"),
+        ("The dog is not moving.", ("a cat", "a dog"), "B"),
+        ("The dog is not visible.", ("a cat", "a dog"), ""),
+        ("Answer: A. A panda, C. A dog", ("A panda", "A black cat", "A dog", "A cat"), ""),
+        ("❌ A. A panda ❌ B. A black cat ✅ C. A dog", ("A panda", "A black cat", "A dog", "A cat"), "C"),
+    ],
+)
+def test_stops_and_commas_within_an_option(text: str, options: tuple[str, ...], letter: str) -> None:
+    assert chosen_letter(text, options, by_text=True) == letter
+    assert chosen_letter(text, options) in ("", letter)
+    assert chosen_letter(text, [f"{letter_of(at)}. {one}" for at, one in enumerate(options)], by_text=True) == letter
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Dr. Pepper",
+        "St. John's",
+        "Mr. T",
+        "New York, NY",
+        "Washington, D.C.",
+        "Paris, France",
+        "cat, dog, cow",
+        "red, white and blue",
+        "black or white",
+        "rock/paper",
+        "two, three",
+        "twenty-three",
+        "more than 3",
+        "-3",
+        "No. 5",
+        "no, thanks",
+        "Who? Me!",
+        "C++",
+        "AT&T",
+        "not a cat",
+        "wait for me",
+        "I",
+    ],
+)
+def test_an_answer_says_itself(answer: str) -> None:
+    assert is_right(answer, answer, "What is it?")
+    assert is_right(f"{answer}.", answer, "What is it?")
 
 
 @pytest.mark.parametrize(("text", "letter"), [*BY_LETTER, *BY_TEXT])
@@ -470,6 +613,73 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("1, 2, 3, 4, 5, 6, 7, 8", "8", False),
         ("dog, cat, walrus", "walrus", False),
         ("yes and no", "yes", False),
+        # In a sentence, with stops and commas.
+        ("It says Dr. Pepper.", "Dr. Pepper", True),
+        ("The answer is cat, dog, cow.", "cat, dog, cow", True),
+        ("It is in Paris, France.", "Paris, France", True),
+        # What is denied is not always the answer.
+        ("lion (not a tiger)", "lion", True),
+        ("A lion. Not a tiger.", "lion", True),
+        ("The lion is not moving.", "lion", True),
+        ("The lion doesn't move.", "lion", True),
+        ("a lion rather than a tiger", "lion", True),
+        ("more like a lion than a tiger", "lion", True),
+        ("black? No, white.", "white", True),
+        ("I thought it was black, but it is white", "white", True),
+        ("The lion is not visible.", "lion", False),
+        ("The lion isn't there", "lion", False),
+        ("lion? no", "lion", False),
+        ("I doubt it is a lion", "lion", False),
+        ("anything but a lion", "lion", False),
+        ("Unable to see the lion", "lion", False),
+        ("a tiger rather than a lion", "lion", False),
+        ("more like a tiger than a lion", "lion", False),
+        ("I thought it was white, but it is black", "white", False),
+        ("не красный", "красный", False),
+        # Another beside it.
+        ("The balloon is white and round.", "white", True),
+        ("A lion is walking and a man is sitting", "lion", True),
+        ("a lion and nothing else", "lion", True),
+        ("Paris, France", "Paris", True),
+        ("a lion and a tiger", "lion", False),
+        ("I see a tiger and a lion.", "lion", False),
+        ("lion; tiger", "lion", False),
+        ("lion | tiger", "lion", False),
+        ("lion. tiger.", "lion", False),
+        ("lion, tiger", "lion", False),
+        ("It may be a lion. It may be a tiger.", "lion", False),
+        ("a lion, maybe a tiger", "lion", False),
+        ("\\boxed{tiger} \\boxed{lion}", "lion", False),
+        # Numbers, and "no".
+        ("exactly three", "3", True),
+        ("There are three, one of them black", "3", True),
+        ("three people and a hundred birds", "3", True),
+        ("twenty-three", "23", True),
+        ("one thousand two hundred and thirty-four", "1234", True),
+        ("three hundred", "3", False),
+        ("3 hundred", "3", False),
+        ("3 million", "3", False),
+        ("twenty-three", "3", False),
+        ("thirty three", "3", False),
+        ("twenty-one", "1", False),
+        ("-3", "3", False),
+        ("minus 3", "3", False),
+        ("more than 3", "3", False),
+        ("less than 3", "3", False),
+        ("at least 3", "3", False),
+        ("3 or more", "3", False),
+        ("3+", "3", False),
+        ("3 and a half", "3", False),
+        ("3-4", "3", False),
+        ("3", "-3", False),
+        ("no, it is not", "no", True),
+        ("There is no dog", "no", True),
+        ("Yes, no doubt", "yes", True),
+        ("No idea.", "no", False),
+        # Two spellings.
+        ("grey", "gray", True),
+        ("It is a gray cat", "grey", True),
+        ("the color purple", "the colour purple", True),
     ],
 )
 def test_words_match_whole_and_are_not_offered_with_others(predicted: str, answer: str, right: bool) -> None:

@@ -57,6 +57,27 @@ def test_numbers_in(text: str, numbers: list[str]) -> None:
         (f"{N} or {LONDON}", False),
         (f"{N}, {LONDON}", False),
         (f"{N} / {LONDON}", False),
+        (f"<think>{LONDON}? It is {LONDON}.</think>{N}", True),
+        (f"{LONDON}</think>{N}", True),
+        (f"<think>{N}", False),
+        (f"{LONDON}? No, {N}", True),
+        (f"{LONDON}, sorry, {N}", True),
+        (f"{LONDON}. Wait, it is {N}.", True),
+        (f"I thought {LONDON}, but it is {N}", True),
+        (f"{N}, sorry, {LONDON}", False),
+        (f"{N} (not {LONDON})", True),
+        (f"{N}. Not {LONDON}.", True),
+        (f"{N} - not {LONDON}", True),
+        (f"{N} does not match", False),
+        (f"{N} or maybe {LONDON}", False),
+        (f"either {N} or possibly {LONDON}", False),
+        (f"{N}; {LONDON}", False),
+        (f"{N} | {LONDON}", False),
+        (f"{N} vs {LONDON}", False),
+        (f"{N}? Or {LONDON}?", False),
+        (f"It is {N}. It is {LONDON}.", False),
+        (f"\\boxed{{{N}}} \\boxed{{{LONDON}}}", False),
+        (f"{N[0]}\u202f{N[1:4]}\u202f{N[4:]}", True),
         ("", False),
     ],
 )
@@ -69,6 +90,7 @@ def test_generated_mistakes() -> None:
     assert classify_generated(f"It is {LONDON}.", PUZZLE, correct=False) == ("distractor", "London")
     assert classify_generated("9999999", PUZZLE, correct=False) == ("other", "")
     assert classify_generated("", PUZZLE, correct=False) == ("other", "")
+    assert classify_generated(f"<think>{LONDON}</think> 9999999", PUZZLE, correct=False) == ("other", "")
 
 
 def test_generated_variants() -> None:
@@ -76,6 +98,8 @@ def test_generated_variants() -> None:
     first, second, third = multi.answer.split(", ")
     assert generated_correct(f"They are {first}, {second} and {third}.", multi, "multi")
     assert not generated_correct(f"{second}, {first}, {third}", multi, "multi")
+    assert generated_correct(f"<think>{third}</think>{first}, {second}, {third}", multi, "multi")
+    assert recalled(f"<think>{third}, {second}</think>{multi.answer}", multi) == 1.0
     assert recalled(multi.answer, multi) == 1.0
     assert recalled(f"{first}, {third}, {third}", multi) == pytest.approx(2 / 3)
     assert recalled("", multi) == 0.0

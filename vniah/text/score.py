@@ -69,10 +69,8 @@ def recalled(predicted: str, puzzle: Puzzle) -> float:
     """
     wanted = numbers_in(puzzle.answer)
     pieces = without_thoughts(predicted).split(", ")
-    if len(pieces) == len(wanted):
-        found = [stated_number(piece) for piece in pieces]
-    else:
-        found = _of_7_digits(predicted)
+    placed = len(pieces) == len(wanted)
+    found = [stated_number(piece) for piece in pieces] if placed else _of_7_digits(predicted)
     return sum(got == right for got, right in zip(found, wanted, strict=False)) / len(wanted) if wanted else 0.0
 
 
