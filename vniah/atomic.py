@@ -1,12 +1,14 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files that are whole or absent, whatever happens while they are written, and that one process holds at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -34,6 +36,21 @@ def put_in_place(draft: Path, folder: Path) -> None:
     for path in (*draft.rglob("*"), draft):
         flush(path)
     os.replace(draft, folder)
+
+
+def lock(path: Path) -> BinaryIO | None:
+    """Open a file, made when absent, and lock it until it is closed or its process ends; ``None``: another holds it.
+
+    Not by filelock: once lmms-eval is loaded, all of filelock's locks of one path in one process are one and the same,
+    and whoever asks holds it.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def flush(path: Path) -> None:

@@ -16,13 +16,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
-from vniah.atomic import flush
+from vniah.atomic import flush, lock
 from vniah.notices import notice
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 _Given = TypeVar("_Given")
 _ABANDONED_SECONDS = 86400.0
@@ -148,7 +145,7 @@ class Holds:
         self._folder = folder / "in-use"
         self._names: set[str] = set()
         self._list: Path | None = None
-        self._alive: BaseFileLock | None = None
+        self._alive: BinaryIO | None = None
 
     def hold(self, name: str) -> None:
         """From now on no process deletes what is called ``name`` or begins with it and a dash."""
@@ -158,8 +155,7 @@ class Holds:
             if self._list is None:
                 self._list = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.txt"
                 # Let go of when this object or its process ends, however it ends.
-                self._alive = _lock_of(self._list)
-                self._alive.acquire()
+                self._alive = lock(self._list.with_suffix(".lock"))
             with self._list.open("a", encoding="utf-8") as file:
                 file.write(f"{name}\n")
             self._names.add(name)
@@ -183,25 +179,14 @@ class Holds:
             yield
 
 
-def _lock_of(path: Path) -> BaseFileLock:
-    from filelock import FileLock
-
-    # Threads share what a composer holds.
-    return FileLock(path.with_suffix(".lock"), thread_local=False)
-
-
 def _forget_if_ended(path: Path) -> bool:
     """Whether the process of a list has ended; its list is deleted then."""
-    from filelock import Timeout
-
-    lock = _lock_of(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    held = lock(path.with_suffix(".lock"))
+    if held is None:
         return False
-    path.unlink(missing_ok=True)
-    path.with_suffix(".lock").unlink(missing_ok=True)
-    lock.release()
+    with held:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
     return True
 
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from longva_model.model_args import ModelArgs
+from vniah.atomic import lock
 from vniah.journal import Journal
 from vniah.settings import Settings
 
@@ -215,12 +215,12 @@ def _forget_oldest(folder: Path, wanted: Path, max_bytes: int = _JOURNALS_BYTES)
     for files in sorted(runs.values(), key=lambda files: max(files)[0]):
         if left <= max_bytes:
             return
-        with contextlib.ExitStack() as held:
-            try:
-                for _, _, path in files:
-                    held.enter_context(FileLock(f"{path}.lock", timeout=0))
-                for _, size, path in files:
-                    path.unlink(missing_ok=True)
-                    left -= size
-            except (Timeout, OSError):
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            locks = [lock(path.with_name(f"{path.name}.lock")) for _, _, path in files]
+            for one in locks:
+                held.enter_context(one or contextlib.nullcontext())
+            if None in locks:
                 continue
+            for _, size, path in files:
+                path.unlink(missing_ok=True)
+                left -= size

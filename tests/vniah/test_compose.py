@@ -277,6 +277,13 @@ def test_what_a_run_has_handed_out_stays(tmp_path: Path, cell, capsys: pytest.Ca
     assert not any(path.exists() for path in paths)
 
 
+def test_what_is_held_is_held_where_lmms_eval_has_joined_the_locks_of_a_process(tmp_path: Path, cell, capsys) -> None:
+    """It makes all of filelock's locks of one path one lock, which any composer of the process then holds."""
+    evaluator = pytest.importorskip("lmms_eval.evaluator")
+    evaluator._enable_reentrant_filelocks()
+    test_what_a_run_has_handed_out_stays(tmp_path, cell, capsys)
+
+
 def test_another_process_keeps_what_it_uses(tmp_path: Path, cell) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD + "sys.stdout.flush(); sys.stdin.read()", str(tmp_path), "5"],
