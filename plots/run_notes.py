@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vniah.notices import shortened
 from vniah.results import Run
 
 # Without these nobody can say what was measured.
@@ -23,6 +24,8 @@ _PAPERS = {
 }
 _PAPERS_TEXT = "baber/paul_graham_essays"
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
+# Characters of what a file says that are shown: a figure has no room for more, and anyone may have written it.
+_LONGEST_NAME, _LONGEST_WARNING = 200, 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +128,10 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 
 def warnings_of(run: Run) -> tuple[str, ...]:
     """What the run itself warned of: needles that stood in for the paper's, and the like."""
-    told = _told(run).get("warnings") or ()
-    return tuple(dict.fromkeys(str(one) for one in ([told] if isinstance(told, str) else told)))
+    told = _told(run).get("warnings") or []
+    return tuple(
+        dict.fromkeys(shortened(one, _LONGEST_WARNING) for one in (told if isinstance(told, list) else [told]))
+    )
 
 
 def warned(runs: Sequence[Run]) -> list[str]:
@@ -225,14 +230,14 @@ def _told(run: Run) -> Mapping[str, Any]:
 
 
 def _named(task: Mapping[str, Any], what: str) -> Input | None:
-    name = str(task.get(f"{what}_name") or task.get(what) or "")
-    proof = str(task.get(f"{what}_fingerprint") or task.get(f"{what}_sha256") or "")
+    name = shortened(task.get(f"{what}_name") or task.get(what) or "", _LONGEST_NAME)
+    proof = shortened(task.get(f"{what}_fingerprint") or task.get(f"{what}_sha256") or "", _LONGEST_NAME)
     return Input(name=name or short(proof), fingerprint=proof) if name or proof else None
 
 
 def _value(task: Mapping[str, Any], key: str) -> Input | None:
     value = task.get(key)
-    return None if value in (None, "") else Input(name=str(value))
+    return None if value in (None, "") else Input(name=shortened(value, _LONGEST_NAME))
 
 
 def _scoring(run: Run) -> Input | None:
@@ -242,7 +247,7 @@ def _scoring(run: Run) -> Input | None:
         told = "generated"
     if not told and any(cell.answer_ids for cell in run.scored):
         told = "teacher-forced"
-    return Input(name=str(told)) if told else None
+    return Input(name=shortened(told, _LONGEST_NAME)) if told else None
 
 
 def is_absent(run: Run) -> bool:

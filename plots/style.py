@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,12 +166,21 @@ def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str
                 lines.append(line.rstrip())
                 line = ""
             line += piece
-            while _inches(line.rstrip(), size, bold) > inches and len(line.rstrip()) > 1:
-                fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or _inches(line[:n], size, bold) <= inches)
+            while (fits := max(1, _fitting(line.rstrip(), inches, size, bold))) < len(line.rstrip()):
                 lines.append(line[:fits])
                 line = line[fits:]
         lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def _fitting(text: str, inches: float, size: float, bold: bool) -> int:
+    """How many characters of a text fit into a line; no more of it is measured than twice that."""
+    most = 64
+    while most < len(text) and _inches(text[:most], size, bold) <= inches:
+        most *= 2
+    if most >= len(text) and _inches(text, size, bold) <= inches:
+        return len(text)
+    return bisect_right(range(1, min(most, len(text)) + 1), inches, key=lambda n: _inches(text[:n], size, bold))
 
 
 def _pieces(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vniah.nearest import did_you_mean
 from vniah.notices import printable
@@ -29,6 +30,8 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
+# Links, code, emphasis; a low line inside a word is none of them.
+_MARKDOWN = re.compile(r"[\\\[\]`*~]|(?<![^\W_])_|_(?![^\W_])")
 _NUMBER = re.compile(r"^[+-]?[\d,]*\.?\d+$")
 
 
@@ -69,7 +72,7 @@ def as_markdown(table: TextTable) -> str:
     """A GitHub table, numbers to the right."""
 
     def plain(text: str) -> str:
-        return text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
+        return _MARKDOWN.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
 
     def line(row: Sequence[str]) -> str:
         return "| " + " | ".join(plain(cell).replace("|", "\\|") or " " for cell in row) + " |"
@@ -162,3 +165,17 @@ def get_format(name: str) -> Callable[[TextTable], str]:
     if name not in FORMATS:
         raise ValueError(f"no format {name!r}; expected one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
     return FORMATS[name]
+
+
+def format_of(name: str | None, output: Path | None) -> Callable[[TextTable], str]:
+    """The writer of the named form, else of the one that the output's ending stands for, else of a terminal's table.
+
+    Raises:
+        ValueError: no such form, or a file whose ending stands for another; any form is text and may be in a .txt.
+    """
+    chosen = get_format(name or (output.suffix if output else "table"))
+    if output is not None and output.suffix.lower() != ".txt" and get_format(output.suffix) is not chosen:
+        raise ValueError(
+            f"--format {name} and {output.name!r} contradict each other; leave --format out, or name another file"
+        )
+    return chosen

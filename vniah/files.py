@@ -20,6 +20,7 @@ MAX_JSON_BYTES = 256 << 20
 MAX_JSON_DEPTH = 100
 # A tokenizer's "no limit" is written with 31 digits; a number of this many still fits a float.
 MAX_JSON_DIGITS = 40
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGE_NUMBER = re.compile(rf"[0-9]{{{MAX_JSON_DIGITS + 1}}}|[eE]\+?[0-9]{{3}}")
 
 
@@ -60,8 +61,10 @@ def parse_json(text: str | bytes, what: str) -> Any:
         what: what to call it in an error, such as the file's path.
 
     Raises:
-        ValueError: not JSON, nested deeper than ``MAX_JSON_DEPTH``, or with a number out of reason.
+        ValueError: not JSON, nested deeper than ``MAX_JSON_DEPTH``, with a number out of reason, or with half a
+            character (a surrogate without its pair), which no file could be written of.
     """
+    was_bytes = isinstance(text, bytes)
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
@@ -76,6 +79,8 @@ def parse_json(text: str | bytes, what: str) -> Any:
     for _ in range(MAX_JSON_DEPTH + 1):
         nested = [item for item in level if isinstance(item, (dict, list))]
         if not nested:
+            if not was_bytes or _MAY_BE_HALF.search(text):
+                _check_characters(value, what)
             return value
         level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
     _too_deep(what)
@@ -118,6 +123,17 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 def _too_deep(what: str) -> NoReturn:
     raise ValueError(f"{what} is not JSON that can be used: it is nested deeper than {MAX_JSON_DEPTH} levels")
+
+
+def _check_characters(value: Any, what: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end]
+        raise ValueError(
+            f"{what} is not JSON that can be used: half a character, {error.object[error.start]!a}, stands behind "
+            f"{near[:-1]!a}; write it whole or take it out"
+        ) from None
 
 
 def _whole_number(digits: str) -> int:

@@ -7,6 +7,7 @@ never sees it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -35,6 +36,16 @@ def printable(text: object, *, lines: bool = False) -> str:
         one if one.isprintable() or one in kept else " " if unicodedata.category(one) == "Zs" else _spelled(one)
         for one in str(text)
     )
+
+
+def shortened(text: object, most: int) -> str:
+    """``text`` with at most ``most`` characters; what was cut is hashed, so that two texts stay two."""
+    whole = str(text)
+    if len(whole) <= most:
+        return whole
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    tail = f"... ({len(whole):,} characters, {digest})"
+    return whole[: max(0, most - len(tail))] + tail
 
 
 def _spelled(character: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import numpy as np
 from vniah.notices import notice
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL import Image
 
 # Picture formats, and none of those that PIL hands to a program (EPS) or takes for one (WMF).
@@ -161,6 +163,8 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     # PIL turns a grey scale that begins with white round in 8 bits, and leaves it in 16.
     from_white = kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     try:
+        if kind == "PPM" and (levels := _deep_colours(image)) is not None:
+            return Image.fromarray(levels)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             levels = np.asarray(image)
@@ -172,6 +176,31 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken PNG files
         raise _corrupt(what, error) from error
+
+
+def _deep_colours(image: Image.Image) -> NDArray[np.uint8] | None:
+    """The upper 8 bits, (height, width, 3), of a PPM in colour with more than 8; None for any other.
+
+    PIL rounds these to 8 bits, where it keeps the upper ones of every other format.
+    """
+    tile = image.tile[0] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
+    if image.mode != "RGB" or tile is None or not isinstance(tile[3], tuple) or (most := tile[3][-1]) <= 255:
+        return None
+    file = image.fp  # type: ignore[attr-defined]
+    file.seek(tile[2])
+    count = image.width * image.height * 3
+    if tile[0] == "ppm":
+        levels = np.frombuffer(file.read(count * 2), ">u2")
+    else:
+        levels = np.array(re.sub(rb"#[^\r\n]*", b"", file.read()).split()[:count]).astype(np.int64)
+    if len(levels) < count:
+        raise ValueError("image file is truncated")
+    if levels.min(initial=0) < 0 or levels.max(initial=0) > most:
+        raise ValueError(f"a value beyond {most}")
+    # What lies between is rounded, as PIL does with grey.
+    whole = np.rint(levels.astype(np.float64) * 65535 / most).astype(np.uint32)
+    upper: NDArray[np.uint8] = (whole >> 8).astype(np.uint8)
+    return upper.reshape(image.height, image.width, 3)
 
 
 @contextmanager

@@ -337,6 +337,11 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{error}; the file is damaged") from None
     if not isinstance(whole, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(whole).__name__}")
+    if not isinstance(whole.get("results", {}), dict):
+        raise ValueError(
+            f"{path}: expected 'results' to be an object of tasks, got {type(whole['results']).__name__}; these are no "
+            "results of lmms-eval"
+        )
     return whole
 
 

@@ -17,7 +17,10 @@ def command(
         typer.Option(help="A published grid (LongVA-7B) or table row (LongVA@128; LongVA for the run's own frames)."),
     ] = None,
     list_published: Annotated[bool, typer.Option("--list", help="Print every published name and its source.")] = False,
-    form: Annotated[str, typer.Option("--format", help="table, markdown (md), latex (tex) or csv.")] = "table",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table, markdown (md), latex (tex) or csv; by -o's ending, else a table."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to the terminal.")] = None,
     task: Annotated[str | None, typer.Option(help="Compare this task alone.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
@@ -32,14 +35,16 @@ def command(
     from vniah.plots.compare import compare, published_names
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import save_text
-    from vniah.plots.table_formats import get_format
+    from vniah.plots.table_formats import format_of, get_format
 
     if list_published:
         print(published_names())
         return
-    write = get_format(form)
+    if form is not None:
+        get_format(form)
     check_threshold(threshold)
     check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
+    write = format_of(form, output)
     read = all_runs(runs or [], names=name or [], task=task, partial=partial)
     text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=threshold))
     if output is None:

@@ -68,7 +68,7 @@ def open_video(path: str | Path, num_frames: int) -> Haystack:
 
 
 def _open_body(body: str, decoder: str) -> Haystack:
-    if not body:
+    if not body.strip():
         raise ValueError("the haystack is empty; give a video file, a folder of images or 'synthetic[:seed]'")
     path = _existing(body)
     if path is None and _is_synthetic(body):
@@ -113,12 +113,21 @@ def _is_synthetic(spec: str) -> bool:
 
 
 def _parts(body: str) -> list[Path]:
-    """The paths of ``a.mp4+b.mp4``. A name with a plus of its own is found by its being there."""
+    """The paths of ``a.mp4+b.mp4``. A name with a plus of its own is found by its being there.
+
+    Raises:
+        ValueError: nothing stands before, between or behind the signs.
+    """
     pieces, parts = body.split("+"), []
     while pieces:
         # The longest name that is there; else the one up to the next plus, for the error to name.
         length = next((n for n in range(len(pieces), 0, -1) if _existing("+".join(pieces[:n]).strip())), 1)
-        parts.append(user_path("+".join(pieces[:length]).strip()))
+        name = "+".join(pieces[:length]).strip()
+        if not name:
+            raise ValueError(
+                f"the haystack {body!r} has an empty part; '+' stands between two films, as in 'a.mp4+b.mp4'"
+            )
+        parts.append(user_path(name))
         pieces = pieces[length:]
     return parts
 

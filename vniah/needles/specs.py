@@ -28,7 +28,7 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
             - ``builtin``: twelve counterfactual scenes that we draw ourselves;
             - ``icons``, ``icons:seed``, ``icons:seed:count``, ``icons:seed:count:heldout|train``: icons with a
               digit, any number of them; see ``vniah/needles/icons.py``;
-            - a folder with ``needles.json``, a list of {id, file, question, answer};
+            - a folder with ``needles.json``, a list of {id, file, question, answer}, or that file;
             - a Hub dataset id ``owner/name`` with columns image, question, answer in its split "test". The
               ids are the row numbers from 0. The local cache is used before the Hub.
 
@@ -46,6 +46,11 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
     spec = str(spec).strip()
     family, _, rest = spec.partition(":")
     folder = user_path(spec)
+    if spec and family not in FAMILIES and folder.is_file():
+        if folder.name != INDEX:
+            raise ValueError(f"the needles {spec!r} are a file; give a folder that holds a {INDEX}")
+        folder = folder.parent
+        spec = str(folder)
     # A folder without an index counts for nothing where the spec means a set of ours.
     if spec and folder.is_dir() and (family not in FAMILIES or (folder / INDEX).is_file()):
         if family in FAMILIES:
