@@ -27,6 +27,8 @@ from vniah.journal import is_sound, sealed
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
+# Endings of what old checkpoints store and what models compute: positions, frequencies, causal masks. No weights.
+IDLE_TENSORS = (".position_ids", "inv_freq", ".masked_bias", ".cos_cached", ".sin_cached")
 _LISTED = 8  # names an error lists before it counts the rest
 _PIECE = 8 << 20  # bytes of a tensor that are hashed at once
 _TICK_SECONDS = 2  # file systems tell times at least this finely
@@ -194,8 +196,7 @@ def check_tensors(
         ValueError: listing tensors that are missing, left over, or of another shape than the config says.
     """
     found = {to_our_key(name): info.shape for name, info in tensors.items()}
-    # Old checkpoints store position indices, which are no weights.
-    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith((".position_ids", "inv_freq")))
+    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(IDLE_TENSORS))
     missing = sorted(expected.keys() - found.keys() - ({"lm_head.weight"} if tied else set()))
     wrong = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
     if not (extra or missing or wrong):
@@ -254,8 +255,10 @@ def _tensor_hashes(path: Path, memory: Path) -> dict[str, str]:
     note = memory / f"{key}.json"
     with contextlib.suppress(OSError):
         line = note.read_bytes()
-        if is_sound(line):
-            return dict(json.loads(line)["result"])
+        told = json.loads(line) if is_sound(line) else {}
+        # A note that was copied from another file's is whole as well.
+        if told.get("key") == key and told["result"].keys() == read_header(path).keys():
+            return dict(told["result"])
     hashes = _hash_tensors(path)
     if _identity(path) != before:
         raise ValueError(f"{path} changes while it is read; wait until it is written, then start again")

@@ -83,7 +83,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     require_sharding(trainer, stage.train)
     last = last_checkpoint(run_folder)
     if trainer.is_world_process_zero():
-        log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+        log.rewind(last)
     result = trainer.train(resume_from_checkpoint=last)
     save_trained(trainer, processor, folder / "model")
     if stage.train.deepspeed:

@@ -149,7 +149,7 @@ def fit(
     require_sharding(trainer, train)
     last = last_checkpoint(folder)
     if trainer.is_world_process_zero():
-        log.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+        log.rewind(last)
     result = trainer.train(resume_from_checkpoint=last)
     if save is not None:
         save(trainer)

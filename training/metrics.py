@@ -8,31 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from vniah.atomic import replacing
+from vniah.files import read_json
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a log event. ``rewind`` drops what a resumed run will write again."""
+    """metrics.jsonl: one line a log event. ``rewind`` takes it back to a checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last_loss = float("nan")
 
-    def rewind(self, step: int) -> None:
-        """Keep whole lines up to ``step``; a torn last line goes."""
-        kept = []
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    event = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if event.get("step", 0) <= step:
-                    kept.append(line)
-                    self.last_loss = event.get("loss", self.last_loss)
+    def rewind(self, checkpoint: str | None) -> None:
+        """Begin as the run was at a checkpoint, by the state that the Trainer kept there; anew for ``None``.
+
+        What stands in the file is not read: a kill or a bad disk may have left anything.
+        """
+        history = read_json(Path(checkpoint) / "trainer_state.json")["log_history"] if checkpoint else []
+        events = [_event(logs["step"], logs) for logs in history if "loss" in logs]
+        self.last_loss = events[-1]["loss"] if events else float("nan")
         with replacing(self.path) as part:
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            part.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
 
     def write(self, event: dict[str, Any]) -> None:
         self.last_loss = event.get("loss", self.last_loss)
@@ -52,9 +49,13 @@ def log_callback(log: MetricsLog) -> Any:
             if not math.isfinite(logs["loss"]):
                 raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rate")
             if state.is_world_process_zero:
-                log.write({"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}})
+                log.write(_event(state.global_step, logs))
 
     return Logged()
+
+
+def _event(step: int, logs: dict[str, Any]) -> dict[str, Any]:
+    return {"step": step, **{key: value for key, value in logs.items() if key not in ("epoch", "step")}}
 
 
 def last_event(path: Path) -> dict[str, Any] | None:

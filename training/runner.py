@@ -93,6 +93,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     with _threads(getattr(getattr(stage, "train", None), "threads", 0)):
         report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
     report["wall_seconds"] = round(time.time() - started, 1)
+    report["folders"] = [name for name in ("model", "shards") if (folder / name).is_dir()]
     if rank() == 0:
         write_json(folder / DONE, report)
     return dict(report)
@@ -130,8 +131,12 @@ def resolver(recipe: Recipe) -> Callable[[str], str]:
 
 
 def is_done(folder: Path, name: str) -> bool:
-    """Whether a stage's done.json is there."""
-    return (folder / name / DONE).is_file()
+    """Whether a stage has ended: its done.json is whole, and what it wrote is there."""
+    try:
+        report = read_json(folder / name / DONE)
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and all((folder / name / one).is_dir() for one in report.get("folders", ()))
 
 
 def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], None]) -> None:

@@ -473,6 +473,20 @@ def test_a_damaged_memory_of_hashes_is_not_believed(tmp_path: Path, monkeypatch:
     assert len(read) == 5 and note.read_bytes() == whole
 
 
+def test_a_note_of_another_files_hashes_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, found = tmp_path / "memory", []
+    monkeypatch.setattr(checkpoint, "time", Clock(60))
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        (tmp_path / name).mkdir()
+        save_file({"model.embed_tokens.weight": torch.full((50_000,), value)}, tmp_path / name / "model.safetensors")
+        found.append(checkpoint.weights_fingerprint(tmp_path / name, memory))
+    first, second = memory.iterdir()
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other), second.write_bytes(one)
+    assert [checkpoint.weights_fingerprint(tmp_path / name, memory) for name in "ab"] == found
+    assert found[0] != found[1]
+
+
 def test_weights_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"model.embed_tokens.weight": torch.zeros(50_000)}, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +246,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         fit(model, Batches(), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
 
 
-def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: text[:30],
+        lambda text: "",
+        lambda text: "5\n" + text,
+        lambda text: text.replace('"loss": ', '"loss": 1'),
+        lambda text: text.encode() + b"\xff\n",
+        lambda text: text + text,
+    ],
+)
+def test_the_log_of_a_resumed_run_is_that_of_the_whole_one_whatever_became_of_it(
+    whole: Any, tmp_path: Path, damage: Any
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dies_at=11)
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
+    left = damage(path.read_text())
+    path.write_bytes(left if isinstance(left, bytes) else left.encode())
+    assert train(tmp_path)[0] == whole[0]
+
+
+def test_the_log_of_a_run_that_begins_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')
     log = MetricsLog(path)
-    log.rewind(1)
-    assert path.read_text() == '{"step": 1, "loss": 3}\n' and log.last_loss == 3
+    log.rewind(None)
+    assert path.read_text() == "" and math.isnan(log.last_loss)
 
 
 def test_the_tower_has_its_own_learning_rate_and_norms_are_not_decayed() -> None:
