@@ -2,9 +2,11 @@
 
 An answer is read in four steps. What stands around it is taken off (Markdown, LaTeX, tags, a model's thinking). The
 texts of the question's own options are found, whole and the longest first, so that "vitamin C" is no letter and "black
-cat" no "cat". Mentions that the answer itself rejects ("not A", "C is wrong") do not count. What is left decides: a
-statement ("the answer is B", a box) before what the answer begins with, and that before what it mentions anywhere. An
-answer that names several options chooses none. Every letter is read by the same rules.
+cat" no "cat". Mentions that the answer itself rejects ("not A", "C is wrong") do not count, nor, where others stand,
+those that only lead up to it ("A or B? I'd say B"). What is left decides: a statement ("the answer is B", a box) before
+what the answer begins with, and that before what it mentions anywhere. An answer that names several options chooses
+none, and where the rules leave a doubt it chooses none rather than the wrong one. Every letter is read by the same
+rules, except that a small "a" or "i" behind "it is" needs a stop behind it, for the answer may be cut short there.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _CUE = r"(?:answers?|ans|options?|choices?|letters?|selections?)"
 # The gap between two mentions of one list.
 _LISTED = re.compile(
-    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|an?|the|"
+    rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→✅✓✔-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|an?|the|"
     rf"maybe|perhaps|possibly|probably|it|is|it's|could|may|might|be|so|{_CUE})\b)*$",
     re.IGNORECASE,
 )
@@ -187,7 +189,8 @@ def is_right(predicted: str, answer: str, question: str = "") -> bool:
     """Whether a free answer says ``answer``: by letter where the question lists options, else by word.
 
     A word counts where the first line holds it whole, in any case ("The balloon is white." for "white"), does not
-    reject it, and does not offer another beside it ("white or black"). Small numbers match in words too.
+    reject it, and does not offer another beside it ("white or black", "a lion and a tiger"). Numbers match in words
+    too, but not as a bound ("more than 3"); "gray" and "grey", "color" and "colour" are one word.
     """
     options = options_in(question)
     letter = answer_letter(answer, options)
@@ -257,6 +260,8 @@ def parts_to_read(text: str) -> Iterator[str]:
     if boxes:
         yield " or ".join(dict.fromkeys(map(_cleaned, boxes)))
     whole = _cleaned(_BOXED.sub(r" \1 ", text))
+    if "[ ]" in whole:
+        whole = re.sub(r"\[[xX]\](?=\s+\w)", "✅", whole).replace("[ ]", "❌")
     if _MARKED_ITEMS.search(whole):
         whole = _REJECTED_ITEM.sub("", whole)
     revised = list(_REVISED.finditer(whole))
@@ -343,8 +348,9 @@ def _labels(text: str, letters: Sequence[str]) -> list[_Mention]:
         weak = not (mention.marked or mention.item)
         if weak and re.search(rf"\b(?:{_NAMED_THING})\s+$", before, re.IGNORECASE):
             continue
-        if text[mention.stop : mention.stop + 1] == ")" and re.search(r"\([^()\n]*[^\s()][^()\n]*$", before):
-            continue  # the end of "(a panda or a)"
+        # The end of "(a panda or a)" is no "a) ...".
+        if mention.item and not mention.marked and text[mention.start].islower() and "(" in before.rpartition(")")[2]:
+            continue
         # The pronoun is no ninth option.
         if mention.name == "I" and re.match(r"'|\s+\w", text[mention.stop :]) and not mention.item:
             continue
@@ -533,9 +539,16 @@ def _bare(text: str) -> str:
 def _says_word(predicted: str, answer: str, question: str) -> bool:
     if _bare(predicted) == _bare(answer):
         return True
-    lines = [line.strip() for line in _plain(predicted).splitlines() if line.strip()]
+    # In "Is there one? No. It is gone." what follows the "no" says neither yes nor no.
+    parts = list(parts_to_read(predicted)) if _kind(answer.strip() or "-") == 3 else [_plain(predicted)]
+    return next((said for part in parts if (said := _part_says_word(part, answer, question)) is not None), False)
+
+
+def _part_says_word(part: str, answer: str, question: str) -> bool | None:
+    """Whether a part says ``answer``; ``None`` when it holds neither it nor another answer of its kind."""
+    lines = [line.strip() for line in part.splitlines() if line.strip()]
     if not lines:
-        return False
+        return None
     # "The answer is:" and the answer below it.
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     wanted, said = _digits(_cleaned(unicodedata.normalize("NFKC", answer))), _digits(line)
@@ -543,6 +556,8 @@ def _says_word(predicted: str, answer: str, question: str) -> bool:
         return line == answer.strip()
     offered = _offered(_digits(question), wanted)
     found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *_of_its_kind(wanted, said)]})
+    if not found:
+        return None
     standing = _standing(masked, found, option=wanted[0].isdigit())
     mine = [one for one in standing if one.name == wanted]
     if (

@@ -226,6 +226,7 @@ BY_LETTER = [
     ("✔️ B\n✖️ A", "B"),
     ("❌ A. Koala\n✅ B. Panda\n❌ C. Zebra", "B"),
     ("A: no, B: yes", "B"),
+    ("- [ ] A\n- [x] B\n- [ ] C", "B"),
     # Short forms.
     ("B best describes the scene.", "B"),
     ("B explains it", "B"),
@@ -279,6 +280,9 @@ BY_LETTER = [
     ("It might be A, or it might be C", ""),
     ("\\boxed{A} or \\boxed{B}", ""),
     ("<answer>A</answer> <answer>B</answer>", ""),
+    ("✅ A ✅ C", ""),
+    ("The answer is A (or C).", ""),
+    ("The options are A, B, C, D.", ""),
     ("A or B", ""),
     ("A/B", ""),
     ("A, B", ""),
@@ -675,6 +679,7 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("no, it is not", "no", True),
         ("There is no dog", "no", True),
         ("Yes, no doubt", "yes", True),
+        ("Is there a dog? No. It has left.", "no", True),
         ("No idea.", "no", False),
         # Two spellings.
         ("grey", "gray", True),
