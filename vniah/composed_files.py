@@ -27,9 +27,13 @@ _BLOCK = 1 << 20
 
 
 def find_whole(folder: Path, recipe: str) -> Path | None:
-    """The file of a recipe, if it is there and as it was written; where it is not, the run says so."""
+    """The file of a recipe, if it is there and as it was written; where it is not, the run says so.
+
+    Raises:
+        OSError: as ``telling``.
+    """
     for path in folder.glob(f"{recipe}-*.mp4"):
-        with contextlib.suppress(FileNotFoundError):
+        with telling(folder), contextlib.suppress(FileNotFoundError):
             if _is_whole(path, recipe):
                 return path
             notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
@@ -45,15 +49,17 @@ def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -
         fill: writes the content.
 
     Raises:
-        OSError: the disk is full, or takes no file; says where and what to do.
+        OSError: as ``telling``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with telling(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{recipe}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         fill_file(part, fill)
-        path = _named(folder, recipe, part)
-        flush(part)
-        os.replace(part, path)
+        with telling(folder):
+            path = _named(folder, recipe, part)
+            flush(part)
+            os.replace(part, path)
         with contextlib.suppress(OSError):  # not every file system flushes folders
             flush(folder)
     finally:
@@ -69,22 +75,57 @@ def fill_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Let ``fill`` write a file through PyAV.
 
     Raises:
-        OSError: the disk is full or takes no file. PyAV itself says no more than that a callback failed.
+        OSError: as ``telling``. PyAV itself says no more than that a callback failed.
     """
-    watched = _Watched(path)
+    with telling(path.parent):
+        watched = _Watched(path)
     try:
         fill(cast(BinaryIO, watched))
         watched.flush()
     except Exception:
         if watched.error is None:
             raise
-        reason = watched.error.strerror or str(watched.error)
-        raise OSError(
-            f"cannot write the composed video {path.parent}: {reason}; make room there, or give another folder "
-            "(VNIAH_CACHE for the cache)"
-        ) from watched.error
+        with telling(path.parent):
+            raise watched.error from None
     finally:
         watched.close()
+
+
+@contextlib.contextmanager
+def telling(folder: Path) -> Iterator[None]:
+    """Around what is done to files in a folder of composed videos.
+
+    Raises:
+        OSError: the disk is full or read-only, or takes no file; says where and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        place = f" ({error.filename})" if error.filename and Path(str(error.filename)) != folder else ""
+        raise OSError(
+            f"cannot write composed videos in {folder}: {reason}{place}; make room there, or give another folder that "
+            "can be written (VNIAH_CACHE for the cache)"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder, made when missing, that no other process is at.
+
+    Raises:
+        OSError: as ``telling``.
+    """
+    from filelock import FileLock
+
+    with telling(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Watched:
@@ -172,10 +213,7 @@ class Holds:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        from filelock import FileLock
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / ".lock"):
+        with locked(self._folder), telling(self._folder):
             yield
 
 

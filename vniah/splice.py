@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from vniah.composed_files import find_whole, write_whole
+from vniah.composed_files import find_whole, locked, write_whole
 from vniah.haystack.base import FrameHWC, Haystack, content_hash
 
 if TYPE_CHECKING:
@@ -104,16 +104,13 @@ class IntraStore:
 
     def _chunk(self, number: int) -> Path:
         """The file of a chunk, encoded now unless it is there and whole."""
-        from filelock import FileLock
-
         count = min(CHUNK_FRAMES, len(self.haystack) - number * CHUNK_FRAMES)
         # The count is in the name: a longer haystack completes the last one.
         recipe = f"chunk-{number:05d}-{count}"
         path = self._known.get(recipe)
         if path is not None and path.exists():
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):  # another process may be at it
+        with locked(self.folder):  # another process may be at it
             path = find_whole(self.folder, recipe)
             if path is None:
                 frames = self._frames(number * CHUNK_FRAMES, count)

@@ -408,6 +408,42 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, cell, monkeypatch: pytes
     assert not (tmp_path / "out.mp4").exists() and not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (".", r"cannot write composed videos in \S+/cache/in-use: Not a directory; make room there, or give another f"),
+        ("in-use", r"cannot write composed videos in \S+/cache/in-use: File exists; .*\(VNIAH_CACHE"),
+        ("cells", r"cannot write composed videos in \S+/cache/cells: (File exists|Not a directory); .*\(VNIAH_CACHE"),
+        ("haystack", r"cannot write composed videos in \S+/haystack-\w+: Is a directory \(\S+\.mp4\); .*\(VNIAH_CACHE"),
+    ],
+)
+def test_a_cache_that_cannot_be_used_is_one_clear_error(tmp_path: Path, cell, damage: str, said: str) -> None:
+    cache = tmp_path / "cache"
+    if damage == "haystack":
+        Composer(open_haystack(HAYSTACK), cache).cached(cell(60, 3))
+        (chunk,) = cache.glob("haystack-*/*.mp4")
+        chunk.unlink()
+        chunk.mkdir()
+    elif damage == ".":
+        cache.write_text("mine")
+    else:
+        cache.mkdir()
+        (cache / damage).write_text("mine")
+    with pytest.raises(OSError, match=said):
+        Composer(open_haystack(HAYSTACK), cache).cached(cell(60, 4))
+
+
+def test_a_read_only_cache_is_one_clear_error(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *given: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        OSError, match=r"cannot write composed videos in \S+/in-use: Read-only file system; .*VNIAH_CACHE"
+    ):
+        Composer(open_haystack(HAYSTACK), tmp_path).cached(cell(60, 4))
+
+
 @given(st.integers(1, 400), st.integers(0, 100))
 def test_composed_videos_are_even_and_their_control_as_long(num_frames: int, depth: int) -> None:
     """Whatever drops the last of an odd number, or pairs frames, has them all."""
