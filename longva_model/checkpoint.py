@@ -5,6 +5,7 @@ Only safetensors are read. Nothing here builds a model; ``released.py`` knows th
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -69,6 +70,8 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
     subfolder = options.pop("subfolder", "") or ""
     if os.path.isdir(path):
         return _with_sound_json(Path(path) / subfolder)
+    if os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is a file; a model is a folder with config.json and safetensors, or a Hub id")
     from vniah.hub import MODEL_FILES, HubUnreachableError, cached_snapshot, fetch_snapshot
 
     patterns = [pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors"]
@@ -98,6 +101,12 @@ def _with_sound_json(folder: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _check_json(file: Path, mtime_ns: int, size: int) -> None:
+    with file.open("rb") as opened:
+        if opened.read(3) == codecs.BOM_UTF8:
+            raise ValueError(
+                f"{file} begins with a byte order mark, which the libraries that read checkpoints do not take; save it "
+                "as UTF-8 without one"
+            )
     if not isinstance(read_json(file), dict) and file.name in ("config.json", INDEX):
         raise ValueError(f"{file} holds no JSON object; download the checkpoint again")
 

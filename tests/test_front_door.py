@@ -497,3 +497,27 @@ def test_results_files_are_json_that_any_reader_takes(tmp_path: Path) -> None:
         whole["config"]["model_args"] == "pretrained=nano,chunk_tokens=512"
         and whole["results"]["vniah_nano"]["vniah_provenance,none"]["model"]["fingerprint"]
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"frame": "4"}, "frame is no input and no model argument; did you mean 'frames'?"),
+        ({"haystak": "x"}, "did you mean 'haystack'?"),
+        ({"limt": 1}, "did you mean 'limit'?"),
+        ({"chunk_token": 1}, "did you mean 'chunk_tokens'?"),
+        ({"qqq": 1}, "inputs are frames, depths, .*; model arguments are .*chunk_tokens"),
+        ({"frames": "200-3000"}, r"'200-3000' are 2,801 columns.* such as '200-3000:200'"),
+    ],
+)
+def test_a_mistyped_option_of_evaluate_names_the_nearest(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        vniah.evaluate("nano", "vniah_nano", **{**SMALL, **given})
+
+
+def test_a_file_as_model_and_a_forgotten_step_are_one_line(tmp_path: Path) -> None:
+    film = tmp_path / "c.mp4"
+    film.touch()
+    command = ["run", "vniah_nano", "--model", str(film), "-o", str(tmp_path / "out"), *FLAGS]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code and "c.mp4 is a file; a model is a folder" in str(result.exception)

@@ -24,7 +24,11 @@ if _os.path.isfile(_os.path.join(_checkout, "pyproject.toml")) and not _os.path.
 
 
 def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
-    """Measure a needle task on a model; see ``vniah.commands.evaluation.evaluate`` for the options.
+    """Measure a needle task on a model.
+
+    Options: frames, depths, haystack, needles, decoder (V-NIAH); lengths, depths, haystack, samples, tokenizer, seed,
+    shared_distractors (text NIAH); limit, output, name; and any model argument (dtype, device, chunk_tokens, ...). What
+    each is: ``help(vniah.commands.evaluation.evaluate)``.
 
     ``vniah.evaluate("nano", "vniah_nano", frames="16,32")`` returns a ``Run`` with ``cells`` (a pandas table),
     ``table()``, ``heatmap(path)`` and ``report(path)``. ``model`` may be a function ``(mp4_path, question) -> str``.

@@ -8,12 +8,14 @@ Knows nothing about images, prompts or models.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PAPER_FRAMES = "200-3000:200"
 PAPER_DEPTHS = "0-100:20"
 _MOST_VALUES = 100_000
+# A grid of more columns is not what anyone means: a step was forgotten.
+MOST_COLUMNS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,19 @@ def whole_number(text: str) -> int:
     if not (text.isascii() and text.strip().lstrip("-").isdigit()):
         raise ValueError(f"{text!r} is no whole number")
     return int(text)
+
+
+def check_columns(spec: str, lengths: Sequence[int], what: str) -> None:
+    """Raise unless a grid's columns are as many as can be meant.
+
+    Raises:
+        ValueError: more than ``MOST_COLUMNS``; suggests a step.
+    """
+    if len(lengths) > MOST_COLUMNS:
+        raise ValueError(
+            f"{what} {spec!r} are {len(lengths):,} columns, and at most {MOST_COLUMNS:,} are taken; was a step "
+            f"forgotten? Give one, such as {with_step(lengths[0], lengths[-1])!r}"
+        )
 
 
 def parse_range(

@@ -23,13 +23,10 @@ from vniah.flops import (
     segment_tokens,
 )
 from vniah.gpus import UTILISATION, Gpu
-from vniah.grid import Grid, with_step
+from vniah.grid import Grid
 from vniah.nearest import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
 from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text, Tokens
-
-# A plan of more columns is not what anyone means: a step was forgotten.
-MOST_COLUMNS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,19 +85,6 @@ def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[
         segments += [Text(question_text(question)), Text(QWEN_1_5.post)]
         (controls if cell.is_control else cells).append(Request(tuple(segments), Target(answer)))
     return cells, controls
-
-
-def check_columns(spec: str, lengths: Sequence[int], what: str) -> None:
-    """Raise unless a plan's columns are as many as can be meant.
-
-    Raises:
-        ValueError: more than ``MOST_COLUMNS``; suggests a step.
-    """
-    if len(lengths) > MOST_COLUMNS:
-        raise ValueError(
-            f"{what} {spec!r} are {len(lengths):,} columns, and at most {MOST_COLUMNS:,} are planned; was a step "
-            f"forgotten? Give one, such as {with_step(lengths[0], lengths[-1])!r}"
-        )
 
 
 def shared_flops(

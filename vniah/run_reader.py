@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def check_complete(run: Run, path: str | Path) -> None:
     if not missing and controls < wanted:
         raise ValueError(
             f"{path}: {controls} of {wanted} controls are scored; let the run finish, or pass --partial to use what is "
-            "there"
+            "there (in Python: partial=True)"
         )
     if missing:
         (frames, depth), count = next(iter(missing)), sum(missing.values())
@@ -109,7 +110,7 @@ def check_complete(run: Run, path: str | Path) -> None:
         raise ValueError(
             f"{path}: {len(run.placed)} of {whole} cells are scored and {count} of {whole} cells of the grid are "
             f"missing, the first at {frames} {run.unit}, depth {depth} %; let the run finish, or pass --partial to use "
-            "what is there"
+            "what is there (in Python: partial=True)"
         )
 
 
@@ -128,6 +129,8 @@ def read_runs(path: str | Path, name: str | None = None, *, task: str | None = N
         )
     if path.is_file() and not _RESULTS.match(path.name) and not _SAMPLES.match(path.name):
         return [_read_loose(path, name, task)]
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be read: permission denied")
     found = _evaluations(path)
     if task is not None and found:
         tasks = {one for evaluation in found for one in evaluation.tasks()}

@@ -69,12 +69,13 @@ class Settings:
             if value is not None and value != "":
                 values[key] = str(value)
         if "cache_gb" in values:
+            told = values["cache_gb"]
             try:
-                values["cache_gb"] = float(values["cache_gb"])
+                values["cache_gb"] = float(told)
             except ValueError:
                 values["cache_gb"] = -1.0
             if not values["cache_gb"] > 0:
-                raise ValueError("VNIAH_CACHE_GB must be a positive number of gigabytes, such as 20")
+                raise ValueError(f"VNIAH_CACHE_GB is {told!r}; expected a positive number of gigabytes, such as 20")
         if values.get("presentation", "video") not in PRESENTATIONS:
             near = did_you_mean(values["presentation"], PRESENTATIONS)
             expected = f"expected one of {', '.join(PRESENTATIONS)}{near}"

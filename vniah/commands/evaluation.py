@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def evaluate(
     return run
 
 
+def _check_options(options: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Raise ValueError for an option of ``evaluate`` that is none, naming the nearest input or model argument."""
+    import inspect
+
+    from vniah.nearest import did_you_mean
+
+    inputs = [name for name in inspect.signature(evaluate).parameters if name not in ("model", "task", "model_args")]
+    for key in options:
+        if key not in arguments:
+            near = did_you_mean(key, inputs) or did_you_mean(key, arguments)
+            what = near or f"; inputs are {', '.join(inputs)}; model arguments are {', '.join(arguments)}"
+            raise ValueError(f"{key} is no input and no model argument{what}")
+
+
 def evaluate_tasks(
     model: str | Callable[[Any, str], str],
     names: Sequence[str],
@@ -121,6 +136,8 @@ def evaluate_tasks(
         from longva_model.model_args import ModelArgs
         from longva_model.needle_model import NeedleModel
 
+        if single:
+            _check_options(model_args, [one.name for one in fields(ModelArgs)])
         chosen = NeedleModel(ModelArgs.read({"pretrained": model, **model_args}))
     try:
         runs = measure(tasks, chosen, output=output, limit=limit)

@@ -41,8 +41,8 @@ def command(
 
     from vniah.flops import estimate_tokens
     from vniah.gpus import UTILISATION, get_gpu
-    from vniah.grid import Grid
-    from vniah.planning import check_columns, checkpoint_tokens, grid_requests, make_plan, shape_of
+    from vniah.grid import Grid, check_columns
+    from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
     from vniah.settings import Settings
     from vniah.text import TextSettings
 

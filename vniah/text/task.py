@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from vniah.grid import check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.text import metrics
 from vniah.text.book import TextBook, TextPrompt, TextSource
@@ -31,6 +32,7 @@ class TextTask(NeedleTask):
         self.settings = settings
         grid = settings.grid
         columns = len(grid.frames) * (len(grid.depths) * settings.samples + 1)
+        check_columns(settings.lengths, grid.frames, "lengths")
         self.check_size(columns, f"lengths {settings.lengths!r}, depths {settings.depths!r}")
         # A free answer's prompt is plain text, written before any model is known: a tokenizer that a model brings
         # to the segments of another task must not change how it is counted.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vniah.answers import is_right
 from vniah.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
-from vniah.grid import Cell, Grid, needle_index
+from vniah.grid import Cell, Grid, check_columns, needle_index
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
 from vniah.notices import notice
@@ -42,6 +42,7 @@ class VisualTask(NeedleTask):
         self.grid: Grid = settings.grid
         self.needles: NeedleSet = open_needles(settings.needles)
         columns = len(self.grid.frames) * (len(self.grid.depths) + 1)
+        check_columns(settings.frames, settings.grid.frames, "frames")
         self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, self.grid.max_frames)
