@@ -54,6 +54,7 @@ class Host:
         note: what was run, and the traps.
         most_frames: of a video; longer ones lose frames, and are shown as images.
         as_video: arguments that show every frame of a video too, where images are the simpler way.
+        one_by_one: of a batch of videos, the frames of the first decide for all: the others lose theirs, silently.
     """
 
     works: bool | None = True
@@ -63,6 +64,7 @@ class Host:
     note: str = ""
     most_frames: int | None = None
     as_video: str = ""
+    one_by_one: bool = False
 
 
 _QWEN = ("decord", "qwen-vl-utils")
@@ -90,6 +92,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             model_args="max_num_frames={frames}",
             packages=_QWEN,
             note=f"{_RAN}; leave batch_size at 1, since the frames of a batch's first video decide for all",
+            one_by_one=True,
         ),
         "qwen3_vl": Host(
             model_args="fps=1,max_num_frames={frames}",
@@ -164,6 +167,7 @@ class Advice:
     packages: tuple[str, ...]
     note: str
     as_video: str = ""
+    one_by_one: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -201,10 +205,11 @@ def advise(name: str, frames: int) -> Advice:
         packages=host.packages,
         note=note,
         as_video=host.as_video.replace("{frames}", str(frames)),
+        one_by_one=host.one_by_one,
     )
 
 
-def warning(name: str, given: str, frames: int, presentation: str) -> str:
+def warning(name: str, given: str, frames: int, presentation: str, batch_size: str = "1") -> str:
     """Why a model would miss the one-frame needle as it is called, and what to pass; "" where nothing says so.
 
     Args:
@@ -212,6 +217,7 @@ def warning(name: str, given: str, frames: int, presentation: str) -> str:
         given: its ``--model_args``.
         frames: of the longest composed video.
         presentation: "video" or "images".
+        batch_size: its ``--batch_size``.
     """
     try:
         advice = advise(name, frames)
@@ -226,9 +232,11 @@ def warning(name: str, given: str, frames: int, presentation: str) -> str:
     want = _arguments(advice.as_video if as_images else advice.model_args)
     odd = [f"{key}={have[key]}" for key in (*FRAME_ARGUMENTS, *_RATES) if key in have and not _fits(key, have, want)]
     missing = [key for key in want if key not in have]
+    lost = f"the model {name!r} may leave frames out, and the needle with them"
+    if advice.one_by_one and batch_size != "1":
+        return f"{lost}: batch_size={batch_size} is given; leave it at 1, and pass {advice.model_args} ({advice.note})"
     if want and not odd and not missing:
         return ""
-    lost = f"the model {name!r} may leave frames out, and the needle with them"
     if as_images:
         return f"{lost}; set VNIAH_PRESENTATION=images{_and_pass(advice.model_args)} ({advice.note})"
     if not want:
