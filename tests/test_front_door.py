@@ -316,6 +316,20 @@ def test_a_journal_of_two_films_is_no_ones_grid(tmp_path: Path) -> None:
         read_run(tmp_path / "j.jsonl", partial=True)
 
 
+def test_lines_of_another_films_journal_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    grid = {**SMALL, "frames": "4"}
+    lines = []
+    for film in (0, 1):
+        path = tmp_path / f"{film}.jsonl"
+        vniah.evaluate("nano", "vniah_nano", **{**grid, "haystack": f"synthetic:{film}:16"}, journal=str(path))
+        lines.append(path.read_bytes().splitlines(keepends=True))
+    mixed = tmp_path / "mixed.jsonl"
+    for parts in ([*lines[0][:3], *lines[1][3:]], [lines[1][0], *lines[0][1:]]):
+        mixed.write_bytes(b"".join(parts))
+        with pytest.raises(ValueError, match="measured different things"):
+            read_run(mixed, partial=True)
+
+
 def test_a_text_that_changes_between_runs_is_read_anew(tmp_path: Path) -> None:
     prompts: list[str] = []
     for word in ("apple", "melon"):
@@ -395,6 +409,19 @@ def test_two_results_of_one_second_are_two(tmp_path: Path) -> None:
     assert len(set(paths)) == 8
     assert sorted(json.loads(path.read_text())["number"] for path in paths) == list(range(8))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_half_a_character_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = vniah.evaluate(lambda *_: "red \ud83d", "vniah_generate", **SMALL, output=tmp_path, name="m\ud800")
+    assert set(found.cells["predicted"]) == {"red ?"} and "half a character" in capsys.readouterr().err
+    assert all(cell.predicted == "red ?" for cell in vniah.load(tmp_path).scored)
+
+    def fails(*_: object) -> str:
+        raise ValueError("\ud83d")
+
+    with pytest.raises(CellError) as caught:
+        vniah.evaluate(fails, "vniah_generate", **SMALL, output=tmp_path)
+    assert str(caught.value).encode()
 
 
 def test_a_function_that_returns_no_text_is_named() -> None:

@@ -261,3 +261,9 @@ def test_markdown_holds_no_markup_of_names() -> None:
 
 def test_every_form_is_offered() -> None:
     assert set(FORMATS) == {"table", "markdown", "latex", "csv"}
+
+
+def test_a_name_is_no_link_and_no_markup_of_markdown() -> None:
+    table = TextTable(title="t", head=("", "[l](javascript:1)", "`x` *b* _i_ v_niah"), rows=(("a_b_", "1", "2"),))
+    written = as_markdown(table)
+    assert r"\[l\](javascript:1)" in written and r"\`x\` \*b\* \_i\_ v_niah" in written and r"| a_b\_ |" in written

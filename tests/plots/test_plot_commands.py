@@ -99,6 +99,13 @@ def test_compare_writes_each_form(vniah, tmp_path: Path) -> None:  # type: ignor
     target = tmp_path / "t.md"
     assert vniah("compare", a, b, "--format", "markdown", "-o", target)[0] == 0
     assert "| mean | 0.778 | 1.000 | +0.222 |" in target.read_text()
+    for ending, part in ((".csv", "mean,0.778,1.000"), (".TEX", r"\toprule"), (".md", "| mean |"), (".txt", "----")):
+        target = tmp_path / f"by_ending{ending}"
+        assert vniah("compare", a, b, "-o", target)[0] == 0 and part in target.read_text()
+    assert vniah("compare", a, b, "--format", "csv", "-o", tmp_path / "c.txt")[0] == 0
+    assert "mean,0.778" in (tmp_path / "c.txt").read_text()
+    code, _, err = vniah("compare", a, b, "--format", "latex", "-o", tmp_path / "c.csv")
+    assert code == 2 and "--format latex and 'c.csv' contradict each other" in err
 
 
 def test_runs_of_one_name_are_told_apart(vniah, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

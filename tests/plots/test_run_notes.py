@@ -15,7 +15,8 @@ from vniah.plots.panels import panel_notes, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
 from vniah.plots.run_names import distinct_names
-from vniah.plots.run_notes import differences, measured_line, short, spans
+from vniah.plots.run_notes import differences, measured_line, short, spans, warned
+from vniah.plots.style import _inches, wrapped
 from vniah.results import Run
 
 FILM, OTHER_FILM = "video-pyav-" + "1a2b3c4d" * 4, "video-pyav-" + "99887766" * 4
@@ -255,3 +256,31 @@ def test_the_threshold_of_effective_lengths_is_shown_and_chosen() -> None:
     (comparison,) = compare([run], threshold=0.3)
     assert dict(comparison.columns[0].values)["effective frames (columns >= 0.3)"] == 16
     assert "effective 16 frames (columns &gt;= 0.3)" in build_page([run], threshold=0.3)
+
+
+@pytest.mark.parametrize("value", [7, float("nan"), True, {"a": 1}, [7, None, ["x"]], "one"])
+def test_warnings_of_any_type_are_shown(value: Any) -> None:
+    run = told(small_run(), **SYNTHETIC, warnings=value)
+    count = len(value) if isinstance(value, list) else 1
+    assert len(warned([run])) == count and all(line.startswith("tiny: warning: ") for line in warned([run]))
+    assert build_page([run], pictures=[{}], notes=warned([run]))
+    assert len(grid_data(run).notes) > count
+
+
+@pytest.mark.parametrize("key", ["haystack_name", "needles_name", "scoring"])
+def test_what_is_written_at_length_is_shown_in_short_and_stays_distinct(key: str) -> None:
+    bare = {"scoring": "teacher-forced"}
+    runs = [told(small_run(name=end), **{**bare, key: "9" * 5000 + end}) for end in "ab"]
+    (line,) = (line for line in differences(runs) if "differ" in line)
+    assert len(line) < 1000 and key.removesuffix("_name") in line
+    data = grid_data(runs[0])
+    assert all(len(note) < 1000 for note in data.notes)
+    heatmap_figure(data)
+
+
+def test_a_word_without_end_is_broken_into_lines() -> None:
+    for text in ("9" * 5000, "W" * 700, "i" * 700, "a b " * 50):
+        lines = wrapped(text, 3.0, 8).splitlines()
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        assert all(_inches(line, 8, False) <= 3.0 for line in lines)
+        assert all(_inches(line + text[0], 8, False) > 3.0 for line in lines[:-1] if " " not in text)

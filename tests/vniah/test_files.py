@@ -24,6 +24,17 @@ def test_a_byte_order_mark_and_odd_line_ends_are_read(tmp_path: Path) -> None:
     assert parse_json(path.read_bytes(), "it") == parse_json(path.read_bytes().decode(), "it") == read_json(path)
 
 
+def test_whole_characters_may_be_written_as_two_escapes(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'["\\ud83d\\ude00", "\\\\ud800"]')
+    assert read_json(path) == ["\U0001f600", "\\ud800"]
+
+
+def test_half_a_character_in_a_text_is_refused_too() -> None:
+    with pytest.raises(ValueError, match=r"it is not JSON .* half a character, '\\ud83d'"):
+        parse_json('["\ud83d"]', "it")
+
+
 def test_json_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(BOM + '{"a": "one\u2028two"}\r\n\n  \n{"a": "x\u0085y\u2029z"}\r\n[3]'.encode())
@@ -34,6 +45,8 @@ def test_json_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"a": 1', "line 1 column"),
+        ('[{"question": "q \\ud800?"}]', r"half a character, '\\ud800', stands behind '.*q '"),
+        (b'{"\\uDFFF": 1}', r"half a character, '\\udfff'"),
         ("", "is not JSON"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8"),
         (deep(MAX_JSON_DEPTH + 1), "nested deeper than 100 levels"),

@@ -122,6 +122,23 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
         open_needles(str(folder))
 
 
+def test_a_folders_needles_json_stands_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "nd"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    rows = [{"id": "1", "file": "a.png", "question": "q?", "answer": "a"}]
+    (folder / "needles.json").write_text(json.dumps(rows))
+    assert open_needles("nd/needles.json").fingerprint == open_needles("nd").fingerprint
+    assert open_needles("nd/needles.json").name == "nd"
+    with pytest.raises(ValueError, match=r"'nd/a\.png' are a file; give a folder that holds a needles\.json"):
+        open_needles("nd/a.png")
+    rows[0]["question"] = "q \ud800?"
+    (folder / "needles.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"nd/needles\.json is not JSON that can be used: half a character"):
+        open_needles("nd")
+
+
 def test_specs_that_name_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no needle set 'nonsense'; expected 'builtin'"):
         open_needles("nonsense")

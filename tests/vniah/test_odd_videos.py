@@ -375,6 +375,15 @@ def test_a_file_wins_by_its_literal_name(tmp_path: Path, monkeypatch: pytest.Mon
         assert numbers(open_haystack(name, decoder="decord")) == EVERY_10TH
 
 
+@pytest.mark.parametrize("spec", ["ok.mp4+", "+ok.mp4", "ok.mp4++ok.mp4", "+", "ok.mp4 + ?loop=9", " "])
+def test_an_empty_part_of_a_spec_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_numbered(tmp_path / "ok.mp4", EVEN)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="has an empty part" if "+" in spec else "the haystack is empty"):
+        open_haystack(spec)
+
+
 def test_names_with_a_plus_are_joined_by_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("a+b.mp4", "c.mp4")):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from vniah import notices, pictures
-from vniah.pictures import image_size, is_picture, open_image, to_rgb
+from vniah.pictures import UnreadableImageError, image_size, is_picture, open_image, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -55,6 +55,22 @@ def test_16_bit_colour_keeps_the_upper_8(tmp_path: Path) -> None:
         path = tmp_path / f"{kind}.png"
         path.write_bytes(png(channels.astype(np.uint16) * 257, depth, kind))
         np.testing.assert_array_equal(pixels(open_image(path)), colours)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_a_deep_ppm_keeps_the_upper_8_in_colour_as_in_grey(tmp_path: Path, plain: bool, most: int) -> None:
+    values = np.array([[0, 255, 256], [most // 3, most // 2, most], [511, 640, 1000]], np.uint16)
+    for name, magic, levels in (("grey.ppm", 2, values), ("colour.ppm", 3, np.stack([values] * 3, -1))):
+        body = " ".join(map(str, levels.flatten())).encode() if plain else levels.astype(">u2").tobytes()
+        (tmp_path / name).write_bytes(b"P%d 3 3 %d\n" % (magic if plain else magic + 3, most) + body)
+    shown = pixels(open_image(tmp_path / "colour.ppm"))
+    np.testing.assert_array_equal(shown, pixels(open_image(tmp_path / "grey.ppm")))
+    if most == 65535:
+        np.testing.assert_array_equal(shown[..., 0], values >> 8)
+    (tmp_path / "short.ppm").write_bytes((tmp_path / "colour.ppm").read_bytes()[:-8])
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        open_image(tmp_path / "short.ppm")
 
 
 def png(values: np.ndarray, depth: int, kind: int) -> bytes:

@@ -354,6 +354,15 @@ def test_names_of_strangers_are_printable_wherever_a_run_is_read(tmp_path: Path)
     assert found.settings["model"]["model_args"].isprintable() and found.name.isprintable()
 
 
+@pytest.mark.parametrize("results", [None, 7, True, [["a"]], "abc"])
+def test_results_that_are_no_object_are_refused_by_name(tmp_path: Path, results: Any) -> None:
+    path = tmp_path / "m" / "2026_results.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"results": results}))
+    with pytest.raises(ValueError, match=r"2026_results\.json: expected 'results' to be an object of tasks, got "):
+        read_runs(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -367,6 +376,10 @@ def test_names_of_strangers_are_printable_wherever_a_run_is_read(tmp_path: Path)
         {"results": {"vniah": {"vniah_grid,none": {"4": {"0": [1]}}}}},
         {"results": {"vniah": {"vniah_grid,none": {"4": {"0": 1e308}}}}},
         {"results": []},
+        {"results": None},
+        {"results": True},
+        {"results": [["a"]]},
+        {"results": "abc"},
         {"results": {"vniah": 7}},
         {"n-samples": 7, "configs": "x", "config": [], "versions": None},
     ],

@@ -48,7 +48,7 @@ class CallableModel:
 
     def __init__(self, function: Answerer, name: str = "", folder: Path | None = None) -> None:
         self.function = function
-        self.name = name or str(getattr(function, "__name__", type(function).__name__)).strip("<>")
+        self.name = _whole(name or str(getattr(function, "__name__", type(function).__name__)).strip("<>"))
         self.folder = folder
         self.journal: Path | None = None
 
@@ -123,13 +123,13 @@ class CallableModel:
             shown = visuals if len(visuals) > 1 else visuals[0] if visuals else None
             text = self.function(shown, task.question(row))
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            said = _whole(f"{type(error).__name__}: {error}")
             raise CellError(f"the model {self.name} failed at the cell {where}: {said}", answered) from error
         if not isinstance(text, str):
             raise CellError(
                 f"the model {self.name} returned {type(text).__name__} at the cell {where}; expected text", answered
             )
-        clean = text.encode("utf-8", "replace").decode()
+        clean = _whole(text)
         if clean != text:
             notice(f"{self.name} answered with half a character at the cell {where}; it is kept as '?'")
         return clean
@@ -139,6 +139,11 @@ class CallableModel:
         if self.journal is None:
             return "nothing of it is kept; give an output folder, and the same call continues"
         return f"what was answered is kept in {self.journal}; the same call continues"
+
+
+def _whole(text: str) -> str:
+    """Without half a character (a surrogate alone), of which no file can be written."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _code_of(function: Answerer) -> str:
