@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from longva_model.checkpoint import IDLE_TENSORS, read_tensor_index
 from longva_model.engine.backend import TextMixin, eos_token_ids
 from longva_model.model_args import ModelArgs
 from longva_model.rope import make_exact
+from vniah.notices import notice
 from vniah.prompts import PromptTemplate, get_template
 
 TEMPLATE_OF_DECODER = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
@@ -112,11 +118,35 @@ def positions_until(decoder: Any) -> int | None:
     return longest if learned else None
 
 
+@contextlib.contextmanager
+def building(folder: str) -> Iterator[None]:
+    """Around what libraries do to make a model of a folder: what they raise becomes one line with its cause.
+
+    Errors that this package raises itself go on as they are: a ValueError is clear, anything else a fault of ours.
+
+    Raises:
+        ValueError: naming the folder and the cause.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a value of config.json leads to: KeyError, ZeroDivisionError, ImportError ...
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).split(".")[0] in ("longva_model", "vniah"):
+            raise
+        cause = " ".join(str(error).split())[:400]
+        if isinstance(error, (LookupError, ArithmeticError, TypeError, AttributeError)):
+            # Such a cause says little without what was computed.
+            cause = f"{type(error).__name__}: {cause} at {traceback.extract_tb(error.__traceback__)[-1].line}"
+        raise ValueError(f"no model can be made of {folder}: {cause}; check the values in its config.json") from error
+
+
 def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **load: Any) -> Any:
     """A model of transformers' own, weights complete.
 
     Raises:
-        ValueError: tensors that are missing, left over where they matter, or of another shape than the config says.
+        ValueError: tensors that are missing, left over, or of another shape than the config says.
     """
     if args.rope_theta is not None:
         text = config.get_text_config()
@@ -129,14 +159,39 @@ def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **lo
         )
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
-    if info["missing_keys"]:
-        # transformers would go on with random weights in their place.
-        missing = sorted(info["missing_keys"])
+    # With either, transformers would go on: with random weights, or with a part of the model.
+    extra = (key for key in info["unexpected_keys"] if not key.endswith(IDLE_TENSORS))
+    found = (
+        ("lack {} tensors of the model", sorted(info["missing_keys"])),
+        ("hold {} tensors that the model does not have", sorted(extra)),
+    )
+    if told := [f"{what.format(len(names))}, such as {', '.join(names[:3])}" for what, names in found if names]:
         raise ValueError(
-            f"the weights in {folder} lack {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
-            "check that config.json belongs to these weights"
+            f"the weights in {folder} {' and '.join(told)}; check that config.json belongs to these weights"
         )
+    _say_left_out(model, folder)
     return model
+
+
+def _say_left_out(model: Any, folder: str) -> None:
+    """Say which tensors the model's own class leaves out, such as layers that predict more than the next token."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    if not patterns:
+        return
+    kept = model.state_dict().keys()
+    names = [
+        name
+        for name, tensor in read_tensor_index(folder).items()
+        if any(pattern.search(name) for pattern in patterns)
+        and name not in kept
+        # Causal masks.
+        and not (name.endswith(IDLE_TENSORS) or tensor.shape[:2] == (1, 1))
+    ]
+    if names:
+        notice(
+            f"{len(names)} tensors in {folder} are left out, as {type(model).__name__} does, such as "
+            f"{', '.join(sorted(names)[:3])}"
+        )
 
 
 def load_args(args: ModelArgs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
+from longva_model.engine.hub_model import HubModel, building, described, load_args, load_transformers
 from longva_model.layout import VisualLayout
 from longva_model.model_args import ModelArgs
 
@@ -27,10 +27,12 @@ class LlavaNextVideoBackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoTokenizer, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-        config = LlavaNextVideoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = load_transformers(
-            LlavaNextVideoForConditionalGeneration, folder, config, args, **load_args(args, device, dtype)
-        )
+        with building(folder):
+            config = LlavaNextVideoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = load_transformers(
+                LlavaNextVideoForConditionalGeneration, folder, config, args, **load_args(args, device, dtype)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         vision = config.vision_config
         self.size, stride = int(vision.image_size), int(config.spatial_pool_stride)
         self.layout = VisualLayout(
@@ -42,7 +44,6 @@ class LlavaNextVideoBackend(HubModel):
             pinpoints=tuple((int(width), int(height)) for height, width in config.image_grid_pinpoints),
         )
         self.tokens_per_frame = (self.size // int(vision.patch_size) // stride) ** 2
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._finish(folder, args, model, model.model.language_model, model.lm_head, tokenizer)
 
     def _visual_settings(self) -> str:

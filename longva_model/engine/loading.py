@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from longva_model.engine import work
 from longva_model.engine.backend import Backend
 from longva_model.engine.head import OwnHead
-from longva_model.engine.hub_model import HubModel, described, load_args, load_transformers
+from longva_model.engine.hub_model import HubModel, building, described, load_args, load_transformers
 from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.model_args import ModelArgs
@@ -93,10 +93,11 @@ class LongVABackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 
-        model = LongVAForConditionalGeneration.from_pretrained(
-            folder, trust_remote_code=False, **load_args(args, device, dtype)
-        )
-        self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
+        with building(folder):
+            model = LongVAForConditionalGeneration.from_pretrained(
+                folder, trust_remote_code=False, **load_args(args, device, dtype)
+            )
+            self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
         self.layout = model.config.layout
         self.tokens_per_frame = int(self.layout.tokens_per_frame)
         self.size = int(self.layout.tile_size)
@@ -138,26 +139,38 @@ class TextBackend(HubModel):
     tokens_per_frame = 0
 
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import (
+            CONFIG_MAPPING,
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            PreTrainedModel,
+        )
+        from transformers import __version__ as transformers_version
 
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, KeyError, StrictDataclassError) as error:
+        kind = read_json(Path(folder) / "config.json").get("model_type")
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
             raise ValueError(
-                f"pretrained={args.pretrained!r} is of no kind that is known here: {' '.join(str(error).split())}"
-            ) from error
+                f"pretrained={args.pretrained!r} is of no kind that is known here: its config.json has model_type "
+                f"{kind!r}, which this transformers ({transformers_version}) does not have"
+            )
+        with building(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(
                 f"pretrained={args.pretrained!r} ({config.model_type}) is no causal language model of transformers; "
                 "expected LongVA, LLaVA-NeXT-Video or a causal language model"
             )
         refuse_recurrent(args.pretrained, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-        model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with building(folder):
+            model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         try:
             decoder = model.get_decoder()
-            decoder = getattr(model, "model", model) if decoder is model else decoder
+            if decoder is model or not isinstance(decoder, PreTrainedModel):
+                # Some kinds call a part of their head a decoder.
+                decoder = model.base_model
             self._head = OwnHead(model, decoder)
         except (ValueError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"{args.pretrained} ({config.model_type}) is refused: {error}") from error

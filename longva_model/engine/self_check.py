@@ -24,6 +24,7 @@ from longva_model.engine.backend import Backend
 from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.finite import is_finite, not_finite
+from longva_model.engine.hub_model import building
 from vniah.notices import notice
 
 # The largest relative difference that is never looked into.
@@ -196,8 +197,12 @@ def own_logits(backend: Any, ids: Sequence[int], embeds_TD: torch.Tensor | None 
     if embeds_TD is not None:
         given = {"inputs_embeds": embeds_TD[None]}
 
+    # What fails in a class of transformers' own is its config's doing.
+    theirs = type(backend.model).__module__.startswith("transformers.")
+
     def run() -> torch.Tensor:
-        logits_TV: torch.Tensor = backend.model(**given, use_cache=False).logits[0].float()
+        with building(backend.name) if theirs else contextlib.nullcontext():
+            logits_TV: torch.Tensor = backend.model(**given, use_cache=False).logits[0].float()
         return logits_TV
 
     before = backend.decoder.config._attn_implementation

@@ -74,6 +74,10 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "a decoder that is called the head's": (
+        "ModernBertDecoderConfig",
+        {**COMMON, "local_attention": 20, "global_attn_every_n_layers": 2, "pad_token_id": 1, "eos_token_id": 2},
+    ),
     "experts": ("Qwen3MoeConfig", {**COMMON, **EXPERTS, "head_dim": 8}),
 }
 STATE = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
