@@ -32,7 +32,7 @@ _MARKS = re.compile(r"[*`\"“”«»\\]|(?<!\w)['_‘’]+|['_‘’]+(?!\w)|^[
 
 # A label may stand before these words; before any other, "A" is the article, and so every letter is no label there.
 _BEHIND_LABEL = (
-    "is|was|are|were|be|because|since|as|and|or|nor|not|but|if|though|although|while|when|where|which|that|this|these|"
+    "is|was|are|were|be|because|since|as|and|or|nor|not|but|so|hence|therefore|thus|if|though|although|while|when|where|which|that|this|these|"
     "those|the|an|it|its|he|she|they|we|you|his|her|their|through|in|on|at|from|with|by|for|to|instead|rather|then|over|"
     r"\w+n't|cannot|"
     "seems|appears|looks|fits|matches|describes|shows|explains|has|does|vs|versus|"
@@ -57,7 +57,7 @@ _LISTED = re.compile(
 _TOGETHER = re.compile(rf"^(?:[^\S\n]|[,/&)(\]\[{_MASK}]|\b(?:or|and|nor|the)\b|\b{_CUE}\b)*$", re.IGNORECASE)
 _JOINED = re.compile(r"\b(?:or|and|nor)\b|[/&]", re.IGNORECASE)
 
-_CLAUSE = re.compile(r"[.;:!?\n,]|(?<!thing )(?<!all )\b(?:but|so|however|then)\b|\s-\s", re.IGNORECASE)
+_CLAUSE = re.compile(r"[.;:!?\n,]|(?<!thing )(?<!all )\b(?:but|so|however|then|because|since)\b|\s-\s", re.IGNORECASE)
 _NEGATED = re.compile(
     # "Anything but A"; "more like B than A", "fewer than 3".
     r"(?:\b(?:(?:any|every)thing|all)\s+but\b|(?<!none other )(?<!no other )\bthan\b|"
@@ -68,7 +68,7 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 # Where a verdict ends: "B: no" and "B (wrong)" are some, "B, no doubt" and "B (out of the four)" are none.
-_END = rf"(?=\s*(?:[^\w\s{_MASK}]|$)|\s+(?:and|but|so|because|since|as|while|here)\b|\s+(?-i:[A-Z])\b|\s+[a-z][).:])"
+_END = rf"(?=[^\S\n]*(?:[^\w\s{_MASK}]|\n|$)|\s+(?:and|but|so|because|since|as|while|here)\b|\s+(?-i:[A-Z])\b|\s+[a-z][).:])"
 _WRONG = r"(?:wrong|incorrect|false|impossible|unlikely|eliminated|excluded|ruled\s+out|rejected|out(?!\s+of))"
 _RIGHT = (
     r"(?:correct|right|true|possible|likely|it|(?:the|my)\s+(?:(?:correct|right|best)\s+)?(?:answer|one|choice|option))"
@@ -89,7 +89,7 @@ _DENIED = re.compile(
 # An option is denied by whatever it does not do, but not by "B is not wrong"; and "B is not A" denies A.
 _OPTION_DENIED = re.compile(
     rf"{_BEHIND}(?:(?:contradicts?|fails|lacks)\b|{_IS}(?:less|worse)\b|{_NOT}(?!\s+(?:be\s+)?{_ADVERBS}(?:{_WRONG}|only)\b)"
-    rf"(?!\s+(?:(?:be|been|show|fit|mean|the|{_CUE})\s+)*\W?(?:(?-i:[A-Z])\b|{_MASK})))",
+    rf"(?![^\S\n]+(?:(?:be|been|show|fit|mean|the|{_CUE})[^\S\n]+)*[^\w\n]?(?:(?-i:[A-Z])\b|{_MASK})))",
     re.IGNORECASE,
 )
 # A thing may be there and not move.
@@ -426,6 +426,8 @@ def _rejects(text: str, start: int, stop: int, *, option: bool = True) -> bool:
     """
     clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
     behind = text[stop : stop + 120]
+    if text[start] == _MASK:  # another text behind it is no part of it, as an option's text is of its letter's mention
+        behind = re.sub(f"{_MASK}+", "X", behind)
     denied = _OPTION_DENIED if option else _THING_DENIED
     # In "A: no C: yes" the "no" is A's.
     negated = _NEGATED.search(clause) and not (option and _TICKED.search(behind))
@@ -484,7 +486,7 @@ _COLOURS = frozenset(
     "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
 )
 _YES_NO = frozenset({"yes", "no"})
-_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+\w)", re.IGNORECASE)
+_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+[\w█])", re.IGNORECASE)
 _SMALL_TALK = frozenset(
     {"yes", "no", "sure", "definitely", "certainly", "probably", "indeed", "maybe", "sorry", "exactly"}
 )
@@ -492,15 +494,17 @@ _NO_ITEM = re.compile(
     r"(?:not|no|nothing|but|because|since|as|i|it|which|that|who|like|with|on|in|at|of|from|by)\b", re.IGNORECASE
 )
 # "White/ivory", "white, maybe ivory".
-_OR_BEHIND = re.compile(r"\s*(?:,?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S", re.IGNORECASE)
-_OR_BEFORE = re.compile(r"\S\s*(?:\bor|/)\s*(?:an?\s+|the\s+)?$", re.IGNORECASE)
+_OR_BEHIND = re.compile(r"\s*(?:[,.?]?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S", re.IGNORECASE)
+_OR_BEFORE = re.compile(r"\S\s*(?:\bor|/)\s*(?:(?:maybe|perhaps|possibly|an?|the)\s+)*$", re.IGNORECASE)
 # "A lion and a tiger", up to the clause's end; "a lion and a man walks" goes on.
 _AND_BEHIND = re.compile(
     r"\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
-    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$)",
+    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$|are\b)",
     re.IGNORECASE,
 )
-_AND_BEFORE = re.compile(r"\b(?:an?|the)\s+[^\W\d_]+\s*(?:\band|[;|&])\s+(?:an?\s+|the\s+)?$", re.IGNORECASE)
+_AND_BEFORE = re.compile(
+    r"\b(?:(?:an?|the)\s+[^\W\d_]+|(?-i:[A-Z])\w+)\s*(?:\band|[|&])\s+(?:an?\s+|the\s+)?$", re.IGNORECASE
+)
 
 
 def _digits(text: str) -> str:
@@ -618,6 +622,6 @@ def _is_list(text: str, wanted: str) -> bool:
     if len(items) < 2:
         return False
     # Two by a comma may be one thing: "Paris, France".
-    several = 3 if _kind(wanted) or ("," in text and not items[-1][:1].islower()) else 2
+    several = 3 if _kind(wanted) or ("," in text and not any(item[0].islower() for item in items)) else 2
     short = all(len(item.split()) <= 2 and not _NO_ITEM.match(item) for item in items)
     return len(items) >= several and short and any(set(item) == {_MASK} for item in items)

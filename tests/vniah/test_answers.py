@@ -218,6 +218,13 @@ BY_LETTER = [
     ("Between A and B, B is better", "B"),
     ("D, unless it is B", "D"),
     ("The answer is B. Wait, the correct answer is D", "D"),
+    ("B so A is wrong", "B"),
+    ("It can't be A because B", "B"),
+    # A line ends what is said of an option.
+    ("A does not fit\nB", "B"),
+    ("A does not fit\n(B)", "B"),
+    ("A: no\noption B", "B"),
+    ("A is not the answer\nI think B", "B"),
     # Marks.
     ("❌ A\n✅ B", "B"),
     ("✗ A\n✓ B", "B"),
@@ -627,6 +634,7 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("The lion is not moving.", "lion", True),
         ("The lion doesn't move.", "lion", True),
         ("a lion rather than a tiger", "lion", True),
+        ("not a tiger; a lion", "lion", True),
         ("more like a lion than a tiger", "lion", True),
         ("black? No, white.", "white", True),
         ("I thought it was black, but it is white", "white", True),
@@ -653,9 +661,17 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("lion, tiger", "lion", False),
         ("It may be a lion. It may be a tiger.", "lion", False),
         ("a lion, maybe a tiger", "lion", False),
+        ("a tiger, a lion", "lion", False),
+        ("a tiger or maybe a lion", "lion", False),
+        ("It is a lion. Or a tiger.", "lion", False),
+        ("a lion and a tiger are both correct", "lion", False),
+        ("The answer is Rome and Paris", "Paris", False),
+        ("Perhaps Rome, perhaps Paris", "Paris", False),
         ("\\boxed{tiger} \\boxed{lion}", "lion", False),
         # Numbers, and "no".
         ("exactly three", "3", True),
+        ("It is 3. 12 is not the answer", "3", True),
+        ("3 (12 is wrong)", "3", True),
         ("There are three, one of them black", "3", True),
         ("three people and a hundred birds", "3", True),
         ("twenty-three", "23", True),
@@ -735,6 +751,52 @@ def test_named_words_are_whole_and_not_rejected() -> None:
     assert named("new york, not London; and PARIS", cities) == ("New York", "Paris")
     assert named("Londonderry", cities) == ()
     assert named("neither London nor York", cities) == ()
+
+
+_SAID = """{0}
+({0})
+Answer: {0}
+The answer is {0}
+It is {0}
+I think {0}
+{0} is correct
+I'd go with {0}
+**{0}**
+option {0}
+\\boxed{{{0}}}
+Final answer: {0}
+So {0}
+Definitely {0}
+It must be {0}
+The correct option is ({0})"""
+_DENIED = """not {0}
+It is not {0}
+it isn't {0}
+It can't be {0}
+The answer is not {0}
+I doubt it is {0}
+anything but {0}
+I rule out {0}
+{0} is wrong
+{0} is incorrect
+({0}) is false
+{0} does not fit
+{0} can be ruled out
+{0} cannot be right
+{0} is not the answer
+{0} isn't right
+{0} is unlikely
+{0}: no
+{0} ❌"""
+
+
+@pytest.mark.parametrize("between", [". ", ", ", "; ", "\n", " - ", " but ", "... "])
+def test_what_is_said_stands_beside_what_is_denied(between: str) -> None:
+    """In either order, every way to say one option and every way to deny another choose the first."""
+    for said, denied in itertools.product(_SAID.splitlines(), _DENIED.splitlines()):
+        parts = said.format("B"), denied.format("A")
+        assert chosen_letter(between.join(parts), ANIMALS) == "B", parts
+        assert chosen_letter(between.join(reversed(parts)), ANIMALS) == "B", parts
 
 
 def test_long_answers_end() -> None:
