@@ -82,6 +82,7 @@ class Journal:
             self._lines = {key: line for other in also for key, line in _read(Path(other)).lines.items()}
             own = self._load()
             self._own = set(own)
+            self._measured: dict[str, str] = {}
             self._lines.update(own)
             # Unbuffered: what a full disk did not take must not be written later, behind other lines.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open until close)
@@ -118,10 +119,11 @@ class Journal:
         return None if line is None else dict(json.loads(line)["result"])
 
     def describe(self, run: Mapping[str, Any]) -> None:
-        """Say what the lines behind this one are part of; once a journal, however often a run is continued."""
+        """Say what the lines of a task are part of; once a journal, however often a run is continued."""
         key = f"run-{content_key(dict(run))}"  # as _RUN begins
         if not self.holds(key):
             self.put(key, {}, run=dict(run))
+        self._measured[str(run.get("task"))] = measured_key(run)
 
     def put(self, key: str, result: Mapping[str, Any], **about: Any) -> None:
         """Append a result and make sure that it is on the disk before returning.
@@ -129,7 +131,9 @@ class Journal:
         Raises:
             OSError: a full disk; the part of the line that was written is taken back.
         """
-        line = sealed({"key": key, **about, "result": dict(result)})
+        measured = self._measured.get(str(about.get("task")))
+        of = {} if measured is None else {"of": measured}
+        line = sealed({"key": key, **of, **about, "result": dict(result)})
         before = os.fstat(self._file.fileno()).st_size
         try:
             left = memoryview(line)
@@ -161,6 +165,11 @@ class Journal:
 
 
 _RUN = b'"run-'
+
+
+def measured_key(run: Mapping[str, Any]) -> str:
+    """What a line says that it is part of: a hash of what the run of its task is to measure."""
+    return content_key(run.get("measured"))[:12]
 
 
 def sealed(row: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ lmms-eval 0.7.3 writes, under ``--output_path OUT``, ``OUT/<model>/<date>_result
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import re
@@ -17,13 +18,15 @@ from typing import Any, Literal
 
 from vniah.files import parse_json, read_json
 from vniah.grid import parse_range
-from vniah.journal import is_journal, is_sound
+from vniah.journal import is_journal, is_sound, measured_key
 from vniah.notices import notice, printable
 from vniah.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
 from vniah.runs.task import MOST_CELLS
 from vniah.scored_rows import read_cells
 from vniah.text.puzzles import parse_lengths
 
+# A cell's line in a journal, which says what it is part of behind its key.
+_PART_OF = re.compile(rb'\{"key": "[^"]*", "of": "([0-9a-f]+)", ')
 _RESULTS = re.compile(r"^(?P<date>.+)_results\.json$")
 _SAMPLES = re.compile(r"^(?P<date>.+?)_samples_(?P<task>.+)\.jsonl$")
 _MODEL_KEYS = ("model", "model_args", "device", "batch_size", "limit", "gen_kwargs")
@@ -256,18 +259,22 @@ def _header(journals: Iterable[Path], task: str, named: Path) -> Mapping[str, An
         ValueError: they are of runs that were to measure different things, and one grid is not made of them.
     """
     found: Mapping[str, Any] = {}
+    parts_of: set[str] = set()
     for path in journals:
         with path.open("rb") as file:
             for line in file:
-                told = _mapping(_row(line).get("run")) if b'"run": {' in line and is_sound(line) is not False else {}
-                if told.get("task") != task:
+                if is_sound(line) is False:
                     continue
-                if found and found.get("measured") != told.get("measured"):
-                    raise ValueError(
-                        f"{named} holds runs of {task} that measured different things (grid, haystack, needles or "
-                        "versions); read the finished run's samples file, or give each its own journal=PATH"
-                    )
-                found = told
+                if b'"run": {' in line and (told := _mapping(_row(line).get("run"))).get("task") == task:
+                    parts_of.add(measured_key(told))
+                    found = told
+                elif (part := _PART_OF.match(line)) and json.dumps(task).encode() in line:
+                    parts_of.add(part[1].decode())
+    if len(parts_of) > 1:
+        raise ValueError(
+            f"{named} holds runs of {task} that measured different things (grid, haystack, needles or versions); read "
+            "the finished run's samples file, or give each its own journal=PATH"
+        )
     return found
 
 
