@@ -64,11 +64,14 @@ _NEGATED = re.compile(
     r"\b(?:not|never|neither|nor|no|without|except|excluding|excludes?|unlike|instead\s+of|eliminat\w+|reject\w*|"
     r"rul(?:e|es|ed|ing)\s+out|cannot|unable|fail\w*|impossible|unlikely|hardly|не|нет)\b|n't\b|"
     r"(?<!no )(?<!not )(?<!n't )(?<!out )(?<!out a )(?<!beyond )\bdoubt\b)"
-    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely)\b)[\w']+){0,3}[\W_]*$",
+    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely|there)\b)[\w']+){0,3}[\W_]*$",
     re.IGNORECASE,
 )
 # Where a verdict ends: "B: no" and "B (wrong)" are some, "B, no doubt" and "B (out of the four)" are none.
-_END = rf"(?=[^\S\n]*(?:[^\w\s{_MASK}]|\n|$)|\s+(?:and|but|so|because|since|as|while|here)\b|\s+(?-i:[A-Z])\b|\s+[a-z][).:])"
+_END = (
+    rf"(?=[^\S\n]*(?:[^\w\s{_MASK}]|\n|$)|\s+(?:and|but|so|because|since|as|while|here)\b|\s+(?-i:[A-Z])\b"
+    r"|\s+[a-z][).:])"
+)
 _WRONG = r"(?:wrong|incorrect|false|impossible|unlikely|eliminated|excluded|ruled\s+out|rejected|out(?!\s+of))"
 _RIGHT = (
     r"(?:correct|right|true|possible|likely|it|(?:the|my)\s+(?:(?:correct|right|best)\s+)?(?:answer|one|choice|option))"
@@ -80,7 +83,7 @@ _IS = (
     rf"\s+(?:be\s+)?{_ADVERBS}"
 )
 _NOT = rf"(?:{_IS}(?:not|never)|cannot|\w+n't)\b"
-_BEHIND = rf"^[\s)\].:(-]*(?:{_MASK}+[\s)\].:(-]*)?"
+_BEHIND = rf"^[\s)\].:(-]*(?:(?:(?:an?|the)\s+)?{_MASK}+[\s)\].:(-]*)?"
 # "B: no", "B, wrong", "B (not correct)", "B is unlikely".
 _DENIED = re.compile(
     rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+(?:{_RIGHT}|{_SEEN})|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)",
@@ -99,12 +102,12 @@ _THING_DENIED = re.compile(
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
-    rf"^[\s)\].:,(-]*(?:{_MASK}+[\s)\].:,(-]*)?(?:is|are|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
+    rf"^[\s)\].:,(-]*(?:(?:(?:an?|the)\s+)?{_MASK}+[\s)\].:,(-]*)?(?:is|are|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
     r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one|also|both|all)\s+)*"
     rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b",
     re.IGNORECASE,
 )
-_TICKED = re.compile(rf"^[\s).:-]*{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)", re.IGNORECASE)
+_TICKED = re.compile(rf"^[\s).:-]*(?:(?:an?|the)\s+)?{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)", re.IGNORECASE)
 _IT_IS = r"\b(?:it|this|that)(?:'s|\s+(?:is|was|must\s+be|would\s+be|has\s+to\s+be|could\s+be|may\s+be|might\s+be))"
 _SAID = rf"(?:{_IT_IS}|\b(?:think|believe|guess|say|definitely|probably|certainly|surely))"
 _STATED = re.compile(
@@ -292,6 +295,7 @@ def _chosen(plain: str, texts: Sequence[str], by_text: bool) -> str | None:
     if standing:
         return _decide(masked, standing)
     names = {one.name for one in _standing(masked, found, option=False)} if by_text else set()
+    names -= {one.name for one in labels}  # rejected, and their texts with them
     if labels and not names:
         return ""
     return (names.pop() if len(names) == 1 else "") if names else None
@@ -397,6 +401,8 @@ def _whole(word: str) -> re.Pattern[str]:
         after += r"(?!\s+(?:idea|clue|answer|way|information|evidence|one|longer|doubt|matter|problem)\b)"
     if kept[-1].isdigit():
         after = rf"(?:st|nd|rd|th)?{after}"
+    # A small article is the text's, and no letter.
+    before = rf"(?:(?<!\w)(?-i:an?|the)\s+)?{before}"
     return re.compile(before + body + after, re.IGNORECASE)
 
 
