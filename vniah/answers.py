@@ -64,7 +64,7 @@ _NEGATED = re.compile(
     r"\b(?:not|never|neither|nor|no|without|except|excluding|excludes?|unlike|instead\s+of|eliminat\w+|reject\w*|"
     r"rul(?:e|es|ed|ing)\s+out|cannot|unable|fail\w*|impossible|unlikely|hardly|не|нет)\b|n't\b|"
     r"(?<!no )(?<!not )(?<!n't )(?<!out )(?<!out a )(?<!beyond )\bdoubt\b)"
-    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely|there)\b)[\w']+){0,3}[\W_]*$",
+    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely|there's)\b)[\w']+){0,3}[\W_]*$",
     re.IGNORECASE,
 )
 # Where a verdict ends: "B: no" and "B (wrong)" are some, "B, no doubt" and "B (out of the four)" are none.

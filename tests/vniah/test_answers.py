@@ -651,6 +651,7 @@ def test_the_options_of_a_question(question: str, options: tuple[str, ...]) -> N
         ("lion? no", "lion", False),
         ("I doubt it is a lion", "lion", False),
         ("anything but a lion", "lion", False),
+        ("I don't think there is a lion", "lion", False),
         ("Unable to see the lion", "lion", False),
         ("a tiger rather than a lion", "lion", False),
         ("more like a tiger than a lion", "lion", False),
