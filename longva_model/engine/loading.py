@@ -167,10 +167,9 @@ class TextBackend(HubModel):
             model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         try:
-            decoder = model.get_decoder()
-            if decoder is model or not isinstance(decoder, PreTrainedModel):
-                # Some kinds call a part of their head a decoder.
-                decoder = model.base_model
+            # Some kinds call a part of their head a decoder, others do not say where theirs is.
+            found = (model.get_decoder(), model.base_model, getattr(model, "model", None))
+            decoder = next((part for part in found if isinstance(part, PreTrainedModel) and part is not model), model)
             self._head = OwnHead(model, decoder)
         except (ValueError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"{args.pretrained} ({config.model_type}) is refused: {error}") from error

@@ -78,6 +78,10 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
         "ModernBertDecoderConfig",
         {**COMMON, "local_attention": 20, "global_attn_every_n_layers": 2, "pad_token_id": 1, "eos_token_id": 2},
     ),
+    "a decoder that is not told": (
+        "Llama4TextConfig",
+        {**COMMON, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "attention_chunk_size": 20},
+    ),
     "experts": ("Qwen3MoeConfig", {**COMMON, **EXPERTS, "head_dim": 8}),
 }
 STATE = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
