@@ -34,6 +34,13 @@ class GeneratedTask:
 
     def __init__(self, family: str, name: str, opened: Callable[[NeedleTask], None] | None = None) -> None:
         self._family, self._name, self._opened = family, name, opened
+        self._measured: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        # lmms-eval's cache of responses (--use_cache) tells documents apart by number, question and the task's
+        # settings, in which its functions, methods of this object, stand as they print: neither haystack nor frames
+        # nor depths. So that another run's answers aren't taken for this one's, what is measured is told here.
+        return f"GeneratedTask({self._family!r}, {sorted(self._measured.items())})"
 
     def _open(self, seed: Mapping[str, Any]) -> NeedleTask:
         name = str(seed.get("task") or self._name)
@@ -48,6 +55,7 @@ class GeneratedTask:
 
         def rows() -> list[dict[str, Any]]:
             task = self._open(seed)
+            self._measured[task.name] = task.provenance_key
             if self._opened is not None:
                 self._opened(task)
             return [{**row, "seed": json.dumps(seed)} for row in logged_rows(task)]

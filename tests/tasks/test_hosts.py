@@ -293,6 +293,41 @@ def test_a_call_that_would_lose_frames_is_warned_of_by_what_works(
     assert host_warnings(16, presentation, ["--model", "longva_ring"]) == host_warnings(16, presentation, []) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("VNIAH_HAYSTACK", "synthetic:1:20:64x48"),
+        ("VNIAH_DEPTHS", "0,25,100"),
+        ("VNIAH_NEEDLES", "icons:3:2"),
+        ("VNIAH_PRESENTATION", "images"),
+    ],
+)
+def test_cached_responses_are_of_what_was_measured(
+    key: str, value: str, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval's --use_cache knows documents by number and question, and the task by its settings as they print."""
+    from lmms_eval.caching.response_cache import ResponseCache
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    from vniah.lmms_plugin import tasks_dir
+
+    manager = TaskManager(verbosity="ERROR", include_path=str(tasks_dir()), include_defaults=False)
+
+    def fingerprint() -> str:
+        found = get_task_dict(["vniah_generate"], manager)
+        cache = ResponseCache.create(str(grid / "responses"), model="qwen2_5_vl", task_dict=found)
+        (one,) = cache._task_fingerprints.values()
+        cache.close()
+        return one
+
+    first = fingerprint()
+    assert fingerprint() == first
+    with monkeypatch.context() as patch:
+        patch.setenv(key, value)
+        assert fingerprint() != first
+    assert fingerprint() == first
+
+
 @pytest.mark.parametrize("size", ["2", "16", "auto"])
 def test_a_batch_that_would_lose_frames_is_warned_of(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 and 18 frames in one batch, lmms-eval's qwen2_5_vl shows 2 of each and says nothing."""
