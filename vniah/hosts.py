@@ -272,7 +272,7 @@ def _find(name: str) -> tuple[str, str]:
     """
     classes = host_classes()
     if name not in classes:
-        near = did_you_mean(name, classes) or "; `lmms-eval --tasks list` and its documentation name them"
+        near = did_you_mean(name, classes) or "; `lmms-eval models` lists them"
         raise ValueError(f"lmms-eval has no model {name!r}{near}")
     own, path = classes[name]
     return own, path.rpartition(".")[0]

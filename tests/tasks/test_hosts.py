@@ -436,4 +436,5 @@ def test_doctor_says_it_in_words(grid: Path) -> None:
 def test_doctor_on_a_name_that_is_none() -> None:
     failed = doctor("--host-model", "qwen25_vl", "--json")
     assert isinstance(failed.exception, ValueError) and "did you mean 'qwen2_5_vl'?" in str(failed.exception)
+    assert "no model ''; `lmms-eval models` lists them" in str(doctor("--host-model", "").exception)
     assert "--host-model" in str(doctor("--json").exception)
