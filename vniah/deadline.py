@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +11,16 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
+class _StoppedError(BaseException):
+    """In a thread whose caller waits no longer. No ``Exception``: a library that tries again must not catch it."""
+
+
 def within(seconds: float, call: Callable[[], _T]) -> _T:
     """What ``call()`` gives, or what it raises.
 
-    It runs in a thread of its own. One that takes too long is left to itself: it ends when its line does, or with the
-    process, which does not wait for it.
+    It runs in a thread of its own. One that takes too long is stopped at its next step, so that it does not try again
+    behind the back of later calls, whose connections it would share. Where it waits, it is left to wait: it ends when
+    its line does, or with the process, which does not wait for it.
 
     Raises:
         TimeoutError: it took longer.
@@ -34,6 +40,9 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
     if failed:
         raise failed[0]
     if not done:
+        if thread.ident is not None:
+            # What Python has for this: the exception is raised in that thread when it next runs Python code.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StoppedError))
         raise TimeoutError(f"no whole answer within {seconds:g} s")
     result: _T = done[0]
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -39,3 +40,25 @@ def test_a_trickle_is_a_pause_and_a_slow_line_is_not(monkeypatch: pytest.MonkeyP
     assert trickle.left_s < 0 < slow.left_s <= 60 and busy.left_s == 60
     now += 61
     assert slow.left_s < 0, "what came long ago buys no more than a pause"
+
+
+def test_a_call_that_is_given_up_does_not_try_again() -> None:
+    """A library that retries would go on beside later calls, with connections that it shares with them."""
+    tries: list[int] = []
+
+    def call() -> None:
+        while True:
+            try:
+                tries.append(1)
+                time.sleep(0.05)
+                raise OSError("again")
+            except Exception:
+                continue
+
+    with pytest.raises(TimeoutError):
+        within(0.2, call)
+    for thread in threading.enumerate():
+        if thread.name == "within a deadline":
+            thread.join(10)
+            assert not thread.is_alive()
+    assert tries

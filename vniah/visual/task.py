@@ -42,8 +42,8 @@ class VisualTask(NeedleTask):
         self.grid: Grid = settings.grid
         self.needles: NeedleSet = open_needles(settings.needles)
         columns = len(self.grid.frames) * (len(self.grid.depths) + 1)
-        check_columns(settings.frames, settings.grid.frames, "frames")
         self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
+        check_columns(settings.frames, settings.grid.frames, "frames")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, self.grid.max_frames)
         self._reading = threading.Lock()
