@@ -21,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from vniah.contract.sources import FramesNHWC
 from vniah.haystack import base, video
 from vniah.haystack.video import VideoHaystack
-from vniah.media import FramesNHWC
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from random_backend import RandomBackend
 
-from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
-from vniah.flops import SHAPES, ModelShape, segment_tokens
-from vniah.grid import Grid
-from vniah.planning import grid_requests
-from vniah.requests import RequestTree
+from longva_model.frames.embeddings import FrameEmbeddings
+from vniah.commands.planning import grid_requests
+from vniah.contract.cost import SHAPES, ModelShape, segment_tokens
+from vniah.contract.requests import RequestTree
+from vniah.visual.grid import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +137,8 @@ def matmul_rate(setting: Setting) -> float:
 def tower(setting: Setting) -> float:
     """Frames a second from 8-bit pixels on the CPU to pooled tokens on the CPU, as the pipeline moves them."""
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
-    from longva_model.preprocess import level_table
-    from longva_model.visual import levels_to_pixels
+    from longva_model.pictures.preprocess import level_table
+    from longva_model.pictures.visual import levels_to_pixels
 
     # The decoder plays no part: one small layer, of the right width.
     text = {"hidden_size": setting.shape.hidden, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 128}

@@ -25,11 +25,11 @@ def main(options: argparse.Namespace) -> None:
     from PIL import Image as PILImage
     from random_backend import NumberedFrames, RandomBackend, in_a_process
 
-    from longva_model.engine.embeddings import FrameEmbeddings
-    from vniah.flops import ModelShape, plain_flops, tree_flops
-    from vniah.grid import Grid
-    from vniah.planning import grid_requests
-    from vniah.requests import RequestTree
+    from longva_model.frames.embeddings import FrameEmbeddings
+    from vniah.commands.planning import grid_requests
+    from vniah.contract.cost import ModelShape, plain_flops, tree_flops
+    from vniah.contract.requests import RequestTree
+    from vniah.visual.grid import Grid
 
     # Threads of this process would not survive the forks.
     torch.set_num_threads(1)
@@ -92,10 +92,10 @@ def run(side: str, backend: Any, frames: Any, tree: Any, media: Mapping[str, Any
 
 def report(rounds: Mapping[str, list[Any]], flops: Mapping[str, int]) -> None:
     """Check that both sides gave the same, and print what they took."""
-    from vniah.flops import SHAPES, plain_flops, tree_flops
-    from vniah.grid import Grid
-    from vniah.planning import grid_requests
-    from vniah.requests import RequestTree
+    from vniah.commands.planning import grid_requests
+    from vniah.contract.cost import SHAPES, plain_flops, tree_flops
+    from vniah.contract.requests import RequestTree
+    from vniah.visual.grid import Grid
 
     worst = 0.0
     for one, other in zip(rounds["tree"][0]["results"], rounds["plain"][0]["results"], strict=True):

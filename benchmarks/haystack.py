@@ -30,7 +30,7 @@ class Pipeline:
     def __init__(self, tower: Any, threads: int) -> None:
         import torch
 
-        from longva_model.preprocess import level_table
+        from longva_model.pictures.preprocess import level_table
 
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.tower, self.threads, self.table = tower, threads, level_table()
@@ -39,12 +39,12 @@ class Pipeline:
         """Runs in the decoding thread."""
         import torch
 
-        from longva_model.preprocess import fit_frames
+        from longva_model.pictures.preprocess import fit_frames
 
         return torch.from_numpy(fit_frames(frames_NHWC, preprocess, num_threads=self.threads or None))
 
     def encode_pixels(self, pixels_NHWC: Any) -> Any:
-        from longva_model.visual import levels_to_pixels
+        from longva_model.pictures.visual import levels_to_pixels
 
         return self.tokens(levels_to_pixels(pixels_NHWC, self.table))
 
@@ -59,7 +59,7 @@ def ours(path: Path, decoder: str, pipeline: Pipeline) -> Any:
     """The tokens of every sampled frame, by the package."""
     import torch
 
-    from longva_model.engine.embeddings import FrameEmbeddings
+    from longva_model.frames.embeddings import FrameEmbeddings
     from vniah.haystack.video import VideoHaystack
 
     haystack = VideoHaystack(path, approximate=decoder == "pyav-fast", threads=pipeline.threads)

@@ -21,8 +21,8 @@ from PIL import Image as PILImage
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from longva_model.attention import register
-from longva_model.engine.backend import TextMixin
-from vniah.flops import ModelShape
+from longva_model.backends.backend import TextMixin
+from vniah.contract.cost import ModelShape
 from vniah.prompts import PLAIN
 
 

@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable
 
-from vniah.requests import RequestTree
+from vniah.contract.requests import RequestTree
 from vniah.text import TextBook, TextSettings, TextSource, open_text_haystack, prose
 
 PLAIN_PROMPTS = 2

@@ -20,11 +20,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from longva_model.checkpoints.pretrained import LongVAPreTrainedModel
+from longva_model.checkpoints.renamed import cache_keyword
 from longva_model.config import LongVAConfig
-from longva_model.layout import UNIRES_POOL
-from longva_model.pretrained import LongVAPreTrainedModel
-from longva_model.renamed import cache_keyword
-from longva_model.visual import LongVAProjector, merge_tiles, pool_tokens, pools_tiles, tower_features
+from longva_model.pictures.layout import UNIRES_POOL
+from longva_model.pictures.visual import LongVAProjector, merge_tiles, pool_tokens, pools_tiles, tower_features
 
 
 @dataclass

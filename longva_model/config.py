@@ -12,8 +12,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from longva_model import released
-from longva_model.layout import VisualLayout
+from longva_model.checkpoints import released
+from longva_model.pictures.layout import VisualLayout
 
 # Far above any vocabulary, so that a placeholder is never a token, not even after the vocabulary grows,
 # and below 2**31, so that tokenizers skip it when they decode.

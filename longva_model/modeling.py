@@ -16,12 +16,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from longva_model import checkpoint, loading, released
 from longva_model.attention import register as register_attention
 from longva_model.backbone import LongVAModel
+from longva_model.checkpoints import checkpoint, loading, released
+from longva_model.checkpoints.pretrained import LongVAPreTrainedModel
+from longva_model.checkpoints.renamed import cache_keyword
 from longva_model.config import LongVAConfig
-from longva_model.pretrained import LongVAPreTrainedModel
-from longva_model.renamed import cache_keyword
 
 VISUAL_INPUTS = ("pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames")
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from longva_model import checkpoint
-from longva_model.chat_templates import CHAT_TEMPLATES, DEFAULT_TEMPLATES
+from longva_model.checkpoints import checkpoint
 from longva_model.config import IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX, LongVAConfig
-from longva_model.layout import VisualLayout
-from longva_model.preprocess import CLIP_MEAN, CLIP_STD, MODES, fit_frames, level_table, normalise
+from longva_model.pictures.layout import VisualLayout
+from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD, MODES, fit_frames, level_table, normalise
+from longva_model.pictures.visual_inputs import PLACEHOLDER, as_list_of_videos, distribute, load_frames, load_image
+from longva_model.prompts.chat_templates import CHAT_TEMPLATES, DEFAULT_TEMPLATES
 from longva_model.tower import find_tower
-from longva_model.visual_inputs import PLACEHOLDER, as_list_of_videos, distribute, load_frames, load_image
 from vniah.files import read_json
 
 

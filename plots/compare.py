@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vniah.nearest import did_you_mean
+from vniah.notices import did_you_mean
 from vniah.plots.grid_data import EFFECTIVE_AT, effective_length, long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
 from vniah.plots.run_notes import (
@@ -23,9 +23,9 @@ from vniah.plots.run_notes import (
     warned,
 )
 from vniah.plots.table_formats import TextTable
-from vniah.results import NOT_SCORED, Run
-from vniah.run_reader import model_args
-from vniah.scoring import column_means, control_mean, grid_mean, grid_scores
+from vniah.runs.results import NOT_SCORED, Run
+from vniah.runs.run_reader import model_args
+from vniah.runs.scoring import column_means, control_mean, grid_mean, grid_scores
 
 MISSING = "-"
 

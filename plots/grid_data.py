@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from vniah.plots.run_notes import control_name, control_note, grid_of, measured_line, warnings_of
 from vniah.plots.table_formats import csv_text
-from vniah.results import Run
-from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+from vniah.runs.results import Run
+from vniah.runs.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 from vniah.text.score import DISTRACTOR
 
 EFFECTIVE_AT = 0.9

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from vniah.pictures import readable_formats
+from vniah.haystack.pictures import readable_formats
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -12,7 +12,7 @@ from vniah.plots.grid_data import GridData
 from vniah.plots.heatmap import draw_heatmap
 from vniah.plots.run_notes import differences
 from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
-from vniah.results import Run
+from vniah.runs.results import Run
 
 FIGURE_4 = ("LongVA-7B", "LLaVA-NeXT-Video-7B-32K", "LLaVA-NeXT-Video-7B-32K-rope-1e8")
 FIGURE_7 = ("Qwen2-7B-224K-distractors-0", "Qwen2-7B-224K-distractors-3", "Qwen2-7B-224K-distractors-5")

@@ -10,7 +10,7 @@ from pathlib import Path
 from vniah.plots.compare import frames_of
 from vniah.plots.curves import Bars, Curve
 from vniah.plots.published import Table
-from vniah.results import Run
+from vniah.runs.results import Run
 
 _COUNTS = ("_missing_videos", "_missing_questions", "_unusable_questions", "_unscored")
 # A metric's name has no room for an ampersand.

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from vniah.plots.compare import frames_of
 from vniah.plots.run_notes import measured_on
-from vniah.results import Run
-from vniah.run_reader import model_args
+from vniah.runs.results import Run
+from vniah.runs.run_reader import model_args
 
 
 def distinct_names(groups: Sequence[Sequence[Run]], *, by_frames: bool = True) -> list[list[Run]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vniah.notices import shortened
-from vniah.results import Run
+from vniah.runs.results import Run
 
 # Without these nobody can say what was measured.
 _NEEDED = {"frames": ("haystack", "needles"), "tokens": ("haystack",)}

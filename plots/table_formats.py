@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vniah.nearest import did_you_mean
-from vniah.notices import printable
+from vniah.notices import did_you_mean, printable
 
 _LATEX = {
     "\\": r"\textbackslash{}",

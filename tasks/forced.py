@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
 
-from vniah import scoring
+from vniah.runs import scoring
 from vniah.runs.open import open_task
 from vniah.runs.task import Answer, NeedleTask
 from vniah.tasks.generated import logged_rows

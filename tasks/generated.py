@@ -10,8 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vniah.notices import closing, notice
-from vniah.quiet import QuietDict
+from vniah.notices import QuietDict, closing, notice
 from vniah.runs.open import metadata_of, open_task
 from vniah.runs.task import Answer, NeedleTask
 from vniah.tasks.errors import raise_error_of, rows_or_error

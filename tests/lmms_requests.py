@@ -25,7 +25,7 @@ def film(frames: int = 5, seed: int = 1) -> np.ndarray:
 
 def make(checkpoint: Path, *, chat: bool = False, **args: Any) -> Any:
     """The adapter on the CPU in fp32, without a journal."""
-    from longva_model.lmms_model import LongVARing, LongVARingChat
+    from longva_model.lmms.longva_ring import LongVARing, LongVARingChat
 
     kind = LongVARingChat if chat else LongVARing
     lm = kind(pretrained=str(checkpoint), dtype="float32", device="cpu", journal="none", **args)

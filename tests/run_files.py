@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.results import Run, ScoredCell
+from vniah.runs.results import Run, ScoredCell
 from vniah.runs.task import Answer
 from vniah.visual import metrics
 

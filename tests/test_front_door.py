@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import vniah
 from vniah.cli import app
-from vniah.run_reader import read_run, read_runs
 from vniah.runs.callable_model import CallableModel, CellError, _code_of
+from vniah.runs.run_reader import read_run, read_runs
 from vniah.runs.write import write_results
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
@@ -391,7 +391,7 @@ def test_bad_arguments_are_said_before_anything_is_asked(given: dict[str, Any], 
 
 def test_a_variable_that_is_not_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from vniah.notices import recorded
-    from vniah.settings import Settings
+    from vniah.visual.settings import Settings
 
     monkeypatch.setenv("VNIAH_FRAME", "16,32")
     for name in ("VNIAH_SHARED", "VNIAH_JUDGE_URL", "VNIAH_CACHE_GB"):
@@ -452,7 +452,7 @@ def test_a_function_that_returns_no_text_is_named() -> None:
 def test_bad_input_is_one_clear_error_before_any_weight_is_read(
     changed: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longva_model.engine.runner import Runner
+    from longva_model.run.runner import Runner
 
     monkeypatch.setattr(Runner, "load", classmethod(lambda *_: pytest.fail("the model was loaded")))
     changed = dict(changed)
@@ -481,7 +481,7 @@ def test_a_failed_run_ends_with_a_line_and_a_true_exit_code(tmp_path: Path) -> N
 
 
 def test_a_model_larger_than_the_device_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longva_model.engine import work
+    from longva_model.run import processes as work
 
     monkeypatch.setattr(work, "total_bytes", lambda device: 3_000_000)
     with pytest.raises(ValueError, match=r"nano does not fit cpu: weights of .* GB .* fewer frames"):

@@ -52,8 +52,8 @@ def generate(*args, **kwargs):
     pass
 """
 LOAD = """import sys
-from longva_model.engine.loading import load_backend
-from longva_model.model_args import ModelArgs
+from longva_model.backends.loading import load_backend
+from longva_model.lmms.model_args import ModelArgs
 try:
     load_backend(ModelArgs(pretrained=sys.argv[1], device="cpu"))
 except ValueError as error:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vniah.contract.cost import SHAPES, ModelShape
 from vniah.files import read_json
-from vniah.flops import SHAPES, ModelShape
 from vniah.training.losses_size import CHUNK_ELEMENTS
 from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
 from vniah.training.stages import AlignStage, DpoStage, Stage, TextStage, Train, inputs

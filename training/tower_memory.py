@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vniah.flops import ModelShape
+from vniah.contract.cost import ModelShape
 from vniah.training.stages import AlignStage, DpoStage, NanoSize, Stage
 
 

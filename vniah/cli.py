@@ -68,7 +68,7 @@ class _LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            from vniah.nearest import did_you_mean
+            from vniah.notices import did_you_mean
 
             near = did_you_mean(args[0], COMMANDS)
             raise ValueError(f"no command {args[0]!r}{near or '; `vniah --help` lists them'}")

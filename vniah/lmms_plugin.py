@@ -44,8 +44,8 @@ def manifests() -> list[Any]:
     return [
         ModelManifest(
             model_id="longva_ring",
-            simple_class_path="longva_model.lmms_model.LongVARing",
-            chat_class_path="longva_model.lmms_model.LongVARingChat",
+            simple_class_path="longva_model.lmms.longva_ring.LongVARing",
+            chat_class_path="longva_model.lmms.longva_ring.LongVARingChat",
         )
     ]
 

@@ -7,6 +7,7 @@ never sees it.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.metadata
 import os
@@ -14,7 +15,7 @@ import platform
 import sys
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _said: dict[str, None] = {}
@@ -95,3 +96,27 @@ def forget() -> None:
     with _lock:
         _said.clear()
         _model.clear()
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'LongVA-7B'?", whatever the letters' case; empty where nothing is near."""
+    by_folded = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(word.casefold(), by_folded, n=1)
+    # A beginning is near however much is missing: "H100" of "H100-80GB".
+    near = near or [one for one in by_folded if word and one.startswith(word.casefold())][:1]
+    return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
+
+
+class QuietDict(dict[str, Any]):
+    """Says that it is empty (``len``) but is not: lmms-eval prints every row as wide as its widest value,
+    except values of length 0, which it passes over.
+
+    A breakdown of fifty labels would make each row of the table 2,000 columns wide. Content, truth, equality,
+    iteration and JSON are those of a plain dict.
+    """
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)

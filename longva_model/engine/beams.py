@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from longva_model.engine.backend import Backend
+from longva_model.backends.backend import Backend
 from longva_model.engine.finite import NotFiniteError
 from longva_model.engine.leaves import cut_at_stop
-from vniah.requests import Generate
+from vniah.contract.requests import Generate
 
 
 def beam_search(

@@ -9,8 +9,8 @@ import torch
 
 from longva_model.engine.engine import TreeEngine
 from longva_model.engine.leaves import LeafResult
-from longva_model.prompting import build_prompt
-from vniah.requests import Generate, Segment, Text
+from longva_model.prompts.prompting import build_prompt
+from vniah.contract.requests import Generate, Segment, Text
 
 
 class Conversation:

@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from longva_model.engine.backend import Backend
+from longva_model.backends.backend import Backend
+from longva_model.checkpoints.renamed import cache_keyword
 from longva_model.engine.beams import beam_search
-from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.finite import NotFiniteError, not_finite
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult, generate_ids, score_answer
 from longva_model.engine.segments import Embedder, rechunk
 from longva_model.engine.steps import Step, steps
-from longva_model.prompting import Prompt
-from longva_model.renamed import cache_keyword
-from vniah.flops import ModelShape
-from vniah.requests import Generate, Request, RequestTree, Segment, Target
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.prompts.prompting import Prompt
+from vniah.contract.cost import ModelShape
+from vniah.contract.requests import Generate, Request, RequestTree, Segment, Target
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
@@ -88,7 +88,7 @@ class TreeEngine:
         """Score every leaf; results in the order of the tree's requests.
 
         Args:
-            media: maps segment sources to frames, images or token lists (see ``vniah.media.Visual``).
+            media: maps segment sources to frames, images or token lists (see ``vniah.contract.sources.Visual``).
             on_result: called with (request index, result) as each leaf is done.
             on_flops: called with the FLOPs of each finished step.
             known: results of an earlier run, by request index. They are not computed again, and what is

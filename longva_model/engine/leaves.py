@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from longva_model.engine.finite import NotFiniteError, is_finite
-from vniah.requests import Generate
+from vniah.contract.requests import Generate
 
 # In place of a token where logits are not finite.
 _NO_TOKEN = -1

@@ -8,7 +8,7 @@ import torch
 
 from longva_model.engine.engine import OnFlops, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
-from vniah.requests import Request, RequestTree, Target
+from vniah.contract.requests import Request, RequestTree, Target
 
 
 class PlainEngine(TreeEngine):

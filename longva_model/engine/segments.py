@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from longva_model.engine.backend import Backend
-from longva_model.engine.embeddings import FrameTokens
-from vniah.requests import Frames, Image, Segment, Text, Tokens
+from longva_model.backends.backend import Backend
+from longva_model.frames.embeddings import FrameTokens
+from vniah.contract.requests import Frames, Image, Segment, Text, Tokens
 
 _TOKENS_AT_ONCE = 8192
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from longva_model.engine import work
-from longva_model.engine.backend import Backend
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.backends.backend import Backend
+from longva_model.backends.hub_model import building
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.finite import is_finite, not_finite
-from longva_model.engine.hub_model import building
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.run import processes as work
 from vniah.notices import notice
 
 # The largest relative difference that is never looked into.

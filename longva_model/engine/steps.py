@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from vniah.flops import ModelShape, TokenCount, answer_flops
-from vniah.requests import Leaf, Node, RequestTree, Segment
+from vniah.contract.cost import ModelShape, TokenCount, answer_flops
+from vniah.contract.requests import Leaf, Node, RequestTree, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from vniah.nearest import did_you_mean
-from vniah.results import Run, cells_from_scores
+from vniah.notices import did_you_mean
+from vniah.runs.results import Run, cells_from_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from vniah.plots.grid_data import EFFECTIVE_AT, GridData, grid_data, length_labe
 from vniah.plots.report.payload import payload, script_json
 from vniah.plots.run_notes import distinct_grids
 from vniah.plots.style import ink_on, score_colour
-from vniah.results import NOT_SCORED, Run
+from vniah.runs.results import NOT_SCORED, Run
 
 
 def build_page(

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vniah.plots.run_notes import control_name
-from vniah.results import Run, ScoredCell
+from vniah.runs.results import Run, ScoredCell
 
 THUMBNAIL = 360  # the longer side in pixels; a needle must be recognised, not measured
 

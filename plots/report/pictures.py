@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vniah.needles import open_needles
-from vniah.results import Run
+from vniah.runs.results import Run
 
 # Pictures of one run that a page holds; what a results file names may be without end.
 MOST = 300

@@ -20,7 +20,7 @@ from typing import Any
 from vniah.answers import answer_letter, bare_option, letter_of, options_in
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.mlvu.kinds import BY_CODE, kind_named
-from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
+from vniah.tasks.videos.source import VideoSource, first_of, load_once, matching, playable, read_rows
 
 _log = logging.getLogger(__name__)
 ENV = "MLVU_VIDEOS"

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vniah.answers import chosen_letter
-from vniah.judge import OFF, Judge, JudgeConfig, Verdict
-from vniah.quiet import QuietDict
+from vniah.notices import QuietDict
 from vniah.tasks.errors import raise_error_of
 from vniah.tasks.mlvu.criteria import CRITERIA, request
 from vniah.tasks.mlvu.data import with_options
+from vniah.tasks.mlvu.judge import OFF, Judge, JudgeConfig, Verdict
 from vniah.tasks.mlvu.kinds import GENERATION_CODES
 
 # In the metric dicts "points" is what a question counts. "score", which lmms-eval takes standard errors over,

@@ -15,7 +15,7 @@ from vniah.answers import answer_letter, letter_of
 from vniah.notices import printable
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.videomme.subtitles import find_subtitles
-from vniah.video_source import VideoSource, first_of, load_once, matching, playable, read_rows
+from vniah.tasks.videos.source import VideoSource, first_of, load_once, matching, playable, read_rows
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vniah.answers import chosen_letter
-from vniah.hosts import FRAME_ARGUMENTS
-from vniah.notices import notice
-from vniah.quiet import QuietDict
+from vniah.notices import QuietDict, notice
 from vniah.tasks.errors import raise_error_of
 from vniah.tasks.videomme.subtitles import subtitle_text
+from vniah.visual.hosts import FRAME_ARGUMENTS
 
 INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video. "

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah import hosts
-from vniah.compose import composed_frames
 from vniah.notices import notice
 from vniah.runs.task import NeedleTask
 from vniah.tasks.generated import GeneratedTask
-from vniah.visual import metrics
+from vniah.visual import hosts, metrics
+from vniah.visual.compose import composed_frames
 
 
 def _check_host(task: NeedleTask) -> None:

@@ -27,13 +27,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from longva_model.engine import block_store
 from longva_model.engine.leaves import LeafResult
-from longva_model.engine.runner import Job, Runner
-from longva_model.model_args import ModelArgs
-from longva_model.prompting import Prompt
-from vniah.journal import Journal
-from vniah.requests import Frames, Image, Request, Segment, Target, Text
+from longva_model.frames import block_store
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import Prompt
+from longva_model.run.runner import Job, Runner
+from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text
+from vniah.runs.journal import Journal
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
 assert _SPEC is not None and _SPEC.loader is not None

@@ -20,10 +20,10 @@ from video_files import write_video
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 from longva_model.engine.conversation import Conversation
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.runner import Runner
-from longva_model.model_args import ModelArgs
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.run.runner import Runner
 from vniah.cli import app
-from vniah.requests import Generate
+from vniah.contract.requests import Generate
 
 torch.set_num_threads(1)
 TOKENS = 6

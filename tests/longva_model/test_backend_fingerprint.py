@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny_checkpoints import write_longva
 
-from longva_model.convert import convert
-from longva_model.engine.loading import load_backend
-from longva_model.model_args import ModelArgs
+from longva_model.backends.loading import load_backend
+from longva_model.checkpoints.convert import convert
+from longva_model.lmms.model_args import ModelArgs
 
 
 def fingerprints(folder: Path) -> tuple[str, str]:

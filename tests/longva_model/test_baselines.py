@@ -12,14 +12,14 @@ from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
 
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.runner import Runner
-from longva_model.model_args import ModelArgs
-from longva_model.preprocess import preprocess_frames
-from longva_model.prompting import build_prompt
-from vniah.compose import SplicedVideo
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.pictures.preprocess import preprocess_frames
+from longva_model.prompts.prompting import build_prompt
+from longva_model.run.runner import Runner
+from vniah.contract.requests import Generate, Leaf, RequestTree, Target
 from vniah.haystack import SyntheticHaystack
 from vniah.prompts import MISTRAL
-from vniah.requests import Generate, Leaf, RequestTree, Target
+from vniah.visual.compose import SplicedVideo
 
 torch.set_num_threads(1)
 TILE = VISION["image_size"]

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longva_model import LongVAConfig, LongVAForConditionalGeneration, LongVAProcessor, checkpoint, released
-from longva_model.convert import convert
-from longva_model.released import to_our_key, to_released_key
+from longva_model import LongVAConfig, LongVAForConditionalGeneration, LongVAProcessor
+from longva_model.checkpoints import checkpoint, released
+from longva_model.checkpoints.convert import convert
+from longva_model.checkpoints.released import to_our_key, to_released_key
 from longva_model.tower import find_tower
 
 torch.set_num_threads(1)

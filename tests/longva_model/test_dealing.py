@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from longva_model.engine import dealing
-from longva_model.prompt_visuals import ArrayFrames
-from longva_model.prompting import Prompt
-from vniah.requests import Frames, Request, Target
+from longva_model.prompts.prompting import Prompt
+from longva_model.prompts.visuals import ArrayFrames
+from longva_model.run import batches as dealing
+from vniah.contract.requests import Frames, Request, Target
 
 
 def prompt(**media: Any) -> Prompt:

@@ -21,12 +21,12 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from longva_model.engine import block_store, embeddings
-from longva_model.engine.block_store import BLOCK, BlockStore
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.frames import block_store, embeddings
+from longva_model.frames.block_store import BLOCK, BlockStore
+from longva_model.frames.embeddings import FrameEmbeddings
+from vniah.contract.requests import Frames, Request, Target
 from vniah.haystack import chained, open_haystack
 from vniah.notices import recorded
-from vniah.requests import Frames, Request, Target
 
 if "tiny_backends" in sys.modules:
     tiny: Any = sys.modules["tiny_backends"]
@@ -185,7 +185,7 @@ def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, 
 
 
 def block_count_in_memory() -> int:
-    from longva_model.engine import embeddings
+    from longva_model.frames import embeddings
 
     return embeddings._MEMORY_BLOCKS
 

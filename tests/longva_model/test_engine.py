@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
-from longva_model.engine.progress import progress_bar
-from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.run.progress import progress_bar
+from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
 assert _SPEC is not None and _SPEC.loader is not None
@@ -202,7 +202,7 @@ def test_results_are_told_as_they_come() -> None:
         RequestTree(requests), MEDIA, on_result=lambda index, _: told.append(index), on_flops=flops.append
     )
     assert sorted(told) == [0, 1, 2]
-    from vniah.flops import tree_flops
+    from vniah.contract.cost import tree_flops
 
     assert sum(flops) == tree_flops(RequestTree(requests), backend.shape, len)
 

@@ -11,16 +11,16 @@ from PIL import Image
 from tiny_checkpoints import write_longva, write_text_model
 from typer.testing import CliRunner
 
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.loading import load_backend
 from longva_model.engine.perplexity import measure
 from longva_model.engine.plain import PlainEngine
-from longva_model.engine.runner import Runner
-from longva_model.model_args import ModelArgs
-from longva_model.prompting import build_prompt
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import build_prompt
+from longva_model.run.runner import Runner
 from vniah.cli import app
-from vniah.requests import Generate, Leaf, Request, RequestTree, Target, Text
+from vniah.contract.requests import Generate, Leaf, Request, RequestTree, Target, Text
 
 torch.set_num_threads(1)
 

@@ -29,7 +29,7 @@ from video_files import write_video
 
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 from vniah.prompts import QWEN_1_5
-from vniah.scoring import ScoredPair
+from vniah.runs.scoring import ScoredPair
 
 pytest.importorskip("lmms_eval")
 torch.set_num_threads(1)
@@ -275,9 +275,9 @@ def embeddings(lm: Any, prompt: Any) -> torch.Tensor:
 def test_a_video_is_the_same_however_it_is_handed_over(
     merge: str, tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longva_model.prompting import build_chat, build_prompt
+    from longva_model.prompts.prompting import build_chat, build_prompt
+    from vniah.contract.requests import Generate
     from vniah.haystack import open_video
-    from vniah.requests import Generate
 
     lm = make(write_longva(tmp_path / "model", mm_patch_merge_type=merge), frame_batch=4)
     frames = open_video(video, 4).frames(0, 4)

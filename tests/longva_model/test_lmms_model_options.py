@@ -179,8 +179,8 @@ def test_bad_prompts_are_refused_by_name(lm: Any, checkpoint: Path, tmp_path: Pa
 
 
 def test_a_needle_grid_may_go_beyond_the_context(checkpoint: Path) -> None:
-    from vniah.compose import SplicedVideo
     from vniah.haystack import SyntheticHaystack
+    from vniah.visual.compose import SplicedVideo
 
     lm = make(checkpoint, max_length=64)
     video = SplicedVideo(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from longva_model.generation_args import generate_leaf
-from longva_model.model_args import ModelArgs, parse_model_args
+from longva_model.lmms.generation_args import generate_leaf
+from longva_model.lmms.model_args import ModelArgs, parse_model_args
+from vniah.contract.requests import Generate
 from vniah.notices import recorded
-from vniah.requests import Generate
 
 
 def test_values_are_read_whatever_lmms_eval_guessed_of_their_type() -> None:
@@ -118,7 +118,7 @@ def test_checkpoints_that_cannot_be_loaded_are_refused(tmp_path: Path, monkeypat
     import torch
     from tiny_checkpoints import write_text_model
 
-    from longva_model.engine.loading import load_backend
+    from longva_model.backends.loading import load_backend
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from longva_model.engine.embeddings import FrameEmbeddings
+from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.loading import load_backend
-from longva_model.model_args import ModelArgs
-from longva_model.prompting import build_prompt
-from vniah.requests import RequestTree
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import build_prompt
+from vniah.contract.requests import RequestTree
 from vniah.text import TextBook, TextSettings
 from vniah.text.book import TextPrompt
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longva_model.letterbox import PAD_COLOUR
-from longva_model.preprocess import (
+from longva_model.pictures.letterbox import PAD_COLOUR
+from longva_model.pictures.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
     fit_frame,
@@ -58,8 +58,8 @@ def test_normalise_is_the_formula() -> None:
 def test_normalising_on_the_device_gives_the_same_values() -> None:
     import torch
 
-    from longva_model.preprocess import level_table
-    from longva_model.visual import levels_to_pixels
+    from longva_model.pictures.preprocess import level_table
+    from longva_model.pictures.visual import levels_to_pixels
 
     frames = np.stack([noise(8, 8), noise(8, 8, 1)])
     on_device = levels_to_pixels(torch.from_numpy(frames), level_table())

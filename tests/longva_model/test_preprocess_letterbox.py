@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
-from longva_model.letterbox import part_of
-from longva_model.preprocess import fit_frame, fit_frames
+from longva_model.pictures.letterbox import part_of
+from longva_model.pictures.preprocess import fit_frame, fit_frames
 
 
 def noise(width: int, height: int, count: int = 2) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from longva_model import LongVAProcessor
-from longva_model.chat_templates import CHAT_TEMPLATES
+from longva_model.prompts.chat_templates import CHAT_TEMPLATES
 from vniah.prompts import TEMPLATES
 
 torch.set_num_threads(1)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image as PILImage
 from video_files import cut, write_video
 
-from longva_model.prompt_visuals import ArrayFrames, VisualPart, sample_indices, visual_part
+from longva_model.prompts.visuals import ArrayFrames, VisualPart, sample_indices, visual_part
+from vniah.contract.requests import Frames, Image
 from vniah.haystack import open_video
-from vniah.requests import Frames, Image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from longva_model.prompting import Prompt, build_chat, build_prompt
+from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
+from vniah.contract.requests import Frames, Generate, Image, Segment, Target, Text, Tokens
 from vniah.prompts import MISTRAL, NANO, PLAIN, QWEN_1_5, VICUNA, PromptTemplate
-from vniah.requests import Frames, Generate, Image, Segment, Target, Text, Tokens
 
 LEAF = Generate()
 PRE, POST = QWEN_1_5.pre, QWEN_1_5.post

@@ -26,16 +26,16 @@ import numpy as np
 import pytest
 import torch
 
-from longva_model.engine import work
-from longva_model.engine.embeddings import BLOCK, FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.perplexity import measure
 from longva_model.engine.ring import RingEngine
-from longva_model.engine.runner import Job, Runner
-from longva_model.model_args import ModelArgs
-from longva_model.prompting import Prompt
-from vniah.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
+from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import Prompt
+from longva_model.run import processes as work
+from longva_model.run.runner import Job, Runner
+from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
 if "tiny_backends" in sys.modules:
     tiny: Any = sys.modules["tiny_backends"]
@@ -501,7 +501,7 @@ def a_rank_without_documents(rank: int, world: int) -> None:
 
 @check
 def a_journal_that_one_rank_is_refused_is_refused_to_all(rank: int, world: int) -> None:
-    from vniah.journal import Journal
+    from vniah.runs.journal import Journal
 
     with shared_folder(rank) as folder, environment(VNIAH_CACHE=str(folder)):
         args = ModelArgs(journal=str(folder / "journal.jsonl"))

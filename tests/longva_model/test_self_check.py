@@ -12,16 +12,16 @@ import torch
 import transformers
 from tiny_checkpoints import letters, write_llava_next_video, write_longva, write_text_model
 
+from longva_model.backends.loading import load_backend
 from longva_model.engine import self_check
-from longva_model.engine.embeddings import FrameEmbeddings
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.kv import CroppableCache
-from longva_model.engine.loading import load_backend
 from longva_model.engine.perplexity import measure
 from longva_model.engine.plain import PlainEngine
-from longva_model.model_args import ModelArgs
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.lmms.model_args import ModelArgs
+from vniah.contract.requests import Request, RequestTree, Target, Text
 from vniah.notices import forget, recorded
-from vniah.requests import Request, RequestTree, Target, Text
 
 torch.set_num_threads(1)
 LENGTH = 150

@@ -11,11 +11,11 @@ import torch
 from tiny_checkpoints import write_llava_next_video
 from typer.testing import CliRunner
 
+from longva_model.backends.llava_next_video import LlavaNextVideoBackend
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.llava_next_video import LlavaNextVideoBackend
 from vniah.cli import app
 from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table, verdict
-from vniah.run_reader import read_run
+from vniah.runs.run_reader import read_run
 
 torch.set_num_threads(1)
 

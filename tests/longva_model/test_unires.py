@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from longva_model.layout import VisualLayout
-from longva_model.unires import (
+from longva_model.pictures.layout import VisualLayout
+from longva_model.pictures.unires import (
     NEWLINE,
     anyres_order,
     anyres_pinpoints,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longva_model.engine import work
+from longva_model.run import processes as work
 
 CUDA = torch.device("cuda", 0)
 

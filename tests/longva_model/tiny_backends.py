@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from longva_model.attention import register
-from longva_model.engine.backend import TextMixin
+from longva_model.backends.backend import TextMixin
 from vniah.prompts import PLAIN
 
 VOCAB = 97

@@ -13,7 +13,7 @@ from run_files import small_run
 from vniah.plots.compare import Comparison, compare, published_names
 from vniah.plots.published import read_published, tables
 from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_markdown, as_text, csv_text
-from vniah.results import Run
+from vniah.runs.results import Run
 
 
 def metrics_run(

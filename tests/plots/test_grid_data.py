@@ -13,7 +13,7 @@ from run_files import small_run
 
 from vniah.plots.grid_data import GridData, grid_data, to_csv, to_text
 from vniah.plots.published import read_published
-from vniah.results import Run, ScoredCell
+from vniah.runs.results import Run, ScoredCell
 
 
 def with_line(frames: tuple[int, ...], length: float) -> GridData:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vniah.plots.published import grid_names, known_train_length, read_published, read_table, tables
-from vniah.scoring import column_means, effective_frames, grid_mean, grid_scores
+from vniah.runs.scoring import column_means, effective_frames, grid_mean, grid_scores
 
 # What the paper's own averages are, by reference section 9.
 MEANS = {

@@ -14,7 +14,7 @@ from run_files import sample_rows, write_evaluation
 
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
-from vniah.run_reader import read_run
+from vniah.runs.run_reader import read_run
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

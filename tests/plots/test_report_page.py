@@ -24,8 +24,8 @@ from vniah.plots.published import read_published
 from vniah.plots.report import build_page
 from vniah.plots.report.payload import THUMBNAIL, script_json
 from vniah.plots.report.pictures import needle_pictures
-from vniah.results import Run, ScoredCell
-from vniah.run_reader import read_run
+from vniah.runs.results import Run, ScoredCell
+from vniah.runs.run_reader import read_run
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>@@DATA@@"\'&\u2028\ud800'
 

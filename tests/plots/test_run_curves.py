@@ -9,7 +9,7 @@ import pytest
 from vniah.plots.curves import Curve, curves_csv
 from vniah.plots.published import read_table
 from vniah.plots.run_curves import category_bars, category_label, frames_panels, read_perplexity, value_label
-from vniah.results import Run
+from vniah.runs.results import Run
 
 
 def run_at(frames: int | None, overall: float, *, name: str = "ours") -> Run:

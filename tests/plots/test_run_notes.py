@@ -17,7 +17,7 @@ from vniah.plots.report import build_page
 from vniah.plots.run_names import distinct_names
 from vniah.plots.run_notes import differences, measured_line, short, spans, warned
 from vniah.plots.style import _inches, wrapped
-from vniah.results import Run
+from vniah.runs.results import Run
 
 FILM, OTHER_FILM = "video-pyav-" + "1a2b3c4d" * 4, "video-pyav-" + "99887766" * 4
 SYNTHETIC = {

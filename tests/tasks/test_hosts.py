@@ -14,8 +14,8 @@ import typer
 from chat_server import ChatServer
 from typer.testing import CliRunner, Result
 
-from vniah import hosts
 from vniah.commands.doctor import command
+from vniah.visual import hosts
 
 pytest.importorskip("lmms_eval")
 
@@ -177,7 +177,7 @@ def test_the_arithmetic_of_qwen_vl_utils_keeps_every_frame(num_frames: int) -> N
     """vllm, sglang and servers by way of lmms-eval: an even num_frames would lose one, at 50 % the needle."""
     from qwen_vl_utils.vision_process import smart_nframes
 
-    from vniah.compose import composed_frames
+    from vniah.visual.compose import composed_frames
 
     frames = composed_frames(num_frames)
     for ele in ({"nframes": frames}, {"fps": 1, "max_frames": 768}, {"fps": 2, "max_frames": frames}):
@@ -211,7 +211,7 @@ def test_frames_as_images_are_those_of_the_video(grid: Path, monkeypatch: pytest
 
 
 def test_no_such_presentation(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vniah.settings import Settings
+    from vniah.visual.settings import Settings
 
     monkeypatch.setenv("VNIAH_PRESENTATION", "image")
     with pytest.raises(ValueError, match=r"no presentation 'image' \(VNIAH_PRESENTATION\); .*did you mean 'images'"):

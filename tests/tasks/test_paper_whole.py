@@ -26,8 +26,8 @@ from video_benchmarks import serve_mlvu, serve_videomme
 from video_files import cut, write_video
 
 from vniah import cli
-from vniah.settings import DEFAULT_NEEDLES
 from vniah.text import ESSAYS
+from vniah.visual.settings import DEFAULT_NEEDLES
 
 pytest.importorskip("lmms_eval")
 pytestmark = pytest.mark.slow

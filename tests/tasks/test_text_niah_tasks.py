@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from vniah.requests import Tokens
-from vniah.scored_rows import read_cells
-from vniah.scoring import ScoredPair
+from vniah.contract.requests import Tokens
+from vniah.runs.scored_rows import read_cells
+from vniah.runs.scoring import ScoredPair
 from vniah.text import PREFIX, TextPrompt
 
 pytest.importorskip("lmms_eval")
@@ -216,7 +216,7 @@ def test_a_model_that_tells_no_details_is_scored_all_the_same(oracle: Any, manag
 def test_a_mark_before_every_prompt_moves_all_positions(
     tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longva_model.lmms_model import LongVARing
+    from longva_model.lmms.longva_ring import LongVARing
 
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
     monkeypatch.setenv("TEXT_NIAH_LENGTHS", "500")
@@ -310,7 +310,7 @@ def test_the_prompt_tells_other_models_where_to_go(manager: Any) -> None:
 
 
 def _adapter_scores(shared: Path, cache: Path, manager: Any, scoring: str, *tasks: str) -> dict[str, Any]:
-    from longva_model.lmms_model import LongVARing
+    from longva_model.lmms.longva_ring import LongVARing
 
     model = LongVARing(
         pretrained=str(shared / "parity" / "LongVA-tiny-unires"),

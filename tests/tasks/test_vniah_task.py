@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vniah.scoring import ScoredPair
+from vniah.runs.scoring import ScoredPair
 
 pytest.importorskip("lmms_eval")
 

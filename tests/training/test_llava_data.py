@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from longva_model.layout import VisualLayout
+from longva_model.pictures.layout import VisualLayout
 from vniah.training.data.index import Indexer, Source, build_index
 from vniah.training.data.labels import BadSampleError, Style
 from vniah.training.data.llava import Collator, LlavaSamples, grouped_order

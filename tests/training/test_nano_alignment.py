@@ -74,7 +74,7 @@ def test_a_projector_rate_of_nothing_leaves_it_while_the_decoder_learns(trained:
 def test_a_fresh_projector_says_an_icon_in_the_decoders_words() -> None:
     """With the shipped tower and decoder, on combinations that it was not fitted on."""
     from longva_model import LongVAForConditionalGeneration
-    from longva_model.engine.loading import nano_folder
+    from longva_model.backends.loading import nano_folder
     from vniah.training.loading import load_tokenizer
 
     folder = str(nano_folder())

@@ -125,7 +125,7 @@ def test_distractors_come_from_films_that_no_evaluation_reads(monkeypatch: pytes
 
 @pytest.mark.parametrize("merge", ["unires", "spatial_unpad"])
 def test_vision_batches_fit_the_model(tokenizer: Any, merge: str) -> None:
-    from longva_model.layout import VisualLayout
+    from longva_model.pictures.layout import VisualLayout
 
     layout = VisualLayout(merge_type=merge, tile_size=32, patch_size=8)
     tasks = VisionTasks(
@@ -157,7 +157,7 @@ def test_vision_batches_fit_the_model(tokenizer: Any, merge: str) -> None:
 def test_a_montage_cut_into_tiles_gives_its_pictures_back() -> None:
     from PIL import Image
 
-    from longva_model.layout import VisualLayout
+    from longva_model.pictures.layout import VisualLayout
 
     pictures_NHWC = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3)).astype(np.uint8)
     image = Image.fromarray(montage(pictures_NHWC, 4, 2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vniah.flops import SHAPES, ModelShape
+from vniah.contract.cost import SHAPES, ModelShape
 from vniah.training.plan import longest_sequence, memory, plan_recipe
 from vniah.training.recipe import load_recipe
 from vniah.training.stages import Train

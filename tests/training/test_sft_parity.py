@@ -65,7 +65,7 @@ def test_loss_and_gradients(case: dict[str, Any], processor: Any, shared: Path) 
     from PIL import Image
 
     from longva_model import LongVAForConditionalGeneration
-    from longva_model.preprocess import normalise, to_rgb
+    from longva_model.pictures.preprocess import normalise, to_rgb
     from vniah.training.losses import install_loss
 
     folder = shared / "parity"

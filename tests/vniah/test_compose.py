@@ -20,8 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vniah import notices, splice
-from vniah.compose import (
+from vniah import notices
+from vniah.contract.requests import Frames
+from vniah.contract.requests import Image as ImageSegment
+from vniah.contract.sources import FrameSource, Visual
+from vniah.haystack import open_haystack
+from vniah.visual import splice
+from vniah.visual.compose import (
     NEEDLE,
     PAD_COLOUR,
     Composer,
@@ -32,11 +37,7 @@ from vniah.compose import (
     letterbox,
     splice_indices,
 )
-from vniah.grid import needle_index
-from vniah.haystack import open_haystack
-from vniah.media import FrameSource, Visual
-from vniah.requests import Frames
-from vniah.requests import Image as ImageSegment
+from vniah.visual.grid import needle_index
 
 HAYSTACK = "synthetic:0:200:64x48"
 
@@ -479,7 +480,7 @@ def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys
 _CHILD = """
 import sys
 from PIL import Image
-from vniah.compose import Composer, SplicedVideo
+from vniah.visual.compose import Composer, SplicedVideo
 from vniah.haystack import open_haystack
 
 haystack = open_haystack("synthetic:0:200:64x48")

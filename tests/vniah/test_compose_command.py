@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vniah import cli
-from vniah.compose import letterbox
 from vniah.haystack import open_haystack
+from vniah.visual.compose import letterbox
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from vniah.commands import diagnosis
 from vniah.commands.diagnosis import Finding
 from vniah.commands.doctor import command
-from vniah.settings import DEFAULT_NEEDLES
+from vniah.visual.settings import DEFAULT_NEEDLES
 
 
 @pytest.fixture(autouse=True)

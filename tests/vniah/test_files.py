@@ -122,7 +122,7 @@ def _needles_of_the_hub(path: Path) -> list[str]:
 
 
 def _annotations(path: Path) -> list[str]:
-    from vniah.video_source import read_rows
+    from vniah.tasks.videos.source import read_rows
 
     return [row["question"] for row in read_rows(path)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vniah.grid import Cell, Grid, needle_index, parse_range
-from vniah.settings import Settings
+from vniah.visual.grid import Cell, Grid, needle_index, parse_range
+from vniah.visual.settings import Settings
 
 
 def test_the_papers_grid_has_450_cells_and_a_control_for_each_needle_and_length() -> None:

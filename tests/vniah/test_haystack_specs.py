@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vniah.contract.sources import FrameSource
 from vniah.haystack import Haystack, open_haystack
-from vniah.media import FrameSource
 
 
 def fill(folder: Path, names: list[str], size: tuple[int, int] = (20, 10)) -> Path:
@@ -147,7 +147,7 @@ def test_bad_specs(spec: str, message: str) -> None:
 
 def test_importing_brings_in_no_decoder() -> None:
     code = (
-        "import sys, vniah.compose, vniah.haystack; "
+        "import sys, vniah.visual.compose, vniah.haystack; "
         "sys.exit(' '.join(m for m in ('av', 'decord', 'torch', 'cv2') if m in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from vniah import hub_resume
 from vniah.commands.download import command
 from vniah.hub import HubUnreachableError, RepositoryMissingError, cached_snapshot
-from vniah.settings import DEFAULT_NEEDLES
-from vniah.task_index import expand, read_index
+from vniah.runs.task_index import expand, read_index
+from vniah.visual.settings import DEFAULT_NEEDLES
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_every_picture_of_a_folder_is_a_frame_and_what_is_passed_over_is_said(
     from PIL import Image, features
 
     from vniah.haystack.inspection import inspect_file
-    from vniah.pictures import FORMATS, IMAGE_SUFFIXES
+    from vniah.haystack.pictures import FORMATS, IMAGE_SUFFIXES
 
     Image.init()
     assert set(IMAGE_SUFFIXES) >= {suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS}

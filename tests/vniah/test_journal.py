@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vniah.journal import Journal, content_key
+from vniah.contract.requests import Frames, Target, Text
 from vniah.notices import recorded
-from vniah.requests import Frames, Target, Text
+from vniah.runs.journal import Journal, content_key
 
 
 def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
@@ -126,7 +126,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_two_processes_on_one_journal_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     code = (
-        f"import sys; from vniah.journal import Journal\ntry: Journal({str(path)!r})\nexcept ValueError as e: print(e)"
+        "import sys; from vniah.runs.journal import Journal\n"
+        f"try: Journal({str(path)!r})\nexcept ValueError as e: print(e)"
     )
     with Journal(path):
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -156,7 +157,7 @@ def test_what_a_full_disk_did_not_take_is_not_written_later(tmp_path: Path) -> N
     path = tmp_path / "j.jsonl"
     code = f"""
 import resource
-from vniah.journal import Journal
+from vniah.runs.journal import Journal
 with Journal({str(path)!r}) as journal:
     journal.put("a", {{"score": 1}})
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 10, resource.RLIM_INFINITY))

@@ -7,7 +7,7 @@ import json
 import pytest
 from judge_server import Drip, JudgeServer, Step
 
-from vniah.judge import Judge, JudgeConfig, JudgeError, parse_scores
+from vniah.tasks.mlvu.judge import Judge, JudgeConfig, JudgeError, parse_scores
 
 NAMES = ("accuracy", "relevance")
 GOOD = 'The first point is made. {"accuracy": 4.5, "relevance": 3}'

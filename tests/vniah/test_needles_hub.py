@@ -17,7 +17,7 @@ from PIL import Image
 from vniah.hub import HubUnreachableError, RepositoryMissingError
 from vniah.needles import open_needles
 from vniah.notices import recorded
-from vniah.settings import DEFAULT_NEEDLES
+from vniah.visual.settings import DEFAULT_NEEDLES
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from vniah.cli import app
+from vniah.commands.gpus import get_gpu
 from vniah.commands.plan import plan_needles
-from vniah.flops import SHAPES, request_tokens, tree_flops
-from vniah.gpus import get_gpu
-from vniah.grid import Grid, parse_range, with_step
+from vniah.commands.planning import checkpoint_tokens, grid_requests, make_plan, shape_of, shared_flops
+from vniah.contract.cost import SHAPES, request_tokens, tree_flops
+from vniah.contract.requests import Request, RequestTree
 from vniah.needles import open_needles
-from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of, shared_flops
-from vniah.requests import Request, RequestTree
 from vniah.text import Measure, TextBook, TextSettings, TextSource, open_text_haystack
+from vniah.visual.grid import Grid, parse_range, with_step
 
 NEEDLES = [(f"n{number}", "What is it?" * 10, "Panda") for number in range(5)]
 
@@ -69,7 +69,7 @@ def test_the_tower_is_that_beside_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_shipped_models_shape_is_the_one_that_is_known() -> None:
-    from longva_model.engine.loading import nano_folder
+    from longva_model.backends.loading import nano_folder
 
     assert shape_of(str(nano_folder())) == SHAPES["nano"]
 

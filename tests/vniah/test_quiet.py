@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from vniah.quiet import QuietDict
+from vniah.notices import QuietDict
 
 CONTENT = {"short": {"accuracy": 50.0, "questions": 2}, "long": {}}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from vniah.flops import SHAPES, ModelShape, longest_path, plain_flops, tree_flops, walk_tokens
-from vniah.grid import Grid
-from vniah.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
+from vniah.contract.cost import SHAPES, ModelShape, longest_path, plain_flops, tree_flops, walk_tokens
+from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
+from vniah.visual.grid import Grid
 
 
 def vniah_request(num_frames: int, index: int | None, needle: str) -> Request:

@@ -22,10 +22,10 @@ from run_files import (
     write_metrics,
 )
 
-from vniah.journal import Journal
-from vniah.results import cells_from_scores
-from vniah.run_reader import model_args, read_run, read_runs
-from vniah.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+from vniah.runs.journal import Journal
+from vniah.runs.results import cells_from_scores
+from vniah.runs.run_reader import model_args, read_run, read_runs
+from vniah.runs.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 
 
 def test_an_output_folder_gives_every_cell_with_all_that_was_logged(tmp_path: Path) -> None:

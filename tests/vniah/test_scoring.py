@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from vniah import scoring
-from vniah.results import ScoredCell
+from vniah.runs import scoring
+from vniah.runs.results import ScoredCell
 
 
 def cell(frames: int, depth: int | None, correct: bool, needle: str = "n") -> ScoredCell:

@@ -7,11 +7,10 @@ import itertools
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from vniah.flops import SHAPES, plain_flops, segment_tokens, tree_flops
-from vniah.grid import Grid
-from vniah.planning import grid_requests
-from vniah.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
-from vniah.shares import deal_out, leaf_costs, run_cost
+from vniah.commands.planning import grid_requests
+from vniah.contract.cost import SHAPES, deal_out, leaf_costs, plain_flops, run_cost, segment_tokens, tree_flops
+from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
+from vniah.visual.grid import Grid
 
 SHAPE = SHAPES["nano"]
 

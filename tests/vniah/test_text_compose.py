@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vniah.media import TokenSource, Visual
-from vniah.requests import RequestTree, Target, Text, Tokens
+from vniah.contract.requests import RequestTree, Target, Text, Tokens
+from vniah.contract.sources import TokenSource, Visual
 from vniah.text import (
     PREFIX,
     ComposedText,

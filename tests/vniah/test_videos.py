@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from video_files import cut, write_video
 
-from vniah.video_source import VideoSource, load_once, matching, read_rows
-from vniah.videos import VideoFolders, find_videos, probe, unpack_archives
+from vniah.tasks.videos.files import VideoFolders, find_videos, probe, unpack_archives
+from vniah.tasks.videos.source import VideoSource, load_once, matching, read_rows
 
 
 def test_probe_reads_length_and_rate(tmp_path: Path) -> None:

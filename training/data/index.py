@@ -66,7 +66,7 @@ class Source:
         """
         if self.is_file:
             return [open_image(self.images, name) for name in image_names(sample)]
-        from vniah.pictures import to_rgb
+        from vniah.haystack.pictures import to_rgb
 
         try:
             found = _dataset(self.path)[int(sample["row"])]["image"]
@@ -102,7 +102,7 @@ def open_image(folder: str, name: str) -> Any:
     Raises:
         BadSampleError: a path that leaves the folder, no file, or one that cannot be decoded.
     """
-    from vniah import pictures
+    from vniah.haystack import pictures
 
     root = Path(folder).resolve()
     path = (root / name).resolve()

@@ -121,7 +121,7 @@ class LlavaSamples:
         Raises:
             BadSampleError: an image that was good when indexed can no longer be read.
         """
-        from longva_model.preprocess import normalise
+        from longva_model.pictures.preprocess import normalise
 
         sample = json.loads(self._table["sample"][number].as_py())
         images = self._sources[self._table["source"][number].as_py()].open_images(sample)

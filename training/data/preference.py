@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vniah.files import read_json_lines
-from vniah.pictures import open_image
+from vniah.haystack.pictures import open_image
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.data.labels import BadSampleError, sample_id
 from vniah.training.data.processes import map_parts
@@ -177,7 +177,7 @@ class PreferenceCollator:
 
     def frames(self, path: str) -> Any:
         """``num_frames`` frames of a video file or of a folder of frames."""
-        from longva_model.visual_inputs import load_frames
+        from longva_model.pictures.visual_inputs import load_frames
 
         if not Path(path).is_dir():
             return load_frames(path, self.num_frames)

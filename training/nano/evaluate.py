@@ -12,9 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vniah.grid import Cell, Grid
 from vniah.prompts import get_template, question_text
 from vniah.training.stages import EvaluateStage
+from vniah.visual.grid import Cell, Grid
 
 # Beyond the trained length on purpose: what happens there is what is measured.
 _ANY_LENGTH = 1 << 20
@@ -60,15 +60,15 @@ def score_by_tree(
     """
     import tempfile
 
-    from longva_model.engine.embeddings import FrameEmbeddings
+    from longva_model.backends.loading import load_backend
     from longva_model.engine.engine import TreeEngine
-    from longva_model.engine.loading import load_backend
-    from longva_model.model_args import ModelArgs
-    from longva_model.prompting import build_prompt
-    from vniah.compose import SplicedVideo
+    from longva_model.frames.embeddings import FrameEmbeddings
+    from longva_model.lmms.model_args import ModelArgs
+    from longva_model.prompts.prompting import build_prompt
+    from vniah.contract.requests import RequestTree, Target
     from vniah.haystack import open_haystack
     from vniah.needles import open_needles
-    from vniah.requests import RequestTree, Target
+    from vniah.visual.compose import SplicedVideo
 
     needle_set, film = open_needles(needles), open_haystack(haystack)
     backend = load_backend(
@@ -114,7 +114,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
     import numpy as np
     import torch
 
-    from longva_model.preprocess import preprocess_frames
+    from longva_model.pictures.preprocess import preprocess_frames
     from vniah.haystack import open_haystack
     from vniah.needles import open_needles
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.files import read_json
-from vniah.results import Run, ScoredCell
+from vniah.runs.results import Run, ScoredCell
 
 ROWS = {
     "longva": "Long text, UniRes (LongVA-nano)",

@@ -1,7 +1,7 @@
 """Pictures for the nano model: icons with labels, and frames without any, at the size of its tower.
 
 Every picture goes the way V-NIAH's frames go: drawn larger, letterboxed to a square, resized
-(``longva_model.preprocess``). Distractors are of two kinds: abstract ones drawn here, and frames of the
+(``longva_model.pictures.preprocess``). Distractors are of two kinds: abstract ones drawn here, and frames of the
 synthetic film with seeds that no evaluation uses.
 
 Shape legend: N pictures, S the tower's edge. uint8 (N, S, S, 3).
@@ -42,7 +42,7 @@ def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> Ic
         seed: of combinations and drawing.
         heldout: True for evaluation, False for training.
     """
-    from longva_model.preprocess import fit_frames
+    from longva_model.pictures.preprocess import fit_frames
     from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, draw_icon, is_heldout
 
     objects, colours, digits = list(OBJECTS), list(COLOURS), list(DIGITS)
@@ -64,7 +64,7 @@ def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> Ic
 
 def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> PicturesNHWC:
     """Frames without icons: abstract pictures, and ``film_share`` of them from the synthetic film."""
-    from longva_model.preprocess import fit_frames
+    from longva_model.pictures.preprocess import fit_frames
 
     from_film = round(count * film_share)
     parts: list[PicturesNHWC] = []
@@ -80,7 +80,7 @@ def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> 
 
 def _film_frames(count: int, size: int, rng: np.random.Generator) -> PicturesNHWC:
     """Short pieces of many films of the synthetic haystack."""
-    from longva_model.preprocess import fit_frames
+    from longva_model.pictures.preprocess import fit_frames
     from vniah.haystack import open_haystack
 
     pieces = []

@@ -67,7 +67,7 @@ def _one_item(stage: TowerStage) -> Any:
 
 def pixel_values(pixels_NHWC: Any) -> Any:
     """uint8 (N, S, S, 3) to CLIP's fp32 (N, 3, S, S)."""
-    from longva_model.preprocess import normalise
+    from longva_model.pictures.preprocess import normalise
 
     return normalise(pixels_NHWC)
 
@@ -96,7 +96,7 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     from torch import nn
     from transformers import CLIPVisionModel
 
-    from longva_model.visual import pool_tokens
+    from longva_model.pictures.visual import pool_tokens
     from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
     class SupervisedTower(nn.Module):

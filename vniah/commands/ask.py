@@ -50,9 +50,9 @@ def command(
         check_visual(Path(path))
     # What can be refused is, before torch is loaded.
     from longva_model.engine.conversation import Conversation
-    from longva_model.engine.runner import Runner
-    from longva_model.generation_args import generate_leaf
-    from longva_model.model_args import ModelArgs, parse_model_args
+    from longva_model.lmms.generation_args import generate_leaf
+    from longva_model.lmms.model_args import ModelArgs, parse_model_args
+    from longva_model.run.runner import Runner
 
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}
     is_nano = args["pretrained"] == "nano"
@@ -96,7 +96,7 @@ def check_visual(path: Path) -> None:
         ValueError: it is neither; says what was found.
     """
     from vniah.haystack.container import open_container, video_stream
-    from vniah.pictures import is_picture
+    from vniah.haystack.pictures import is_picture
 
     if is_picture(path):
         return

@@ -39,10 +39,10 @@ def command(
     """
     from tqdm import tqdm
 
-    from vniah.compose import Composer, composed_video, held_at_the_end
-    from vniah.grid import Grid
     from vniah.haystack import open_haystack
-    from vniah.settings import cache_dir
+    from vniah.visual.compose import Composer, composed_video, held_at_the_end
+    from vniah.visual.grid import Grid
+    from vniah.visual.settings import cache_dir
 
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists already; choose another name or pass --force")

@@ -22,12 +22,12 @@ def command(
     """
     # Before the source is looked for, which may be far away.
     if to not in (None, "ours", "released"):
-        from vniah.nearest import did_you_mean
+        from vniah.notices import did_you_mean
 
         raise ValueError(f"no layout {to!r}; expected ours or released{did_you_mean(to, ('ours', 'released'))}")
     if target.exists():
         raise FileExistsError(f"{target} is there already and is not overwritten; give a new folder")
-    from longva_model.convert import convert
+    from longva_model.checkpoints.convert import convert
 
     layout = convert(source, target, to)  # type: ignore[arg-type]
     print(f"wrote {target} in the {layout} layout")

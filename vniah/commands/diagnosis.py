@@ -230,7 +230,7 @@ def harness() -> Iterator[Finding]:
         yield Finding(topic=topic, state="missing", text=f"our entry point does not load: {error}", fix=reinstall)
         return
     from vniah.lmms_plugin import tasks_dir
-    from vniah.task_index import read_index
+    from vniah.runs.task_index import read_index
 
     try:
         folder = tasks_dir()
@@ -248,7 +248,7 @@ def harness() -> Iterator[Finding]:
 def caches() -> Iterator[Finding]:
     """The Hub cache and ours: where, whether they can be written to, and how much room is left."""
     from vniah.hub import hub_cache_dir
-    from vniah.settings import cache_dir
+    from vniah.visual.settings import cache_dir
 
     places = (("Hub cache", hub_cache_dir(), "HF_HOME"), ("our cache", cache_dir(), "VNIAH_CACHE"))
     for name, folder, variable in places:
@@ -269,7 +269,7 @@ def hub(*, online: bool = False, timeout: float = 5.0) -> Iterator[Finding]:
     """The Hub's address, what of it is cached, and with ``online`` whether it answers."""
     from vniah.hub import MODEL_FILES, cached_snapshot, hub_endpoint, is_offline
     from vniah.needles.dataset import PATTERNS
-    from vniah.settings import DEFAULT_NEEDLES
+    from vniah.visual.settings import DEFAULT_NEEDLES
 
     topic = "hub"
     if is_offline():

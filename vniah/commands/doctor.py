@@ -73,10 +73,10 @@ def command(
 def _host(name: str, as_json: bool) -> None:
     import json
 
-    from vniah.compose import composed_frames
-    from vniah.hosts import advise, command_line
     from vniah.runs.open import metadata_of
-    from vniah.settings import Settings
+    from vniah.visual.compose import composed_frames
+    from vniah.visual.hosts import advise, command_line
+    from vniah.visual.settings import Settings
 
     frames = composed_frames(Settings.read(metadata_of("vniah_generate")).grid.max_frames)
     advice = advise(name, frames)

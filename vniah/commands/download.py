@@ -38,8 +38,8 @@ def command(
     """
     from vniah.hub import hub_cache_dir
     from vniah.lmms_plugin import tasks_dir
-    from vniah.settings import DEFAULT_NEEDLES
-    from vniah.task_index import read_index
+    from vniah.runs.task_index import read_index
+    from vniah.visual.settings import DEFAULT_NEEDLES
 
     cache = cache_dir or hub_cache_dir()
     index = read_index(tasks_dir())
@@ -73,7 +73,7 @@ def _needles(repo_id: str, revision: str | None, cache: Path) -> None:
 def _repository(repo_id: str, kind: str | None, revision: str | None, cache: Path) -> None:
     """A model or a dataset; a bare id is looked up as a model first."""
     from vniah.hub import MODEL_FILES, RepositoryMissingError
-    from vniah.settings import DEFAULT_NEEDLES
+    from vniah.visual.settings import DEFAULT_NEEDLES
 
     if repo_id == DEFAULT_NEEDLES and kind != "models":
         return _needles(repo_id, revision, cache)
@@ -113,7 +113,7 @@ def _tower(folder: Path, cache: Path) -> None:
 
 
 def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
-    from vniah.task_index import expand
+    from vniah.runs.task_index import expand
 
     foreign, nothing = [], []
     wanted: dict[str, Callable[[], None]] = {}
@@ -145,7 +145,7 @@ def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
 
 def _parts_of(task: str, cache: Path) -> dict[str, Callable[[], None]]:
     """What a task of ours reads from the Hub: a key for each download, so that tasks which share one fetch it once."""
-    from vniah.settings import Settings
+    from vniah.visual.settings import Settings
 
     def dataset(repo_id: str, patterns: Sequence[str] | None) -> dict[str, Callable[[], None]]:
         def fetch() -> None:

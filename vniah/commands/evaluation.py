@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vniah.results import Run
+from vniah.runs.results import Run
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
         limit: score the first so many cells alone.
         output: keep results files there, as ``vniah heatmap`` and lmms-eval know them.
         name: what to call the run; the model's name otherwise.
-        model_args: more arguments of the model (see ``longva_model.model_args.ModelArgs``).
+        model_args: more arguments of the model (see ``longva_model.lmms.model_args.ModelArgs``).
 
     Raises:
         ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
@@ -82,7 +82,7 @@ def _check_options(options: Mapping[str, Any], arguments: Sequence[str]) -> None
     """Raise ValueError for an option of ``evaluate`` that is none, naming the nearest input or model argument."""
     import inspect
 
-    from vniah.nearest import did_you_mean
+    from vniah.notices import did_you_mean
 
     inputs = [name for name in inspect.signature(evaluate).parameters if name not in ("model", "task", "model_args")]
     for key in options:
@@ -111,7 +111,7 @@ def evaluate_tasks(
     import inspect
 
     from vniah import notices
-    from vniah.nearest import did_you_mean
+    from vniah.notices import did_you_mean
     from vniah.runs.callable_model import CallableModel
     from vniah.runs.measure import Model, measure
     from vniah.runs.open import open_tasks
@@ -133,8 +133,8 @@ def evaluate_tasks(
         if output is not None:
             chosen.folder = model_folder(output, chosen.name)
     else:
-        from longva_model.model_args import ModelArgs
-        from longva_model.needle_model import NeedleModel
+        from longva_model.lmms.model_args import ModelArgs
+        from longva_model.run.needle_model import NeedleModel
 
         if single:
             _check_options(model_args, [one.name for one in fields(ModelArgs)])
@@ -173,7 +173,7 @@ def save_heatmap(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     from vniah.plots.grid_data import grid_data
     from vniah.plots.heatmap import save_heatmap as save
     from vniah.plots.style import check_image_path
-    from vniah.run_reader import check_complete
+    from vniah.runs.run_reader import check_complete
 
     target = check_image_path(path)
     if not partial:
@@ -189,7 +189,7 @@ def save_report(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     from vniah.plots.report.pictures import needle_pictures
     from vniah.plots.run_notes import left_out, limits
     from vniah.plots.style import save_text
-    from vniah.run_reader import check_complete
+    from vniah.runs.run_reader import check_complete
 
     target = Path(path)
     check_text_output(target, (".html", ".htm"), ())

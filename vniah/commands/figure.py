@@ -74,7 +74,7 @@ def command(
 ) -> None:
     """Draw one of the paper's figures, from our runs or from the published data."""
     from vniah.commands.run_options import check_names, check_text_output
-    from vniah.nearest import did_you_mean
+    from vniah.notices import did_you_mean
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import Look, check_image_path, save_figure, save_text
 

@@ -28,9 +28,9 @@ def command(
     Under torchrun the sequence is shared over the processes (--model-args parallel=branch: each measures all of it).
     """
     from vniah.commands.run_options import check_text_output
-    from vniah.documents import read_documents
     from vniah.plots.style import check_image_path, save_text
     from vniah.text import parse_lengths
+    from vniah.text.documents import read_documents
 
     wanted = parse_lengths(lengths)
     # A long measurement must not end at a folder that is not there.
@@ -42,8 +42,8 @@ def command(
     from tqdm import tqdm
 
     from longva_model.engine.perplexity import check_length, measure
-    from longva_model.engine.runner import Runner
-    from longva_model.model_args import ModelArgs, parse_model_args
+    from longva_model.lmms.model_args import ModelArgs, parse_model_args
+    from longva_model.run.runner import Runner
 
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
     engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel != "branch")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vniah.grid import Grid
+    from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
-    from vniah.requests import Request
     from vniah.text import Encode, TextSettings
+    from vniah.visual.grid import Grid
 
 _PAPERS_NEEDLES = 5
 
@@ -39,12 +39,12 @@ def command(
     import functools
     from dataclasses import replace
 
-    from vniah.flops import estimate_tokens
-    from vniah.gpus import UTILISATION, get_gpu
-    from vniah.grid import Grid, check_columns
-    from vniah.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
-    from vniah.settings import Settings
+    from vniah.commands.gpus import UTILISATION, get_gpu
+    from vniah.commands.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
+    from vniah.contract.cost import estimate_tokens
     from vniah.text import TextSettings
+    from vniah.visual.grid import Grid, check_columns
+    from vniah.visual.settings import Settings
 
     shape, device = shape_of(model), get_gpu(gpu)
     encode = checkpoint_tokens(model)
@@ -116,7 +116,7 @@ def plan_needles(spec: str) -> tuple[list[tuple[str, str, str]], str]:
     Raises:
         ValueError, OSError: no such needle set; or no needles.
     """
-    from vniah.settings import DEFAULT_NEEDLES
+    from vniah.visual.settings import DEFAULT_NEEDLES
 
     if spec.strip().isdecimal():
         if int(spec) < 1:

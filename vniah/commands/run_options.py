@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.results import Run
+from vniah.runs.results import Run
 
 RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
 # Options of one meaning wherever they are taken.
@@ -41,7 +41,7 @@ def run_groups(
         ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
     """
     from vniah.plots.run_names import distinct_names
-    from vniah.run_reader import check_complete, read_runs
+    from vniah.runs.run_reader import check_complete, read_runs
 
     if not paths:
         raise ValueError("nothing to read: name a RUN (an lmms-eval output folder)")
@@ -91,7 +91,7 @@ def grid_runs(
     from vniah.plots.published import read_published
     from vniah.plots.run_names import distinct_names
     from vniah.plots.run_notes import distinct_grids
-    from vniah.run_reader import check_complete, read_run, read_runs
+    from vniah.runs.run_reader import check_complete, read_run, read_runs
 
     if not paths and not published:
         raise ValueError("nothing to show: name a RUN (an lmms-eval output folder) or --published NAME")

@@ -14,7 +14,7 @@ from vniah.atomic import replacing
 from vniah.files import read_json
 
 if TYPE_CHECKING:
-    from vniah.results import ScoredCell
+    from vniah.runs.results import ScoredCell
     from vniah.runs.task import NeedleTask
 
 # The bases that the paper chooses from (section 5.1).
@@ -43,7 +43,7 @@ def command(
     Frames are encoded once for all bases. Each base has a folder with a journal in OUTPUT, which `vniah heatmap`
     reads; a sweep that was stopped goes on where it was.
     """
-    from longva_model.model_args import parse_model_args
+    from longva_model.lmms.model_args import parse_model_args
     from vniah.runs.open import open_tasks
 
     bases = parse_thetas(thetas)
@@ -104,9 +104,9 @@ def label(base: float) -> str:
 
 def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
     """Score every cell of the grid at one base; also whether this process is the one that prints."""
-    from longva_model.model_args import ModelArgs
-    from longva_model.needle_model import NeedleModel
-    from vniah.results import ScoredCell
+    from longva_model.lmms.model_args import ModelArgs
+    from longva_model.run.needle_model import NeedleModel
+    from vniah.runs.results import ScoredCell
 
     # The model of the base before must be gone by now: two of 7B do not fit one device.
     gc.collect()
@@ -128,7 +128,7 @@ def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[list[ScoredCell],
 
 def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
     """The figures of one base."""
-    from vniah import scoring
+    from vniah.runs import scoring
 
     return {
         "mean": scoring.grid_mean(cells),

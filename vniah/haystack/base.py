@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.media import FramesNHWC, FrameSource
+from vniah.contract.sources import FramesNHWC, FrameSource
 
 FrameHWC = NDArray[np.uint8]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
+from vniah.haystack.pictures import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, image_size, open_image
 from vniah.notices import notice
-from vniah.pictures import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, image_size, open_image
 
 # What people keep beside pictures; any other file might have been meant as one.
 _BESIDE_PICTURES = (".txt", ".json", ".md")
@@ -18,9 +18,9 @@ _NAMES_TOLD = 5
 
 
 class FolderHaystack(Haystack):
-    """Images directly in a folder, known by ``vniah.pictures.IMAGE_SUFFIXES``; hidden files and subfolders are not.
+    """Images directly in a folder, known by ``pictures.IMAGE_SUFFIXES``; hidden files and subfolders are not.
 
-    All must have one size, since a film has; they are opened as ``vniah.pictures`` says. A file that is passed over
+    All must have one size, since a film has; they are opened as ``pictures`` says. A file that is passed over
     and is no text beside them is said.
 
     Attributes:

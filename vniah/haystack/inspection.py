@@ -14,8 +14,8 @@ from vniah.haystack.base import Haystack
 from vniah.haystack.chained import JoinedHaystack, LoopedHaystack
 from vniah.haystack.folder import FolderHaystack
 from vniah.haystack.opening import open_haystack
+from vniah.haystack.pictures import image_notes, is_picture, open_image
 from vniah.haystack.synthetic import SyntheticHaystack
-from vniah.pictures import image_notes, is_picture, open_image
 
 
 @dataclass(kw_only=True)

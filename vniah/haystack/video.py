@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vniah.contract.sources import FramesNHWC
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash, file_key
 from vniah.haystack.container import open_container, video_stream
 from vniah.haystack.timeline import packets_from
 from vniah.haystack.video_index import Stamp, VideoIndex, build_index
-from vniah.media import FramesNHWC
 from vniah.notices import notice
 
 if TYPE_CHECKING:

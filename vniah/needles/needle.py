@@ -16,7 +16,7 @@ from typing import Literal
 
 from PIL import Image
 
-from vniah.pictures import UnreadableImageError, open_image
+from vniah.haystack.pictures import UnreadableImageError, open_image
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*\S", re.MULTILINE)
 
@@ -37,7 +37,7 @@ class Picture:
         self.stored, self.draw, self.name = stored, draw, name
 
     def load(self) -> Image.Image:
-        """The image as RGB; see ``vniah.pictures``.
+        """The image as RGB; see ``vniah.haystack.pictures``.
 
         Raises:
             ValueError: the stored bytes are no readable image.

@@ -9,7 +9,7 @@ from vniah.hub import HubUnreachableError
 from vniah.needles.folder import INDEX, read_folder
 from vniah.needles.needle import NeedleSet
 from vniah.notices import notice
-from vniah.settings import DEFAULT_NEEDLES
+from vniah.visual.settings import DEFAULT_NEEDLES
 
 FORMS = (
     "'builtin', 'icons[:seed[:count[:heldout|train]]]', a folder with needles.json, "

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import CodeType, MethodType
 from typing import Any
 
-from vniah.journal import Journal, content_key
 from vniah.notices import notice
+from vniah.runs.journal import Journal, content_key
 from vniah.runs.task import Answer, NeedleTask
 
 Answerer = Callable[[Any, str], str]

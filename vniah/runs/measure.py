@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from vniah.results import Run
 from vniah.runs.callable_model import CellError
+from vniah.runs.results import Run
+from vniah.runs.scoring import ScoredPair
 from vniah.runs.task import Answer, NeedleTask
 from vniah.runs.write import check_writable, model_folder, sample_row, write_results
-from vniah.scoring import ScoredPair
 
 
 class Model(Protocol):
@@ -59,7 +59,7 @@ def measure(
         limit: the first so many cells of each task alone, controls counted: what comes of it is a partial run.
 
     Returns:
-        One run a task, as ``vniah.run_reader`` reads them.
+        One run a task, as ``vniah.runs.run_reader`` reads them.
 
     Raises:
         ValueError: what the model's check finds.
@@ -93,7 +93,7 @@ def measure(
 
 
 def _read(path: Path) -> list[Run]:
-    from vniah.run_reader import read_runs
+    from vniah.runs.run_reader import read_runs
 
     return read_runs(path)
 

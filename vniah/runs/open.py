@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from vniah.lmms_plugin import tasks_dir
-from vniah.nearest import did_you_mean
+from vniah.notices import did_you_mean
 from vniah.runs.task import NeedleTask, Scoring
-from vniah.task_index import expand, read_index, read_task
+from vniah.runs.task_index import expand, read_index, read_task
 
 # By family: which inputs a user may choose.
 INPUTS = {
@@ -81,7 +81,7 @@ def open_task(
 
         text = TextSettings.read(metadata, given=given)
         return open_text(name, scoring, text) if cached else TextTask(name, scoring, text)
-    from vniah.settings import Settings
+    from vniah.visual.settings import Settings
     from vniah.visual.task import VisualTask, open_visual
 
     visual = Settings.read(metadata, given=given)

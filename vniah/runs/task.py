@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from vniah.notices import closing
-from vniah.quiet import QuietDict
-from vniah.requests import Target
+from vniah.contract.requests import Target
+from vniah.notices import QuietDict, closing
 
 Scoring = Literal["teacher-forced", "generated"]
 Row = dict[str, Any]

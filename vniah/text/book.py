@@ -11,9 +11,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from vniah.flops import ESTIMATED_CHARS
-from vniah.media import TokenSource
-from vniah.requests import Request, Segment
+from vniah.contract.cost import ESTIMATED_CHARS
+from vniah.contract.requests import Request, Segment
+from vniah.contract.sources import TokenSource
 from vniah.text.compose import ComposedText, compose
 from vniah.text.haystack import TextHaystack, open_text_haystack
 from vniah.text.measure import Encode, Measure, MeasuredHaystack

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vniah.requests import Request, Segment, Target, Text, Tokens
+from vniah.contract.requests import Request, Segment, Target, Text, Tokens
 from vniah.text.measure import MeasuredHaystack
 from vniah.text.puzzles import PREFIX, Insert, Puzzle, TextCell
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.flops import ESTIMATED_CHARS, estimate_tokens
-from vniah.media import TokensT
+from vniah.contract.cost import ESTIMATED_CHARS, estimate_tokens
+from vniah.contract.sources import TokensT
 from vniah.text.haystack import TextHaystack
 
 # A text to its token ids, tokenised alone and without special tokens.

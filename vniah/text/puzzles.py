@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vniah.grid import parse_range
+from vniah.visual.grid import parse_range
 
 PREFIX = "This is a very long story book: <book>"
 _QUESTION = "</book>.\n Based on the content of the book, Question: "

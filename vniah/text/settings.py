@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vniah.grid import Grid, parse_range
 from vniah.text.puzzles import TextCell, check_puzzle, parse_lengths
+from vniah.visual.grid import Grid, parse_range
 
 PAPER_LENGTHS = "32000-512000:32000"
 PAPER_DEPTHS = "0-100:10"

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from vniah.grid import check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.text import metrics
 from vniah.text.book import TextBook, TextPrompt, TextSource
@@ -15,6 +14,7 @@ from vniah.text.measure import Encode, Measure
 from vniah.text.puzzles import TextCell
 from vniah.text.score import generated_correct
 from vniah.text.settings import TextSettings
+from vniah.visual.grid import check_columns
 
 
 class TextTask(NeedleTask):

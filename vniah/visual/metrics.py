@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vniah import scoring
-from vniah.quiet import QuietDict
-from vniah.results import ScoredCell
+from vniah.notices import QuietDict
+from vniah.runs import scoring
+from vniah.runs.results import ScoredCell
 from vniah.runs.task import Answer, Metrics
 
 

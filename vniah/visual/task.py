@@ -11,15 +11,15 @@ from typing import Any
 from PIL import Image
 
 from vniah.answers import is_right
-from vniah.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
-from vniah.grid import Cell, Grid, check_columns, needle_index
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
 from vniah.notices import notice
 from vniah.prompts import question_text
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
-from vniah.settings import Settings
 from vniah.visual import metrics
+from vniah.visual.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
+from vniah.visual.grid import Cell, Grid, check_columns, needle_index
+from vniah.visual.settings import Settings
 
 _BATCH = 32
 # What is kept where and how much of it changes no score; the presentation is told with what is shown.

@@ -1,0 +1,194 @@
+"""From a name to a backend: which class reads the checkpoint, how it is prepared, what its template is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from longva_model.backends.backend import Backend
+from longva_model.backends.hub_model import HubModel, building, described, load_args, load_transformers
+from longva_model.backends.llava_next_video import LlavaNextVideoBackend
+from longva_model.engine.head import OwnHead
+from longva_model.engine.self_check import refuse_recurrent, settle_attention
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.run import processes as work
+from vniah.files import read_json
+from vniah.notices import did_you_mean
+
+LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
+
+
+def nano_folder() -> Path:
+    """The shipped nano checkpoint.
+
+    Raises:
+        FileNotFoundError: the package was built without its weights.
+    """
+    import longva_model.nano as nano
+
+    folder = Path(str(nano.__file__)).parent
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"the nano weights are not in {folder}; reinstall vniah, or train them: vniah train nano"
+        )
+    return folder
+
+
+def checkpoint_folder(args: ModelArgs) -> str:
+    """The folder of ``args.pretrained``, fetched from the Hub where it is neither shipped nor on disk.
+
+    Raises:
+        FileNotFoundError: neither a folder with a config nor a model that the Hub or the local cache has.
+    """
+    from longva_model.checkpoints import checkpoint
+
+    name = str(nano_folder()) if args.pretrained == "nano" else args.pretrained
+    if "/" not in name and not Path(name).exists():
+        near = did_you_mean(name, ["nano"])
+        raise FileNotFoundError(
+            f"no model {args.pretrained!r}{near}; expected nano, a checkpoint folder, or a Hub id owner/name"
+        )
+    folder = checkpoint.resolve_folder(name, {"revision": args.revision} if args.revision else {})
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"pretrained={args.pretrained!r} has no config.json; expected nano, a checkpoint folder or a Hub model id"
+        )
+    return folder
+
+
+def load_backend(args: ModelArgs) -> Backend:
+    """Load ``args.pretrained`` onto its device.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a model that the Hub or the local cache has.
+        ValueError: a checkpoint of a kind that is not known here, or one that does not load, or whose logits by the
+            engine are not those of its own forward.
+    """
+    from longva_model.checkpoints import checkpoint
+
+    folder = checkpoint_folder(args)
+    config_file = Path(folder) / "config.json"
+    # Whole, and no pickle, whichever class reads them.
+    checkpoint.read_tensor_index(folder)
+    kind = read_json(config_file).get("model_type")
+    device = work.pick_device(args.device)
+    dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    backends: dict[str, Callable[..., Backend]] = {
+        "llava_next_video": LlavaNextVideoBackend,
+        **dict.fromkeys(LONGVA_TYPES, LongVABackend),
+    }
+    backend = backends.get(str(kind), TextBackend)(folder, args, device, getattr(torch, dtype))
+    settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
+    return backend
+
+
+class LongVABackend(HubModel):
+    """LongVA, in the released layout or ours (LongVA-7B, its AnyRes and baselines, nano)."""
+
+    def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
+        from longva_model import LongVAForConditionalGeneration, LongVAProcessor
+
+        with building(folder):
+            model = LongVAForConditionalGeneration.from_pretrained(
+                folder, trust_remote_code=False, **load_args(args, device, dtype)
+            )
+            self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
+        self.layout = model.config.layout
+        self.tokens_per_frame = int(self.layout.tokens_per_frame)
+        self.size = int(self.layout.tile_size)
+        self._finish(folder, args, model, model.language_model, model.lm_head, self.processor.tokenizer)
+
+    def _visual_settings(self) -> str:
+        config, normed = self.model.config, (self.processor.image_mean, self.processor.image_std)
+        tower = (described(config.vision_config), config.vision_feature_layer, config.projector_hidden_act)
+        return f"{self.layout} {normed} {tower}"
+
+    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
+        from longva_model.pictures.preprocess import fit_frames
+
+        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
+
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        tokens_NtD: torch.Tensor = self.model.encode_frames(self._levels(pixels_NHWC, self.processor.level_table))
+        return tokens_NtD
+
+    def encode_image(self, image: PILImage.Image) -> torch.Tensor:
+        inputs = self.processor(text="<image>", images=[image], return_tensors="pt")
+        tokens_TD: torch.Tensor = self.model.get_image_features(
+            inputs["pixel_values"].to(self.device, self.dtype), inputs["image_sizes"]
+        )
+        return tokens_TD
+
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        return int(self.layout.num_image_tokens(size))
+
+    def video_suffix(self) -> torch.Tensor | None:
+        """What follows a video's last frame, (1, D): the newline of AnyRes (reference section 1), else nothing."""
+        newline = self.model.model.image_newline
+        return None if newline is None else newline[None].detach()
+
+
+class TextBackend(HubModel):
+    """A text-only causal model of transformers (Qwen2-7B-Instruct-224K and others): text NIAH, perplexity."""
+
+    tokens_per_frame = 0
+
+    def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import (
+            CONFIG_MAPPING,
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            PreTrainedModel,
+        )
+        from transformers import __version__ as transformers_version
+
+        kind = read_json(Path(folder) / "config.json").get("model_type")
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"pretrained={args.pretrained!r} is of no kind that is known here: its config.json has model_type "
+                f"{kind!r}, which this transformers ({transformers_version}) does not have"
+            )
+        with building(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                f"pretrained={args.pretrained!r} ({config.model_type}) is no causal language model of transformers; "
+                "expected LongVA, LLaVA-NeXT-Video or a causal language model"
+            )
+        refuse_recurrent(args.pretrained, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        with building(folder):
+            model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try:
+            # Some kinds call a part of their head a decoder, others do not say where theirs is.
+            found = (model.get_decoder(), model.base_model, getattr(model, "model", None))
+            decoder = next((part for part in found if isinstance(part, PreTrainedModel) and part is not model), model)
+            self._head = OwnHead(model, decoder)
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"{args.pretrained} ({config.model_type}) is refused: {error}") from error
+        self._finish(folder, args, model, decoder, model.get_output_embeddings(), tokenizer)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden_TD)
+
+    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
+        raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
+
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
+
+    def encode_image(self, image: PILImage.Image) -> torch.Tensor:
+        raise ValueError(f"{self.name} is a text-only model and cannot be shown images; choose a LongVA checkpoint")
+
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        raise ValueError(f"{self.name} is a text-only model and cannot be shown images; choose a LongVA checkpoint")
+
+    def video_suffix(self) -> torch.Tensor | None:
+        return None

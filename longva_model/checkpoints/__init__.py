@@ -1,0 +1,1 @@
+"""Checkpoints on disk: layouts, conversion, loading, fingerprints. Knows nothing of prompts."""

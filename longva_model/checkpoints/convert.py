@@ -1,0 +1,183 @@
+"""Rewrite a checkpoint in the other layout: the released ``llava_qwen`` one or ours.
+
+Tensors are copied byte for byte under their other names, shard by shard; no tensor is read. Tokenizer and other
+small files go along as they are. A released config is kept inside ours, so that the way back gives the same keys.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from longva_model.checkpoints import checkpoint, released
+from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
+from longva_model.tower import find_tower
+from vniah.atomic import put_in_place
+from vniah.files import parse_json, read_json
+
+Layout = Literal["ours", "released"]
+_SMALL = (".json", ".txt", ".model", ".jinja", ".md")
+# Made anew, or meaningless in the released layout.
+_NOT_COPIED = {"config.json", checkpoint.INDEX}
+_OURS_ONLY = {"processor_config.json", "chat_template.jinja"}
+_CHUNK = 16 * 2**20
+
+
+def convert(source: str | Path, target: str | Path, to: Layout | None = None) -> Layout:
+    """Write ``source`` in the other layout into the new folder ``target``.
+
+    Args:
+        source: a folder or Hub id, of either layout.
+        target: a folder that is not there yet, or is empty.
+        to: "ours" or "released"; the other one than the source's unless given.
+
+    Returns:
+        The layout that was written.
+
+    Raises:
+        FileExistsError: ``target`` has something in it.
+        FileNotFoundError: no source, or a shard of it is missing.
+        ValueError: the source is in that layout already, or its weights do not fit its config.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already and is not overwritten; give a new folder")
+    folder = Path(checkpoint.resolve_folder(source))
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json")
+    is_released = released.is_released(read_json(config_file))
+    wanted: Layout = to or ("ours" if is_released else "released")
+    if wanted not in ("ours", "released"):
+        raise ValueError(f"--to must be ours or released, got {wanted!r}")
+    if (wanted == "released") == is_released:
+        raise ValueError(f"{folder} is in the {wanted} layout already; nothing to convert")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        draft = Path(temporary) / target.name
+        draft.mkdir()
+        _write(folder, draft, wanted)
+        if target.exists():
+            target.rmdir()  # empty, see above
+        put_in_place(draft, target)
+    return wanted
+
+
+def _write(folder: Path, draft: Path, to: Layout) -> None:
+    """Everything of the new folder."""
+    from longva_model.checkpoints.loading import expected_shapes
+    from longva_model.config import LongVAConfig
+
+    config = LongVAConfig.from_pretrained(folder, trust_remote_code=False)
+    tensors = checkpoint.read_tensor_index(folder)
+    checkpoint.check_tensors(tensors, expected_shapes(config), folder, tied=config.tie_word_embeddings)
+    rename = released.to_our_key if to == "ours" else released.to_released_key
+    for path in checkpoint.weight_files(folder):
+        _rename_tensors(path, draft / path.name, rename)
+    if (folder / checkpoint.INDEX).is_file():
+        index = read_json(folder / checkpoint.INDEX)
+        index["weight_map"] = {rename(name): file for name, file in index["weight_map"].items()}
+        _write_json(draft / checkpoint.INDEX, index)
+    skip = _NOT_COPIED | (_OURS_ONLY if to == "released" else set())
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in _SMALL and path.name not in skip:
+            shutil.copyfile(path, draft / path.name)
+    if to == "ours":
+        config.architectures = ["LongVAForConditionalGeneration"]
+        config.save_pretrained(draft)
+        _write_processor(folder, draft)
+    else:
+        _write_json(draft / "config.json", released.write_config(config))
+        _write_tower(folder, draft, config)
+
+
+def _rename_tensors(source: Path, target: Path, rename: Callable[[str], str]) -> None:
+    """Copy a safetensors file with other tensor names: a new header, the same bytes."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        length = struct.unpack("<Q", reader.read(8))[0]
+        header = parse_json(reader.read(length), f"the header of {source}")
+        renamed = {name if name == "__metadata__" else rename(name): info for name, info in header.items()}
+        text = json.dumps(renamed, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants tensors aligned
+        writer.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(reader, writer, _CHUNK)
+
+
+def _write_processor(folder: Path, draft: Path) -> None:
+    """Our processor's two files, where the source has a tokenizer; the tokenizer's own are copied as they are."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    from longva_model.processing import LongVAProcessor
+
+    processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor.to_json_file(draft / "processor_config.json")
+    if isinstance(processor.chat_template, str):
+        (draft / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+
+
+def _write_tower(folder: Path, draft: Path, config: Any) -> None:
+    """Describe the tower beside a released checkpoint, unless what its name leads to there says the same.
+
+    The released layout only names its tower, and a tower by that name may not be found from the new folder, or be
+    another one.
+    """
+    name = read_json(draft / "config.json")["mm_vision_tower"]
+    found = find_tower(name, draft, local_files_only=True)
+    defaults, sizes = type(config.vision_config)().to_dict(), config.vision_config.to_dict()
+    same_sizes = all(
+        {**defaults, **(found.config or released.CLIP_VIT_L_14_336)}[key] == sizes[key] for key in _TOWER_KEYS
+    )
+    pixels = _pixel_statistics(folder)
+    known = {key: list(value) for key, value in zip(pixels, (CLIP_MEAN, CLIP_STD), strict=True)}
+    same_pixels = {key: (found.preprocessor or known).get(key, known[key]) for key in pixels} == pixels
+    if same_sizes and same_pixels:
+        return
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"mm_vision_tower is {name!r}: it leads out of the new folder; give the tower a plain name")
+    (draft / name).mkdir(parents=True)
+    _write_json(draft / name / "config.json", {key: sizes[key] for key in _TOWER_KEYS})
+    edge = sizes["image_size"]
+    _write_json(
+        draft / name / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": edge},
+            "crop_size": {"height": edge, "width": edge},
+            "resample": 3,
+            **pixels,
+        },
+    )
+
+
+def _pixel_statistics(folder: Path) -> dict[str, list[float]]:
+    """Mean and deviation that pixels are normalised with, as our processor holds them."""
+    path = folder / "processor_config.json"
+    own = read_json(path) if path.is_file() else {}
+    return {"image_mean": list(own.get("image_mean", CLIP_MEAN)), "image_std": list(own.get("image_std", CLIP_STD))}
+
+
+_TOWER_KEYS = {
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+    "initializer_range",
+    "initializer_factor",
+}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

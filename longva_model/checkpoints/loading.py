@@ -1,0 +1,142 @@
+"""Weights from disk straight to their device and type, one shard at a time.
+
+transformers' own loader keeps every shard mapped until the last one is read, so a process that converts or moves
+weights shows the whole checkpoint as its own memory on top of the model. Here a shard is unmapped before the next
+is opened: the host holds the part of the model that lives there, and one shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from longva_model.checkpoints.checkpoint import TensorInfo
+from longva_model.checkpoints.released import to_our_key
+from longva_model.config import LongVAConfig
+
+# What a plain load may be asked for; with anything else (quantisation, several devices, ...) transformers loads.
+PLAIN_OPTIONS = frozenset({"device_map", "attn_implementation", "use_safetensors"})
+# No code is ever run from a checkpoint, and memory is low anyway.
+NO_MATTER = frozenset({"_from_auto", "trust_remote_code", "code_revision", "_commit_hash", "low_cpu_mem_usage"})
+
+
+def meant(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that say something: not those that matter nowhere, nor ``None`` unless it is a value of the config."""
+    config_keys = {field.name for field in dataclasses.fields(LongVAConfig)} | {"rope_scaling"}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in NO_MATTER and (value is not None or name in config_keys - {"dtype"})
+    }
+
+
+def single_device(device_map: Any) -> torch.device | None:
+    """The one device that a ``device_map`` means, or None where it means several or a choice."""
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            return None
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.get_default_device()
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential", "disk"):
+        return None
+    return torch.device(device_map)
+
+
+def is_sharded_training() -> bool:
+    """True where DeepSpeed ZeRO-3 or FSDP spreads the weights while they are loaded."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_enabled
+
+    return bool(is_deepspeed_zero3_enabled() or is_fsdp_enabled())
+
+
+def resolve_dtype(dtype: Any, config: Any, tensors: Mapping[str, TensorInfo]) -> torch.dtype:
+    """The type to load in: as asked; else ("auto") the config's; else that of the weights.
+
+    Raises:
+        ValueError: a name that torch does not know as a floating type.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype {dtype!r} is unknown; expected auto, float32, bfloat16 or float16")
+        return found
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    kinds = {info.dtype for info in tensors.values()}
+    return torch.float32 if "F32" in kinds or not kinds else torch.bfloat16 if "BF16" in kinds else torch.float16
+
+
+def load_weights(
+    model: PreTrainedModel, tensors: Mapping[str, TensorInfo], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill a model that was built without memory (``empty_model``).
+
+    Args:
+        model: its parameters are replaced, its buffers moved.
+        tensors: by name on disk, in either layout; checked against the model already.
+        dtype: of the parameters.
+        device: where everything goes.
+    """
+    from safetensors import safe_open
+
+    names_by_file: dict[Path, list[str]] = {}
+    for name, info in tensors.items():
+        names_by_file.setdefault(info.path, []).append(name)
+    wanted = dict(model.named_parameters(remove_duplicate=False))
+    for path, names in names_by_file.items():
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in names:
+                ours = to_our_key(name)
+                if ours not in wanted:  # position indices of old checkpoints
+                    continue
+                tensor = file.get_tensor(name)
+                # Without a copy the parameter would be a view into the file, alive as long as the model.
+                tensor = (
+                    tensor.to(dtype) if tensor.dtype != dtype else tensor.clone() if device.type == "cpu" else tensor
+                )
+                parent, _, leaf = ours.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+                del tensor
+    model.tie_weights()
+    for name, buffer in list(model.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, buffer.to(device))
+
+
+@contextlib.contextmanager
+def empty_model(dtype: torch.dtype) -> Iterator[None]:
+    """Models built inside have parameters without memory, of this type, and real buffers."""
+    from accelerate import init_empty_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a ``LongVAConfig`` asks for."""
+    from longva_model.modeling import LongVAForConditionalGeneration
+
+    with empty_model(torch.float32):
+        return {name: tuple(t.shape) for name, t in LongVAForConditionalGeneration(config).state_dict().items()}
+
+
+def load_generation_config(model: PreTrainedModel, folder: str) -> None:
+    """Take the folder's generation_config.json, where there is one."""
+    if (Path(folder) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)

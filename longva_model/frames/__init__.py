@@ -1,0 +1,1 @@
+"""Frame embeddings: computed once, ahead of need, kept on disk."""

@@ -1,0 +1,274 @@
+"""Frame embeddings, computed once: decode, preprocess and tower in a pipeline, kept on disk in blocks.
+
+A haystack's frames serve every cell, every rerun and every task, so they are encoded once, in batches,
+and stored under a key of haystack, weights and preprocessing, in blocks of ``BLOCK`` frames as they come:
+an interrupted run continues. At no time is a whole video in memory.
+
+Shapes: N frames, t visual tokens a frame, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from longva_model.backends.backend import Backend
+from longva_model.frames.block_store import BLOCK, BlockStore
+from longva_model.frames.prefetch import Ahead
+from longva_model.pictures.preprocess import alone
+from vniah.contract.requests import Frames, Request
+from vniah.contract.sources import FramesNHWC, FrameSource
+
+__all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
+_MEMORY_BLOCKS = 8
+_LANES = 8
+# Part of a block's key: what an earlier edition stored is not looked at.
+_FORMAT = f"{BLOCK} with a checksum"
+# Frames as they come are large (a 4K one 25 MB): what a lane reads of them at once.
+_RAW_BYTES = 64 << 20
+
+
+class FrameTokens(Protocol):
+    """Where the engine takes the visual tokens of frames from."""
+
+    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
+        """Yield the visual tokens of frames ``start`` to ``stop`` in order, as (n, t, D) pieces on the device."""
+        ...
+
+    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
+        """A single frame, such as a needle: (t, D)."""
+        ...
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
+        ...
+
+
+class FrameEmbeddings:
+    """Visual tokens of frames by index, from memory, disk, or the tower.
+
+    Args:
+        backend: encodes frames.
+        folder: where blocks are kept; ``None`` keeps the last few in memory only.
+        max_bytes: bound of the folder.
+        batch_size: frames a tower call.
+        show: a progress bar when many frames are encoded in one go.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        folder: Path | None = None,
+        max_bytes: int = 20_000_000_000,
+        batch_size: int = 16,
+        show: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.store = None if folder is None else BlockStore(folder, max_bytes)
+        self.batch_size = batch_size
+        self.show = show
+        self.frames_encoded = 0
+        self._until: dict[str, int] = {}
+        self._recent: OrderedDict[tuple[str, int, int], torch.Tensor] = OrderedDict()
+
+    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
+        """Yield the visual tokens of frames ``start`` to ``stop`` in order, as (n, t, D) pieces on the device.
+
+        Raises:
+            ValueError: the source has fewer frames.
+        """
+        if stop > len(source):
+            raise ValueError(f"frames up to {stop} are asked of a source that has {len(source)}")
+        blocks = block_range(start, stop)
+        missing = set(self.missing(source, blocks, preprocess))
+        if missing and (ahead := self._ahead_of(source, start, stop, preprocess)):
+            self.prepare(source, ahead, preprocess)
+            missing = set()
+        with closing(self._encode_blocks(source, sorted(missing), preprocess)) as fresh:
+            for index in blocks:
+                tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
+                low, high = max(start - index * BLOCK, 0), min(stop - index * BLOCK, BLOCK)
+                yield tokens[low:high].to(self.backend.device)
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
+        self._until = reach(requests)
+
+    def _ahead_of(self, source: FrameSource, start: int, stop: int, preprocess: str) -> list[int]:
+        """The blocks to encode at once because they will be asked for; none where the disk would not keep them."""
+        until = min(self._until.get(source.fingerprint, 0), len(source))
+        if until <= stop or self.store is None or not self.store.writable:
+            return []
+        shape = self.backend.shape
+        size = (until - start) * self.backend.tokens_per_frame * shape.hidden * self.backend.dtype.itemsize
+        # Half, since other runs may be using the folder.
+        return self.missing(source, block_range(start, until), preprocess) if 2 * size < self.store.max_bytes else []
+
+    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
+        """A single frame, such as a needle: (t, D)."""
+        return next(self.get(source, 0, 1, preprocess))[0]
+
+    def block(self, source: FrameSource, index: int, preprocess: str) -> torch.Tensor:
+        """One whole block on the CPU, encoded when it is neither in memory nor on disk: (n, t, D)."""
+        key, rows = self._key(source, preprocess), _rows(source, index)
+        tokens = self._load(key, index, rows)
+        if tokens is None:
+            # Never made, removed by another process since it was looked for, or unreadable.
+            with closing(self._encode_blocks(source, [index], preprocess)) as fresh:
+                tokens = next(fresh)
+        return tokens
+
+    def missing(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> list[int]:
+        """Those of ``blocks`` that are neither in memory nor on disk."""
+        key = self._key(source, preprocess)
+        return [index for index in blocks if not self._has(key, index, _rows(source, index))]
+
+    def prepare(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> None:
+        """Encode and store ``blocks``."""
+        total = sum(_rows(source, index) for index in blocks)
+        with tqdm(total=total, unit="frame", desc="frames", disable=not self.show, delay=1, leave=False) as bar:
+            for tokens_NtD in self._encode_blocks(source, blocks, preprocess):
+                bar.update(len(tokens_NtD))
+
+    def keep(self, source: FrameSource, index: int, preprocess: str, tokens_NtD: torch.Tensor) -> None:
+        """Take in a block that another process encoded, if it is missing here."""
+        key = self._key(source, preprocess)
+        if not self._has(key, index, tokens_NtD.shape[0]):
+            tokens_NtD = tokens_NtD.cpu()
+            self._remember(key, index, tokens_NtD)
+            if self.store is not None:
+                self.store.store(key, index, tokens_NtD)
+
+    def _key(self, source: FrameSource, preprocess: str) -> str:
+        parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), _FORMAT)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def _has(self, key: str, index: int, rows: int) -> bool:
+        return (key, index, rows) in self._recent or (self.store is not None and self.store.has(key, index, rows))
+
+    def _load(self, key: str, index: int, rows: int) -> torch.Tensor | None:
+        if (key, index, rows) in self._recent:
+            self._recent.move_to_end((key, index, rows))
+            return self._recent[key, index, rows]
+        tokens = self.store.load(key, index, rows) if self.store is not None else None
+        if tokens is not None:
+            self._remember(key, index, tokens)
+        return tokens
+
+    def _remember(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
+        self._recent[key, index, tokens_NtD.shape[0]] = tokens_NtD
+        # Without a disk the memory is all there is, so it keeps more.
+        on_disk = self.store is not None and self.store.writable
+        while len(self._recent) > (_MEMORY_BLOCKS if on_disk else 16 * _MEMORY_BLOCKS):
+            self._recent.popitem(last=False)
+
+    def _encode_blocks(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
+        """Encode ``blocks`` in order; threads decode and preprocess ahead of the tower."""
+        if not blocks:
+            return
+        key = self._key(source, preprocess)
+        with ExitStack() as stack:
+            lanes = [stack.enter_context(closing(lane)) for lane in self._lanes(source, blocks, preprocess)]
+            for number, index in enumerate(blocks):
+                parts: list[torch.Tensor] = []
+                left = _rows(source, index)
+                while left:
+                    pixels_NHWC = next(lanes[number % len(lanes)])
+                    with torch.inference_mode():
+                        parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
+                    left -= len(pixels_NHWC)
+                    self.frames_encoded += len(pixels_NHWC)
+                tokens = torch.cat(parts)
+                self._remember(key, index, tokens)
+                if self.store is not None:
+                    self.store.store(key, index, tokens)
+                yield tokens
+
+    def _lanes(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> list[Ahead[torch.Tensor]]:
+        """Fitted frames of ``blocks``, in batches that do not cross blocks; each lane has every so manieth block.
+
+        A film of several blocks is read at as many places at once as there are cores, where its source can be:
+        decoders gain little from threads of their own. Else one thread decodes and one fits.
+        """
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        readers = _readers(source, min(cores, _LANES, len(blocks)))
+        if len(readers) < 2:
+            # No more than one batch of raw frames waits.
+            frames = Ahead(self._frames(source, blocks), limit=1, name="decode frames")
+            return [Ahead(self._fit_each(frames, source, preprocess), limit=2, name="fit frames")]
+        share = -(-BLOCK // self.batch_size)
+        return [
+            Ahead(self._read_alone(reader, blocks[lane :: len(readers)], preprocess), limit=share, name="read frames")
+            for lane, reader in enumerate(readers)
+        ]
+
+    def _read_alone(self, reader: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
+        piece = _raw_frames(reader, self.batch_size)
+        with alone():
+            for start, stop in self._batches(reader, blocks):
+                spans = [(first, min(first + piece, stop)) for first in range(start, stop, piece)]
+                parts = [self._fit(reader.frames(*span), reader, preprocess) for span in spans]
+                yield parts[0] if len(parts) == 1 else torch.cat(parts)
+                del parts
+
+    def _fit_each(self, frames: Ahead[FramesNHWC], source: FrameSource, preprocess: str) -> Generator[torch.Tensor]:
+        with closing(frames):
+            for frames_NHWC in frames:
+                yield self._fit(frames_NHWC, source, preprocess)
+
+    def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
+        # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
+        mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+        return self.backend.pixels(frames_NHWC, mode)
+
+    def _frames(self, source: FrameSource, blocks: Sequence[int]) -> Generator[FramesNHWC]:
+        for start, stop in self._batches(source, blocks):
+            yield source.frames(start, stop)
+
+    def _batches(self, source: FrameSource, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Batches of the tower, which do not cross blocks."""
+        for index in blocks:
+            end = index * BLOCK + _rows(source, index)
+            for start in range(index * BLOCK, end, self.batch_size):
+                yield start, min(start + self.batch_size, end)
+
+
+def reach(requests: Iterable[Request]) -> dict[str, int]:
+    """How far the requests read each source of frames."""
+    until: dict[str, int] = {}
+    for segment in (segment for request in requests for segment in request.segments):
+        if isinstance(segment, Frames):
+            until[segment.source] = max(until.get(segment.source, 0), segment.stop)
+    return until
+
+
+def block_range(start: int, stop: int) -> range:
+    """The blocks that frames ``start`` to ``stop`` lie in."""
+    return range(start // BLOCK, (stop - 1) // BLOCK + 1)
+
+
+def _rows(source: FrameSource, index: int) -> int:
+    return min(BLOCK, len(source) - index * BLOCK)
+
+
+def _raw_frames(source: FrameSource, most: int) -> int:
+    """How many frames of a source to read at once, up to ``most``."""
+    height, width = getattr(source, "size", (1, 1))
+    return max(1, min(most, _RAW_BYTES // (height * width * 3)))
+
+
+def _readers(source: FrameSource, count: int) -> list[FrameSource]:
+    """``count`` independent readers of a source's frames, or none."""
+    reader = getattr(source, "reader", None)
+    if reader is None or count < 2:
+        return []
+    found = [reader() for _ in range(count)]
+    return [] if None in found else found

@@ -1,0 +1,249 @@
+"""The lmms-eval model ``longva_ring``; the one file of this room that knows lmms_eval.
+
+Turns lmms-eval's requests into jobs and hands them all to one runner (``engine/runner.py``), so that
+requests which share a video or a haystack share its prefix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+
+from longva_model.lmms.generation_args import generate_leaf
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
+from longva_model.run.runner import Job, Order, Runner
+from vniah.contract.requests import Generate, Leaf, Target
+from vniah.runs.scoring import ScoredPair
+
+
+class LongVARing(lmms):
+    """LongVA, its baselines and text-only models, teacher-forced or generating. See ``ModelArgs``."""
+
+    is_simple = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.args = ModelArgs.read(kwargs)
+        self._system = self.args.system_text()
+        self.runner = Runner.load(self.args)
+        self.backend = self.runner.backend
+        self._rank, self._world_size = self.runner.rank, self.runner.world_size
+        # By task: doc_to_visual, or doc_to_messages of a chat task. Every rank has every task, so that it can
+        # build a prompt of another rank's document.
+        self._visuals: dict[str, Callable[..., Any] | None] = {}
+        self._messages: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def device(self) -> Any:
+        return self.runner.device
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.backend.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        return self.backend.max_length
+
+    @property
+    def batch_size(self) -> int:
+        return self.args.batch_size
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Score each answer by teacher forcing.
+
+        Returns:
+            Pairs (log-probability, every token is the argmax), counted after visual tokens are in place; a
+            ``ScoredPair`` carries predicted ids and log-probabilities behind it.
+        """
+        jobs = []
+        for request in requests:
+            context, target, doc_to_visual, doc_id, task, split = request.args
+            answer = target if isinstance(target, str) else target(self._doc(task, split, doc_id))
+            self._visuals[task] = doc_to_visual
+            jobs.append(_job(request, task, split, doc_id, context, Target(str(answer))))
+        results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
+        return [
+            ScoredPair(
+                result.logprob,
+                result.is_greedy,
+                {
+                    "predicted": result.text,
+                    "predicted_ids": result.predicted_ids,
+                    "answer_ids": result.answer_ids,
+                    "answer_logprobs": result.answer_logprobs,
+                    "prompt_tokens": result.prompt_tokens,
+                },
+            )
+            for result in results
+        ]
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Generate an answer to each request; sampling settings of the task are honoured.
+
+        Requests of chat tasks and of others may come together. A request that comes several times (``--repeats``)
+        is answered once if greedy, and with a seed for each time if sampled.
+        """
+        jobs = numbered_samples([self._generation(request) for request in requests])
+        results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
+        return [result.text.strip() for result in results]
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
+        """Rounds of questions, each told the answers before it; one list of answers a request."""
+        answers = []
+        for request in requests:
+            chat = callable(request.args[1])
+            answers.append(self._chat_rounds(request) if chat else self._simple_rounds(request))
+        return answers
+
+    def _generation(self, request: Instance) -> Job:
+        """The job of a request, of either protocol."""
+        if callable(request.args[1]):
+            _, doc_to_messages, settings, doc_id, task, split = request.args
+            self._messages[task] = doc_to_messages
+            context = None
+        else:
+            context, settings, doc_to_visual, doc_id, task, split = request.args
+            self._visuals[task] = doc_to_visual
+        return _job(request, task, split, doc_id, context, self._leaf(settings))
+
+    def _simple_rounds(self, request: Instance) -> list[str]:
+        """lmms-eval asks ``doc_to_text`` for (visuals, text, whether to stop, answers so far, what to tell it next)."""
+        context, settings, doc_to_visual, doc_to_text, doc_id, task, split = request.args
+        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
+        visuals, text = _as_list(doc_to_visual(doc) if doc_to_visual is not None else None), context
+        answers: list[str] = []
+        told: Any = None
+        while True:
+            answers.append(self._one_round(self._prompt(text, visuals, leaf)))
+            visuals, text, stop, so_far, told = doc_to_text(
+                doc, previous_output=list(answers), round_idx=len(answers), previous_round_info=told
+            )
+            answers, visuals = list(answers if so_far is None else so_far), _as_list(visuals)
+            if stop:
+                return answers
+
+    def _chat_rounds(self, request: Instance) -> list[str]:
+        """``doc_to_messages`` gives messages, later (messages, whether to stop, answers so far, what to tell it)."""
+        _, doc_to_messages, settings, doc_id, task, split = request.args
+        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
+        messages = doc_to_messages(doc)
+        answers: list[str] = []
+        told: Any = None
+        while True:
+            prompt = self._chat(messages, leaf, self.args.max_frames_num)
+            answers.append(self._one_round(prompt))
+            turn = doc_to_messages(doc, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
+            if not (isinstance(turn, tuple) and len(turn) == 4):
+                return answers  # a task of one round
+            messages, stop, so_far, told = turn
+            answers = list(answers if so_far is None else so_far)
+            if stop:
+                return answers
+
+    def _leaf(self, settings: Mapping[str, Any] | None) -> Generate:
+        return generate_leaf(settings or {}, self.backend.generation_defaults)
+
+    def _one_round(self, prompt: Prompt) -> str:
+        return self.runner.run_one(prompt).text.strip()
+
+    def _doc(self, task: str, split: str, doc_id: int) -> Mapping[str, Any]:
+        doc: Mapping[str, Any] = self.task_dict[task][split][doc_id]
+        return doc
+
+    def _build(self, job: Job) -> Prompt:
+        """The prompt of any rank's job, from this rank's copy of the task.
+
+        Raises:
+            ValueError: this rank was given no document of the task, and so does not know how its prompts look.
+        """
+        if job.task not in (self._messages if job.context is None else self._visuals):
+            raise ValueError(
+                f"process {self._rank} of {self._world_size} was given no document of {job.task}; "
+                "a task needs a document for each process, so use fewer processes or raise --limit"
+            )
+        doc = self._doc(job.task, job.split, job.doc_id)
+        if job.context is None:
+            messages = self._messages[job.task](doc)
+            prompt = self._chat(messages, job.leaf, self._max_frames(job))
+            return replace(prompt, beyond_context=job.every_frame)
+        doc_to_visual = self._visuals[job.task]
+        return self._prompt(job.context, _as_list(doc_to_visual(doc) if doc_to_visual else None), job.leaf, job)
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]], leaf: Leaf, max_frames: int) -> Prompt:
+        return build_chat(messages, leaf, self.backend.template, max_frames=max_frames, system=self._system)
+
+    def _prompt(self, text: str, visuals: Sequence[Any], leaf: Leaf, job: Job | None = None) -> Prompt:
+        for visual in visuals:
+            if hasattr(visual, "bind_tokenizer"):
+                visual.bind_tokenizer(self.backend.token_ids)
+        frames = self._max_frames(job) if job is not None else self.args.max_frames_num
+        prompt = build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames, system=self._system)
+        return replace(prompt, beyond_context=prompt.beyond_context or (job is not None and job.every_frame))
+
+    def _max_frames(self, job: Job) -> int:
+        """A V-NIAH video is shown whole: sampling it would skip the one-frame needle."""
+        return 10**9 if job.every_frame else self.args.max_frames_num
+
+    def _measured(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """What the needle tasks among the jobs' are to measure; their documents say it."""
+        first = {job.task: job for job in reversed(jobs)}
+        told = {task: self._doc(task, job.split, job.doc_id).get("provenance") for task, job in first.items()}
+        measured = {task: json.loads(value) for task, value in told.items() if value}
+        self.args.check_needles(measured)
+        return measured
+
+    def _about(self, job: Job) -> dict[str, Any]:
+        """What a journal line says of its document: its plain fields, what holds for the whole run left out."""
+        doc = self._doc(job.task, job.split, job.doc_id)
+        plain = {
+            key: value
+            for key, value in doc.items()
+            if isinstance(value, (str, int, float, bool, type(None))) and key not in ("provenance", "seed")
+        }
+        return {"task": job.task, "model": self.args.pretrained, "doc_id": job.doc_id, "doc": plain}
+
+
+class LongVARingChat(LongVARing):
+    """The same model for lmms-eval's chat protocol; teacher forcing and Python tasks are unchanged."""
+
+    is_simple = False
+
+
+def numbered_samples(jobs: Sequence[Job]) -> list[Job]:
+    """Give jobs that are the same prompt, sampled, a number and a seed of their own."""
+    seen: Counter[Order] = Counter()
+    numbered = []
+    for job in jobs:
+        number = seen[job.order]
+        seen[job.order] += 1
+        if number and isinstance(job.leaf, Generate) and job.leaf.temperature > 0:
+            job = replace(job, sample=number, leaf=replace(job.leaf, seed=job.leaf.seed + number))
+        numbered.append(job)
+    return numbered
+
+
+def _as_list(visuals: Any) -> list[Any]:
+    """What ``doc_to_visual`` returned as a list of visuals: some tasks return one, or nothing, or holes."""
+    if visuals is None:
+        return []
+    return [one for one in (visuals if isinstance(visuals, (list, tuple)) else [visuals]) if one is not None]
+
+
+def _job(request: Instance, task: str, split: str, doc_id: int, context: Any, leaf: Leaf) -> Job:
+    return Job(
+        task=task,
+        split=split,
+        doc_id=int(doc_id),
+        index=int(request.idx),
+        context=context[0] if isinstance(context, list) else context,
+        leaf=leaf,
+        every_frame=bool((request.metadata or {}).get("every_frame")),
+    )

@@ -1,0 +1,1 @@
+"""Prompts and chat templates, and the visuals in them, as requests."""

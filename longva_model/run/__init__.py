@@ -1,0 +1,1 @@
+"""A run of jobs: journal, batches, processes, progress. Knows nothing of lmms-eval."""

@@ -1,0 +1,181 @@
+"""A checkpoint as what answers needle tasks without lmms-eval: the same jobs, through the same runner.
+
+Its jobs are those that the lmms-eval adapter makes of the same cells, in the same order, so results are the
+same to the bit and either goes on where the other's journal ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longva_model.lmms.model_args import ModelArgs
+from vniah.contract.requests import Leaf
+from vniah.runs.task import Answer, NeedleTask, Row
+
+if TYPE_CHECKING:
+    from longva_model.prompts.prompting import Prompt
+    from longva_model.run.runner import Job, Runner
+
+# Tokens beside the frames: template, question and answer.
+_TEXT_TOKENS = 256
+
+
+class NeedleModel:
+    """A checkpoint named as ``pretrained`` of ``ModelArgs``. Nothing is loaded before the first answer.
+
+    Args:
+        args: the model's arguments.
+        name: what to call it in results; its ``pretrained`` otherwise.
+
+    Raises:
+        FileNotFoundError: no such folder or Hub model.
+    """
+
+    def __init__(self, args: ModelArgs, name: str = "") -> None:
+        from longva_model.backends.loading import checkpoint_folder
+
+        self.args = args
+        self.name = name or args.pretrained
+        self.folder = Path(checkpoint_folder(args))
+        self.speaks = int(os.environ.get("RANK") or 0) == 0
+        self._runner: Runner | None = None
+
+    def about(self) -> dict[str, Any]:
+        """The model's arguments, as lmms-eval would have been given them."""
+        given = {key: value for key, value in self.args.as_dict().items() if value != getattr(ModelArgs(), key)}
+        given = {"pretrained": self.args.pretrained, **given}
+        text = ",".join(f"{key}={value}" for key, value in given.items())
+        return {"model": "longva_ring", "model_args": text}
+
+    def check(self, tasks: Sequence[NeedleTask]) -> None:
+        """Raise where a run cannot end well, before any weights are read.
+
+        Raises:
+            ValueError: weights and the longest cell's KV cache are larger than the device.
+        """
+        from longva_model.run import processes as work
+        from vniah.commands.planning import shape_of
+
+        self.args.check_needles({task.name: task.describe() for task in tasks})
+        try:
+            shape = shape_of(str(self.folder))
+        except ValueError:
+            return  # a config of another form says nothing here; loading it says what is wrong
+        longest = max((_longest_tokens(task, shape.tokens_per_frame) for task in tasks), default=0)
+        device = work.pick_device(self.args.device)
+        width = {"float32": 4, "auto": 2 if device.type == "cuda" else 4}.get(self.args.dtype, 2)
+        scale = width / shape.kv_bytes
+        weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        cache = longest * shape.kv_bytes_per_token * scale
+        room, world = work.total_bytes(device), work.launched_processes()
+        shared = world if self.args.parallel in ("auto", "ring") else 1
+        if weights + cache / shared > room:
+            raise ValueError(
+                f"{self.name} does not fit {device}: weights of {weights / 1e9:.1f} GB and a KV cache of "
+                f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are more than its "
+                f"{room / 1e9:.1f} GB; ask for fewer frames, or share the cache over devices: "
+                "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
+            )
+
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Answer cells. Collective: every process asks for the same ones and has all answers.
+
+        Args:
+            tasks: by name.
+            cells: (task, number of the row) in the order of the tasks.
+        """
+        from longva_model.lmms.generation_args import generate_leaf
+        from longva_model.run.runner import Job, Runner
+
+        runner = self._runner = self._runner or Runner.load(self.args)
+        free: dict[str, Leaf] = {
+            name: generate_leaf(task.generation, runner.backend.generation_defaults)
+            for name, task in tasks.items()
+            if task.scoring == "generated"
+        }
+
+        def job(name: str, number: int) -> Job:
+            task = tasks[name]
+            row = task.rows[number]
+            leaf = free.get(name) or task.leaf(row)
+            assert leaf is not None, "a task is forced or free"
+            return Job(
+                task=name,
+                split="test",
+                doc_id=number,
+                index=0,
+                context=task.question(row),
+                leaf=leaf,
+                every_frame=task.scoring == "generated" and task.unit == "frames",
+            )
+
+        def build(job: Job) -> Prompt:
+            task = tasks[job.task]
+            return self._prompt(runner, task, task.rows[job.doc_id], job)
+
+        def about(job: Job) -> dict[str, Any]:
+            return {
+                "task": job.task,
+                "model": self.name,
+                "doc_id": job.doc_id,
+                "doc": tasks[job.task].rows[job.doc_id],
+            }
+
+        found: dict[tuple[str, int], Answer] = {}
+        # lmms-eval asks for all forced answers in one call and for all free ones in another.
+        for scoring in dict.fromkeys(tasks[name].scoring for name, _ in cells):
+            mine = [(name, number) for name, number in cells if tasks[name].scoring == scoring]
+            jobs = [job(name, number) for name, number in mine]
+            told = {name: tasks[name].provenance() for name in dict.fromkeys(name for name, _ in mine)}
+            for place, result in zip(mine, runner.run(jobs, build, about, told), strict=True):
+                forced = scoring == "teacher-forced"
+                found[place] = Answer(
+                    text=result.text if forced else result.text.strip(),
+                    is_greedy=result.is_greedy if forced else None,
+                    predicted_ids=result.predicted_ids if forced else (),
+                    answer_ids=result.answer_ids,
+                    answer_logprobs=result.answer_logprobs,
+                    prompt_tokens=result.prompt_tokens if forced else None,
+                )
+        return [found[place] for place in cells]
+
+    def finished(self) -> None:
+        """The journal stays: another run of the same cells has them at once."""
+
+    def _prompt(self, runner: Runner, task: NeedleTask, row: Row, job: Job) -> Prompt:
+        from longva_model.prompts.prompting import build_prompt
+
+        visuals = task.visuals(row)
+        for visual in visuals:
+            if hasattr(visual, "bind_tokenizer"):
+                visual.bind_tokenizer(runner.backend.token_ids)
+        # A needle's film is shown whole: sampling it would skip the one-frame needle.
+        frames = 10**9 if job.every_frame else self.args.max_frames_num
+        assert job.context is not None
+        prompt = build_prompt(
+            job.context,
+            visuals,
+            job.leaf,
+            runner.backend.template,
+            max_frames=frames,
+            system=self.args.system_text(),
+        )
+        return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
+
+    def interrupted(self) -> str:
+        """What continues a run that was stopped."""
+        if self.args.journal == "none":
+            return "journal=none keeps nothing; the same command starts over"
+        path = None if self._runner is None else self._runner.journal_path
+        if path is None:
+            return "nothing was scored yet; the same command starts over"
+        return f"what was scored is kept, the same command goes on; draw it: vniah heatmap {path} --partial"
+
+
+def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:
+    key, each = ("num_frames", tokens_per_frame) if task.unit == "frames" else ("context_length", 1)
+    return max((int(row[key]) + 1) * each for row in task.rows) + _TEXT_TOKENS

@@ -1,0 +1,226 @@
+"""Sharing work between processes, and where cached files are: the plumbing of ``runner.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from longva_model.lmms.model_args import ModelArgs
+from vniah.atomic import lock
+from vniah.runs.journal import Journal
+from vniah.visual.settings import Settings
+
+T = TypeVar("T")
+_JOURNALS_BYTES = 2 << 30
+# One process may have much more to do than another before they meet; torch's own 30 minutes are for training steps.
+_PATIENCE = datetime.timedelta(days=7)
+_beside: dist.ProcessGroup | None = None
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and their number; (0, 1) outside torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def join_processes(device: str) -> None:
+    """Join the process group that torchrun or accelerate set up in the environment, if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+
+
+def local_rank() -> int:
+    """Which of this machine's devices is this process's: as the launcher says, else the devices are dealt in turn."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return int(os.environ.get("RANK") or 0) % max(1, torch.cuda.device_count())
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that ``auto`` means here; under torchrun each process takes its own.
+
+    Raises:
+        ValueError: a CUDA device where there is none, or a name that torch does not know.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device; expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r}, but torch sees no CUDA device; use device=cpu")
+        if chosen.index is None or rank_and_world()[1] > 1:
+            chosen = torch.device("cuda", local_rank())
+    return chosen
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device, what PyTorch holds and does not use included; a quarter of the host's memory
+    for the CPU.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun started, joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in rank order, on every process."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value, group=objects_group())
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value on every process."""
+    _, world = rank_and_world()
+    if world == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, group=objects_group())
+    result: T = box[0]
+    return result
+
+
+def objects_group() -> dist.ProcessGroup | None:
+    """The group that Python objects travel in: the processes' own where it has the CPU, else one of gloo beside it.
+
+    accelerate's, under lmms-eval, is of nccl alone, where waiting for an object occupies the device. Collective when
+    called first.
+    """
+    global _beside
+    if "gloo" in str(dist.get_backend_config()) or "mpi" in str(dist.get_backend_config()):
+        return None
+    if _beside is None:
+        _beside = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE))
+    return _beside
+
+
+@contextlib.contextmanager
+def told_to_all() -> Iterator[None]:
+    """What one process raises inside, all raise at the end, where they meet. Collective, with none inside.
+
+    Without it the others would wait at their next meeting, for hours at lmms-eval's timeout.
+
+    Raises:
+        ValueError: another process's problem, as text.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    told = gather(None if problem is None else f"process {rank_and_world()[0]}: {problem}")
+    if problem is not None:
+        raise problem
+    for text in told:
+        if text is not None:
+            raise ValueError(text)
+
+
+def contiguous_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """A rank's contiguous run of ``items``: neighbours share prefixes, so they stay together."""
+    start, stop = len(items) * rank // world_size, len(items) * (rank + 1) // world_size
+    return list(items[start:stop])
+
+
+def embeddings_folder() -> Path:
+    return Settings.read().cache_dir / "embeddings"
+
+
+def cache_bytes() -> int:
+    return Settings.read().cache_bytes
+
+
+def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:
+    """The journal of this run: at ``journal=PATH``, in the cache for ``auto``, nothing for ``none``.
+
+    Several processes write one file each (``PATH`` and ``PATH.rank1`` ...) and read all of them, those of a run
+    with another number of processes included. Collective: where one process is refused, all are.
+
+    Raises:
+        ValueError: another process holds it, or it is damaged.
+        OSError: its folder cannot be written.
+    """
+    if args.journal == "none":
+        return contextlib.nullcontext(None)
+    if args.journal == "auto":
+        folder = Settings.read().cache_dir / "journals"
+        path = folder / f"{run_key}.jsonl"
+        if rank == 0:
+            _forget_oldest(folder, path)
+    else:
+        path = Path(args.journal).expanduser()
+    own = path if rank == 0 else path.with_name(f"{path.name}.rank{rank}")
+    journal, problem = None, None
+    try:
+        others = [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.rank*"))]
+        readable = [other for other in others if other != own and other.suffix != ".lock" and other.is_file()]
+        journal = Journal(own, also=readable)
+    except (ValueError, OSError) as error:
+        problem = error
+    problems = [other for other in gather(problem) if other is not None]
+    if problems:
+        if journal is not None:
+            journal.close()
+        raise problem or problems[0]
+    return cast(AbstractContextManager["Journal | None"], journal)
+
+
+def _forget_oldest(folder: Path, wanted: Path, max_bytes: int = _JOURNALS_BYTES) -> None:
+    """Remove the automatic journals longest untouched, past ``max_bytes`` in all; never ``wanted`` or one in use.
+
+    By size and not by age: a clock that jumps must not cost a run what it has scored.
+    """
+    runs: dict[str, list[tuple[float, int, Path]]] = {}
+    for path in folder.glob("*.jsonl*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if path.suffix != ".lock":
+                stat = path.stat()
+                runs.setdefault(path.name.partition(".")[0], []).append((stat.st_mtime, stat.st_size, path))
+    left = sum(size for files in runs.values() for _, size, _ in files)
+    runs.pop(wanted.stem, None)
+    for files in sorted(runs.values(), key=lambda files: max(files)[0]):
+        if left <= max_bytes:
+            return
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            locks = [lock(path.with_name(f"{path.name}.lock")) for _, _, path in files]
+            for one in locks:
+                held.enter_context(one or contextlib.nullcontext())
+            if None in locks:
+                continue
+            for _, size, path in files:
+                path.unlink(missing_ok=True)
+                left -= size

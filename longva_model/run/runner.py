@@ -1,0 +1,372 @@
+"""The runner: jobs in, results out, whatever is between: journal, sharing of prefixes, several processes.
+
+Every process holds every task, so jobs travel between processes as names and each process builds the
+prompts it needs. With several processes the jobs of all are put together, and either dealt out in runs of
+about equal cost that share prefixes ("branch") or computed by all together ("ring").
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longva_model.backends.backend import Backend
+from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
+from longva_model.engine.leaves import LeafResult
+from longva_model.engine.plain import PlainEngine
+from longva_model.frames.embeddings import FrameEmbeddings, block_range
+from longva_model.lmms.model_args import ModelArgs
+from longva_model.prompts.prompting import Prompt
+from longva_model.run import processes as work
+from longva_model.run.batches import Costs, Planned, shared_sources, windows
+from longva_model.run.progress import progress_bar
+from longva_model.run.sharing import Block, encode_together
+from vniah.contract.requests import Frames, Image, Leaf, Request, RequestTree
+from vniah.notices import identify
+from vniah.runs.journal import Journal, content_key
+
+# How jobs are sorted and told apart: task, document, request of the document, sample.
+Order = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request by name: what another process needs to build the same prompt.
+
+    ``context`` is ``None`` for a chat task, whose messages hold the text. ``sample`` tells several samples of
+    one prompt apart.
+    """
+
+    task: str
+    split: str
+    doc_id: int
+    index: int
+    context: str | None
+    leaf: Leaf
+    every_frame: bool = False
+    sample: int = 0
+
+    @property
+    def order(self) -> Order:
+        return (self.task, self.doc_id, self.index, self.sample)
+
+
+Build = Callable[[Job], Prompt]
+About = Callable[[Job], dict[str, Any]]
+
+
+class Runner:
+    """Runs jobs on a backend.
+
+    Args:
+        backend: the model.
+        args: how (see ``ModelArgs``).
+    """
+
+    def __init__(self, backend: Backend, args: ModelArgs) -> None:
+        self.backend = backend
+        self.args = args
+        self.rank, self.world_size = work.rank_and_world()
+        self.device = backend.device
+        self._attention = backend.decoder.config._attn_implementation
+        self.frames = FrameEmbeddings(
+            backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch, show=self.rank == 0
+        )
+        self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
+        self._unit = "answers"
+        self._ring_checked = False
+        self.journal_path: Path | None = None
+
+    @classmethod
+    def load(cls, args: ModelArgs) -> Runner:
+        """Load the model that ``args`` name, and join the other processes, if any.
+
+        Raises:
+            ValueError, FileNotFoundError: an unknown model, or one that does not load.
+        """
+        from longva_model.backends.loading import load_backend
+
+        work.join_processes(args.device)
+        return cls(load_backend(args), args)
+
+    def run(
+        self, jobs: Sequence[Job], build: Build, about: About, measured: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[LeafResult]:
+        """Run this process's ``jobs``; results in their order.
+
+        With several processes this is a collective call: each hands in its own jobs.
+
+        Args:
+            measured: what each needle task among them is to measure (``NeedleTask.provenance``), for the journal.
+        """
+        everyone = work.gather(list(jobs))
+        by_order = {job.order: job for jobs_of_rank in everyone for job in jobs_of_rank}
+        union = [by_order[order] for order in sorted(by_order)]
+        if not union:
+            return []
+        with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
+            self._unit = "cells" if measured else "answers"
+            self.journal_path = None if journal is None else journal.path
+            identify(self.identity())
+            if journal is not None:
+                for task, provenance in (measured or {}).items():
+                    journal.describe({"task": task, "measured": dict(provenance), "model": self.identity()})
+            if self.world_size > 1:
+                found = self._run_together(union, build, about, journal)
+            else:
+                found = self._run_here(union, build, about, journal, ring=False)
+        return [found[job.order] for job in jobs]
+
+    def _run_together(
+        self, union: Sequence[Job], build: Build, about: About, journal: Journal | None
+    ) -> dict[Order, LeafResult]:
+        """Run the jobs of all processes, computing none that any journal holds; every process gets all results."""
+        plan = self._plan(union, build, journal)
+        found = {order: LeafResult(**planned.row) for order, planned in plan.items() if planned.row is not None}
+        if len(found) < len(union):
+            # Dealt out whatever is known, so that a run that goes on gives each process what it had.
+            requests = [plan[job.order].request for job in union]
+            sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens}
+            costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
+            if self._mode(costs.longest(requests)) == "ring":
+                # Every process has every result, so one of them keeps the journal.
+                found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
+            else:
+                shares = costs.deal_out(requests, self.world_size)
+                self._encode_shared(union, requests, shares, build)
+                share = [union[index] for index in shares[self.rank]]
+                with work.told_to_all():
+                    mine = self._run_here(share, build, about, journal, ring=False)
+                for part in work.gather(mine):
+                    found.update(part)
+        with work.told_to_all():
+            # The first journal ends whole, however many processes there were: it is the one that is read later.
+            for job in union if self.rank == 0 else ():
+                if journal is not None and not journal.holds(plan[job.order].key):
+                    self._put(journal, plan[job.order].key, found[job.order].as_dict(), about(job))
+        return found
+
+    def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
+        """What every process must know of every job; each looks at its part of them."""
+        mine: dict[Order, Planned] = {}
+        with work.told_to_all():
+            for job in work.contiguous_share(union, self.rank, self.world_size):
+                prompt = build(job)
+                key = self._key(job, prompt)
+                images = {
+                    segment.source: self.backend.image_tokens(prompt.media[segment.source].size)
+                    for segment in prompt.request.segments
+                    if isinstance(segment, Image) and not segment.as_frame
+                }
+                row = journal.get(key) if journal is not None else None
+                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=tuple(images.items()))
+        return {order: planned for part in work.gather(mine) for order, planned in part.items()}
+
+    def _encode_shared(
+        self, jobs: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
+    ) -> None:
+        """Encode the frames that several processes will need, each block by one of them. Collective."""
+        until = shared_sources(requests, shares, self.rank)
+        left = set(until)
+        wanted: dict[Block, Any] = {}
+        for index in shares[self.rank]:
+            named = {item.source for item in requests[index].segments if isinstance(item, Frames)} & left
+            if not named:
+                continue
+            prompt = build(jobs[index])
+            for name in named:
+                source, fitted = prompt.media[name], self._preprocess(prompt, name)
+                wanted.update({Block(name, fitted, block): source for block in block_range(0, until[name])})
+            left -= named
+        encode_together(self.frames, wanted)
+
+    def _preprocess(self, prompt: Prompt, source: str) -> str:
+        return prompt.preprocess.get(source, "crop") if self.args.preprocess == "auto" else self.args.preprocess
+
+    def _key(self, job: Job, prompt: Prompt) -> str:
+        """The journal key: all that decides the result, up to rounding."""
+        fitted = [sorted(prompt.preprocess.items()), sorted(prompt.videos)]
+        return content_key(self.settings_key(), list(prompt.request.segments), fitted, job.leaf)
+
+    def _put(self, journal: Journal, key: str, result: dict[str, Any], about: dict[str, Any]) -> None:
+        """A line of the journal. ``settings`` tells runs apart that share a file, for whoever draws it."""
+        journal.put(key, result, settings=content_key(self.settings_key())[:8], **about)
+
+    def run_one(self, prompt: Prompt) -> LeafResult:
+        """Run a single prompt in this process, outside any journal.
+
+        Raises:
+            ValueError: several processes share one sequence (a prompt of one rank only cannot be run).
+        """
+        if self.world_size > 1 and self.args.parallel == "ring":
+            raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
+        engine = self.engine(ring=False)
+        self._show(engine, prompt)
+        return engine.run(RequestTree([prompt.request]), prompt.media)[0]
+
+    def _show(self, engine: TreeEngine, prompt: Prompt) -> None:
+        """Tell the engine of a prompt's media, and refuse one that is too long."""
+        engine.show(prompt)
+        if not prompt.beyond_context:
+            engine.check_length(prompt.request)
+
+    def _run_key(self, union: Sequence[Job]) -> str:
+        return content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
+
+    def identity(self) -> dict[str, Any]:
+        """The model and how it is run, for whoever reads the results."""
+        found = {
+            "pretrained": self.args.pretrained,
+            "revision": self.args.revision,
+            "fingerprint": self.backend.fingerprint,
+            "dtype": str(self.backend.dtype).removeprefix("torch."),
+            "scoring": self.args.scoring,
+            "preprocess": self.args.preprocess,
+            "rope_theta": self.args.rope_theta,
+            "template": self.backend.template.name,
+            "attention": str(self._attention),
+            "kernels": self._kernels(),
+            "settings": content_key(self.settings_key())[:8],
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _kernels(self) -> str | None:
+        """What computes attention in blocks; None where transformers' own attention is used."""
+        if not str(self._attention).startswith("longva_"):
+            return None
+        from longva_model.attention.blockwise import kernel_names
+
+        return kernel_names(self.device, self.backend.dtype, self.backend.shape.head_dim)
+
+    def settings_key(self) -> list[Any]:
+        """What besides a request decides its result, up to rounding."""
+        from vniah import __version__
+
+        return [
+            __version__,
+            self.backend.fingerprint,
+            self.args.scoring,
+            str(self.backend.dtype),
+            self.args.preprocess,
+            self.args.rope_theta,
+            self.backend.template.name,
+            self.backend.eos_ids,
+        ]
+
+    def _mode(self, longest: int) -> str:
+        """ "branch" or "ring": as asked, or by whether the longest prompt's KV fits beside the weights.
+
+        Raises:
+            ValueError: it does not fit all devices together; names how many would do.
+        """
+        if self.args.parallel != "auto":
+            return self.args.parallel
+        need, room = (
+            longest * self.backend.shape.kv_bytes_per_token,
+            0.7 * min(work.gather(work.free_bytes(self.device))),
+        )
+        # The plain way is for one device.
+        if self.args.scoring == "plain" or need < room:
+            return "branch"
+        if need >= self.world_size * room:
+            devices = math.ceil((need + 1) / max(room, 1))
+            raise ValueError(
+                f"the longest prompt ({longest:,} tokens) needs a KV cache of {need / 1e9:.1f} GB, and "
+                f"{self.world_size} devices have room for {room / 1e9:.1f} GB each beside the weights: start {devices} "
+                "processes (torchrun --nproc_per_node), or ask for fewer frames; parallel=ring tries it all the same"
+            )
+        return "ring"
+
+    def engine(self, *, ring: bool) -> TreeEngine:
+        """A new engine: plain or tree as ``args.scoring`` says, or over all processes.
+
+        Raises:
+            ValueError: ``scoring=plain`` with the ring; or a ring that does not give the model's own logits.
+        """
+        if ring:
+            from longva_model.engine.ring import RingEngine
+            from longva_model.engine.self_check import check_ring
+
+            if self.args.scoring == "plain":
+                raise ValueError("scoring=plain runs on one device; use scoring=tree with parallel=ring")
+            engine = RingEngine(self.backend, self.frames, self.options)
+            if not self._ring_checked:
+                check_ring(engine)
+                self._ring_checked = True
+            return engine
+        # A ring before this one has switched the decoder to its own.
+        self.backend.decoder.set_attn_implementation(self._attention)
+        kind = PlainEngine if self.args.scoring == "plain" else TreeEngine
+        return kind(self.backend, self.frames, self.options)
+
+    def _run_here(
+        self, jobs: Sequence[Job], build: Build, about: About, journal: Journal | None, *, ring: bool
+    ) -> dict[Order, LeafResult]:
+        """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window.
+
+        Windows hold what is known already too: a run that goes on computes what the first one would have.
+        """
+        found: dict[Order, LeafResult] = {}
+        for window in windows(jobs, build):
+            keys = {job.order: self._key(job, prompt) for job, prompt in window}
+            known: dict[int, LeafResult] = {}
+            for index, (job, _) in enumerate(window):
+                row = journal.get(keys[job.order]) if journal is not None else None
+                if row is None or journal is None:
+                    continue
+                known[index] = found[job.order] = LeafResult(**row)
+                if not journal.holds(keys[job.order]):
+                    self._put(journal, keys[job.order], row, about(job))
+            if known and journal is not None and self.rank == 0:
+                print(f"vniah: {len(known)} of {len(window)} answers are in {journal.path}", file=sys.stderr)
+
+            def done(index: int, result: LeafResult, window: Any = window, keys: Any = keys) -> None:
+                job, problem = window[index][0], None
+                found[job.order] = result
+                try:
+                    if journal is not None:
+                        self._put(journal, keys[job.order], result.as_dict(), about(job))
+                except OSError as error:
+                    problem = error
+                # Under the ring one process keeps the journal, and the others must not wait for it in vain.
+                problem = work.broadcast(problem) if ring else problem
+                if problem is not None:
+                    raise problem
+
+            if ring:
+                known = work.broadcast(known)
+                found.update({window[index][0].order: result for index, result in known.items()})
+            if len(known) < len(window):
+                place = (len(found), len(jobs))
+                self._run_window([prompt for _, prompt in window], known, done, place=place, ring=ring)
+        return found
+
+    def _run_window(
+        self,
+        prompts: Sequence[Prompt],
+        known: dict[int, LeafResult],
+        done: OnResult,
+        *,
+        place: tuple[int, int],
+        ring: bool,
+    ) -> None:
+        """Run the prompts of a window; ``place`` is how many answers there are already, of how many in all."""
+        tree = RequestTree([prompt.request for prompt in prompts])
+        engine = self.engine(ring=ring)
+        media: dict[str, Any] = {}
+        for prompt in prompts:
+            media.update(prompt.media)
+            self._show(engine, prompt)
+        total = engine.planned_flops(tree, known)
+        before, everything = place
+        with progress_bar(total, done=before, of=everything, unit=self._unit, show=self.rank == 0) as progress:
+
+            def told(index: int, result: LeafResult) -> None:
+                done(index, result)
+                progress.answered()
+
+            engine.run(tree, media, on_result=told, on_flops=progress.computed, known=known)

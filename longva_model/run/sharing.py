@@ -1,0 +1,141 @@
+"""Several processes, one set of frames: each block is encoded by one of those that want it.
+
+Collective calls: every process makes them, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, block_range, reach
+from longva_model.run import processes as work
+from vniah.contract.requests import Request
+from vniah.contract.sources import FrameSource
+
+
+class Block(NamedTuple):
+    """A block of frame embeddings, by content: the same on every process."""
+
+    source: str
+    preprocess: str
+    number: int
+
+
+def encode_together(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]) -> dict[Block, int]:
+    """Encode what is missing of ``wanted``, each block by one of the processes that want it.
+
+    Args:
+        wanted: the blocks that this process will need, and where their frames come from.
+
+    Returns:
+        The blocks that some process still has not (their caches are on different disks, or on none), and the
+        rank of one that has them; -1 when none could keep it.
+
+    Raises:
+        ValueError: on every process, when frames cannot be read on one.
+    """
+    rank, _ = work.rank_and_world()
+    asked = work.gather((set(wanted), _missing(frames, wanted)))
+    nowhere = [block for block in sorted(set().union(*(lacks for _, lacks in asked))) if not _having(asked, block)]
+    # Neighbours stay together: a video is decoded in runs.
+    groups: dict[tuple[int, ...], list[Block]] = defaultdict(list)
+    for block in nowhere:
+        groups[tuple(other for other, (wants, _) in enumerate(asked) if block in wants)].append(block)
+    problem = None
+    try:
+        for number, (ranks, blocks) in enumerate(sorted(groups.items())):
+            if rank in ranks:
+                # Groups begin with different ranks, so that single blocks do not all fall to the first.
+                place = (ranks.index(rank) + number) % len(ranks)
+                _prepare(frames, wanted, work.contiguous_share(blocks, place, len(ranks)))
+    except (ValueError, OSError) as error:
+        problem = f"process {rank} cannot encode frames: {error}"
+    ended = work.gather((set(wanted), _missing(frames, wanted), problem))
+    problems = [text for _, _, text in ended if text is not None]
+    if problems:
+        raise ValueError(problems[0])
+    states = [(wants, lacks) for wants, lacks, _ in ended]
+    return {
+        block: min(_having(states, block), default=-1) for block in sorted(set().union(*(lacks for _, lacks in states)))
+    }
+
+
+def _having(states: list[tuple[set[Block], set[Block]]], block: Block) -> list[int]:
+    return [rank for rank, (wants, lacks) in enumerate(states) if block in wants and block not in lacks]
+
+
+def _missing(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]) -> set[Block]:
+    return {block for block, source in wanted.items() if frames.missing(source, [block.number], block.preprocess)}
+
+
+def _prepare(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource], blocks: list[Block]) -> None:
+    runs: dict[tuple[str, str], list[Block]] = defaultdict(list)
+    for block in blocks:
+        runs[block.source, block.preprocess].append(block)
+    for (_, preprocess), run in runs.items():
+        frames.prepare(wanted[run[0]], [block.number for block in run], preprocess)
+
+
+class SharedFrames:
+    """``FrameEmbeddings`` for processes that walk one tree in step: encoded together when first asked for.
+
+    Args:
+        frames: this process's.
+    """
+
+    def __init__(self, frames: FrameEmbeddings) -> None:
+        self.frames = frames
+        self.until: dict[str, int] = {}
+        self._agreed: set[Block] = set()
+        self._elsewhere: dict[Block, int] = {}
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """As ``FrameEmbeddings.expect``."""
+        self.until = reach(requests)
+
+    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
+        """As ``FrameEmbeddings.get``. Collective."""
+        if stop > len(source):
+            raise ValueError(f"frames up to {stop} are asked of a source that has {len(source)}")
+        blocks = [Block(source.fingerprint, preprocess, index) for index in block_range(start, stop)]
+        if not self._agreed.issuperset(blocks):
+            # A tree may hold more of a source than this device's next segment needs.
+            until = min(max(stop, self.until.get(source.fingerprint, 0)), len(source))
+            wanted = {Block(source.fingerprint, preprocess, index): source for index in block_range(start, until)}
+            new = {block: owner for block, owner in wanted.items() if block not in self._agreed}
+            self._elsewhere.update(encode_together(self.frames, new))
+            self._agreed.update(new)
+        for block in blocks:
+            tokens = self._block(source, block)
+            low, high = max(start - block.number * BLOCK, 0), min(stop - block.number * BLOCK, BLOCK)
+            yield tokens[low:high].to(self.frames.backend.device)
+
+    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
+        """As ``FrameEmbeddings.image``. Collective."""
+        return next(self.get(source, 0, 1, preprocess))[0]
+
+    def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
+        owner = self._elsewhere.get(block, -1)
+        if owner < 0:
+            return self.frames.block(source, block.number, block.preprocess)
+        tokens = (
+            self.frames.block(source, block.number, block.preprocess) if owner == work.rank_and_world()[0] else None
+        )
+        tokens = send(tokens, owner, self.frames.backend.device)
+        self.frames.keep(source, block.number, block.preprocess, tokens)
+        return tokens
+
+
+def send(tensor: torch.Tensor | None, owner: int, device: torch.device) -> torch.Tensor:
+    """The owner's tensor on every process's device."""
+    kind: list[Any] = [None if tensor is None else (tuple(tensor.shape), tensor.dtype)]
+    dist.broadcast_object_list(kind, src=owner, group=work.objects_group())
+    shape, dtype = kind[0]
+    moved = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device).contiguous()
+    dist.broadcast(moved, src=owner)
+    return moved

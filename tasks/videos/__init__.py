@@ -1,0 +1,1 @@
+"""What Video-MME and MLVU share: where annotations and videos come from. Knows neither benchmark's questions."""

@@ -1,0 +1,235 @@
+"""The plan of a run: cells, tokens, FLOPs, memory and time before anything is computed.
+
+Pure arithmetic on the request tree; needs neither the haystack's pixels nor a model's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vniah.commands.gpus import UTILISATION, Gpu
+from vniah.contract.cost import (
+    SHAPES,
+    ModelShape,
+    TokenCount,
+    answer_flops,
+    estimate_tokens,
+    longest_path,
+    plain_flops,
+    request_tokens,
+    segment_tokens,
+)
+from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment, Target, Text, Tokens
+from vniah.files import read_json, user_path
+from vniah.notices import did_you_mean
+from vniah.prompts import QWEN_1_5, question_text
+from vniah.visual.grid import Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a grid costs. FLOPs count a multiply-add as two; bytes are bytes; seconds are estimates.
+
+    Attributes:
+        cells: scored cells; controls: no-needle prompts beside them.
+        prompt_tokens: tokens of all cells' prompts, as one forward a cell would see them.
+        tree_flops: with shared prefixes, controls included.
+        plain_flops: one forward a cell, no controls (what the reference runs).
+        longest_tokens: the longest prompt with its answer.
+        kv_bytes: the KV cache of that prompt.
+        weight_bytes: the decoder, embeddings and head, in the KV cache's precision.
+        chunk_bytes: activations of one prefill chunk.
+        logits_bytes_plain: a full-vocabulary fp32 tensor for the longest prompt, which is never made here.
+    """
+
+    cells: int
+    controls: int
+    prompt_tokens: int
+    tree_flops: int
+    plain_flops: int
+    longest_tokens: int
+    kv_bytes: int
+    weight_bytes: int
+    chunk_bytes: int
+    logits_bytes_plain: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.kv_bytes + self.weight_bytes + self.chunk_bytes
+
+    def seconds(self, gpu: Gpu, flops: int) -> float:
+        """Time at ``UTILISATION`` of the GPU's stated rate."""
+        return flops / (gpu.tflops * 1e12 * UTILISATION)
+
+
+def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[list[Request], list[Request]]:
+    """The cells and the controls of a V-NIAH grid, for (id, question, answer) needles; sources are placeholders."""
+    by_id = {needle_id: (question, answer) for needle_id, question, answer in needles}
+    cells: list[Request] = []
+    controls: list[Request] = []
+    for cell in grid.cells(by_id):
+        question, answer = by_id[cell.needle_id]
+        index = cell.needle_index
+        segments: list[Segment] = [Text(QWEN_1_5.pre)]
+        if index is None:
+            segments.append(Frames("haystack", 0, cell.num_frames))
+        else:
+            if index > 0:
+                segments.append(Frames("haystack", 0, index))
+            segments.append(Image(cell.needle_id))
+            if index < cell.num_frames:
+                segments.append(Frames("haystack", index, cell.num_frames))
+        segments += [Text(question_text(question)), Text(QWEN_1_5.post)]
+        (controls if cell.is_control else cells).append(Request(tuple(segments), Target(answer)))
+    return cells, controls
+
+
+def shared_flops(
+    requests: Sequence[Request], shape: ModelShape, count: TokenCount = estimate_tokens, *, at: int = 0, past: int = 0
+) -> int:
+    """FLOPs when each shared prefix is computed once: ``tree_flops`` of the requests' tree without the tree.
+
+    A long trunk with a branch at each of thousands of places has as many nodes, and each request would walk them all
+    to its own. Here a span costs its longest reach once, since FLOPs of a causal forward add up over its pieces.
+
+    Args:
+        requests: alike in their first ``at`` segments, of ``past`` tokens. No span goes on where one of the same
+            source ends, as none of a needle test does.
+    """
+    total = 0
+    spans: dict[tuple[type, str, int], int] = {}
+    branches: dict[Segment, list[Request]] = {}
+    for request in requests:
+        if at == len(request.segments):
+            total += answer_flops(request.leaf, past, shape, count)
+            continue
+        segment = request.segments[at]
+        branches.setdefault(segment, []).append(request)
+        if isinstance(segment, Frames | Tokens):
+            start = (type(segment), segment.source, segment.start)
+            spans[start] = max(spans.get(start, 0), segment_tokens(segment, shape, count))
+        elif len(branches[segment]) == 1:
+            total += shape.forward_flops(segment_tokens(segment, shape, count), past)
+    total += sum(shape.forward_flops(new, past) for new in spans.values())
+    for segment, alike in branches.items():
+        behind = past + segment_tokens(segment, shape, count)
+        total += shared_flops(alike, shape, count, at=at + 1, past=behind)
+    return total
+
+
+def make_plan(
+    cells: Sequence[Request],
+    controls: Sequence[Request],
+    shape: ModelShape,
+    *,
+    chunk_tokens: int = 8192,
+    count: TokenCount = estimate_tokens,
+) -> Plan:
+    """Add up a run on a model of ``shape``.
+
+    Raises:
+        ValueError: no cells.
+    """
+    if not cells:
+        raise ValueError("there is nothing to plan: no cells")
+    every = [*cells, *controls]
+    longest = max(longest_path(RequestTree((request,)), shape, count) for request in every)
+    chunk = min(chunk_tokens, longest)
+    # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
+    width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return Plan(
+        cells=len(cells),
+        controls=len(controls),
+        prompt_tokens=sum(request_tokens(request, shape, count) for request in cells),
+        tree_flops=shared_flops(every, shape, count),
+        plain_flops=sum(plain_flops(RequestTree((request,)), shape, count) for request in cells),
+        longest_tokens=longest,
+        kv_bytes=longest * shape.kv_bytes_per_token,
+        weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),
+        chunk_bytes=chunk * width * shape.kv_bytes,
+        logits_bytes_plain=4 * longest * shape.vocab,
+    )
+
+
+def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
+    """A model's shape: a name of ``SHAPES``, or a checkpoint folder's config.json.
+
+    Raises:
+        ValueError: neither (names the shapes that are known), or a config that is no language model's.
+    """
+    if model in SHAPES:
+        return SHAPES[model]
+    folder = user_path(model)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json"
+            f"{did_you_mean(model, SHAPES)}"
+        )
+    config = _read_config(path)
+    text = config.get("text_config") or config
+    if tokens_per_frame is None:
+        vision = config.get("vision_config") or _tower_config(folder, config.get("mm_vision_tower"))
+        side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
+        tokens_per_frame = (
+            side // int(config.get("mm_spatial_pool_stride") or config.get("spatial_pool_stride") or 2)
+        ) ** 2
+    try:
+        heads = int(text["num_attention_heads"])
+        return ModelShape(
+            layers=int(text["num_hidden_layers"]),
+            hidden=int(text["hidden_size"]),
+            intermediate=int(text["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
+            vocab=int(text["vocab_size"]),
+            tokens_per_frame=tokens_per_frame,
+            tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error} and is no language model's; give the folder of one") from None
+
+
+def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
+    """Token ids of a text by the tokenizer.json of a checkpoint folder; ``None`` where there is none.
+
+    Raises:
+        ValueError: a tokenizer.json that cannot be read.
+    """
+    path = user_path(model) / "tokenizer.json"
+    if model in SHAPES or not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f"{path} is not a tokenizer that can be read ({error}); copy it again") from None
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object; expected a model's config")
+    return config
+
+
+def _tower_config(folder: Path, name: Any) -> dict[str, Any]:
+    """The config of the tower that a released checkpoint names, if it lies beside it; else nothing."""
+    for base in (folder, folder.parent) if name else ():
+        path = base / str(name) / "config.json"
+        if path.is_file():
+            tower = _read_config(path)
+            found: dict[str, Any] = tower.get("vision_config") or tower
+            return found
+    return {}
