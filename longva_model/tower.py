@@ -7,16 +7,14 @@ Only ``config.json`` and ``preprocessor_config.json`` are read from what the nam
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.files import read_json
+from vniah.files import is_hub_id, read_json
 
 logger = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ("config.json", "preprocessor_config.json")
 
 
@@ -50,7 +48,7 @@ def find_tower(name: str | None, checkpoint: Path, *, local_files_only: bool = F
         folder = base / name
         if (folder / "config.json").is_file():
             return _read(folder, str(folder))
-    if _HUB_ID.fullmatch(name) and (found := _from_hub(name, local_files_only=local_files_only)) is not None:
+    if is_hub_id(name) and (found := _from_hub(name, local_files_only=local_files_only)) is not None:
         return _read(found, f"{name} on the Hub")
     logger.info(
         "the vision tower %s is neither here nor on the Hub; taking the known values of CLIP ViT-L/14-336", name

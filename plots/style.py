@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.atomic import replacing
+from vniah.files import replacing
 
 TEXT_WIDTH = 7.0
 SCALE_STOPS = ("#b5203f", "#e8a13a", "#9be8b4")

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vniah.atomic import replacing
-from vniah.files import read_json
+from vniah.files import read_json, replacing
 from vniah.training.stages import WITHOUT_EFFECT
 
 

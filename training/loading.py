@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vniah.atomic import put_in_place
-from vniah.files import read_json
+from vniah.files import put_in_place, read_json
 from vniah.training.stages import Train
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")

@@ -7,8 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vniah.atomic import replacing
-from vniah.files import read_json
+from vniah.files import read_json, replacing
 
 METRICS = "metrics.jsonl"
 

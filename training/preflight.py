@@ -5,11 +5,11 @@ Also the text of ``--dry-run``.
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from vniah.files import is_hub_id
 from vniah.training import ranks
 from vniah.training.recipe import Recipe
 from vniah.training.stages import (
@@ -25,7 +25,6 @@ from vniah.training.stages import (
 )
 from vniah.training.text import sequences_per_step
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MINIMUM_FREE = 64 << 20
 
 
@@ -99,7 +98,7 @@ def check_disk(folder: Path, needed: int = MINIMUM_FREE) -> None:
 
 
 def _check_source(name: str, link: str) -> None:
-    if Path(link).is_dir() or HUB_ID.fullmatch(link):
+    if Path(link).is_dir() or is_hub_id(link):
         return
     raise FileNotFoundError(
         f"stage {name!r} reads {link!r}: neither a stage before it, a folder, nor a Hub id owner/name"

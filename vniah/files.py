@@ -1,19 +1,24 @@
-"""Files that somebody else wrote: which one a name means, and how text and JSON are read.
+"""Files: which one a name means, how text and JSON of strangers are read, and how ours are written.
 
 JSON is read in one way everywhere: UTF-8 with or without a byte order mark; lines end at a line feed and nowhere
 else, since U+2028 and its like may stand inside a text; and what is nested or large beyond reason is one
 ``ValueError`` that names the file and the line, not a crash later on.
+What is written is whole or absent, whatever happens meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO, NoReturn
 
 # Bytes of a JSON file, or of one line of a JSON-lines file. Reading takes about ten times as much memory.
 MAX_JSON_BYTES = 256 << 20
@@ -21,6 +26,7 @@ MAX_JSON_DEPTH = 100
 # A tokenizer's "no limit" is written with 31 digits; a number of this many still fits a float.
 MAX_JSON_DIGITS = 40
 _MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LARGE_NUMBER = re.compile(rf"[0-9]{{{MAX_JSON_DIGITS + 1}}}|[eE]\+?[0-9]{{3}}")
 
 
@@ -28,6 +34,44 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     """The path that a user means: the file of that very name if there is one, else with ``~`` as the home folder."""
     text = os.fspath(text)
     return Path(text if os.path.lexists(text) else os.path.expanduser(text))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` is written as a repository of the Hub is named, ``owner/name``."""
+    return bool(_HUB_ID.fullmatch(text))
+
+
+def check_relative_name(name: str) -> PurePosixPath:
+    """The name as a relative path, if it stays below whatever folder it is joined to on any system.
+
+    Raises:
+        ValueError: an empty name, a NUL, an absolute path, a drive letter or a ``..``.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"a file name is empty or no text: {name!r}; expected a path inside its folder")
+    windows = PureWindowsPath(name)
+    # PureWindowsPath splits at both kinds of slash, so this also finds '..\\' in a name made for Linux.
+    if "\0" in name or name.startswith(("/", "\\")) or windows.drive or windows.root or ".." in windows.parts:
+        raise ValueError(f"the file name {name!r} leaves its folder; expected a relative path without '..'")
+    return PurePosixPath(name)
+
+
+def safe_relative_path(name: str, root: Path, *, links_within: Path | None = None) -> Path:
+    """``root / name``, once it is sure that it lies inside ``root``, symbolic links followed.
+
+    Args:
+        name: a path relative to ``root``, as written by someone else.
+        root: the folder it must stay in.
+        links_within: where links may lead instead of ``root``; a Hub snapshot links to the blobs beside it.
+
+    Raises:
+        ValueError: the name, or a link on the way, leaves the folder.
+    """
+    path = root / check_relative_name(name)
+    boundary = (links_within or root).resolve()
+    if not path.resolve().is_relative_to(boundary):
+        raise ValueError(f"{name!r} in {root} is a link that leads out of {boundary}; copy the file in instead")
+    return path
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -149,3 +193,63 @@ def _fraction(digits: str) -> float:
 
 
 _CHECKED: dict[str, Any] = {"parse_int": _whole_number, "parse_float": _fraction}
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name in the same folder that becomes ``path`` when all went well and is removed when not.
+
+    What was written is on the disk before it takes the name: a power cut leaves the old file or the new one.
+
+    Raises:
+        OSError: the folder takes no file.
+    """
+    part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        yield part
+        flush(part)
+        os.replace(part, path)
+        with contextlib.suppress(OSError):  # not every file system flushes folders
+            flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Give a finished folder its name, all of it on the disk before. ``folder`` is not there or is empty."""
+    for path in (*draft.rglob("*"), draft):
+        flush(path)
+    os.replace(draft, folder)
+
+
+def lock(path: Path) -> BinaryIO | None:
+    """Open a file, made when absent, and lock it until it is closed or its process ends; ``None``: another holds it.
+
+    Not by filelock: once lmms-eval is loaded, all of filelock's locks of one path in one process are one and the same,
+    and whoever asks holds it.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vniah.archives import check_relative_name, safe_extract, safe_relative_path
 from vniah.deadline import within
+from vniah.files import check_relative_name
 from vniah.hub_errors import HubUnreachableError, RepositoryMissingError, hub_endpoint, plain_errors
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ __all__ = [
     "hub_cache_dir",
     "hub_endpoint",
     "is_offline",
-    "safe_extract",
-    "safe_relative_path",
 ]
 
 RepoType = Literal["model", "dataset"]

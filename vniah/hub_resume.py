@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vniah.archives import check_relative_name
 from vniah.deadline import Pulse
+from vniah.files import check_relative_name
 
 if TYPE_CHECKING:
     from vniah.hub import RemoteFile

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from longva_model.checkpoints.released import to_our_key
-from vniah.atomic import replacing
-from vniah.files import parse_json, read_json
+from vniah.files import parse_json, read_json, replacing
 from vniah.runs.journal import is_sound, sealed
 
 WEIGHTS = "model.safetensors"

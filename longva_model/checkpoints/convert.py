@@ -17,8 +17,7 @@ from typing import Any, Literal
 from longva_model.checkpoints import checkpoint, released
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
 from longva_model.tower import find_tower
-from vniah.atomic import put_in_place
-from vniah.files import parse_json, read_json
+from vniah.files import parse_json, put_in_place, read_json
 
 Layout = Literal["ours", "released"]
 _SMALL = (".json", ".txt", ".model", ".jinja", ".md")

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vniah.atomic import flush
+from vniah.files import flush
 from vniah.notices import notice
 
 BLOCK = 64

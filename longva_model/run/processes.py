@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from longva_model.lmms.model_args import ModelArgs
-from vniah.atomic import lock
+from vniah.files import lock
 from vniah.runs.journal import Journal
 from vniah.visual.settings import Settings
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from vniah.archives import archive_stem, safe_extract
 from vniah.notices import printable
+from vniah.tasks.videos.archives import archive_stem, safe_extract
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.atomic import replacing
-from vniah.files import read_json
+from vniah.files import read_json, replacing
 from vniah.training import ranks
 
 MANIFEST = "manifest.json"

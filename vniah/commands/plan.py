@@ -137,9 +137,10 @@ def _like_the_papers(number: int) -> list[tuple[str, str, str]]:
 
 def _on_this_machine(spec: str) -> NeedleSet | None:
     """The needle set, unless it is a Hub dataset that is not in the cache."""
+    from vniah.files import is_hub_id
     from vniah.needles import open_needles
 
-    if spec.count("/") != 1 or spec.startswith((".", "~", "/")) or Path(spec).is_dir():
+    if not is_hub_id(spec) or Path(spec).is_dir():
         return open_needles(spec)
     from vniah.hub import cached_snapshot
     from vniah.needles.dataset import PATTERNS, read_snapshot

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vniah.atomic import replacing
-from vniah.files import read_json
+from vniah.files import read_json, replacing
 
 if TYPE_CHECKING:
     from vniah.runs.results import ScoredCell

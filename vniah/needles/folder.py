@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vniah.archives import safe_relative_path
-from vniah.files import read_json
+from vniah.files import read_json, safe_relative_path
 from vniah.needles.needle import Needle, NeedleSet, Picture
 
 KEYS = ("id", "file", "question", "answer")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from vniah.files import user_path
+from vniah.files import is_hub_id, user_path
 from vniah.hub import HubUnreachableError
 from vniah.needles.folder import INDEX, read_folder
 from vniah.needles.needle import NeedleSet
@@ -16,7 +14,6 @@ FORMS = (
     f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
 )
 FAMILIES = ("builtin", "icons")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
@@ -58,7 +55,7 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {spec!r} is a folder and has none")
         return read_folder(folder, name=spec)
-    if family in FAMILIES or not _HUB_ID.fullmatch(spec):
+    if family in FAMILIES or not is_hub_id(spec):
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {spec!r} is not a Hub dataset and has none")
         return _open_local(spec, family, rest)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.atomic import replacing
+from vniah.files import replacing
 
 # lmms-eval dates its files in the time of Singapore wherever it runs; in one folder the newest must be the newest.
 _LMMS_EVAL_OFFSET = 8 * 3600

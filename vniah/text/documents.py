@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vniah.files import read_text, text_files, user_path
+from vniah.files import is_hub_id, read_text, text_files, user_path
 
 
 def read_documents(spec: str) -> list[tuple[str, str]]:
@@ -27,7 +27,7 @@ def read_documents(spec: str) -> list[tuple[str, str]]:
             raise FileNotFoundError(f"{spec} holds no .txt file with text in it")
         return found
     repo, _, column = spec.partition(":")
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    if not is_hub_id(repo):
         raise FileNotFoundError(f"{spec!r} is no folder or file here; expected one, or a Hub dataset owner/name:column")
     return list(_from_hub(repo, column or "text"))
 

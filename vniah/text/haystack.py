@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vniah import hub
-from vniah.files import read_text, text_files, user_path
+from vniah.files import is_hub_id, read_text, text_files, user_path
 from vniah.text import prose
 from vniah.text.sentences import split_sentences
 
 ESSAYS = "baber/paul_graham_essays"
 BUILTIN = "builtin"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +71,7 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
         if seed and not seed.isdecimal():
             raise ValueError(f"the seed of the built-in haystack is a whole number, as in 'builtin:7'; got {spec!r}")
         return from_prose(int(seed or 0))
-    if not folder.exists() and _HUB_ID.fullmatch(spec):
+    if not folder.exists() and is_hub_id(spec):
         return from_hub(spec)
     raise FileNotFoundError(
         f"no text haystack {spec!r}; give a folder of .txt files, a Hub dataset such as {ESSAYS}, or {BUILTIN!r}"

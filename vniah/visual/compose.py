@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vniah.atomic import replacing
 from vniah.contract.requests import Frames, Segment
 from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FramesNHWC, FrameSource
+from vniah.files import replacing
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, content_hash
 from vniah.notices import notice

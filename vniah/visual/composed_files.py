@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
-from vniah.atomic import flush, lock
+from vniah.files import flush, lock
 from vniah.notices import notice
 
 _Given = TypeVar("_Given")

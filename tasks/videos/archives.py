@@ -1,7 +1,4 @@
-"""Names and archives from elsewhere: nothing that is named or unpacked here can land outside its folder.
-
-Used for file names in needle folders, for Hub listings and for the zip and tar files that benchmarks ship.
-"""
+"""The zip and tar files that benchmarks ship: nothing unpacked here can land outside its folder or fill the disk."""
 
 from __future__ import annotations
 
@@ -20,8 +17,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+from vniah.files import check_relative_name, safe_relative_path
 
 # A video or image hardly compresses; an archive that grows more than this is built to fill a disk.
 MAX_RATIO = 100
@@ -40,39 +39,6 @@ _PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
 )
-
-
-def check_relative_name(name: str) -> PurePosixPath:
-    """The name as a relative path, if it stays below whatever folder it is joined to on any system.
-
-    Raises:
-        ValueError: an empty name, a NUL, an absolute path, a drive letter or a ``..``.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"a file name is empty or no text: {name!r}; expected a path inside its folder")
-    windows = PureWindowsPath(name)
-    # PureWindowsPath splits at both kinds of slash, so this also finds '..\\' in a name made for Linux.
-    if "\0" in name or name.startswith(("/", "\\")) or windows.drive or windows.root or ".." in windows.parts:
-        raise ValueError(f"the file name {name!r} leaves its folder; expected a relative path without '..'")
-    return PurePosixPath(name)
-
-
-def safe_relative_path(name: str, root: Path, *, links_within: Path | None = None) -> Path:
-    """``root / name``, once it is sure that it lies inside ``root``, symbolic links followed.
-
-    Args:
-        name: a path relative to ``root``, as written by someone else.
-        root: the folder it must stay in.
-        links_within: where links may lead instead of ``root``; a Hub snapshot links to the blobs beside it.
-
-    Raises:
-        ValueError: the name, or a link on the way, leaves the folder.
-    """
-    path = root / check_relative_name(name)
-    boundary = (links_within or root).resolve()
-    if not path.resolve().is_relative_to(boundary):
-        raise ValueError(f"{name!r} in {root} is a link that leads out of {boundary}; copy the file in instead")
-    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from random import Random
 
 import pytest
 
-from vniah.archives import archive_stem, check_relative_name, safe_extract, safe_relative_path
+from vniah.files import check_relative_name, safe_relative_path
+from vniah.tasks.videos.archives import archive_stem, safe_extract
 
 ESCAPES = ["../x", "a/../../x", "/x", "\\x", "..\\x", "C:\\x", "c:x", "//host/x", "x\0y", "", "  ", "a/.."]
 
@@ -183,7 +184,7 @@ def test_a_header_without_end_is_refused_before_it_is_read(kind: bytes, first: b
             file.write(b"a" * (1 << 20))
         file.write(header(b"b.mp4", tarfile.REGTYPE, 0) + bytes(1024))
     code = (
-        "import sys; from pathlib import Path; from vniah.archives import safe_extract\n"
+        "import sys; from pathlib import Path; from vniah.tasks.videos.archives import safe_extract\n"
         "try: safe_extract(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "except ValueError as error: print(error)"
     )
@@ -278,7 +279,7 @@ def test_an_odd_entry_of_a_zip_is_one_line(place: int, value: bytes, tmp_path: P
 
 
 def test_more_files_than_anyone_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vniah.archives._MAX_MEMBERS", 3)
+    monkeypatch.setattr("vniah.tasks.videos.archives._MAX_MEMBERS", 3)
     files = {f"{number}": b"" for number in range(4)}
     for make in (make_zip, make_tar):
         with pytest.raises(ValueError, match="more than 3 files"):
