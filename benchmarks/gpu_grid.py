@@ -30,10 +30,10 @@ from random_backend import RandomBackend
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
 from longva_model.frames.embeddings import FrameEmbeddings
-from vniah.commands.planning import grid_requests
 from vniah.contract.cost import SHAPES, ModelShape, segment_tokens
 from vniah.contract.requests import RequestTree
-from vniah.visual.grid import Grid
+from vniah.runs.grid import Grid
+from vniah.runs.plan import grid_requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,8 +309,8 @@ def whole_grid(slices: Slices, setting: Setting, frames_per_second: float) -> No
         tree += slices.forward(step.new + (2 if step.leaves else 0), step.past)
         forwards += -(-step.new // setting.chunk)
     plain = sum(slices.forward(sum(tokens(segment) for segment in cell.segments) + 2, 0) for cell in cells)
-    encoding = (grid.max_frames + len(needles)) / frames_per_second
-    print(f"\n{len(cells)} cells, up to {grid.max_frames} frames, from the slices above:")
+    encoding = (grid.longest + len(needles)) / frames_per_second
+    print(f"\n{len(cells)} cells, up to {grid.longest} frames, from the slices above:")
     print(f"frames, encoded once  {_clock(encoding)}")
     print(f"one tree              {_clock(tree)}   {forwards:,} forwards")
     print(f"one forward a cell    {_clock(plain)}   {plain / tree:.2f} times the tree's")

@@ -26,10 +26,10 @@ def main(options: argparse.Namespace) -> None:
     from random_backend import NumberedFrames, RandomBackend, in_a_process
 
     from longva_model.frames.embeddings import FrameEmbeddings
-    from vniah.commands.planning import grid_requests
     from vniah.contract.cost import ModelShape, plain_flops, tree_flops
     from vniah.contract.requests import RequestTree
-    from vniah.visual.grid import Grid
+    from vniah.runs.grid import Grid
+    from vniah.runs.plan import grid_requests
 
     # Threads of this process would not survive the forks.
     torch.set_num_threads(1)
@@ -50,12 +50,12 @@ def main(options: argparse.Namespace) -> None:
     cells, _ = grid_requests(grid, needles)
     tree = RequestTree(cells)
     backend = RandomBackend(shape)
-    media: dict[str, Any] = {"haystack": NumberedFrames(grid.max_frames)}
+    media: dict[str, Any] = {"haystack": NumberedFrames(grid.longest)}
     media |= {needle: PILImage.new("RGB", (1, 1), (200 + i, 0, 0)) for i, (needle, _, _) in enumerate(needles)}
     frames = FrameEmbeddings(backend)
-    for _ in frames.get(media["haystack"], 0, grid.max_frames, "crop"):
+    for _ in frames.get(media["haystack"], 0, grid.longest, "crop"):
         pass
-    print(f"{len(cells)} cells, {grid.max_frames} frames at most, {options.tokens_per_frame} tokens each; {shape}")
+    print(f"{len(cells)} cells, {grid.longest} frames at most, {options.tokens_per_frame} tokens each; {shape}")
     print(f"{options.threads} thread(s), {os.cpu_count()} cores, {options.rounds} round(s)", flush=True)
     rounds: dict[str, list[Any]] = {"plain": [], "tree": []}
     for _ in range(options.rounds):
@@ -92,10 +92,10 @@ def run(side: str, backend: Any, frames: Any, tree: Any, media: Mapping[str, Any
 
 def report(rounds: Mapping[str, list[Any]], flops: Mapping[str, int]) -> None:
     """Check that both sides gave the same, and print what they took."""
-    from vniah.commands.planning import grid_requests
     from vniah.contract.cost import SHAPES, plain_flops, tree_flops
     from vniah.contract.requests import RequestTree
-    from vniah.visual.grid import Grid
+    from vniah.runs.grid import Grid
+    from vniah.runs.plan import grid_requests
 
     worst = 0.0
     for one, other in zip(rounds["tree"][0]["results"], rounds["plain"][0]["results"], strict=True):

@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable
 
 from vniah.contract.requests import RequestTree
-from vniah.text import TextBook, TextSettings, TextSource, open_text_haystack, prose
+from vniah.text import prose
+from vniah.text.compose import TextBook, TextSource
+from vniah.text.haystack import open_text_haystack
+from vniah.text.settings import TextSettings
 
 PLAIN_PROMPTS = 2
 

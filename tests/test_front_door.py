@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import vniah
 from vniah.cli import app
 from vniah.runs.callable_model import CallableModel, CellError, _code_of
+from vniah.runs.measure import write_results
 from vniah.runs.run_reader import read_run, read_runs
-from vniah.runs.write import write_results
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
 FLAGS = [part for key, value in SMALL.items() for part in (f"--{key}", value)]

@@ -58,7 +58,7 @@ class NeedleModel:
             ValueError: weights and the longest cell's KV cache are larger than the device.
         """
         from longva_model.run import processes as work
-        from vniah.commands.planning import shape_of
+        from vniah.runs.plan import shape_of
 
         self.args.check_needles({task.name: task.describe() for task in tasks})
         try:

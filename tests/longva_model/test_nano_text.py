@@ -13,8 +13,8 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.lmms.model_args import ModelArgs
 from longva_model.prompts.prompting import build_prompt
 from vniah.contract.requests import RequestTree
-from vniah.text import TextBook, TextSettings
-from vniah.text.book import TextPrompt
+from vniah.text.compose import TextBook, TextPrompt
+from vniah.text.settings import TextSettings
 
 torch.set_num_threads(1)
 

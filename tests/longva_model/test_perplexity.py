@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.perplexity import Window, measure, windows
 from longva_model.frames.embeddings import FrameEmbeddings
-from vniah.text.documents import read_documents
+from vniah.text.haystack import read_documents
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
 assert _SPEC is not None and _SPEC.loader is not None

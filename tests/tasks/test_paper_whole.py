@@ -26,7 +26,7 @@ from video_benchmarks import serve_mlvu, serve_videomme
 from video_files import cut, write_video
 
 from vniah import cli
-from vniah.text import ESSAYS
+from vniah.text.haystack import ESSAYS
 from vniah.visual.settings import DEFAULT_NEEDLES
 
 pytest.importorskip("lmms_eval")

@@ -17,7 +17,8 @@ import pytest
 from vniah.contract.requests import Tokens
 from vniah.runs.scored_rows import read_cells
 from vniah.runs.scoring import ScoredPair
-from vniah.text import PREFIX, TextPrompt
+from vniah.text.compose import TextPrompt
+from vniah.text.puzzles import PREFIX
 
 pytest.importorskip("lmms_eval")
 

@@ -81,9 +81,9 @@ def test_the_shipped_tokenizer_reads_every_needle_question() -> None:
 
 
 def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None:
+    from vniah.runs.grid import Grid
     from vniah.training.loading import load_tokenizer
     from vniah.training.nano.evaluate import score_grid, summary
-    from vniah.visual.grid import Grid
 
     cells = score_grid(
         shipped,
@@ -97,9 +97,9 @@ def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None
 
 
 def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> None:
+    from vniah.runs.grid import Grid
     from vniah.training.loading import load_tokenizer
     from vniah.training.nano.evaluate import score_by_tree, score_grid
-    from vniah.visual.grid import Grid
 
     grid = Grid.parse("3,40", "0,40,100")
     of = {"haystack": "synthetic:3", "needles": "icons:5:4"}

@@ -25,6 +25,7 @@ from vniah.contract.requests import Frames
 from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FrameSource, Visual
 from vniah.haystack import open_haystack
+from vniah.runs.grid import needle_index
 from vniah.visual import splice
 from vniah.visual.compose import (
     NEEDLE,
@@ -37,7 +38,6 @@ from vniah.visual.compose import (
     letterbox,
     splice_indices,
 )
-from vniah.visual.grid import needle_index
 
 HAYSTACK = "synthetic:0:200:64x48"
 

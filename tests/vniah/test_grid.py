@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vniah.visual.grid import Cell, Grid, needle_index, parse_range
+from vniah.runs.grid import Cell, Grid, needle_index, parse_range
 from vniah.visual.settings import Settings
 
 
@@ -13,7 +13,7 @@ def test_the_papers_grid_has_450_cells_and_a_control_for_each_needle_and_length(
     cells = list(grid.cells("abcde"))
     assert len([cell for cell in cells if not cell.is_control]) == 450
     assert len([cell for cell in cells if cell.is_control]) == 15 * 5
-    assert grid.max_frames == 3000
+    assert grid.longest == 3000
     assert cells[0] == Cell(200, 0, "a")
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from vniah import hub_resume
 from vniah.commands.download import command
 from vniah.hub import HubUnreachableError, RepositoryMissingError, cached_snapshot
-from vniah.runs.task_index import expand, read_index
+from vniah.runs.open import expand, read_index
 from vniah.visual.settings import DEFAULT_NEEDLES
 
 

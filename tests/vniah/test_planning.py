@@ -10,14 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from vniah.cli import app
-from vniah.commands.gpus import get_gpu
 from vniah.commands.plan import plan_needles
-from vniah.commands.planning import checkpoint_tokens, grid_requests, make_plan, shape_of, shared_flops
 from vniah.contract.cost import SHAPES, request_tokens, tree_flops
 from vniah.contract.requests import Request, RequestTree
 from vniah.needles import open_needles
-from vniah.text import Measure, TextBook, TextSettings, TextSource, open_text_haystack
-from vniah.visual.grid import Grid, parse_range, with_step
+from vniah.runs.grid import Grid, parse_range, with_step
+from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of, shared_flops
+from vniah.text.compose import TextBook, TextSource
+from vniah.text.haystack import open_text_haystack
+from vniah.text.measure import Measure
+from vniah.text.settings import TextSettings
 
 NEEDLES = [(f"n{number}", "What is it?" * 10, "Panda") for number in range(5)]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from vniah.contract.cost import SHAPES, ModelShape, longest_path, plain_flops, tree_flops, walk_tokens
 from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
-from vniah.visual.grid import Grid
+from vniah.runs.grid import Grid
 
 
 def vniah_request(num_frames: int, index: int | None, needle: str) -> Request:

@@ -7,10 +7,10 @@ import itertools
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from vniah.commands.planning import grid_requests
 from vniah.contract.cost import SHAPES, deal_out, leaf_costs, plain_flops, run_cost, segment_tokens, tree_flops
 from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
-from vniah.visual.grid import Grid
+from vniah.runs.grid import Grid
+from vniah.runs.plan import grid_requests
 
 SHAPE = SHAPES["nano"]
 

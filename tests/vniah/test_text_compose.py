@@ -16,24 +16,13 @@ from hypothesis import strategies as st
 
 from vniah.contract.requests import RequestTree, Target, Text, Tokens
 from vniah.contract.sources import TokenSource, Visual
-from vniah.text import (
-    PREFIX,
-    ComposedText,
-    Measure,
-    MeasuredHaystack,
-    TextBook,
-    TextCell,
-    TextHaystack,
-    TextPrompt,
-    TextSettings,
-    TextSource,
-    compose,
-    from_texts,
-    make_puzzle,
-    open_text_haystack,
-    prose,
-    question_text,
-)
+from vniah.runs.grid import Cell
+from vniah.text import prose
+from vniah.text.compose import ComposedText, TextBook, TextPrompt, TextSource, compose
+from vniah.text.haystack import TextHaystack, from_texts, open_text_haystack
+from vniah.text.measure import Measure, MeasuredHaystack
+from vniah.text.puzzles import PREFIX, make_puzzle, question_text
+from vniah.text.settings import TextSettings
 
 Encode = Callable[[str], list[int]]
 
@@ -137,7 +126,7 @@ def test_placement(
 ) -> None:
     encode = TOKENIZERS[tokenizer]()[0]
     source = measured(tokenizer, haystack)
-    cell = TextCell(length, depth, sample)
+    cell = Cell(length, depth, sample=sample)
     needles = 3 if variant in ("multi", "keys") else 1
     puzzle = make_puzzle(cell, seed=seed, num_distractors=count, variant=variant, num_needles=needles)
     if source.border_after(1) > length:
@@ -199,7 +188,7 @@ def test_placement(
 @settings(max_examples=60, deadline=None)
 def test_text_and_segments_are_the_same_prompt(length: int, depth: int, count: int, haystack: str) -> None:
     _, decode = characters()
-    cell = TextCell(length, depth, 0)
+    cell = Cell(length, depth, sample=0)
     composed = compose(measured("characters", haystack), cell, make_puzzle(cell, seed=3, num_distractors=count))
     assert decode(ids_of(composed, characters()[0])) == composed.text()
     assert len(composed.text()) == composed.num_tokens
@@ -208,7 +197,7 @@ def test_text_and_segments_are_the_same_prompt(length: int, depth: int, count: i
 def test_inserted_sentences_follow_sentence_ends() -> None:
     """By the text itself, not by our own borders."""
     for sample in range(40):
-        cell = TextCell(1500, 50, sample)
+        cell = Cell(1500, 50, sample=sample)
         composed = compose(measured("characters", "builtin"), cell, make_puzzle(cell, seed=1, num_distractors=5))
         text = composed.text()
         for one in composed.placed:
@@ -247,7 +236,7 @@ def test_a_cell_does_not_depend_on_the_others() -> None:
     small = book(lengths="900", depths="30", samples=1)
     large = book(lengths="500-2500:400", depths="0-100:10", samples=3)
     large.requests()  # measured much further
-    cell = TextCell(900, 30, 0)
+    cell = Cell(900, 30, sample=0)
     assert cell in small.cells and cell in large.cells
     assert small.compose(cell).request() == large.compose(cell).request()
 

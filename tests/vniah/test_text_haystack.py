@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import LoopbackHub
 
-from vniah.text import ESSAYS, open_text_haystack
-from vniah.text.haystack import from_texts
+from vniah.text.haystack import ESSAYS, from_texts, open_text_haystack
 
 
 def text_of(haystack: object, count: int = 10_000) -> str:

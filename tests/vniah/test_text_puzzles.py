@@ -6,10 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vniah.text import PREFIX, TextCell, TextSettings, make_puzzle, needle_text, parse_lengths, question_text
-from vniah.text.puzzles import ABSENT_ANSWER, DISTRACTOR_CITIES, MORE_CITIES, NEEDLE_CITY
+from vniah.runs.grid import Cell, parse_lengths
+from vniah.text.puzzles import (
+    ABSENT_ANSWER,
+    DISTRACTOR_CITIES,
+    MORE_CITIES,
+    NEEDLE_CITY,
+    PREFIX,
+    make_puzzle,
+    needle_text,
+    question_text,
+)
+from vniah.text.settings import TextSettings
 
-cells = st.builds(TextCell, st.integers(1, 10**6), st.one_of(st.none(), st.integers(0, 100)), st.integers(0, 50))
+cells = st.builds(Cell, st.integers(1, 10**6), st.one_of(st.none(), st.integers(0, 100)), st.integers(0, 50))
 
 
 def test_strings_are_the_references() -> None:
@@ -25,7 +35,7 @@ def test_strings_are_the_references() -> None:
 
 @pytest.mark.parametrize("count", [0, 3, 5])
 def test_the_papers_puzzle(count: int) -> None:
-    puzzle = make_puzzle(TextCell(32000, 50, 0), seed=24242424, num_distractors=count)
+    puzzle = make_puzzle(Cell(32000, 50, sample=0), seed=24242424, num_distractors=count)
     assert puzzle.needle is not None
     assert puzzle.needle.text == needle_text("Singapore", puzzle.answer)
     assert [one.city for one in puzzle.others] == list(DISTRACTOR_CITIES[:count])
@@ -34,7 +44,7 @@ def test_the_papers_puzzle(count: int) -> None:
 
 @given(cell=cells, seed=st.integers(0, 2**40), count=st.integers(0, 6))
 @settings(max_examples=200, deadline=None)
-def test_numbers_have_seven_digits_differ_and_are_nested(cell: TextCell, seed: int, count: int) -> None:
+def test_numbers_have_seven_digits_differ_and_are_nested(cell: Cell, seed: int, count: int) -> None:
     puzzle = make_puzzle(cell, seed=seed, num_distractors=count)
     numbers = [puzzle.number, *(one.number for one in puzzle.others)]
     assert all(len(number) == 7 and number.isdecimal() and number[0] != "0" for number in numbers)
@@ -45,32 +55,32 @@ def test_numbers_have_seven_digits_differ_and_are_nested(cell: TextCell, seed: i
 
 
 def test_every_part_of_a_cell_changes_its_numbers() -> None:
-    base = TextCell(1000, 50, 0)
-    others = (TextCell(2000, 50, 0), TextCell(1000, 60, 0), TextCell(1000, 50, 1), TextCell(1000, None, 0))
+    base = Cell(1000, 50, sample=0)
+    others = (Cell(2000, 50, sample=0), Cell(1000, 60, sample=0), Cell(1000, 50, sample=1), Cell(1000, None, sample=0))
     numbers = {make_puzzle(cell, seed=1).number for cell in (base, *others)} | {make_puzzle(base, seed=2).number}
     assert len(numbers) == 6
 
 
 def test_numbers_are_spread_over_their_range() -> None:
-    drawn = [int(make_puzzle(TextCell(1000, 0, sample), seed=0).number) for sample in range(3000)]
+    drawn = [int(make_puzzle(Cell(1000, 0, sample=sample), seed=0).number) for sample in range(3000)]
     assert all(abs(sum(str(n)[0] == digit for n in drawn) / 3000 - 1 / 9) < 0.03 for digit in "123456789")
     assert sum(str(n)[-1] == "0" for n in drawn) > 200, "the last digit may be zero"
 
 
 def test_numbers_are_the_same_on_every_machine() -> None:
-    puzzle = make_puzzle(TextCell(32000, 50, 0), seed=24242424, num_distractors=3)
+    puzzle = make_puzzle(Cell(32000, 50, sample=0), seed=24242424, num_distractors=3)
     assert [puzzle.number, *(one.number for one in puzzle.others)] == ["9140168", "7484155", "9452608", "6100052"]
 
 
 def test_a_control_has_its_distractors_and_no_needle() -> None:
-    puzzle = make_puzzle(TextCell(1000, None, 0), seed=1, num_distractors=3)
+    puzzle = make_puzzle(Cell(1000, None, sample=0), seed=1, num_distractors=3)
     assert puzzle.needle is None and len(puzzle.others) == 3
     assert puzzle.answer == puzzle.number not in [one.number for one in puzzle.others]
 
 
 def test_shared_distractors_are_one_set_a_length() -> None:
     found = [
-        make_puzzle(TextCell(length, depth, sample), seed=1, num_distractors=5, shared_distractors=True)
+        make_puzzle(Cell(length, depth, sample=sample), seed=1, num_distractors=5, shared_distractors=True)
         for length in (1000, 2000)
         for depth in (None, 0, 50)
         for sample in (0, 1)
@@ -82,7 +92,7 @@ def test_shared_distractors_are_one_set_a_length() -> None:
 
 
 def test_variants() -> None:
-    cell, control = TextCell(1000, 50, 0), TextCell(1000, None, 0)
+    cell, control = Cell(1000, 50, sample=0), Cell(1000, None, sample=0)
     multi = make_puzzle(cell, seed=1, variant="multi", num_needles=3)
     assert multi.needle is not None
     needles = [multi.needle, *(one for one in multi.others if one.is_needle)]
@@ -114,7 +124,7 @@ def test_variants() -> None:
 )
 def test_puzzles_that_cannot_be_made(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_puzzle(TextCell(1000, 0, 0), seed=0, **options)  # type: ignore[arg-type]
+        make_puzzle(Cell(1000, 0, sample=0), seed=0, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

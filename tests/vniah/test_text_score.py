@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vniah.text import TextCell, make_puzzle
+from vniah.runs.grid import Cell
+from vniah.text.puzzles import make_puzzle
 from vniah.text.score import (
     classify_generated,
     classify_teacher_forced,
@@ -14,7 +15,7 @@ from vniah.text.score import (
     stated_number,
 )
 
-CELL = TextCell(1000, 50, 0)
+CELL = Cell(1000, 50, sample=0)
 PUZZLE = make_puzzle(CELL, seed=1, num_distractors=3)
 N, LONDON = PUZZLE.number, PUZZLE.others[1].number
 
@@ -115,7 +116,7 @@ def test_generated_variants() -> None:
     assert not generated_correct("Singapore and Nairobi, but not Lima", keys, "keys")
     assert classify_generated("Lima, London, Nairobi", keys, correct=False) == ("distractor", "London")
 
-    absent = make_puzzle(TextCell(1000, None, 0), seed=1, variant="absent", num_distractors=3)
+    absent = make_puzzle(Cell(1000, None, sample=0), seed=1, variant="absent", num_distractors=3)
     assert generated_correct("It is not there.", absent, "absent")
     assert not generated_correct(f"not there, but London's is {LONDON}", absent, "absent")
     assert not generated_correct(LONDON, absent, "absent")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vniah.prompts import get_template, question_text
+from vniah.runs.grid import Cell, Grid
 from vniah.training.stages import EvaluateStage
-from vniah.visual.grid import Cell, Grid
 
 # Beyond the trained length on purpose: what happens there is what is measured.
 _ANY_LENGTH = 1 << 20
@@ -76,19 +76,19 @@ def score_by_tree(
     )
     cells, prompts = list(grid.cells(needle_set.ids)), []
     for cell in cells:
-        needle, index = needle_set.get(cell.needle_id), cell.needle_index
+        needle, index = needle_set.get(cell.needle), cell.needle_index
         shown = None if index is None else needle.image
-        video = SplicedVideo(haystack=film, num_frames=cell.num_frames, needle=shown, needle_index=index)
+        video = SplicedVideo(haystack=film, num_frames=cell.length, needle=shown, needle_index=index)
         leaf = Target(needle.answer)
         template = backend.template
-        prompts.append(build_prompt(needle.question, [video], leaf, template, max_frames=cell.num_frames))
+        prompts.append(build_prompt(needle.question, [video], leaf, template, max_frames=cell.length))
     with tempfile.TemporaryDirectory() as folder:
         engine = TreeEngine(backend, FrameEmbeddings(backend, Path(folder)))
         for prompt in prompts:
             engine.show(prompt)
         results = engine.run(RequestTree(prompt.request for prompt in prompts), dict(engine.embedder.media))
     return [
-        scored_cell(cell, result.is_greedy, result.text, needle_set.get(cell.needle_id).answer)
+        scored_cell(cell, result.is_greedy, result.text, needle_set.get(cell.needle).answer)
         for cell, result in zip(cells, results, strict=True)
     ]
 
@@ -96,9 +96,9 @@ def score_by_tree(
 def scored_cell(cell: Cell, correct: bool, predicted: str, answer: str) -> dict[str, Any]:
     """A cell's row in ``vniah.json``."""
     return {
-        "num_frames": cell.num_frames,
+        "num_frames": cell.length,
         "depth_percent": cell.depth_percent,
-        "needle": cell.needle_id,
+        "needle": cell.needle,
         "correct": correct,
         "predicted": predicted,
         "answer": answer,
@@ -128,9 +128,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
         pixels = torch.from_numpy(preprocess_frames(frames_NHWC, "pad", size))
         return model.encode_frames(pixels.to(model.device)).float()
 
-    frames_FTD = torch.cat(
-        [encode(film.frames(s, min(s + 64, grid.max_frames))) for s in range(0, grid.max_frames, 64)]
-    )
+    frames_FTD = torch.cat([encode(film.frames(s, min(s + 64, grid.longest))) for s in range(0, grid.longest, 64)])
     images = {key: encode(np.asarray(needle.image)[None]) for key, needle in needle_set.items()}
     embed = model.get_input_embeddings()
 
@@ -140,9 +138,9 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
 
     scored = []
     for cell in grid.cells(needle_set):
-        needle = needle_set[cell.needle_id]
+        needle = needle_set[cell.needle]
         answer = tokenizer(needle.answer, add_special_tokens=False).input_ids
-        visual_TD = cell_frames(cell, frames_FTD, images[cell.needle_id]).flatten(0, 1)
+        visual_TD = cell_frames(cell, frames_FTD, images[cell.needle]).flatten(0, 1)
         parts = [text(template.pre), visual_TD, text(question_text(needle.question)), text(template.post)]
         with torch.no_grad():
             prompt_TD = torch.cat([*(part for part in parts if len(part)), text(needle.answer)[:-1]])
@@ -160,8 +158,8 @@ def cell_frames(cell: Cell, frames_FTD: Any, needle_1TD: Any) -> Any:
 
     k = cell.needle_index
     if k is None:
-        return frames_FTD[: cell.num_frames]
-    return torch.cat([frames_FTD[:k], needle_1TD, frames_FTD[k : cell.num_frames]])
+        return frames_FTD[: cell.length]
+    return torch.cat([frames_FTD[:k], needle_1TD, frames_FTD[k : cell.length]])
 
 
 def summary(scored: list[dict[str, Any]]) -> dict[str, Any]:

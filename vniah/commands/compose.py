@@ -40,8 +40,8 @@ def command(
     from tqdm import tqdm
 
     from vniah.haystack import open_haystack
+    from vniah.runs.grid import Grid
     from vniah.visual.compose import Composer, composed_video, held_at_the_end
-    from vniah.visual.grid import Grid
     from vniah.visual.settings import cache_dir
 
     if output.exists() and not force:
@@ -53,7 +53,7 @@ def command(
         # An even number is shown, and all of them haystack frames in a control.
         frames = max(1, len(source) - 1 - len(source) % 2)
     # Checks both ranges with the errors that a grid gives.
-    Grid(frames=(frames,), depths=(depth,))
+    Grid(lengths=(frames,), depths=(depth,))
     film = held_at_the_end(source, frames)
     if control:
         if needle is not None:

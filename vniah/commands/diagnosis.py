@@ -230,7 +230,7 @@ def harness() -> Iterator[Finding]:
         yield Finding(topic=topic, state="missing", text=f"our entry point does not load: {error}", fix=reinstall)
         return
     from vniah.lmms_plugin import tasks_dir
-    from vniah.runs.task_index import read_index
+    from vniah.runs.open import read_index
 
     try:
         folder = tasks_dir()

@@ -78,7 +78,7 @@ def _host(name: str, as_json: bool) -> None:
     from vniah.visual.hosts import advise, command_line
     from vniah.visual.settings import Settings
 
-    frames = composed_frames(Settings.read(metadata_of("vniah_generate")).grid.max_frames)
+    frames = composed_frames(Settings.read(metadata_of("vniah_generate")).grid.longest)
     advice = advise(name, frames)
     if as_json:
         typer.echo(json.dumps(advice.as_dict()))

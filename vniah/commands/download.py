@@ -38,7 +38,7 @@ def command(
     """
     from vniah.hub import hub_cache_dir
     from vniah.lmms_plugin import tasks_dir
-    from vniah.runs.task_index import read_index
+    from vniah.runs.open import read_index
     from vniah.visual.settings import DEFAULT_NEEDLES
 
     cache = cache_dir or hub_cache_dir()
@@ -113,7 +113,7 @@ def _tower(folder: Path, cache: Path) -> None:
 
 
 def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
-    from vniah.runs.task_index import expand
+    from vniah.runs.open import expand
 
     foreign, nothing = [], []
     wanted: dict[str, Callable[[], None]] = {}

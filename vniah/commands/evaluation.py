@@ -113,9 +113,8 @@ def evaluate_tasks(
     from vniah import notices
     from vniah.notices import did_you_mean
     from vniah.runs.callable_model import CallableModel
-    from vniah.runs.measure import Model, measure
+    from vniah.runs.measure import Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
-    from vniah.runs.write import check_writable, model_folder
 
     notices.forget()
     if output is not None:

@@ -29,8 +29,8 @@ def command(
     """
     from vniah.commands.run_options import check_text_output
     from vniah.plots.style import check_image_path, save_text
-    from vniah.text import parse_lengths
-    from vniah.text.documents import read_documents
+    from vniah.runs.grid import parse_lengths
+    from vniah.text.haystack import read_documents
 
     wanted = parse_lengths(lengths)
     # A long measurement must not end at a folder that is not there.

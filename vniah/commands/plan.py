@@ -10,8 +10,9 @@ import typer
 if TYPE_CHECKING:
     from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
-    from vniah.text import Encode, TextSettings
-    from vniah.visual.grid import Grid
+    from vniah.runs.grid import Grid
+    from vniah.text.measure import Encode
+    from vniah.text.settings import TextSettings
 
 _PAPERS_NEEDLES = 5
 
@@ -39,11 +40,10 @@ def command(
     import functools
     from dataclasses import replace
 
-    from vniah.commands.gpus import UTILISATION, get_gpu
-    from vniah.commands.planning import checkpoint_tokens, grid_requests, make_plan, shape_of
     from vniah.contract.cost import estimate_tokens
-    from vniah.text import TextSettings
-    from vniah.visual.grid import Grid, check_columns
+    from vniah.runs.grid import Grid, check_columns
+    from vniah.runs.plan import UTILISATION, checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of
+    from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
 
     shape, device = shape_of(model), get_gpu(gpu)
@@ -59,14 +59,14 @@ def command(
             num_distractors=distractors,
             shared_distractors=shared_distractors or settings.shared_distractors,
         )
-        check_columns(text, settings.grid.frames, "lengths")
+        check_columns(text, settings.grid.lengths, "lengths")
         cells, controls = _text_requests(settings, encode)
         what = f"text NIAH {text} tokens, depths {settings.depths} %, {distractors} distractors"
     else:
         asked = Settings.read()
         frames, depths = frames or asked.frames, depths or asked.depths
         grid = Grid.parse(frames, depths)
-        check_columns(frames, grid.frames, "frames")
+        check_columns(frames, grid.lengths, "frames")
         found, told = plan_needles(needles or asked.needles)
         check_cells(grid, len(found))
         cells, controls = grid_requests(grid, found)
@@ -153,17 +153,19 @@ def check_cells(grid: Grid, needles: int) -> None:
     """Raise ValueError unless a grid is of a size that a run would take."""
     from vniah.runs.task import MOST_CELLS
 
-    cells = len(grid.frames) * (len(grid.depths) + 1) * needles
+    cells = len(grid.lengths) * (len(grid.depths) + 1) * needles
     if cells > MOST_CELLS:
         raise ValueError(
-            f"{len(grid.frames):,} frame counts by {len(grid.depths)} depths and a control, with {needles:,} needles, "
+            f"{len(grid.lengths):,} frame counts by {len(grid.depths)} depths and a control, with {needles:,} needles, "
             f"are {cells:,} cells, and at most {MOST_CELLS:,} are scored in a run; give larger steps or fewer needles"
         )
 
 
 def _text_requests(settings: TextSettings, encode: Encode | None) -> tuple[list[Request], list[Request]]:
     """The task's own prompts over built-in prose: the sharing is that of a run."""
-    from vniah.text import Measure, TextBook, TextSource, open_text_haystack
+    from vniah.text.compose import TextBook, TextSource
+    from vniah.text.haystack import open_text_haystack
+    from vniah.text.measure import Measure
 
     book = TextBook(settings, TextSource(open_text_haystack("builtin"), Measure(encode)))
     pairs = list(zip(book.cells, book.requests(), strict=True))

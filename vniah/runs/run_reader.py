@@ -18,12 +18,11 @@ from typing import Any, Literal
 
 from vniah.files import parse_json, read_json
 from vniah.notices import notice, printable
+from vniah.runs.grid import parse_lengths, parse_range
 from vniah.runs.journal import is_journal, is_sound, measured_key
 from vniah.runs.results import NOT_SCORED, IntendedGrid, Run, ScoredCell, cells_from_scores
 from vniah.runs.scored_rows import read_cells
 from vniah.runs.task import MOST_CELLS
-from vniah.text.puzzles import parse_lengths
-from vniah.visual.grid import parse_range
 
 # A cell's line in a journal, which says what it is part of behind its key.
 _PART_OF = re.compile(rb'\{"key": "[^"]*", "of": "([0-9a-f]+)", ')

@@ -8,11 +8,10 @@ first distractors are the same for any count of them.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vniah.visual.grid import parse_range
+from vniah.runs.grid import Cell
 
 PREFIX = "This is a very long story book: <book>"
 _QUESTION = "</book>.\n Based on the content of the book, Question: "
@@ -24,25 +23,6 @@ ABSENT_ANSWER = "not there"
 VARIANTS = ("single", "multi", "keys", "absent")
 
 _LOWEST, _HIGHEST = 1_000_000, 9_999_999  # 7 digits, always: reference section 4 drew shorter ones too
-
-
-@dataclass(frozen=True, slots=True)
-class TextCell:
-    """One measurement of text NIAH.
-
-    Attributes:
-        length: haystack tokens, nominal; the prompt is longer by template, needles and distractors.
-        depth_percent: where the needle goes, 0 to 100; ``None`` is the no-needle control.
-        sample: which of the numbers drawn for this length and depth.
-    """
-
-    length: int
-    depth_percent: int | None
-    sample: int
-
-    @property
-    def is_control(self) -> bool:
-        return self.depth_percent is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +72,8 @@ def question_text(city: str = NEEDLE_CITY) -> str:
     return f"{_QUESTION}What is the special magic {city} number? Answer: The special magic {city} number is: "
 
 
-def parse_lengths(spec: str) -> tuple[int, ...]:
-    """Lengths in tokens: ``"32000-512000:32000"`` or ``"32K-1M:32K"``, K for thousands and M for millions.
-
-    Raises:
-        ValueError: naming the piece that is not a number or a range.
-    """
-    lengths = parse_range(str(spec), "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
-    if lengths[0] < 1:
-        raise ValueError(f"a length is a positive number of tokens, got {lengths[0]}")
-    return lengths
-
-
-def _tokens(text: str) -> int:
-    found = re.fullmatch(r"\s*(-?\d+)([kKmM]?)\s*", text)
-    if found is None:
-        raise ValueError(text)
-    return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]
-
-
 def make_puzzle(
-    cell: TextCell,
+    cell: Cell,
     *,
     seed: int,
     num_distractors: int = 0,

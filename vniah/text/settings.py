@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vniah.text.puzzles import TextCell, check_puzzle, parse_lengths
-from vniah.visual.grid import Grid, parse_range
+from vniah.runs.grid import Cell, Grid, parse_lengths, parse_range
+from vniah.text.puzzles import check_puzzle
 
 PAPER_LENGTHS = "32000-512000:32000"
 PAPER_DEPTHS = "0-100:10"
@@ -92,16 +92,11 @@ class TextSettings:
     @property
     def grid(self) -> Grid:
         """The grid with lengths for frames."""
-        return Grid(frames=parse_lengths(self.lengths), depths=parse_range(self.depths, "depths"))
+        return Grid(lengths=parse_lengths(self.lengths), depths=parse_range(self.depths, "depths"))
 
-    def cells(self) -> Iterator[TextCell]:
+    def cells(self) -> Iterator[Cell]:
         """Every cell, lengths first, then depths, then samples; one no-needle control behind each length."""
-        grid = self.grid
-        for length in grid.frames:
-            for depth in grid.depths:
-                for sample in range(self.samples):
-                    yield TextCell(length, depth, sample)
-            yield TextCell(length, None, 0)
+        return self.grid.cells(samples=self.samples)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

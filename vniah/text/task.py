@@ -6,15 +6,14 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from vniah.runs.grid import Cell, check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.text import metrics
-from vniah.text.book import TextBook, TextPrompt, TextSource
+from vniah.text.compose import TextBook, TextPrompt, TextSource
 from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import Encode, Measure
-from vniah.text.puzzles import TextCell
 from vniah.text.score import generated_correct
 from vniah.text.settings import TextSettings
-from vniah.visual.grid import check_columns
 
 
 class TextTask(NeedleTask):
@@ -31,8 +30,8 @@ class TextTask(NeedleTask):
         super().__init__(name, scoring)
         self.settings = settings
         grid = settings.grid
-        columns = len(grid.frames) * (len(grid.depths) * settings.samples + 1)
-        check_columns(settings.lengths, grid.frames, "lengths")
+        columns = len(grid.lengths) * (len(grid.depths) * settings.samples + 1)
+        check_columns(settings.lengths, grid.lengths, "lengths")
         self.check_size(columns, f"lengths {settings.lengths!r}, depths {settings.depths!r}")
         # A free answer's prompt is plain text, written before any model is known: a tokenizer that a model brings
         # to the segments of another task must not change how it is counted.
@@ -43,7 +42,7 @@ class TextTask(NeedleTask):
     def rows(self) -> tuple[Row, ...]:
         return tuple(self._row(cell) for cell in self.book.cells)
 
-    def _row(self, cell: TextCell) -> Row:
+    def _row(self, cell: Cell) -> Row:
         puzzle = self.book.puzzle(cell)
         return {
             "context_length": cell.length,
@@ -138,8 +137,7 @@ def named_tokenizer(name: str) -> Encode:
     return encode
 
 
-def cell_of(row: Mapping[str, Any]) -> TextCell:
+def cell_of(row: Mapping[str, Any]) -> Cell:
     """The cell of a row, or of a logged sample."""
-    return TextCell(
-        int(row["context_length"]), None if row["control"] else int(row["depth_percent"]), int(row["sample"])
-    )
+    depth = None if row["control"] else int(row["depth_percent"])
+    return Cell(int(row["context_length"]), depth, sample=int(row["sample"]))

@@ -28,8 +28,8 @@ from vniah.files import replacing
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, content_hash
 from vniah.notices import notice
+from vniah.runs.grid import needle_index
 from vniah.visual.composed_files import Holds, fill_file, find_whole, make_room, write_whole
-from vniah.visual.grid import needle_index
 from vniah.visual.splice import IntraStore, best_codec, encode_one, write_spliced
 
 # The colour that V-NIAH pads with (reference section 3.1).

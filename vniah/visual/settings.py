@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.notices import did_you_mean, notice
-from vniah.visual.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
+from vniah.runs.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
 KEYS = ("frames", "depths", "haystack", "needles", "decoder", "presentation", "cache", "cache_gb")

@@ -15,10 +15,10 @@ from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
 from vniah.notices import notice
 from vniah.prompts import question_text
+from vniah.runs.grid import Cell, Grid, check_columns, needle_index
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual import metrics
 from vniah.visual.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
-from vniah.visual.grid import Cell, Grid, check_columns, needle_index
 from vniah.visual.settings import Settings
 
 _BATCH = 32
@@ -41,15 +41,15 @@ class VisualTask(NeedleTask):
         self.settings = settings
         self.grid: Grid = settings.grid
         self.needles: NeedleSet = open_needles(settings.needles)
-        columns = len(self.grid.frames) * (len(self.grid.depths) + 1)
+        columns = len(self.grid.lengths) * (len(self.grid.depths) + 1)
         self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
-        check_columns(settings.frames, settings.grid.frames, "frames")
+        check_columns(settings.frames, settings.grid.lengths, "frames")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
-        require_frames(self.haystack, self.grid.max_frames)
+        require_frames(self.haystack, self.grid.longest)
         self._reading = threading.Lock()
         if scoring == "generated":
-            self._film = held_at_the_end(self.haystack, self.grid.max_frames)
-            changed = [frames for frames in self.grid.frames if composed_frames(frames) != frames + 1]
+            self._film = held_at_the_end(self.haystack, self.grid.longest)
+            changed = [frames for frames in self.grid.lengths if composed_frames(frames) != frames + 1]
             if changed:
                 notice(
                     f"{name}: what is shown has an even number of frames, so that no model drops the needle: "
@@ -66,17 +66,17 @@ class VisualTask(NeedleTask):
         return tuple(self._row(cell) for cell in self.grid.cells(self.needles.ids))
 
     def _row(self, cell: Cell) -> Row:
-        needle = self.needles.get(cell.needle_id)
+        needle = self.needles.get(cell.needle)
         index = cell.needle_index
         shown = {}
         if self.scoring == "generated":
-            frames = composed_frames(cell.num_frames)
+            frames = composed_frames(cell.length)
             index = None if cell.depth_percent is None else needle_index(frames - 1, cell.depth_percent)
             shown = {"num_video_frames": frames, "fps": FPS}
         return {
-            "num_frames": cell.num_frames,
+            "num_frames": cell.length,
             "depth_percent": -1 if cell.depth_percent is None else cell.depth_percent,
-            "needle": cell.needle_id,
+            "needle": cell.needle,
             "needle_index": -1 if index is None else index,
             "control": cell.is_control,
             "question": needle.question,
@@ -164,8 +164,8 @@ class VisualTask(NeedleTask):
         return {
             "presentation": self.settings.presentation,
             "video_fps": FPS,
-            "video_frames": {str(frames): composed_frames(frames) for frames in self.grid.frames},
-            "held_frames": max(0, composed_frames(self.grid.max_frames) - len(self.haystack)),
+            "video_frames": {str(frames): composed_frames(frames) for frames in self.grid.lengths},
+            "held_frames": max(0, composed_frames(self.grid.longest) - len(self.haystack)),
         }
 
 

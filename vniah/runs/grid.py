@@ -8,6 +8,7 @@ Knows nothing about images, prompts or models.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,18 +21,20 @@ MOST_COLUMNS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement: a needle in a haystack.
+    """One measurement: a needle in a haystack, of either family.
 
     Attributes:
-        num_frames: haystack frames in the prompt; the needle makes it one more.
-        depth_percent: where the needle goes, 0 (first frame) to 100 (after the last).
-            ``None`` is the no-needle control: the haystack alone, with the question.
-        needle_id: which needle is asked for.
+        length: of the haystack, in frames or in tokens; the prompt is longer by the needle.
+        depth_percent: where the needle goes, 0 (before everything) to 100 (behind it). ``None`` is the no-needle
+            control: the haystack alone, with the question.
+        needle: which needle is asked for; of text NIAH, which draws new ones in each cell, "".
+        sample: which of the draws for this length and depth; 0 where nothing is drawn.
     """
 
-    num_frames: int
+    length: int
     depth_percent: int | None
-    needle_id: str
+    needle: str = ""
+    sample: int = 0
 
     @property
     def is_control(self) -> bool:
@@ -39,10 +42,8 @@ class Cell:
 
     @property
     def needle_index(self) -> int | None:
-        """Index of the needle among the ``num_frames + 1`` frames; ``None`` for a control."""
-        if self.depth_percent is None:
-            return None
-        return needle_index(self.num_frames, self.depth_percent)
+        """Index of the needle among the ``length + 1`` frames of a film; ``None`` for a control."""
+        return None if self.depth_percent is None else needle_index(self.length, self.depth_percent)
 
 
 def needle_index(num_frames: int, depth_percent: int) -> int:
@@ -50,25 +51,31 @@ def needle_index(num_frames: int, depth_percent: int) -> int:
     return num_frames * depth_percent // 100
 
 
+def around_needle(num_frames: int, index: int | None) -> tuple[range, range]:
+    """The haystack frames before the needle at ``index`` and those behind it; of a control all, and none."""
+    border = num_frames if index is None else index
+    return range(border), range(border, num_frames)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Frame counts by depths. Both are sorted and free of repeats.
+    """Lengths (in frames or tokens) by depths. Both are sorted and free of repeats.
 
     Raises:
-        ValueError: a frame count below 1, or a depth outside 0..100, or nothing at all.
+        ValueError: a length below 1, or a depth outside 0..100, or nothing at all.
     """
 
-    frames: tuple[int, ...]
+    lengths: tuple[int, ...]
     depths: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name, values in (("frames", self.frames), ("depths", self.depths)):
+        for name, values in (("frames", self.lengths), ("depths", self.depths)):
             if not values:
                 raise ValueError(f"the grid has no {name}; give at least one, as in '4,8' or '200-3000:200'")
             if list(values) != sorted(set(values)):
                 raise ValueError(f"grid {name} must rise without repeats, got {list(values)}")
-        if self.frames[0] < 1:
-            raise ValueError(f"num_frames must be positive, got {self.frames[0]}")
+        if self.lengths[0] < 1:
+            raise ValueError(f"num_frames must be positive, got {self.lengths[0]}")
         if self.depths[0] < 0 or self.depths[-1] > 100:
             bad = self.depths[0] if self.depths[0] < 0 else self.depths[-1]
             raise ValueError(f"a depth is a percentage from 0 to 100, got {bad}")
@@ -80,22 +87,21 @@ class Grid:
         Raises:
             ValueError: naming the piece that is not a number or a range.
         """
-        return cls(frames=parse_range(frames, "frames"), depths=parse_range(depths, "depths"))
+        return cls(lengths=parse_range(frames, "frames"), depths=parse_range(depths, "depths"))
 
     @property
-    def max_frames(self) -> int:
-        return self.frames[-1]
+    def longest(self) -> int:
+        return self.lengths[-1]
 
-    def cells(self, needle_ids: Iterable[str], *, controls: bool = True) -> Iterator[Cell]:
-        """Every cell, frames first, then depths, then needles; the controls of a frame count follow it."""
-        ids = tuple(needle_ids)
-        for num_frames in self.frames:
-            for depth in self.depths:
-                for needle_id in ids:
-                    yield Cell(num_frames, depth, needle_id)
+    def cells(self, needles: Iterable[str] = ("",), *, samples: int = 1, controls: bool = True) -> Iterator[Cell]:
+        """Every cell, lengths first, then depths, then needles and samples; a needle's control follows each length."""
+        ids = tuple(needles)
+        for length in self.lengths:
+            for depth, needle in itertools.product(self.depths, ids):
+                for sample in range(samples):
+                    yield Cell(length, depth, needle, sample)
             if controls:
-                for needle_id in ids:
-                    yield Cell(num_frames, None, needle_id)
+                yield from (Cell(length, None, needle) for needle in ids)
 
 
 def with_step(first: int, last: int) -> str:
@@ -168,3 +174,22 @@ def parse_range(
             )
         values.update(found)
     return tuple(sorted(values))
+
+
+def parse_lengths(spec: str) -> tuple[int, ...]:
+    """Lengths in tokens: ``"32000-512000:32000"`` or ``"32K-1M:32K"``, K for thousands and M for millions.
+
+    Raises:
+        ValueError: naming the piece that is not a number or a range.
+    """
+    lengths = parse_range(str(spec), "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
+    if lengths[0] < 1:
+        raise ValueError(f"a length is a positive number of tokens, got {lengths[0]}")
+    return lengths
+
+
+def _tokens(text: str) -> int:
+    found = re.fullmatch(r"\s*(-?\d+)([kKmM]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.commands.gpus import UTILISATION, Gpu
 from vniah.contract.cost import (
     SHAPES,
     ModelShape,
@@ -26,7 +25,51 @@ from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment
 from vniah.files import read_json, user_path
 from vniah.notices import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
-from vniah.visual.grid import Grid
+from vniah.runs.grid import Grid, around_needle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """``tflops`` is the maker's dense bf16 figure; ``memory_gb`` counts 10**9 bytes."""
+
+    name: str
+    tflops: float
+    memory_gb: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(name="A100-40GB", tflops=312, memory_gb=40),
+        Gpu(name="A100-80GB", tflops=312, memory_gb=80),
+        Gpu(name="L40S", tflops=362, memory_gb=48),
+        Gpu(name="RTX-4090", tflops=165, memory_gb=24),
+        Gpu(name="H100-80GB", tflops=989, memory_gb=80),
+        Gpu(name="H200-141GB", tflops=989, memory_gb=141),
+        Gpu(name="B200-180GB", tflops=2250, memory_gb=180),
+    )
+}
+# The share of the maker's figure that long prefills reach; an assumption of the plan, printed with it.
+UTILISATION = 0.5
+
+
+def get_gpu(name: str) -> Gpu:
+    """Look a GPU up, by its name or by a beginning of it that fits one alone ("H100"), whatever the letters' case.
+
+    Raises:
+        ValueError: no GPU, or several; names them.
+    """
+    wanted = name.casefold()
+    fitting = [one for one in GPUS if one.casefold() == wanted] or [
+        one for one in GPUS if one.casefold().startswith(f"{wanted}-")
+    ]
+    if len(fitting) > 1:
+        raise ValueError(f"the GPU {name!r} comes in {' and '.join(fitting)}; say which")
+    if not fitting:
+        raise ValueError(
+            f"no figures for the GPU {name!r}; expected one of {', '.join(GPUS)}{did_you_mean(name, GPUS)}"
+        )
+    return GPUS[fitting[0]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +114,13 @@ def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[
     cells: list[Request] = []
     controls: list[Request] = []
     for cell in grid.cells(by_id):
-        question, answer = by_id[cell.needle_id]
-        index = cell.needle_index
-        segments: list[Segment] = [Text(QWEN_1_5.pre)]
-        if index is None:
-            segments.append(Frames("haystack", 0, cell.num_frames))
-        else:
-            if index > 0:
-                segments.append(Frames("haystack", 0, index))
-            segments.append(Image(cell.needle_id))
-            if index < cell.num_frames:
-                segments.append(Frames("haystack", index, cell.num_frames))
+        question, answer = by_id[cell.needle]
+        before, behind = (
+            [Frames("haystack", span.start, span.stop)] if span else []
+            for span in around_needle(cell.length, cell.needle_index)
+        )
+        needle = [] if cell.is_control else [Image(cell.needle)]
+        segments: list[Segment] = [Text(QWEN_1_5.pre), *before, *needle, *behind]
         segments += [Text(question_text(question)), Text(QWEN_1_5.post)]
         (controls if cell.is_control else cells).append(Request(tuple(segments), Target(answer)))
     return cells, controls
