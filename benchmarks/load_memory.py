@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, gigabytes: float, shard_gigabytes: float) -> 
     from safetensors.torch import save_file
 
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
-    from longva_model.checkpoints.released import to_released_key, write_config
+    from longva_model.checkpoints.layouts import to_released_key, write_config
 
     vision = (
         None

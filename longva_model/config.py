@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from longva_model.checkpoints import released
+from longva_model.checkpoints import layouts
 from longva_model.pictures.layout import VisualLayout
 
 # Far above any vocabulary, so that a placeholder is never a token, not even after the vocabulary grows,
@@ -74,7 +74,7 @@ class LongVAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _sub_config(self.text_config, "qwen2", {})
-        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", released.CLIP_VIT_L_14_336)
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", layouts.CLIP_VIT_L_14_336)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self._check()
         super().__post_init__(**kwargs)
@@ -135,16 +135,16 @@ class LongVAConfig(PreTrainedConfig):
         """transformers' own, with a released config turned into ours (the tower's sizes are looked up)."""
         local_files_only = bool(kwargs.get("local_files_only"))
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if released.is_released(config_dict):
+        if layouts.is_released(config_dict):
             overrides = {key: kwargs[key] for key in kwargs.keys() & cls.__dataclass_fields__.keys()}
-            config_dict = released.read_config(
+            config_dict = layouts.read_config(
                 config_dict, pretrained_model_name_or_path, local_files_only=local_files_only
             )
             config_dict.update(overrides)
         elif config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a {config_dict['model_type']!r} model and no LongVA: expected "
-                f"model_type {cls.model_type!r}, or {', '.join(released.TEXT_TYPES)} (released). A text-only model is "
+                f"model_type {cls.model_type!r}, or {', '.join(layouts.TEXT_TYPES)} (released). A text-only model is "
                 "loaded by transformers' AutoModelForCausalLM"
             )
         return config_dict, kwargs
@@ -160,7 +160,7 @@ class LongVAConfig(PreTrainedConfig):
             names = {field.name for field in dataclasses.fields(text_class)} | {"rope_theta", "rope_scaling"}
             names -= {field.name for field in dataclasses.fields(cls)}
             given = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
-            config_dict["text_config"] = released.override_text(text, given)
+            config_dict["text_config"] = layouts.override_text(text, given)
         return super().from_dict(config_dict, **kwargs)
 
 

@@ -17,11 +17,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longva_model.attention import register as register_attention
-from longva_model.backbone import LongVAModel
-from longva_model.checkpoints import checkpoint, loading, released
-from longva_model.checkpoints.pretrained import LongVAPreTrainedModel
-from longva_model.checkpoints.renamed import cache_keyword
+from longva_model.backbone import LongVAModel, LongVAPreTrainedModel
+from longva_model.checkpoints import checkpoint, layouts, loading
 from longva_model.config import LongVAConfig
+from longva_model.renamed import cache_keyword
 
 VISUAL_INPUTS = ("pixel_values", "image_sizes", "pixel_values_videos", "video_num_frames")
 
@@ -212,7 +211,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         checkpoint.check_tensors(tensors, expected, folder, tied=config.tie_word_embeddings)
         device = loading.single_device(kwargs.get("device_map"))
         if args or device is None or kwargs.keys() - loading.PLAIN_OPTIONS or loading.is_sharded_training():
-            kwargs |= {"config": config, "dtype": dtype, "key_mapping": released.KEY_MAPPING}
+            kwargs |= {"config": config, "dtype": dtype, "key_mapping": layouts.KEY_MAPPING}
             return super().from_pretrained(folder, *args, trust_remote_code=False, **kwargs)
         loading.load_weights(model, tensors, dtype, device)
         loading.load_generation_config(model, folder)

@@ -7,20 +7,22 @@ Text around a placeholder is tokenised separately, so that a visual never change
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from longva_model.checkpoints import checkpoint
+from longva_model.checkpoints.layouts import find_tower
 from longva_model.config import IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX, LongVAConfig
 from longva_model.pictures.layout import VisualLayout
+from longva_model.pictures.opening import load_frames, load_image
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD, MODES, fit_frames, level_table, normalise
-from longva_model.pictures.visual_inputs import PLACEHOLDER, as_list_of_videos, distribute, load_frames, load_image
-from longva_model.prompts.chat_templates import CHAT_TEMPLATES, DEFAULT_TEMPLATES
-from longva_model.tower import find_tower
+from longva_model.prompts.chat_templates import CHAT_TEMPLATES, DEFAULT_TEMPLATES, PLACEHOLDER
 from vniah.files import read_json
 
 
@@ -121,41 +123,48 @@ class LongVAProcessor(ProcessorMixin):
             raise ValueError("LongVA hears nothing; audio must be None")
         if images is not None and not isinstance(images, (list, tuple)):
             images = [images]
-        videos = as_list_of_videos(videos)
-        data: dict[str, Any] = {}
-        if text is None:
-            samples: list[tuple[list[Any], list[Any], list[str]]] = [(list(images or ()), list(videos or ()), [])]
-        else:
-            texts = [text] if isinstance(text, str) else list(text)
-            samples = distribute(texts, images, videos)
+        videos = _as_list_of_videos(videos)
+        texts = [text] if isinstance(text, str) else list(text or ())
+        samples = [(images or (), videos or (), [])] if text is None else distribute(texts, images, videos)
         all_images = [load_image(image) for sample in samples for image in sample[0]]
         all_videos = [
-            fit_frames(load_frames(v, num_frames), mode, self.visual_layout.tile_size) for s in samples for v in s[1]
+            fit_frames(load_frames(video, num_frames), mode, self.visual_layout.tile_size)
+            for sample in samples
+            for video in sample[1]
         ]
+        data: dict[str, Any] = {}
         if text is not None:
             counts = {
                 "image": iter([self.visual_layout.num_image_tokens(image.size) for image in all_images]),
                 "video": iter([self.visual_layout.num_video_tokens(len(frames)) for frames in all_videos]),
             }
             rows = [
-                self._tokenise(prompt, [(kind, next(counts[kind])) for kind in sample[2]], add_special_tokens)
-                for prompt, sample in zip(texts, samples, strict=True)
+                self._tokenise(prompt, [(kind, next(counts[kind])) for kind in kinds], add_special_tokens)
+                for prompt, (_, _, kinds) in zip(texts, samples, strict=True)
             ]
-            if truncation and max_length is not None and (longest := max(len(row[0]) for row in rows)) > max_length:
+            longest = max(len(ids) for ids, _ in rows)
+            if truncation and max_length is not None and longest > max_length:
                 raise ValueError(
                     f"a prompt is {longest} tokens long, above max_length={max_length}; nothing is cut. Give fewer "
                     "frames or smaller images, or raise max_length"
                 )
+            length = max(longest, max_length or 0) if padding == "max_length" else longest
+            length = -(-length // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
             pad = padding not in (False, "do_not_pad") if padding is not None else len(rows) > 1
-            data |= self._batch(
-                rows, pad, padding_side, pad_to_multiple_of, max_length if padding == "max_length" else None
-            )
+            data = self._batch(rows, length if pad else None, padding_side)
             if not return_offsets_mapping:
                 data.pop("offset_mapping")
             if return_mm_token_type_ids:
-                kinds = {self.image_token_index: 1, self.video_token_index: 2}
-                data["mm_token_type_ids"] = [[kinds.get(token, 0) for token in row] for row in data["input_ids"]]
-        data |= self._pixels(all_images, all_videos)
+                types = {self.image_token_index: 1, self.video_token_index: 2}
+                data["mm_token_type_ids"] = [[types.get(token, 0) for token in row] for row in data["input_ids"]]
+        if all_images:
+            data["pixel_values"] = self._pixels([self.visual_layout.tiles(image) for image in all_images])
+            data["image_sizes"] = np.array([(image.height, image.width) for image in all_images])
+        if all_videos:
+            data["pixel_values_videos"] = self._pixels(all_videos)
+            lengths = [len(frames) for frames in all_videos]
+            if len(set(lengths)) > 1:
+                data["video_num_frames"] = np.array(lengths)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _tokenise(
@@ -189,52 +198,29 @@ class LongVAProcessor(ProcessorMixin):
         return ids, offsets
 
     def _batch(
-        self,
-        rows: list[tuple[list[int], list[tuple[int, int]]]],
-        pad: bool,
-        side: str,
-        multiple: int | None,
-        max_length: int | None,
+        self, rows: list[tuple[list[int], list[tuple[int, int]]]], length: int | None, side: str
     ) -> dict[str, Any]:
-        """Ids, mask and offsets of a batch, padded where asked."""
-        length = max(max(len(ids) for ids, _ in rows), max_length or 0)
-        length = -(-length // multiple) * multiple if multiple else length
-        pad_id = self.tokenizer.pad_token_id
-        if pad_id is None:
-            pad_id = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else 0
-        out: dict[str, Any] = {"input_ids": [], "attention_mask": [], "offset_mapping": []}
-        for ids, offsets in rows:
-            gap = length - len(ids) if pad else 0
-            for name, values, filler in (
-                ("input_ids", ids, pad_id),
-                ("attention_mask", [1] * len(ids), 0),
-                ("offset_mapping", offsets, (0, 0)),
-            ):
-                filling = [filler] * gap
-                out[name].append(filling + list(values) if side == "left" else list(values) + filling)
-        return out
+        """Ids, mask and offsets of a batch, padded to a length where there is one."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        pad_id = next(token for token in known if token is not None)
 
-    def _pixels(self, images: list[Any], videos: list[NDArray[np.uint8]]) -> dict[str, Any]:
-        """Pixel values of all tiles and frames, as float32 arrays."""
-        data: dict[str, Any] = {}
-        if images:
-            sizes = [image.size for image in images]
-            room, edge = max(self.visual_layout.num_tiles(size) for size in sizes), self.visual_layout.tile_size
-            pixels = np.zeros((len(images), room, 3, edge, edge), np.float32)
-            for i, image in enumerate(images):
-                tiles = normalise(self.visual_layout.tiles(image), self.image_mean, self.image_std)
-                pixels[i, : len(tiles)] = tiles
-            data["pixel_values"] = pixels
-            data["image_sizes"] = np.array([(height, width) for width, height in sizes])
-        if videos:
-            lengths = [len(frames) for frames in videos]
-            pixels = np.zeros((len(videos), max(lengths), 3, *videos[0].shape[1:3]), np.float32)
-            for i, frames in enumerate(videos):
-                pixels[i, : len(frames)] = normalise(frames, self.image_mean, self.image_std)
-            data["pixel_values_videos"] = pixels
-            if len(set(lengths)) > 1:
-                data["video_num_frames"] = np.array(lengths)
-        return data
+        def padded(values: list[Any], filler: Any) -> list[Any]:
+            gap = [filler] * ((length or 0) - len(values))
+            return gap + values if side == "left" else values + gap
+
+        return {
+            "input_ids": [padded(ids, pad_id) for ids, _ in rows],
+            "attention_mask": [padded([1] * len(ids), 0) for ids, _ in rows],
+            "offset_mapping": [padded(offsets, (0, 0)) for _, offsets in rows],
+        }
+
+    def _pixels(self, visuals: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Pixel values of images' tiles or videos' frames, (visuals, most, 3, S, S), zeros behind the shorter ones."""
+        edge = self.visual_layout.tile_size
+        pixels = np.zeros((len(visuals), max(map(len, visuals)), 3, edge, edge), np.float32)
+        for row, frames in zip(pixels, visuals, strict=True):
+            row[: len(frames)] = normalise(frames, self.image_mean, self.image_std)
+        return pixels
 
     @property
     def model_input_names(self) -> list[str]:
@@ -286,6 +272,84 @@ class LongVAProcessor(ProcessorMixin):
             image_std=preprocessor.get("image_std", CLIP_STD),
             **own,
         )
+
+
+def distribute(
+    texts: Sequence[str], images: Sequence[Any] | None, videos: Sequence[Any] | None
+) -> list[tuple[Sequence[Any], Sequence[Any], list[str]]]:
+    """Give each prompt its visuals, in order.
+
+    ``<video>`` stands for a video. ``<image>`` stands for an image, or for a video where there are no images,
+    as in the released code.
+
+    Args:
+        texts: the prompts.
+        images: one list for all prompts, or one list a prompt; None is none.
+        videos: the same.
+
+    Returns:
+        For each prompt its images, its videos, and the kind ("image" or "video") of each placeholder.
+
+    Raises:
+        ValueError: placeholders and visuals that do not match in number, or a video without frames.
+    """
+    if len(texts) == 1 and any(isinstance(video, (list, tuple)) and not video for video in videos or ()):
+        raise ValueError("an empty video: a list without frames was given")
+    image_lists, video_lists = _per_prompt(images, len(texts), "images"), _per_prompt(videos, len(texts), "videos")
+    dealt_out = image_lists is None or video_lists is None
+    has_images = [bool(images)] * len(texts) if dealt_out else [bool(own) for own in image_lists or ()]
+    kinds = [
+        ["image" if mark == "<image>" and has else "video" for mark in PLACEHOLDER.findall(text)]
+        for text, has in zip(texts, has_images, strict=True)
+    ]
+    if image_lists is None or video_lists is None:
+        _check_counts(list(chain.from_iterable(kinds)), len(images or ()), len(videos or ()), len(texts))
+        left_images, left_videos = iter(images or ()), iter(videos or ())
+        image_lists = [list(islice(left_images, sample.count("image"))) for sample in kinds]
+        video_lists = [list(islice(left_videos, sample.count("video"))) for sample in kinds]
+    for sample, own_images, own_videos in zip(kinds, image_lists, video_lists, strict=True):
+        _check_counts(sample, len(own_images), len(own_videos), 1)
+    return list(zip(image_lists, video_lists, kinds, strict=True))
+
+
+def _as_list_of_videos(videos: Any) -> list[Any] | None:
+    """A single video (array, path, list of images) as a list of one; lists of videos as they are."""
+    if videos is None:
+        return None
+    if not isinstance(videos, (list, tuple)):
+        return list(videos) if getattr(videos, "ndim", 4) == 5 else [videos]
+    return [videos] if _is_video(videos) else list(videos)
+
+
+def _per_prompt(visuals: Sequence[Any] | None, num_texts: int, what: str) -> list[Any] | None:
+    """One list a prompt, or None where one list is to be dealt out to several."""
+    if not visuals:
+        return [[] for _ in range(num_texts)]
+    # A list of frames is one video, so only a list of videos (or of nothing) is a prompt's own.
+    if all(isinstance(item, (list, tuple)) and not (what == "videos" and _is_video(item)) for item in visuals):
+        if len(visuals) != num_texts:
+            raise ValueError(f"{what} are given for {len(visuals)} prompts, but there are {num_texts}")
+        return list(visuals)
+    return [visuals] if num_texts == 1 else None
+
+
+def _is_video(item: Sequence[Any]) -> bool:
+    first = item[0] if item else None
+    return isinstance(first, Image.Image) or getattr(first, "ndim", 0) == 3
+
+
+def _check_counts(kinds: list[str], num_images: int, num_videos: int, num_texts: int) -> None:
+    if (kinds.count("image"), kinds.count("video")) == (num_images, num_videos):
+        return
+    if not num_images and not num_videos:
+        wanted = f"{len(kinds)} <image> or <video>"
+    else:
+        wanted = f"{kinds.count('image')} <image> and {kinds.count('video')} <video>"
+    where = "the prompt has" if num_texts == 1 else f"{num_texts} prompts have"
+    raise ValueError(
+        f"{where} {wanted} placeholders, but {num_images} images and {num_videos} videos were given. Each visual "
+        "needs one placeholder: <image> for an image, <video> for a video (or <image>, where there are no images)"
+    )
 
 
 def _preprocessor(folder: str, config: LongVAConfig) -> dict[str, Any]:

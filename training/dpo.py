@@ -26,7 +26,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from trl import DPOConfig, DPOTrainer
 
     from longva_model import LongVAForConditionalGeneration, LongVAProcessor
-    from longva_model.checkpoints.renamed import checkpointing_keyword
+    from longva_model.renamed import checkpointing_keyword
     from vniah.prompts import get_template
     from vniah.training.align import steps_and_passes
     from vniah.training.checkpoints import last_checkpoint, seal_callback

@@ -240,7 +240,7 @@ def set_checkpointing(model: Any, train: Train) -> None:
 
         enable_offloaded_checkpointing(model)
         return
-    from longva_model.checkpoints.renamed import enable_checkpointing
+    from longva_model.renamed import enable_checkpointing
 
     enable_checkpointing(model)
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.backends.hub_model import HubModel, building, described, load_args, load_transformers
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.backends.backend import HubModel, building, described, load_args, load_transformers
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.layout import VisualLayout
 
 

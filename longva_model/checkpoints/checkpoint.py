@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longva_model.checkpoints.released import to_our_key
+from longva_model.checkpoints.layouts import to_our_key
 from vniah.files import parse_json, read_json, replacing
 from vniah.runs.journal import is_sound, sealed
 

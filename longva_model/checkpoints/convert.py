@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from longva_model.checkpoints import checkpoint, released
+from longva_model.checkpoints import checkpoint, layouts
+from longva_model.checkpoints.layouts import find_tower
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
-from longva_model.tower import find_tower
 from vniah.files import parse_json, put_in_place, read_json
 
 Layout = Literal["ours", "released"]
@@ -50,7 +50,7 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
-    is_released = released.is_released(read_json(config_file))
+    is_released = layouts.is_released(read_json(config_file))
     wanted: Layout = to or ("ours" if is_released else "released")
     if wanted not in ("ours", "released"):
         raise ValueError(f"--to must be ours or released, got {wanted!r}")
@@ -75,7 +75,7 @@ def _write(folder: Path, draft: Path, to: Layout) -> None:
     config = LongVAConfig.from_pretrained(folder, trust_remote_code=False)
     tensors = checkpoint.read_tensor_index(folder)
     checkpoint.check_tensors(tensors, expected_shapes(config), folder, tied=config.tie_word_embeddings)
-    rename = released.to_our_key if to == "ours" else released.to_released_key
+    rename = layouts.to_our_key if to == "ours" else layouts.to_released_key
     for path in checkpoint.weight_files(folder):
         _rename_tensors(path, draft / path.name, rename)
     if (folder / checkpoint.INDEX).is_file():
@@ -91,7 +91,7 @@ def _write(folder: Path, draft: Path, to: Layout) -> None:
         config.save_pretrained(draft)
         _write_processor(folder, draft)
     else:
-        _write_json(draft / "config.json", released.write_config(config))
+        _write_json(draft / "config.json", layouts.write_config(config))
         _write_tower(folder, draft, config)
 
 
@@ -129,7 +129,7 @@ def _write_tower(folder: Path, draft: Path, config: Any) -> None:
     found = find_tower(name, draft, local_files_only=True)
     defaults, sizes = type(config.vision_config)().to_dict(), config.vision_config.to_dict()
     same_sizes = all(
-        {**defaults, **(found.config or released.CLIP_VIT_L_14_336)}[key] == sizes[key] for key in _TOWER_KEYS
+        {**defaults, **(found.config or layouts.CLIP_VIT_L_14_336)}[key] == sizes[key] for key in _TOWER_KEYS
     )
     pixels = _pixel_statistics(folder)
     known = {key: list(value) for key, value in zip(pixels, (CLIP_MEAN, CLIP_STD), strict=True)}

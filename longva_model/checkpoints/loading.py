@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from longva_model.checkpoints.checkpoint import TensorInfo
-from longva_model.checkpoints.released import to_our_key
+from longva_model.checkpoints.layouts import to_our_key
 from longva_model.config import LongVAConfig
 
 # What a plain load may be asked for; with anything else (quantisation, several devices, ...) transformers loads.

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 
 from longva_model.backends.backend import Backend
-from longva_model.checkpoints.renamed import cache_keyword
 from longva_model.engine.beams import beam_search
 from longva_model.engine.finite import NotFiniteError, not_finite
 from longva_model.engine.kv import CroppableCache
@@ -25,6 +24,7 @@ from longva_model.engine.segments import Embedder, rechunk
 from longva_model.engine.steps import Step, steps
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
+from longva_model.renamed import cache_keyword
 from vniah.contract.cost import ModelShape
 from vniah.contract.requests import Generate, Request, RequestTree, Segment, Target
 

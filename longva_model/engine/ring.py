@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
 from longva_model.backends.backend import Backend
-from longva_model.checkpoints.renamed import cache_keyword
 from longva_model.engine.engine import EngineOptions, T, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.renamed import cache_keyword
 from longva_model.run import processes as work
 from longva_model.run.sharing import SharedFrames
 from vniah.contract.requests import Generate, Segment

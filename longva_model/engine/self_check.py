@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from longva_model.backends.backend import Backend
-from longva_model.backends.hub_model import building
+from longva_model.backends.backend import Backend, building
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.finite import is_finite, not_finite
 from longva_model.frames.embeddings import FrameEmbeddings

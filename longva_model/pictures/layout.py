@@ -1,34 +1,230 @@
-"""``VisualLayout``: how many visual tokens an image or a video makes, and which tile goes where.
+"""How an image of any size becomes tiles, and tiles become visual tokens: UniRes and AnyRes as index arithmetic.
 
-The one place where merge type, canvases and pooling meet; config, model and processor all ask it. Torch-free.
-Sizes are (width, height) in pixels; S is the edge of a tile in pixels.
+UniRes (paper section 3.2; reference section 1) treats an image as a grid of square tiles, each encoded like
+one video frame and pooled 2x2. AnyRes (LLaVA-NeXT) puts the whole image first, unpads the map of tiles and
+ends every row with a learnt newline. Both choose the canvas alike.
+
+All sizes are (width, height) in pixels; a *tile* is a square of ``tile`` pixels; *side* is a tile's patches
+(or pooled tokens) along one edge. Knows nothing about tensors, models or tokenizers: numpy and PIL only.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from longva_model.pictures.preprocess import Mode, fit_frame
-from longva_model.pictures.unires import (
-    CLIP_TILE,
-    Pinpoints,
-    Size,
-    TileGrid,
-    anyres_order,
-    anyres_pinpoints,
-    cut_tiles,
-    parse_pinpoints,
-    plan_tiles,
-    unires_num_tokens,
-    unires_pinpoints,
-    unires_sources,
-)
+
+Size: TypeAlias = tuple[int, int]
+Pinpoints: TypeAlias = tuple[Size, ...]
+
+CLIP_TILE = 336
+NEWLINE = -1  # in an index array: the learnt newline instead of a visual token
+
+
+@lru_cache
+def unires_pinpoints(tile: int = CLIP_TILE, max_tiles: int = 49) -> Pinpoints:
+    """Every canvas of at most ``max_tiles`` tiles but the single one: 200 canvases for 49 tiles.
+
+    Source: reference section 1 (the single tile is missing from the released list).
+    """
+    counts = ((i, j) for i in range(1, max_tiles + 1) for j in range(1, max_tiles // i + 1) if i * j > 1)
+    return tuple(sorted((tile * i, tile * j) for i, j in counts))
+
+
+@lru_cache
+def anyres_pinpoints(tile: int = CLIP_TILE) -> Pinpoints:
+    """The five canvases of LLaVA-NeXT, in its order (a tie is won by the first)."""
+    return tuple((tile * i, tile * j) for i, j in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+
+
+def parse_pinpoints(pinpoints: Any) -> Pinpoints:
+    """Read a pinpoint list as configs hold it: nested lists, tuples, or their text form.
+
+    Raises:
+        ValueError: not a non-empty list of pairs of positive whole numbers.
+    """
+    try:
+        raw = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        sizes = tuple((int(w), int(h)) for w, h in raw)
+    except (ValueError, TypeError, SyntaxError):
+        sizes = ()
+    if not sizes or any(w < 1 or h < 1 for w, h in sizes):
+        raise ValueError(
+            f"image_grid_pinpoints must be a list of [width, height] pairs in pixels, got {str(pinpoints)[:80]!r}"
+        )
+    return sizes
+
+
+def select_canvas(image_wh: Size, pinpoints: Sequence[Size]) -> Size:
+    """The canvas that keeps most of the image's pixels, and among those the one with least waste.
+
+    Effective pixels are those of the image scaled to fit, never more than it has. So the choice is the
+    smallest canvas that loses nothing, else the one that loses least. Ties keep the first of the list.
+
+    Args:
+        image_wh: image size in pixels.
+        pinpoints: candidate canvases in pixels.
+
+    Source: reference section 1.
+    """
+    width, height = image_wh
+    best, best_effective, best_waste = pinpoints[0], 0, math.inf
+    for canvas_w, canvas_h in pinpoints:
+        scale = min(canvas_w / width, canvas_h / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        waste = canvas_w * canvas_h - effective
+        if effective > best_effective or (effective == best_effective and waste < best_waste):
+            best, best_effective, best_waste = (canvas_w, canvas_h), effective, waste
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Where one image lands on its canvas of ``cols`` x ``rows`` tiles.
+
+    Attributes:
+        image_wh: the image's size in pixels.
+        canvas_wh: the chosen canvas in pixels, a multiple of ``tile`` both ways.
+        tile: edge of a tile in pixels.
+    """
+
+    image_wh: Size
+    canvas_wh: Size
+    tile: int
+
+    @property
+    def cols(self) -> int:
+        return self.canvas_wh[0] // self.tile
+
+    @property
+    def rows(self) -> int:
+        return self.canvas_wh[1] // self.tile
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the canvas; the whole image, squeezed to one tile, is not counted."""
+        return self.cols * self.rows
+
+    @property
+    def resized_wh(self) -> Size:
+        """The image's size on the canvas: aspect kept, rounded up, never above the canvas."""
+        (width, height), (canvas_w, canvas_h) = self.image_wh, self.canvas_wh
+        scale_w, scale_h = canvas_w / width, canvas_h / height
+        if scale_w < scale_h:
+            return canvas_w, min(math.ceil(height * scale_w), canvas_h)
+        return min(math.ceil(width * scale_h), canvas_w), canvas_h
+
+    @property
+    def offset_xy(self) -> tuple[int, int]:
+        """Left and top edge of the centred image on the canvas, in pixels."""
+        return (self.canvas_wh[0] - self.resized_wh[0]) // 2, (self.canvas_wh[1] - self.resized_wh[1]) // 2
+
+    @property
+    def black_tiles(self) -> tuple[int, ...]:
+        """Row-major indices of tiles that the image does not touch: all alike, so encoded once."""
+        (left, top), (width, height), tile = self.offset_xy, self.resized_wh, self.tile
+        cols = range(left // tile, (left + width - 1) // tile + 1)
+        rows = range(top // tile, (top + height - 1) // tile + 1)
+        return tuple(
+            r * self.cols + c for r in range(self.rows) for c in range(self.cols) if r not in rows or c not in cols
+        )
+
+
+def plan_tiles(image_wh: Size, pinpoints: Sequence[Size], tile: int = CLIP_TILE) -> TileGrid:
+    """Choose the canvas of an image and say where its tiles are.
+
+    Raises:
+        ValueError: an image without pixels, or a canvas that is not made of whole tiles.
+    """
+    if min(image_wh) < 1:
+        raise ValueError(f"an image needs at least one pixel each way, got {image_wh[0]}x{image_wh[1]}")
+    canvas = select_canvas(image_wh, pinpoints)
+    if canvas[0] % tile or canvas[1] % tile:
+        raise ValueError(f"canvas {canvas[0]}x{canvas[1]} is not made of {tile}-pixel tiles; fix image_grid_pinpoints")
+    return TileGrid(image_wh, canvas, tile)
+
+
+def cut_tiles(image: Image.Image, grid: TileGrid) -> NDArray[np.uint8]:
+    """The whole image squeezed to one tile, then the canvas's tiles row-major.
+
+    The image is resized (bicubic; small ones are enlarged) to fit, centred on black and cut.
+
+    Returns:
+        uint8 of shape (1 + rows * cols, tile, tile, 3).
+    """
+    tile, rows, cols = grid.tile, grid.rows, grid.cols
+    left, top = grid.offset_xy
+    width, height = grid.resized_wh
+    canvas = np.zeros((rows * tile, cols * tile, 3), dtype=np.uint8)
+    canvas[top : top + height, left : left + width] = np.asarray(
+        image.resize((width, height), Image.Resampling.BICUBIC)
+    )
+    out_NHWC = np.empty((1 + rows * cols, tile, tile, 3), dtype=np.uint8)
+    out_NHWC[0] = np.asarray(image.resize((tile, tile), Image.Resampling.BICUBIC))
+    out_NHWC[1:] = canvas.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
+    return out_NHWC
+
+
+def unires_num_tokens(grid: TileGrid, pooled_side: int) -> int:
+    """Visual tokens of an image under UniRes: ``pooled_side**2`` a tile (144 at 12), no newline, no unpadding."""
+    return grid.num_tiles * pooled_side**2
+
+
+def unires_sources(grid: TileGrid) -> NDArray[np.int64]:
+    """For each tile of the canvas, row-major, which tile of ``cut_tiles`` to encode for it.
+
+    Tile 0 (the squeezed image) is never asked for, and every black tile points to the first one, so
+    ``np.unique`` of the result is what has to be encoded.
+
+    Returns:
+        int64 of shape (rows * cols,), values in 1..rows * cols.
+    """
+    sources = np.arange(1, 1 + grid.num_tiles)
+    black = list(grid.black_tiles)
+    if black:
+        sources[black] = 1 + black[0]
+    return sources
+
+
+def anyres_order(grid: TileGrid, side: int) -> NDArray[np.int64]:
+    """Order of an image's tokens under AnyRes, as indices into the flattened tokens of ``cut_tiles``.
+
+    First the squeezed image (``side**2`` tokens), then the tiles joined to one map of ``side * rows`` by
+    ``side * cols``, unpadded to the image's aspect, with a newline after every row.
+
+    Unpadding: with W/H > cols/rows the image fills the map's width, so its height is ``int(H * (cols / W))``;
+    half the rest is cut off at both ends (an odd rest leaves one row too many). Else the same on width.
+
+    Returns:
+        int64 of shape (num_tokens,); ``NEWLINE`` marks the learnt newline.
+
+    Source: reference section 1.
+    """
+    rows, cols = grid.rows * side, grid.cols * side
+    per_tile = side * side
+    y, x = np.mgrid[0:rows, 0:cols]
+    # Tile (row-major, after the squeezed image) * tokens a tile + place inside the tile.
+    order = (1 + (y // side) * grid.cols + x // side) * per_tile + (y % side) * side + x % side
+    width, height = grid.image_wh
+    if width / height > cols / rows:
+        pad = (rows - int(height * (cols / width))) // 2
+        order = order[pad : rows - pad]
+    else:
+        pad = (cols - int(width * (rows / height))) // 2
+        order = order[:, pad : cols - pad]
+    with_newlines = np.pad(order, ((0, 0), (0, 1)), constant_values=NEWLINE)
+    return np.concatenate([np.arange(per_tile), with_newlines.reshape(-1)])
+
 
 MERGE_TYPES = ("unires", "spatial_unpad", "flat")
 POOL_MODES = ("average", "max")

@@ -6,9 +6,13 @@ where text comes next ("<image>" newline question, as the model was trained), by
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from vniah.prompts import TEMPLATES, PromptTemplate
+
+# Where a visual stands in a text.
+PLACEHOLDER = re.compile(r"<image>|<video>")
 
 _CONTENT = (
     "{%- macro content(message) -%}"

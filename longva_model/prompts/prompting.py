@@ -1,21 +1,33 @@
 """A prompt and its visuals as a ``Request``: where placeholders stand, which template is around them.
 
 Follows the reference (section 1): "<image>" in the text marks a visual; without any, the visuals come
-first, joined by a space, and the text starts on a new line. Each text piece is tokenised alone.
+first, joined by a space, and the text starts on a new line. Each text piece is tokenised alone. A video is the same
+to the model however it comes: a path, an array or a list of frames gives the same segments, sampled the same way.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longva_model.prompts.visuals import VisualPart, visual_part
-from vniah.contract.requests import Leaf, Request, Segment, Text
+import numpy as np
+from PIL import Image as PILImage
+
+from longva_model.pictures.opening import ArrayFrames, load_image, sample_indices
+from longva_model.prompts.chat_templates import PLACEHOLDER
+from vniah.contract.requests import Frames, Image, Leaf, Request, Segment, Text
+from vniah.contract.sources import FrameSource, Visual
+from vniah.files import user_path
+from vniah.haystack.opening import open_video
+from vniah.haystack.pictures import IMAGE_SUFFIXES, is_picture, open_image
 from vniah.prompts import PromptTemplate, question_text
 
-PLACEHOLDER = "<image>"
-_PLACEHOLDERS = (PLACEHOLDER, "<video>")
+VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+_PATH_KEYS = ("url", "path", "video_path", "video", "image")
+_CLIP_KEYS = ("video_start", "video_end", "start_time", "end_time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,20 +92,19 @@ def build_chat(
     parts: list[VisualPart] = []
     turns = list(messages)
     if turns and turns[0].get("role") == "system":
-        system = "".join(item for item in _items(turns.pop(0)["content"]) if isinstance(item, str))
+        system = _text(_items(turns.pop(0)["content"]))
     if not turns or turns[-1].get("role") != "user":
         raise ValueError("a conversation must end with a user turn")
     before = template.opening(system)
     for number, message in enumerate(turns):
         role, items = message.get("role"), _items(message["content"])
-        if role == ("assistant" if number % 2 else "user"):
-            new = [visual_part(item.visual, max_frames) for item in items if isinstance(item, _Shown)]
-        else:
+        if role != ("assistant" if number % 2 else "user"):
             raise ValueError(f"cannot place a turn of role {role!r}; expected user and assistant turns in alternation")
         if role == "assistant":
-            segments.append(Text(template.answer + "".join(item for item in items if isinstance(item, str))))
+            segments.append(Text(template.answer + _text(items)))
             before = template.between
         else:
+            new = [visual_part(item, max_frames) for item in items if not isinstance(item, str)]
             parts += new
             segments += _chat_turn(before, items, new, template.post)
     if not any(part.is_visual_prompt for part in parts):
@@ -101,48 +112,39 @@ def build_chat(
     return _prompt(segments, parts, leaf)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """A visual among the items of a message."""
-
-    visual: Any
-
-
-def _items(content: Any) -> list[str | _Shown]:
-    """The texts and visuals of a message, in order."""
+def _items(content: Any) -> list[str | Mapping[str, Any]]:
+    """The texts of a message, and its visuals as they are described, in order."""
     if isinstance(content, str):
         return [content]
-    items: list[str | _Shown] = []
     for item in content:
-        kind = item.get("type")
-        if kind == "text":
-            items.append(item["text"] or "")
-        elif kind in ("image", "video"):
-            value = next((item[key] for key in ("url", "path", kind) if item.get(key) is not None), None)
-            clip = {key: item[key] for key in ("start_time", "end_time") if item.get(key) is not None}
-            items.append(_Shown({"url": value, **clip} if clip else value))
-        else:
+        if item.get("type") not in ("text", "image", "video"):
+            kind = item.get("type")
             raise ValueError(f"cannot show content of type {kind!r} to the model; expected text, image or video")
-    return items
+    return [(item["text"] or "") if item["type"] == "text" else item for item in content]
 
 
-def _chat_turn(before: str, items: Sequence[str | _Shown], parts: Sequence[VisualPart], after: str) -> list[Segment]:
+def _text(items: Sequence[Any]) -> str:
+    return "".join(item for item in items if isinstance(item, str))
+
+
+def _chat_turn(before: str, items: Sequence[Any], parts: Sequence[VisualPart], after: str) -> list[Segment]:
     """The segments of one user message: visuals where they stand among its texts.
 
     A text with placeholders of its own says better where they stand: lmms-eval puts every visual first in the
     messages that it makes of a task without messages. A visual is followed by a newline before text, and by a
     space before another visual (the chat template's rule).
     """
-    text = "".join(item for item in items if isinstance(item, str))
-    if len(_split_placeholders(text)) > 1 or any(part.is_visual_prompt for part in parts):
+    text = _text(items)
+    if PLACEHOLDER.search(text) or any(part.is_visual_prompt for part in parts):
         return _turn(before, text, parts, after)
     segments: list[Segment] = [Text(before)]
     coming = iter(parts)
-    last: str | _Shown = ""
+    last: Any = ""
     for item in items:
-        if isinstance(last, _Shown):
-            segments.append(Text(" " if isinstance(item, _Shown) else "" if item.startswith("\n") else "\n"))
-        segments += [Text(item)] if isinstance(item, str) else next(coming).segments
+        is_text = isinstance(item, str)
+        if not isinstance(last, str):
+            segments.append(Text(" " if not is_text else "" if item.startswith("\n") else "\n"))
+        segments += [Text(item)] if is_text else next(coming).segments
         last = item
     return [*segments, Text(after)]
 
@@ -164,35 +166,24 @@ def _turn(before: str, text: str, parts: Sequence[VisualPart], after: str) -> li
     One string between two visuals is one string to the tokenizer (reference section 1), so the template's
     parts join the text beside them; in a V-NIAH prompt each stands alone (reference section 3).
     """
-    pieces = _split_placeholders(text)
-    if len(pieces) == 1:
-        if not parts:
-            return [Text(before + text + after)]
-        shown: list[Segment] = []
-        for number, part in enumerate(parts):
-            if number:
-                shown.append(Text(" "))
-            shown += part.segments
+    pieces = PLACEHOLDER.split(text)
+    if len(pieces) == 1 and parts:
         if parts[-1].is_visual_prompt:
+            shown = [segment for part in parts for segment in (Text(" "), *part.segments)][1:]
             # A space that would part it from a word has no place before a frame: "[INST]" there, "[INST] " here.
             return [Text(before.rstrip(" ")), *shown, Text(question_text(text)), Text(after)]
-        return [Text(before), *shown, Text("\n" + text + after)]
+        pieces = ["", *[" "] * (len(parts) - 1), "\n" + text]
     if len(pieces) - 1 != len(parts):
         raise ValueError(
-            f"the prompt has {len(pieces) - 1} placeholders ({PLACEHOLDER}) and {len(parts)} visuals; "
+            f"the prompt has {len(pieces) - 1} placeholders (<image>) and {len(parts)} visuals; "
             "give one visual for each placeholder, or no placeholder at all"
         )
-    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    pieces[0] = before + pieces[0]
+    pieces[-1] += after
     segments: list[Segment] = [Text(pieces[0])]
     for part, piece in zip(parts, pieces[1:], strict=True):
         segments += [*part.segments, Text(piece)]
     return segments
-
-
-def _split_placeholders(text: str) -> list[str]:
-    for other in _PLACEHOLDERS[1:]:
-        text = text.replace(other, PLACEHOLDER)
-    return text.split(PLACEHOLDER)
 
 
 def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf) -> Prompt:
@@ -201,18 +192,105 @@ def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf
     Raises:
         ValueError: nothing is left to compute on.
     """
-    media: dict[str, Any] = {}
-    preprocess: dict[str, str] = {}
-    for part in parts:
-        media.update(part.media)
-        preprocess.update(part.preprocess)
     kept = tuple(segment for segment in segments if not (isinstance(segment, Text) and not segment.text))
     if not kept:
         raise ValueError("a prompt is empty: no text, no visual, and the model's template adds nothing; ask something")
     return Prompt(
         request=Request(kept, leaf),
-        media=media,
-        preprocess=preprocess,
+        media={source: item for part in parts for source, item in part.media.items()},
+        preprocess={source: mode for part in parts for source, mode in part.preprocess.items()},
         videos=frozenset(source for part in parts if part.is_video for source in part.media),
         beyond_context=any(part.is_visual_prompt for part in parts),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualPart:
+    """One visual of a prompt: its segments, the media they name, and how its frames are fitted."""
+
+    segments: tuple[Segment, ...]
+    media: Mapping[str, Any]
+    preprocess: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+    is_visual_prompt: bool = False
+    is_video: bool = False
+
+
+def visual_part(visual: Any, max_frames: int) -> VisualPart:
+    """Describe one visual as segments.
+
+    Args:
+        visual: a ``Visual`` of the contract, a path of a video or image, a PIL image, an array of frames or of one
+            image, a list of PIL frames (a video), or a dict that holds one of these under "url" or "path".
+        max_frames: sample at most so many frames of a video.
+
+    Raises:
+        ValueError: something else, an empty video, a corrupt image, or a file that is neither a video nor an image.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(visual, Visual):
+        media = dict(visual.media())
+        return VisualPart(
+            segments=visual.segments(),
+            media=media,
+            preprocess=dict.fromkeys(media, visual.preprocess),
+            template=getattr(visual, "template", None),
+            is_visual_prompt=True,
+        )
+    if isinstance(visual, Mapping):
+        return visual_part(_unwrapped(visual), max_frames)
+    if isinstance(visual, (str, os.PathLike)):
+        path = os.fspath(visual)
+        is_image = _is_image_file(path)
+        return _image_part(open_image(user_path(path))) if is_image else _video_part(open_video(path, max_frames))
+    if isinstance(visual, (list, tuple)) and visual and all(isinstance(item, PILImage.Image) for item in visual):
+        frames = [load_image(item) for item in visual]
+        if len(sizes := {frame.size for frame in frames}) > 1:
+            raise ValueError(f"the frames of a video must be of one size, got {sorted(sizes)}")
+        visual = np.stack([np.asarray(frame) for frame in frames])
+    if isinstance(visual, np.ndarray) and visual.ndim not in (2, 3):
+        return _video_part(ArrayFrames(visual[sample_indices(len(visual), max_frames)] if visual.ndim == 4 else visual))
+    if isinstance(visual, (PILImage.Image, np.ndarray)):
+        return _image_part(load_image(visual))
+    raise ValueError(
+        f"cannot show a {type(visual).__name__} to the model; expected a path, a PIL image, frames as a uint8 "
+        "array (N, H, W, 3), or a list of PIL frames"
+    )
+
+
+def _unwrapped(described: Mapping[str, Any]) -> Any:
+    """What a dict such as ``{"type": "video", "url": path}`` holds."""
+    clip = {key: described[key] for key in _CLIP_KEYS if described.get(key) is not None}
+    if clip:
+        asked = ", ".join(f"{key}={value}" for key, value in clip.items())
+        raise ValueError(f"a part of a video is asked for ({asked}); a video is shown whole, so cut it to a file")
+    given = [described[key] for key in _PATH_KEYS if key in described]
+    if not given:
+        keys = ", ".join(map(str, described))
+        raise ValueError(f'a visual with the keys {keys} names no file; expected "url" or "path"')
+    return next((value for value in given if value is not None), None)
+
+
+def _is_image_file(path: str) -> bool:
+    """By its name, else by its content: a picture under an unusual name is no video of one frame."""
+    lower = path.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return True
+    return not lower.endswith(VIDEO_SUFFIXES) and is_picture(user_path(path), still=True)
+
+
+def _image_part(image: PILImage.Image) -> VisualPart:
+    """An RGB image as the model sees an image: cut into tiles, not as a frame."""
+    key = hashlib.sha256(repr(image.size).encode())
+    key.update(image.tobytes())
+    source = "image:" + key.hexdigest()[:32]
+    return VisualPart(segments=(Image(source, as_frame=False),), media={source: image})
+
+
+def _video_part(source: FrameSource) -> VisualPart:
+    return VisualPart(
+        segments=(Frames(source.fingerprint, 0, len(source)),),
+        media={source.fingerprint: source},
+        preprocess={source.fingerprint: "crop"},
+        is_video=True,
     )

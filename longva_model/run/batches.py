@@ -15,8 +15,8 @@ from PIL import Image as PILImage
 
 from longva_model.backends.backend import Backend
 from longva_model.frames.embeddings import reach
+from longva_model.pictures.opening import ArrayFrames
 from longva_model.prompts.prompting import Prompt
-from longva_model.prompts.visuals import ArrayFrames
 from vniah.contract.cost import deal_out, leaf_costs, segment_tokens
 from vniah.contract.requests import Image, Request, RequestTree, Segment, Target
 

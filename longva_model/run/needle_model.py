@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from vniah.contract.requests import Leaf
 from vniah.runs.task import Answer, NeedleTask, Row
 
@@ -88,7 +88,7 @@ class NeedleModel:
             tasks: by name.
             cells: (task, number of the row) in the order of the tasks.
         """
-        from longva_model.lmms.generation_args import generate_leaf
+        from longva_model.lmms.arguments import generate_leaf
         from longva_model.run.runner import Job, Runner
 
         runner = self._runner = self._runner or Runner.load(self.args)

@@ -19,7 +19,7 @@ from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.batches import Costs, Planned, shared_sources, windows

@@ -29,7 +29,7 @@ import torch
 
 from longva_model.engine.leaves import LeafResult
 from longva_model.frames import block_store
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Runner
 from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text

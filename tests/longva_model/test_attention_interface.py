@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longva_model.attention import RingContext, register, ring_context
-from longva_model.checkpoints.renamed import cache_keyword
+from longva_model.renamed import cache_keyword
 
 SMALL = {
     "vocab_size": 97,

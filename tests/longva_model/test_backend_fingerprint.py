@@ -12,7 +12,7 @@ from tiny_checkpoints import write_longva
 
 from longva_model.backends.loading import load_backend
 from longva_model.checkpoints.convert import convert
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 
 
 def fingerprints(folder: Path) -> tuple[str, str]:

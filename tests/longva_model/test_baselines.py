@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
 
 from longva_model.engine.engine import TreeEngine
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.preprocess import preprocess_frames
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner

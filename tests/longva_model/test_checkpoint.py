@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longva_model import LongVAConfig, LongVAForConditionalGeneration, LongVAProcessor
-from longva_model.checkpoints import checkpoint, released
+from longva_model.checkpoints import checkpoint, layouts
 from longva_model.checkpoints.convert import convert
-from longva_model.checkpoints.released import to_our_key, to_released_key
-from longva_model.tower import find_tower
+from longva_model.checkpoints.layouts import find_tower, to_our_key, to_released_key
 
 torch.set_num_threads(1)
 
@@ -27,7 +26,7 @@ torch.set_num_threads(1)
 def write_released(folder: Path, model: Any, shards: int = 1, **changes: Any) -> Path:
     """A checkpoint of the released layout, with the tower's config beside it; changed keys of ``None`` are removed."""
     folder.mkdir(parents=True)
-    config = {**released.write_config(model.config), **changes}
+    config = {**layouts.write_config(model.config), **changes}
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
     (folder / "vision_tower").mkdir()
     (folder / "vision_tower/config.json").write_text(json.dumps(model.config.vision_config.to_dict()))
@@ -124,10 +123,10 @@ def test_keys_changed_since_reach_the_released_config_and_no_others(model: Any, 
     folder = write_released(tmp_path / "a", model, rope_theta=1e6, extra_key=[1, None], tokenizer_model_max_length=77)
     before = json.loads((folder / "config.json").read_text())
     config = LongVAConfig.from_pretrained(folder)
-    assert released.write_config(config) == before
+    assert layouts.write_config(config) == before
     config = LongVAConfig.from_pretrained(folder, rope_theta=2e7, mm_spatial_pool_mode="max")
     assert config.rope_theta == 2e7 and config.tokenizer_model_max_length == 77
-    assert released.write_config(config) == {**before, "rope_theta": 2e7, "mm_spatial_pool_mode": "max"}
+    assert layouts.write_config(config) == {**before, "rope_theta": 2e7, "mm_spatial_pool_mode": "max"}
 
 
 def test_sharded_loading_types_and_options(model: Any, tmp_path: Path) -> None:

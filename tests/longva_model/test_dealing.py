@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from longva_model.pictures.opening import ArrayFrames
 from longva_model.prompts.prompting import Prompt
-from longva_model.prompts.visuals import ArrayFrames
 from longva_model.run import batches as dealing
 from vniah.contract.requests import Frames, Request, Target
 

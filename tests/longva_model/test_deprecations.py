@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longva_model.checkpoints.renamed import cache_keyword, checkpointing_keyword, enable_checkpointing
+from longva_model.renamed import cache_keyword, checkpointing_keyword, enable_checkpointing
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from longva_model.engine.engine import TreeEngine
 from longva_model.engine.perplexity import measure
 from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner
 from vniah.cli import app

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from longva_model.checkpoints.renamed import cache_keyword, enable_checkpointing
+from longva_model.renamed import cache_keyword, enable_checkpointing
 
 BACKBONES = ("qwen2", "llama", "mistral")
 MERGES = ("unires", "spatial_unpad", "flat")
@@ -409,8 +409,8 @@ assert "LongVAProcessor" in dir(longva_model)
 """
 _FREE = """
 import sys
-import longva_model, longva_model.pictures.unires, longva_model.pictures.layout
-import longva_model.checkpoints.checkpoint, longva_model.checkpoints.released
+import longva_model, longva_model.pictures.layout, longva_model.pictures.layout
+import longva_model.checkpoints.checkpoint, longva_model.checkpoints.layouts
 assert not {"torch", "transformers"} & sys.modules.keys(), "heavy imports"
 """
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longva_model.pictures.letterbox import PAD_COLOUR
 from longva_model.pictures.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
+    PAD_COLOUR,
     fit_frame,
     fit_frames,
     normalise,
@@ -59,7 +59,7 @@ def test_normalising_on_the_device_gives_the_same_values() -> None:
     import torch
 
     from longva_model.pictures.preprocess import level_table
-    from longva_model.pictures.visual import levels_to_pixels
+    from longva_model.vision import levels_to_pixels
 
     frames = np.stack([noise(8, 8), noise(8, 8, 1)])
     on_device = levels_to_pixels(torch.from_numpy(frames), level_table())

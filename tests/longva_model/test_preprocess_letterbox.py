@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
-from longva_model.pictures.letterbox import part_of
-from longva_model.pictures.preprocess import fit_frame, fit_frames
+from longva_model.pictures.preprocess import fit_frame, fit_frames, part_of
 
 
 def noise(width: int, height: int, count: int = 2) -> np.ndarray:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image as PILImage
 from video_files import cut, write_video
 
-from longva_model.prompts.visuals import ArrayFrames, VisualPart, sample_indices, visual_part
+from longva_model.pictures.opening import ArrayFrames, sample_indices
+from longva_model.prompts.prompting import VisualPart, visual_part
 from vniah.contract.requests import Frames, Image
 from vniah.haystack import open_video
 

@@ -31,7 +31,7 @@ from longva_model.engine.leaves import LeafResult
 from longva_model.engine.perplexity import measure
 from longva_model.engine.ring import RingEngine
 from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner

@@ -24,7 +24,7 @@ from longva_model.attention import (
     zigzag_positions,
     zigzag_shard,
 )
-from longva_model.checkpoints.renamed import cache_keyword, enable_checkpointing
+from longva_model.renamed import cache_keyword, enable_checkpointing
 
 WORLDS = (2, 3)
 CHECKS: dict[str, Callable[[int, int], None]] = {}

@@ -19,7 +19,7 @@ from longva_model.engine.kv import CroppableCache
 from longva_model.engine.perplexity import measure
 from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.lmms.model_args import ModelArgs
+from longva_model.lmms.arguments import ModelArgs
 from vniah.contract.requests import Request, RequestTree, Target, Text
 from vniah.notices import forget, recorded
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from longva_model.pictures.layout import VisualLayout
-from longva_model.pictures.unires import (
+from longva_model.pictures.layout import (
     NEWLINE,
+    VisualLayout,
     anyres_order,
     anyres_pinpoints,
     cut_tiles,

@@ -31,7 +31,7 @@ def sequence() -> dict[str, torch.Tensor]:
 
 def one_step(checkpointing: str) -> None:
     from longva_model.attention import register, zigzag_shard
-    from longva_model.checkpoints.renamed import enable_checkpointing
+    from longva_model.renamed import enable_checkpointing
     from vniah.training.losses import install_loss
     from vniah.training.offload import enable_offloaded_checkpointing
 

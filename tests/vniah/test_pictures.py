@@ -207,8 +207,8 @@ def test_overlapping_threads_leave_pil_as_they_found_it(monkeypatch: pytest.Monk
 
 def test_every_way_to_show_a_picture_shows_the_same(tmp_path: Path) -> None:
     """A haystack's frame, a needle, a prompt and a training sample."""
-    from longva_model.pictures.visual_inputs import load_image
-    from longva_model.prompts.visuals import visual_part
+    from longva_model.pictures.opening import load_image
+    from longva_model.prompts.prompting import visual_part
     from vniah.haystack import open_haystack
     from vniah.needles.needle import Picture
     from vniah.training.data.index import open_image as open_sample

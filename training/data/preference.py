@@ -177,7 +177,7 @@ class PreferenceCollator:
 
     def frames(self, path: str) -> Any:
         """``num_frames`` frames of a video file or of a folder of frames."""
-        from longva_model.pictures.visual_inputs import load_frames
+        from longva_model.pictures.opening import load_frames
 
         if not Path(path).is_dir():
             return load_frames(path, self.num_frames)

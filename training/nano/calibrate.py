@@ -39,7 +39,7 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     import torch
     from torch import nn
 
-    from longva_model.pictures.visual import pool_tokens, pools_tiles, tower_features
+    from longva_model.vision import pool_tokens, pools_tiles, tower_features
     from vniah.training.nano.pictures import draw_distractors, draw_icons
     from vniah.training.nano.tower import pixel_values
 

@@ -63,7 +63,7 @@ def score_by_tree(
     from longva_model.backends.loading import load_backend
     from longva_model.engine.engine import TreeEngine
     from longva_model.frames.embeddings import FrameEmbeddings
-    from longva_model.lmms.model_args import ModelArgs
+    from longva_model.lmms.arguments import ModelArgs
     from longva_model.prompts.prompting import build_prompt
     from vniah.contract.requests import RequestTree, Target
     from vniah.haystack import open_haystack

@@ -96,7 +96,7 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     from torch import nn
     from transformers import CLIPVisionModel
 
-    from longva_model.pictures.visual import pool_tokens
+    from longva_model.vision import pool_tokens
     from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
     class SupervisedTower(nn.Module):

@@ -50,8 +50,7 @@ def command(
         check_visual(Path(path))
     # What can be refused is, before torch is loaded.
     from longva_model.engine.conversation import Conversation
-    from longva_model.lmms.generation_args import generate_leaf
-    from longva_model.lmms.model_args import ModelArgs, parse_model_args
+    from longva_model.lmms.arguments import ModelArgs, generate_leaf, parse_model_args
     from longva_model.run.runner import Runner
 
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}

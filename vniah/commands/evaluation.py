@@ -42,7 +42,7 @@ def evaluate(
         limit: score the first so many cells alone.
         output: keep results files there, as ``vniah heatmap`` and lmms-eval know them.
         name: what to call the run; the model's name otherwise.
-        model_args: more arguments of the model (see ``longva_model.lmms.model_args.ModelArgs``).
+        model_args: more arguments of the model (see ``longva_model.lmms.arguments.ModelArgs``).
 
     Raises:
         ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
@@ -132,7 +132,7 @@ def evaluate_tasks(
         if output is not None:
             chosen.folder = model_folder(output, chosen.name)
     else:
-        from longva_model.lmms.model_args import ModelArgs
+        from longva_model.lmms.arguments import ModelArgs
         from longva_model.run.needle_model import NeedleModel
 
         if single:

@@ -35,7 +35,7 @@ def command(
     Flags win over the environment (VNIAH_FRAMES, ...), which wins over what the task stands for. The same command
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
-    from longva_model.lmms.model_args import parse_model_args
+    from longva_model.lmms.arguments import parse_model_args
     from vniah.commands.evaluation import evaluate_tasks, save_heatmap
     from vniah.plots.grid_data import grid_data, to_text
 

@@ -17,8 +17,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from longva_model.config import LongVAConfig
-from longva_model.pictures.layout import VisualLayout
-from longva_model.pictures.unires import NEWLINE, Size, anyres_order
+from longva_model.pictures.layout import NEWLINE, Size, VisualLayout, anyres_order
 
 
 class LongVAProjector(nn.Module):
