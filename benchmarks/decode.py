@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 import tempfile
 import time
@@ -21,8 +22,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vniah.contract.sources import FramesNHWC
-from vniah.haystack import base, video
+from vniah.haystack import base, timeline, video
+from vniah.haystack.base import FrameHWC
 from vniah.haystack.video import VideoHaystack
 
 
@@ -41,17 +42,18 @@ def main() -> None:
 
 
 def compare(path: Path, threads: int, rounds: int) -> None:
-    ways: dict[str, Callable[[], Iterator[FramesNHWC]]] = {
+    ways: dict[str, Callable[[], Iterator[FrameHWC]]] = {
         "every picture": lambda: plain(path, threads),
-        "pyav": lambda: VideoHaystack(path, threads=threads).iter_batches(),
-        "pyav-fast": lambda: VideoHaystack(path, approximate=True, threads=threads).iter_batches(),
+        "pyav": lambda: VideoHaystack(path, threads=threads).stream(),
+        "pyav-fast": lambda: VideoHaystack(path, approximate=True, threads=threads).stream(),
     }
     if importlib.util.find_spec("decord") is not None:
         from vniah.haystack.decord_video import DecordHaystack
 
-        ways["decord"] = lambda: DecordHaystack(path, threads=threads).iter_batches()
+        ways["decord"] = lambda: DecordHaystack(path, threads=threads).stream()
     index = VideoHaystack(path, threads=threads).index
-    print(f"{path.name}: {index.num_frames} frames of {index.codec}, {len(index.stamps)} sampled, {threads} thread(s)")
+    total, codec = index.timeline.num_frames, index.timeline.codec
+    print(f"{path.name}: {total} frames of {codec}, {len(index.stamps)} sampled, {threads} thread(s)")
     print(f"{'way':<14}{'cpu s':>8}{'wall s':>8}{'frames/s':>10}{'ratio':>7}  other than by decoding every picture")
     # Alternating, so that a busy minute hits all ways.
     runs = [{way: timed(frames) for way, frames in ways.items()} for _ in range(rounds)]
@@ -60,13 +62,14 @@ def compare(path: Path, threads: int, rounds: int) -> None:
         cpu, wall = best[way]
         ratio = best["every picture"][0] / cpu
         differ = difference(frames(), plain(path, threads)) if way != "every picture" else "-"
-        print(f"{way:<14}{cpu:>8.2f}{wall:>8.2f}{index.num_frames / cpu:>10.0f}{ratio:>6.2f}x  {differ}")
+        print(f"{way:<14}{cpu:>8.2f}{wall:>8.2f}{total / cpu:>10.0f}{ratio:>6.2f}x  {differ}")
 
 
-def timed(frames: Callable[[], Iterator[FramesNHWC]]) -> tuple[float, float]:
-    """(CPU seconds of the process, seconds on the wall) to read all batches."""
+def timed(frames: Callable[[], Iterator[FrameHWC]]) -> tuple[float, float]:
+    """(CPU seconds of the process, seconds on the wall) to read all frames."""
     # Every round pays for its own index.
-    video._indices.clear()
+    timeline._index.cache_clear()
+    timeline._timeline.cache_clear()
     base._file_hashes.clear()
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in frames():
@@ -74,30 +77,22 @@ def timed(frames: Callable[[], Iterator[FramesNHWC]]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def plain(path: Path, threads: int) -> Iterator[FramesNHWC]:
-    """Decode every picture with PyAV and keep every ``round(fps)``-th, a batch of 32 at a time."""
+def plain(path: Path, threads: int) -> Iterator[FrameHWC]:
+    """Decode every picture with PyAV and keep every ``round(fps)``-th."""
     to_rgb = video._RgbConverter(path)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", threads
-        stride, batch = round(float(stream.average_rate or 1)), []
-        for number, frame in enumerate(container.decode(stream)):
-            if number % stride == 0:
-                batch.append(to_rgb(frame))
-            if len(batch) == 32:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+        for frame in itertools.islice(container.decode(stream), 0, None, round(float(stream.average_rate or 1))):
+            yield to_rgb(frame)
 
 
-def difference(batches: Iterator[FramesNHWC], expected: Iterator[FramesNHWC]) -> str:
+def difference(frames: Iterator[FrameHWC], expected: Iterator[FrameHWC]) -> str:
     """How many sampled frames are not equal, and by how much on average."""
-    other, total, error = 0, 0, 0.0
-    for got, want in zip(batches, expected, strict=True):
-        far = np.abs(got.astype(np.int16) - want.astype(np.int16)).mean(axis=(1, 2, 3))
-        other, total, error = other + int((far > 0).sum()), total + len(far), error + float(far.sum())
-    return f"{other} of {total}, mean absolute difference {error / total:.2f} of 255"
+    pairs = zip(frames, expected, strict=True)
+    off = [float(np.abs(got.astype(np.int16) - want.astype(np.int16)).mean()) for got, want in pairs]
+    other = sum(one > 0 for one in off)
+    return f"{other} of {len(off)}, mean absolute difference {sum(off) / len(off):.2f} of 255"
 
 
 def lengthen(path: Path, out: Path, seconds: float) -> Path:

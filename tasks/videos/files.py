@@ -139,8 +139,8 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         ValueError: it does not open, has no pictures, or ends before its header says.
     """
-    from vniah.haystack.damaged import PromptVideo
     from vniah.haystack.timeline import TruncatedVideoError, read_timeline
+    from vniah.haystack.video import PromptVideo
 
     try:
         timeline = read_timeline(path)

@@ -25,7 +25,7 @@ from longva_model.frames import block_store, embeddings
 from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.contract.requests import Frames, Request, Target
-from vniah.haystack import chained, open_haystack
+from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
 
 if "tiny_backends" in sys.modules:
@@ -446,7 +446,7 @@ def test_a_video_read_at_several_places_has_the_same_frames(
     from video_files import write_video
 
     path = write_video(tmp_path / "film.mp4", num_frames=4 * 300)
-    monkeypatch.setattr(chained, "KEPT_LAP_BYTES", 0)
+    monkeypatch.setattr(base, "KEPT_LAP_BYTES", 0)
     plain = FrameEmbeddings(backend)
     for spec in (str(path), f"{path}?loop=700", f"{path}+{path}"):
         for decoder in ("pyav", "pyav-fast"):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from vniah.haystack import SyntheticHaystack, open_haystack
-from vniah.haystack.actors import Actor, Part
-from vniah.haystack.synthetic import BLOCK_FRAMES, ENDLESS_FRAMES, MIN_SCENE_FRAMES, VERSION, scene_starts
+from vniah.haystack.synthetic import BLOCK_FRAMES, ENDLESS_FRAMES, MIN_SCENE_FRAMES, VERSION, Actor, Part, scene_starts
 
 
 def test_bytes_are_those_of_version_1() -> None:
@@ -35,7 +34,7 @@ def test_any_frame_can_be_drawn_on_its_own() -> None:
     for i in (79, 0, 41, 24, 23):
         alone = SyntheticHaystack(seed=3, num_frames=80, width=48, height=32)
         assert np.array_equal(alone.frames(i, i + 1)[0], whole[i])
-    assert np.array_equal(np.concatenate(list(film.iter_batches(5, 71, 7))), whole[5:71])
+    assert np.array_equal(list(film.stream(5, 71)), whole[5:71])
     assert np.array_equal(pickle.loads(pickle.dumps(film)).frames(10, 12), whole[10:12])
 
 

@@ -98,9 +98,7 @@ def test_samples_are_every_30th_decoded_frame(tmp_path: Path, name: str, options
     haystack = open_haystack(str(path))
     assert len(haystack) == len(expected) and haystack.size == (48, 64)
     assert np.array_equal(haystack.frames(0, len(haystack)), expected)
-    batches = list(haystack.iter_batches(1, None, 2))
-    assert all(len(batch) == 2 for batch in batches[:-1])
-    assert np.array_equal(np.concatenate(batches), expected[1:])
+    assert np.array_equal(list(haystack.stream(1)), expected[1:])
     for i in (2, 0, 3, 1):  # back and forth, each from its own key frame
         assert np.array_equal(haystack.frames(i, i + 1)[0], expected[i])
 
@@ -152,7 +150,7 @@ def test_a_call_that_goes_on_does_not_open_the_file_again(tmp_path: Path, monkey
     haystack.frames(0, 3)
     assert haystack._live is not None
     opened.clear()
-    list(haystack.iter_batches(0, 10, 3))
+    list(haystack.stream(0, 10))
     assert len(opened) == 1
 
 
@@ -231,7 +229,7 @@ def test_decord_gives_equal_frames(tmp_path: Path) -> None:
     ours, theirs = open_haystack(str(path)), open_haystack(str(path), decoder="decord")
     assert len(ours) == len(theirs) and ours.fps == theirs.fps and ours.size == theirs.size
     assert np.array_equal(ours.frames(0, len(ours)), theirs.frames(0, len(theirs)))
-    assert np.array_equal(np.concatenate(list(theirs.iter_batches(1, 5, 3))), ours.frames(1, 5))
+    assert np.array_equal(list(theirs.stream(1, 5)), ours.frames(1, 5))
     assert ours.fingerprint != theirs.fingerprint
 
 
@@ -382,8 +380,8 @@ def test_fewer_frames_than_asked(tmp_path: Path) -> None:
         require_frames(haystack, 5)
     with pytest.raises(ValueError, match="frames 2 to 5 were asked of 'film', which has frames 0 to 4"):
         haystack.frames(2, 5)
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
-        haystack.iter_batches(0, 2, 0)
+    with pytest.raises(ValueError, match="frames 2 to 5 were asked"):
+        haystack.stream(2, 5)
 
 
 def test_unknown_decoder(tmp_path: Path) -> None:

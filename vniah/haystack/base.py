@@ -1,4 +1,4 @@
-"""What every haystack is: frames by index, streamed in order, under a name and a fingerprint.
+"""What every haystack is, frames by index under a name and a fingerprint; and haystacks made of others.
 
 Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 Knows nothing about files, needles or models.
@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.contract.sources import FramesNHWC, FrameSource
+from vniah.contract.sources import FramesNHWC
 
 FrameHWC = NDArray[np.uint8]
+# A lap that takes no more than this much memory is decoded once and kept.
+KEPT_LAP_BYTES = 128 << 20
+_PIECE = 16
 
 
 class Haystack(ABC):
@@ -30,12 +33,14 @@ class Haystack(ABC):
     Attributes:
         name: what to call it in results and titles.
         fps: frames a second of the film that the sampled frames stand for; 1.0 or close to it.
+        size: (height, width) of every frame, in pixels.
         approximate: pixels are a little off for speed's sake; what is done with them may be too.
         endless: no length was chosen; ``len`` is more than anyone shows.
     """
 
     name: str
     fps: float
+    size: tuple[int, int]
     approximate: bool = False
     endless: bool = False
 
@@ -47,11 +52,6 @@ class Haystack(ABC):
     @abstractmethod
     def _identify(self) -> str:
         """Work the fingerprint out; called once, when it is first asked for."""
-
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """(height, width) of every frame, in pixels."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,36 +72,19 @@ class Haystack(ABC):
             frames_NHWC[row] = frame_HWC
         return frames_NHWC
 
-    def reader(self) -> Haystack | None:
-        """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
-        return None
-
-    def iter_batches(self, start: int = 0, stop: int | None = None, batch_size: int = 32) -> Iterator[FramesNHWC]:
-        """Stream frames ``start`` to ``stop`` in batches, holding one batch at a time.
-
-        Args:
-            start: the first frame.
-            stop: one past the last frame; ``None`` is the end.
-            batch_size: frames a batch; the last batch may be smaller.
+    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[FrameHWC]:
+        """The same frames one by one, of shape (H, W, 3), to the end unless ``stop`` is given.
 
         Raises:
-            ValueError: as ``frames``; also a batch size below 1.
+            ValueError: as ``frames``.
         """
         stop = len(self) if stop is None else stop
         self._check(start, stop)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
-        return self._batches(start, stop, batch_size)
+        return self._stream(start, stop)
 
-    def _batches(self, start: int, stop: int, batch_size: int) -> Iterator[FramesNHWC]:
-        batch: list[FrameHWC] = []
-        for frame_HWC in self._stream(start, stop):
-            batch.append(frame_HWC)
-            if len(batch) == batch_size:
-                yield np.stack(batch)
-                batch.clear()
-        if batch:
-            yield np.stack(batch)
+    def reader(self) -> Haystack | None:
+        """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
+        return None
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
@@ -113,18 +96,109 @@ class Haystack(ABC):
         return f"<{type(self).__name__} {self.name!r}: {length} frames of {width}x{height}>"
 
 
-def require_frames(haystack: FrameSource, num_frames: int) -> None:
+class LoopedHaystack(Haystack):
+    """``base`` repeated from its start until ``num_frames`` are there. Cuts it when it is longer.
+
+    Args:
+        hold: repeat its last frame alone, as if the film stood still at its end.
+
+    Raises:
+        ValueError: ``num_frames`` below 1.
+    """
+
+    def __init__(self, base: Haystack, num_frames: int, *, hold: bool = False) -> None:
+        if num_frames < 1:
+            raise ValueError(f"loop={num_frames} leaves zero frames; give a positive number of frames")
+        self.base, self._length = base, num_frames
+        self.name = base.name if hold else f"{base.name} (looped)"
+        self.fps, self.size, self.approximate = base.fps, base.size, base.approximate
+        self._kind = "held" if hold else "loop"
+        # A lap is what is repeated: base frames from here to the end.
+        self._from = len(base) - 1 if hold else 0
+        height, width = self.size
+        self._kept = (len(base) - self._from) * height * width * 3 <= KEPT_LAP_BYTES
+        self._lap: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _identify(self) -> str:
+        return f"{self._kind}-" + content_hash([self.base.fingerprint, str(len(self.base))])
+
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        end = len(self.base)
+        if self._lap is None and stop > end and self._kept:
+            self._lap = self.base.frames(self._from, end)
+        while start < stop:
+            at = start if start < end else self._from + (start - end) % (end - self._from)
+            until = min(end, at + stop - start)
+            if self._lap is not None and at >= self._from:
+                yield from self._lap[at - self._from : until - self._from]
+            else:
+                yield from _in_pieces(self.base, at, until)
+            start += until - at
+
+    def reader(self) -> LoopedHaystack | None:
+        base = None if self._kept else self.base.reader()
+        return None if base is None else LoopedHaystack(base, self._length)
+
+
+class JoinedHaystack(Haystack):
+    """Several haystacks one after the other.
+
+    Raises:
+        ValueError: two parts of different sizes (both are named).
+    """
+
+    def __init__(self, parts: list[Haystack]) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            if part.size != first.size:
+                (h0, w0), (h1, w1) = first.size, part.size
+                raise ValueError(
+                    f"haystacks of different sizes cannot be joined: {first.name!r} is {w0}x{h0} and "
+                    f"{part.name!r} is {w1}x{h1}; bring them to one size"
+                )
+        self.parts = parts
+        self.name = " + ".join(part.name for part in parts)
+        self.fps, self.size = first.fps, first.size
+        self.approximate = any(part.approximate for part in parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def _identify(self) -> str:
+        return "joined-" + content_hash([text for part in self.parts for text in (part.fingerprint, str(len(part)))])
+
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        for part in self.parts:
+            if start < min(stop, len(part)):
+                yield from _in_pieces(part, start, min(stop, len(part)))
+            # From here on, positions count from the next part's first frame.
+            start, stop = max(0, start - len(part)), stop - len(part)
+
+    def reader(self) -> JoinedHaystack | None:
+        readers = [reader for part in self.parts if (reader := part.reader()) is not None]
+        return JoinedHaystack(readers) if len(readers) == len(self.parts) else None
+
+
+def _in_pieces(haystack: Haystack, start: int, stop: int) -> Iterator[FrameHWC]:
+    """Frames ``start`` to ``stop``, a piece at a time: one that decodes goes on from each to the next."""
+    for first in range(start, stop, _PIECE):
+        yield from haystack.frames(first, min(first + _PIECE, stop))
+
+
+def require_frames(haystack: Haystack, num_frames: int) -> None:
     """Check that a haystack is long enough.
 
     Raises:
         ValueError: naming both lengths and how to get a longer haystack.
     """
     if num_frames > len(haystack):
-        name = getattr(haystack, "name", haystack.fingerprint)
         raise ValueError(
-            f"the haystack {name!r} has {len(haystack)} frames and {num_frames} are needed; ask for fewer frames, "
-            f"give a longer haystack, or lengthen this one: a film or folder with '?loop={num_frames}' after its "
-            f"path, the synthetic film as 'synthetic:0:{num_frames}'"
+            f"the haystack {haystack.name!r} has {len(haystack)} frames and {num_frames} are needed; ask for fewer "
+            f"frames, give a longer haystack, or lengthen this one: a film or folder with '?loop={num_frames}' after "
+            f"its path, the synthetic film as 'synthetic:0:{num_frames}'"
         )
 
 

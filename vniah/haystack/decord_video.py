@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.haystack.timeline import read_timeline
 from vniah.haystack.video import VideoHaystack
 
 # decord seeks once a call, so frames are asked for in groups.
@@ -39,11 +38,9 @@ class DecordHaystack(Haystack):
             ) from None
         # First, since a clock that jumps would end the process inside decord.
         exact = VideoHaystack(path)
-        self.path = path
-        self.name = path.stem
-        self.index = exact.index
-        self.fps = self.index.fps
-        self._size = exact.size
+        self.path, self.name = path, path.stem
+        self.index, self.fps = exact.index, exact.fps
+        self.size = exact.size
         self._errors: type[Exception] = decord.DECORDError
         try:
             # By its full name: decord, too, takes one with a colon for an address.
@@ -58,7 +55,7 @@ class DecordHaystack(Haystack):
 
     def _difference(self, exact: VideoHaystack) -> str:
         """In what decord's frames differ from those of the index; "" if in nothing."""
-        timeline, count = read_timeline(self.path), len(self._reader)
+        timeline, count = self.index.timeline, len(self._reader)
         if count != timeline.num_frames:
             return f"{count} where there are {timeline.num_frames}"
         if timeline.open_groups or not len(timeline.keys):
@@ -87,10 +84,6 @@ class DecordHaystack(Haystack):
 
     def __len__(self) -> int:
         return len(self.index.numbers)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._size
 
     def _identify(self) -> str:
         return "video-decord-" + content_hash([file_hash(self.path), self.index.sampling])

@@ -45,20 +45,16 @@ class FolderHaystack(Haystack):
         self.warnings = _passed_over(folder)
         for warning in self.warnings:
             notice(f"{folder}: {warning}")
-        self._size = _image_size(self.paths[0])
+        self.size = _image_size(self.paths[0])
         for path in self.paths[1:]:
-            if (size := _image_size(path)) != self._size:
+            if (size := _image_size(path)) != self.size:
                 raise ValueError(
-                    f"images of different sizes in {folder}: {self.paths[0].name} is {_wxh(self._size)} and "
+                    f"images of different sizes in {folder}: {self.paths[0].name} is {_wxh(self.size)} and "
                     f"{path.name} is {_wxh(size)}; resize them to one size"
                 )
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._size
 
     def _identify(self) -> str:
         """Hash of the files' bytes in frame order; their names matter only by that order."""
@@ -70,8 +66,8 @@ class FolderHaystack(Haystack):
                 frame_HWC = np.asarray(open_image(path))
             except (OSError, UnreadableImageError) as error:
                 raise _unreadable(path, error) from None
-            if frame_HWC.shape[:2] != self._size:
-                raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self._size)} any more")
+            if frame_HWC.shape[:2] != self.size:
+                raise _unreadable(path, f"it is {_wxh(frame_HWC.shape[:2])} and not {_wxh(self.size)} any more")
             yield frame_HWC
 
 

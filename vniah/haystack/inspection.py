@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.files import user_path
-from vniah.haystack.base import Haystack
-from vniah.haystack.chained import JoinedHaystack, LoopedHaystack
+from vniah.haystack.base import Haystack, JoinedHaystack, LoopedHaystack
 from vniah.haystack.folder import FolderHaystack
 from vniah.haystack.opening import open_haystack
 from vniah.haystack.pictures import image_notes, is_picture, open_image
@@ -108,14 +107,14 @@ def _describe(haystack: Haystack, found: Inspection) -> None:
         index = getattr(part, "index", None)
         if index is not None:
             found.warnings += index.warnings
-            found.notes += index.notes
-            found.stream, found.codec = index.stream, index.codec
+            found.notes += index.timeline.notes
+            found.stream, found.codec = index.timeline.stream, index.timeline.codec
         if isinstance(part, FolderHaystack):
             found.warnings += part.warnings
             counts = Counter(note for path in part.paths for note in image_notes(path))
             found.notes += [f"{count} of {len(part)} images: {note}" for note, count in counts.items()]
     if found.kind == "video":
-        found.seconds = float(haystack.index.seconds)  # type: ignore[attr-defined]
+        found.seconds = float(haystack.index.timeline.seconds)  # type: ignore[attr-defined]
     elif found.num_frames is not None:
         found.seconds = found.num_frames / haystack.fps
 
@@ -151,8 +150,6 @@ def _read(part: Haystack, quick: bool, progress: Callable[[int, int], None] | No
         part.frames(0, 1)
         part.frames(total - 1, total)
         return
-    done = 0
-    for batch in part.iter_batches(batch_size=4):
-        done += len(batch)
+    for done, _ in enumerate(part.stream(), 1):
         if progress is not None:
             progress(done, total)

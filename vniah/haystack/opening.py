@@ -16,8 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vniah.files import user_path
-from vniah.haystack.base import Haystack
-from vniah.haystack.chained import JoinedHaystack, LoopedHaystack
+from vniah.haystack.base import Haystack, JoinedHaystack, LoopedHaystack
 from vniah.haystack.folder import FolderHaystack, image_files
 from vniah.haystack.synthetic import SyntheticHaystack
 from vniah.notices import notice
@@ -53,13 +52,13 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
 def open_video(path: str | Path, num_frames: int) -> Haystack:
     """An ordinary video of a prompt: ``num_frames`` frames evenly over all of it, every frame when it has fewer.
 
-    Where a frame cannot be decoded, the one before it stands in (see ``damaged``).
+    Where a frame cannot be decoded, the one before it stands in (see ``PromptVideo``).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a video, no frames, or truncated.
     """
-    from vniah.haystack.damaged import PromptVideo
+    from vniah.haystack.video import PromptVideo
 
     path = user_path(path)
     if not path.is_file():

@@ -1,8 +1,12 @@
-"""All frames of a video: which stream they are of, when each is shown, and where they end.
+"""All frames of a video, when each is shown and where they end; and which of them are sampled.
 
 Haystacks, prompts' videos, benchmarks' probes and ``vniah inspect`` all read this one. It is made from the packets'
 headers, without decoding more than the first and last frames, as long as these are what the headers promise; else
-the video is decoded whole, once. Shapes: N frames, K key frames.
+the video is decoded whole, once.
+
+Sampling follows the reference (section 3.1): every ``round(fps)``-th frame. Where frames leave an even beat by
+over half a second, the frame rate varies, and the frame on screen at each whole second is taken instead.
+Shapes: N frames, K key frames, S samples.
 """
 
 from __future__ import annotations
@@ -10,24 +14,29 @@ from __future__ import annotations
 import functools
 import heapq
 from array import array
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vniah.haystack.base import file_key
-from vniah.haystack.container import choice_said, open_container, picture_notes, video_stream
-from vniah.haystack.truncation import missing_bytes
+from vniah.haystack.container import choice_said, missing_bytes, open_container, picture_notes, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
+# A frame's presentation time and its place among those of the same time; or its number in the order of display, and 0,
+# in files without usable times.
+Stamp: TypeAlias = tuple[int, int]
 # Where two recordings were joined, the clock of a transport stream jumps. FFmpeg closes gaps above so many seconds.
 JUMP_S = 10.0
 # Times that fall by no more, in seconds, are disorder and no jump.
@@ -44,6 +53,16 @@ MEND = "ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4, with FR its frames a second"
 _WRONG_RATE = 0.05
 # Beyond it a time is damage, and differences of two would overflow.
 _MAX_TIME = 1 << 61
+# Seconds by which frames of a constant rate may be off an even beat (containers round their times).
+_OFF_THE_CLOCK = 0.5
+# No camera of a film takes more frames a second: the clock stands still.
+_MAX_RATE = 1000
+# A frame that would be sampled at more seconds in a row than this is no film but a clock that jumps ...
+MAX_STILL_S = 60
+# ... and one of more than this is worth a word.
+_LONG_STILL_S = 10
+# Below so many frames a second, an even film is not sampled at one a second.
+_SLOW_RATE = 0.95
 _CLOCK_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: FFmpeg's own list of transport and program streams
 
 
@@ -82,10 +101,10 @@ class Timeline:
     open_groups: bool
     codec: str
     stream: int
-    marks: tuple[str, ...] = ()
-    refusal: str = ""
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    marks: tuple[str, ...]
+    refusal: str
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @functools.cached_property
     def measured_rate(self) -> float | None:
@@ -129,28 +148,23 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
     with open_container(path) as container:
         stream = video_stream(container, path)
         packets = _Packets(container, stream)
-        facts: dict[str, Any] = {
-            "base": stream.time_base or Fraction(1, 1),
-            "codec": stream.codec_context.name,
-            "stream": stream.index,
-            "notes": picture_notes(stream),
-        }
+        base, codec, number = stream.time_base or Fraction(1, 1), stream.codec_context.name, stream.index
         average, guess = stream.average_rate, stream.guessed_rate
-        facts["marks"], facts["warnings"] = choice_said(container, stream)
+        marks, warnings = choice_said(container, stream)
+        notes = picture_notes(stream)
         may_jump = bool(container.format.flags & _CLOCK_MAY_JUMP)
-    base = facts["base"]
-    times_N = packets.times_N
+    times_N, keys_K = packets.times_N, packets.keys_K
     jumps = may_jump and (packets.disordered or bool(_jumps(times_N, base).any()))
     # A recording that begins between key frames: some decoders make up what comes before the first.
     late_key = packets.late_key if may_jump and not jumps else None
     if late_key is not None:
         early = int((times_N < late_key).sum())
-        facts["warnings"] += (f"it begins between key frames; the {early} frames before the first one are left out",)
-        facts["marks"] += ("late",)
+        warnings += (f"it begins between key frames; the {early} frames before the first one are left out",)
+        marks += ("late",)
         times_N = times_N[early:]
     trusted = packets.complete and len(times_N) > 0 and not packets.disordered and not jumps
     decoded: NDArray[np.int64] | None = times_N
-    timed, keys_K, refusal = True, packets.keys_K, ""
+    count, timed, refusal = len(times_N), True, ""
     if not (trusted and _starts_and_ends_as(path, times_N, keys_K, base)):
         try:
             decoded, count = _decode_times(path)
@@ -158,23 +172,18 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
             if not packets.complete or packets.disordered or not len(times_N):
                 raise
             # A prompt's video is shown as far as it decodes: its packets say what frames there should be.
-            count, refusal = len(times_N), str(error)
+            refusal = str(error)
         else:
             timed, keys_K = decoded is not None, keys_K[:0]
             if decoded is not None and count > 1:
                 settled, mended, refusal = _settled(path, decoded, base, may_jump)
                 timed = settled is decoded and not refusal
-                decoded = settled
+                decoded = None if refusal else settled
                 if mended:
-                    facts["marks"] += ("mended",)
-                    facts["warnings"] += (mended,)
-                if refusal:
-                    decoded = None
+                    marks, warnings = (*marks, "mended"), (*warnings, mended)
             if timed and decoded is not None and late_key is not None:
                 decoded = decoded[decoded >= late_key]
                 count = len(decoded)
-    else:
-        count = len(times_N)
     if not count:
         raise ValueError(f"{path} holds no video frames")
     # Raw streams carry no clock; their header's rate is the guess, and the average only a default.
@@ -186,12 +195,17 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
     return Timeline(
         times=decoded,
         num_frames=count,
+        base=base,
         rate=Fraction(rate),
         timed=timed,
         keys=keys_K,
         open_groups=packets.open_groups,
+        codec=codec,
+        stream=number,
+        marks=marks,
         refusal=refusal,
-        **facts,
+        warnings=warnings,
+        notes=notes,
     )
 
 
@@ -277,8 +291,7 @@ def _starts_and_ends_as(path: Path, times_N: NDArray[np.int64], keys_K: NDArray[
     head = times_N[:3].tolist()
     last_key = int(keys_K[-1]) if len(keys_K) else None
     tail = times_N[np.searchsorted(times_N, last_key) :].tolist() if last_key is not None else times_N.tolist()
-    container = open_container(path)
-    try:
+    with open_container(path) as container, suppress(av.error.FFmpegError):
         stream = video_stream(container, path)
         # Before the first, some decoders make frames up.
         first_frames = (frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= head[0])
@@ -289,12 +302,8 @@ def _starts_and_ends_as(path: Path, times_N: NDArray[np.int64], keys_K: NDArray[
         if last_key is None:
             return False
         frames = (frame for packet in packets_from(container, stream, last_key) for frame in stream.decode(packet))
-        found = [frame.pts for frame in frames if frame.pts is not None and frame.pts >= last_key]
-        return bool(found == tail)
-    except av.error.FFmpegError:
-        return False
-    finally:
-        container.close()
+        return bool(tail == [frame.pts for frame in frames if frame.pts is not None and frame.pts >= last_key])
+    return False
 
 
 def _decode_times(path: Path) -> tuple[NDArray[np.int64] | None, int]:
@@ -328,11 +337,8 @@ def _decode_times(path: Path) -> tuple[NDArray[np.int64] | None, int]:
 
 def _jumps(times_N: NDArray[np.int64], base: Fraction) -> NDArray[np.bool_]:
     """Where the clock of a transport stream jumps: (N - 1,)."""
-    steps = np.diff(times_N)
-    if not len(steps):
-        return np.zeros(0, bool)
-    usual = float(np.median(np.abs(steps))) * float(base)
-    seconds = steps * float(base)
+    seconds = np.diff(times_N) * float(base)
+    usual = float(np.median(np.abs(seconds))) if len(seconds) else 0.0
     return (seconds < 0) | (seconds > max(JUMP_S, 20 * usual))
 
 
@@ -368,14 +374,142 @@ def _truncated(path: Path, short: int) -> TruncatedVideoError:
     import av
 
     count = 0
-    try:
-        with open_container(path) as container:
-            for packet in container.demux(video_stream(container, path)):
-                count += packet.size > 0 and not packet.is_corrupt
-    except (av.error.FFmpegError, ValueError):
-        pass  # what was counted before it broke is the answer
+    # What was counted before it broke is the answer.
+    with suppress(av.error.FFmpegError, ValueError), open_container(path) as container:
+        for packet in container.demux(video_stream(container, path)):
+            count += packet.size > 0 and not packet.is_corrupt
     return TruncatedVideoError(
         f"{path} is truncated: {short} of its bytes are missing and only {count} frames could be read; "
         "fetch or copy it again",
         count,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoIndex:
+    """Attributes:
+    timeline: of all frames.
+    numbers: of the sampled frames in the order of display; a slow video may show one frame for several seconds.
+    stamps: the same frames as a decoder finds them.
+    keys: times of the frames that decoding can start from; none where stamps hold no times.
+    fps: sampled frames a second.
+    sampling: how it was sampled, as it enters the fingerprint.
+    warnings: the timeline's, and what is odd about the samples.
+    """
+
+    timeline: Timeline
+    numbers: tuple[int, ...]
+    stamps: tuple[Stamp, ...]
+    keys: tuple[int, ...]
+    fps: float
+    sampling: str
+    warnings: tuple[str, ...]
+
+    @functools.cached_property
+    def wanted(self) -> frozenset[int]:
+        """Times of the sampled frames, to look packets up in."""
+        return frozenset(time for time, _ in self.stamps)
+
+    def key_before(self, stamp: Stamp) -> int | None:
+        """The nearest time at or before ``stamp`` that decoding can start from; ``None``: the beginning."""
+        at = bisect_right(self.keys, stamp[0])
+        return self.keys[at - 1] if at > 1 else None
+
+    def key_between(self, earlier: int, later: int) -> bool:
+        """Whether decoding can start anew between two samples, so that what lies before is not needed."""
+        key = self.key_before(self.stamps[later])
+        return key is not None and key > self.stamps[earlier][0]
+
+    @functools.cached_property
+    def longest_run(self) -> int:
+        """The most samples that are decoded from one key frame."""
+        return max(Counter(self.key_before(stamp) for stamp in self.stamps).values())
+
+
+def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
+    """Find the frames of a video and sample them.
+
+    Args:
+        path: the video.
+        evenly: sample so many frames evenly over the whole video, first and last included (all of them when
+            there are fewer), instead of one a second: the released inference's sampling (reference section 1).
+
+    Raises:
+        ValueError: not a video, no frames, truncated (naming how many frames can be read), or a clock that does not
+            say which frame is shown when.
+    """
+    return _index(path, file_key(path), evenly)
+
+
+@functools.lru_cache(maxsize=64)
+def _index(path: Path, key: tuple[object, ...], evenly: int | None) -> VideoIndex:
+    timeline = _timeline(path, key)
+    if evenly is None:
+        numbers_S, fps, sampling, warnings = _one_a_second(timeline, path)
+    else:
+        total, warnings = timeline.num_frames, timeline.warnings
+        numbers_S = np.arange(total) if total <= evenly else np.linspace(0, total - 1, evenly, dtype=np.int64)
+        fps, sampling = float(timeline.rate) * len(numbers_S) / total, f"evenly{len(numbers_S)}"
+    times_S, places_S = numbers_S, np.zeros_like(numbers_S)
+    if timeline.timed:
+        assert timeline.times is not None
+        times_S = timeline.times[numbers_S]
+        places_S = numbers_S - np.searchsorted(timeline.times, times_S, "left")
+    return VideoIndex(
+        timeline=timeline,
+        numbers=tuple(numbers_S.tolist()),
+        stamps=tuple(zip(times_S.tolist(), places_S.tolist(), strict=True)),
+        keys=tuple(timeline.keys.tolist()) if timeline.timed else (),
+        fps=fps,
+        sampling="+".join((sampling, *timeline.marks)),
+        warnings=warnings,
+    )
+
+
+def _one_a_second(timeline: Timeline, path: Path) -> tuple[NDArray[np.int64], float, str, tuple[str, ...]]:
+    """The sampled frames' numbers, how many there are a second, by which rule, and warnings."""
+    if timeline.refusal:
+        raise ValueError(timeline.refusal)
+    rate, times_N = timeline.measured_rate or float(timeline.rate), timeline.times
+    span = 0 if times_N is None else int(times_N[-1] - times_N[0]) * timeline.base
+    if times_N is not None and len(times_N) > 2 and span * _MAX_RATE < len(times_N):
+        raise ValueError(
+            f"{path}: its clock stands still, with {len(times_N)} frames in {float(span):.3f} s; mend it first ({MEND})"
+        )
+    constant = True
+    seconds_N = np.arange(timeline.num_frames) / rate
+    if times_N is not None and span > 0:
+        seconds_N = (times_N - times_N[0]) * float(timeline.base)
+        even_N = np.linspace(0, seconds_N[-1], len(times_N))
+        constant = bool(np.abs(seconds_N - even_N).max() <= _OFF_THE_CLOCK)
+    warnings = timeline.warnings + _checked_stills(seconds_N, path)
+    if constant and rate < _SLOW_RATE and timeline.num_frames > 1:
+        warnings += (f"it has a frame every {1 / rate:.3g} s; each is one sample, though samples stand for a second",)
+    if constant or times_N is None:
+        stride = max(1, round(rate))
+        return np.arange(0, timeline.num_frames, stride), rate / stride, f"every{stride}", warnings
+    # Whole units of time at each second: the frame shown then is the last one that is no later.
+    base = timeline.base
+    units_S = np.arange(int(span) + 1, dtype=np.int64) * base.denominator // base.numerator
+    return np.searchsorted(times_N, times_N[0] + units_S, "right") - 1, 1.0, "clock", warnings
+
+
+def _checked_stills(seconds_N: NDArray[np.float64], path: Path) -> tuple[str, ...]:
+    """A warning where one frame stands for long.
+
+    Raises:
+        ValueError: it would stand for longer than anybody looks at a picture: the clock jumps.
+    """
+    if len(seconds_N) < 2:
+        return ()
+    steps = np.diff(seconds_N)
+    at, longest = float(seconds_N[steps.argmax()]), float(steps.max())
+    if longest > MAX_STILL_S:
+        raise ValueError(
+            f"{path}: its clock jumps ahead by {longest:,.0f} s after {at:,.1f} s, and one frame would stand for all "
+            f"of them (at most {MAX_STILL_S} are sampled of a still). If the clock is wrong, mend it ({MEND}); if "
+            "nothing moves there, write its frames out (ffmpeg -i IN -r 1 OUT.mp4)"
+        )
+    if longest > _LONG_STILL_S:
+        return (f"one frame stands for {longest:,.0f} s after {at:,.1f} s",)
+    return ()

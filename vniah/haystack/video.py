@@ -12,23 +12,24 @@ pictures then inherit: about one level of 255 off on average in ordinary video, 
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
+import logging
 import os
 import threading
 import weakref
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vniah.contract.sources import FramesNHWC
-from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash, file_key
+from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
 from vniah.haystack.container import open_container, video_stream
-from vniah.haystack.timeline import packets_from
-from vniah.haystack.video_index import Stamp, VideoIndex, build_index
+from vniah.haystack.timeline import Stamp, build_index, packets_from
 from vniah.notices import notice
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ _SMALL_GAP = 4
 _SHORT_RUN = 16
 # Codecs whose pictures say for certain that no other is decoded from them. (In HEVC, one of a higher layer may be.)
 _SPARING_CODECS = ("h264",)
-_indices: dict[tuple[object, ...], VideoIndex] = {}
+_damage_said: set[Path] = set()
+_log = logging.getLogger(__name__)
 
 
 class DamagedVideoError(ValueError):
@@ -68,25 +70,18 @@ class VideoHaystack(Haystack):
         self.name = path.stem
         self.approximate = approximate
         self.threads = threads
-        key = (*file_key(path), evenly)
-        if key not in _indices:
-            _indices[key] = build_index(path, evenly)
-        self.index = _indices[key]
+        self.index = build_index(path, evenly)
         if evenly is None:
-            for warning in (*self.index.warnings, *self.index.notes):
+            for warning in (*self.index.warnings, *self.index.timeline.notes):
                 notice(f"{path}: {warning}")
         self.fps = self.index.fps
         self._live: _Live | None = None
         self._lock = threading.Lock()
-        first_HWC = next(self._decode(0, 1))
-        self._size = (first_HWC.shape[0], first_HWC.shape[1])
+        height, width, _ = next(self._decode(0, 1)).shape
+        self.size = (height, width)
 
     def __len__(self) -> int:
         return len(self.index.stamps)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._size
 
     def _identify(self) -> str:
         mode = "pyav-approximate" if self.approximate else "pyav"
@@ -102,6 +97,7 @@ class VideoHaystack(Haystack):
             live, self._live = self._live, None  # put back only if nothing fails
             if live is None or live.process != os.getpid() or not self._goes_on(live.position, start):
                 live = _Live(self._decode(start, len(self)), start)
+                _all_live.add(live)
             for _ in range(start - live.position):
                 next(live.frames)
             for row in range(stop - start):
@@ -131,20 +127,73 @@ class VideoHaystack(Haystack):
         return self._decode(start, stop) if start < stop else iter(())
 
     def _decode(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        """Decode the samples of a range, which is not empty, in one pass from the key frame before it."""
+        """Decode the samples of a range, which is not empty, in one pass from the key frame before it.
+
+        Where skipping or seeking loses a frame (files that break their own rules), the rest is decoded again from
+        the beginning without either.
+        """
         to_rgb = _RgbConverter(self.path)
         position = start
         previous: tuple[Stamp, FrameHWC] | None = None
-        for frame, stamp in _walk(self.path, self.index, start, stop, self.approximate, self.threads):
-            if previous is None or previous[0] != stamp:
-                previous = (stamp, to_rgb(frame))
-            yield previous[1]
-            position += 1
+        for sparing in (True, False):
+            for frame, stamp in self._pass(position, stop, sparing) if position < stop else ():
+                if previous is None or previous[0] != stamp:
+                    previous = (stamp, to_rgb(frame))
+                yield previous[1]
+                position += 1
         if position < stop:
             raise DamagedVideoError(
                 f"{self.path}: only {position} of {len(self)} sampled frames could be read; "
                 "the file is damaged, fetch or copy it again; or its clock is (ffmpeg -i IN -vf setpts=N/FR/TB OUT.mp4)"
             )
+
+    def _pass(self, start: int, stop: int, sparing: bool) -> Iterator[tuple[VideoFrame, Stamp]]:
+        """One pass of the decoder over the samples, as (frame, its stamp); ends at the first that does not turn up.
+
+        Args:
+            sparing: seek, and decode as little as shows the samples; else everything from the beginning.
+        """
+        import av
+
+        index, timeline = self.index, self.index.timeline
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            context = stream.codec_context
+            context.thread_type, context.thread_count = "AUTO", self.threads
+            key = index.key_before(index.stamps[start]) if sparing else None
+            packets = container.demux(stream) if key is None else packets_from(container, stream, key)
+            if self.approximate:
+                context.options = {"skip_loop_filter": "all"}
+            skips = sparing and timeline.timed and (self.approximate or timeline.codec in _SPARING_CODECS)
+            stamp_of = _Stamps(timeline.timed)
+            position, spoilt = start, False
+            fed, resume = index.stamps[0][0], None
+            with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
+                for packet in packets:
+                    if resume is not None:
+                        if packet.pts != resume:
+                            continue
+                        resume = None
+                        context.flush_buffers()
+                    fed = max(fed, packet.pts or fed)
+                    if skips:
+                        needed = packet.pts is None or packet.pts in index.wanted
+                        context.skip_frame = "DEFAULT" if needed else "NONREF"
+                    for frame in stream.decode(packet):
+                        # What the decoder had to make up goes on in all that is decoded from it.
+                        spoilt = frame.is_corrupt or (spoilt and not frame.key_frame)
+                        if (stamp := stamp_of(frame)) is None:
+                            continue
+                        while position < stop and index.stamps[position] <= stamp:
+                            if index.stamps[position] != stamp or spoilt:
+                                return
+                            yield frame, stamp
+                            position += 1
+                        if position == stop:
+                            return
+                    # The next sample can be reached from a key frame still to come: nothing before it is decoded.
+                    key = index.key_before(index.stamps[position]) if sparing else None
+                    resume = key if key is not None and key > fed else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_live": None, "_lock": None}
@@ -153,109 +202,102 @@ class VideoHaystack(Haystack):
         self.__dict__.update(state, _lock=threading.Lock())
 
 
+class PromptVideo(VideoHaystack):
+    """``num_frames`` frames evenly over an ordinary prompt's video, shown to its end even where the file is damaged.
+
+    A benchmark of hundreds of long videos has files with a hole: header, beginning and end are whole, and hours into a
+    run some frame in between does not decode. Where a frame is missing, the one before it stands in, as in a player,
+    and the log says so once a file. A haystack is not read so: there every frame must be what it is said to be.
+
+    Raises:
+        ValueError: see ``VideoHaystack``, damage excepted as long as any frame decodes.
+    """
+
+    def __init__(self, path: Path, num_frames: int) -> None:
+        super().__init__(path, evenly=num_frames)
+
+    def _decode(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        position = start
+        try:
+            for frame_HWC in super()._decode(start, stop):
+                yield frame_HWC
+                position += 1
+        except DamagedVideoError:
+            found = self._with_stand_ins(position, stop)
+            first = next(found, None)
+            if first is None:
+                raise
+            if self.path not in _damage_said:
+                _damage_said.add(self.path)
+                _log.warning("%s is damaged: where a frame cannot be decoded, the one before it is shown", self.path)
+            yield first
+            yield from found
+
+    def _with_stand_ins(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        """The samples of a range by one pass over everything that decodes; nothing if nothing does."""
+        import av
+
+        to_rgb, stamp_of = _RgbConverter(self.path), _Stamps(self.index.timeline.timed)
+        before: VideoFrame | None = None  # stands in for the samples up to the next that decodes
+        position = start
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            stream.codec_context.thread_count = self.threads
+            packets = container.demux(stream)
+            while position < stop:
+                try:
+                    packet = next(packets, None)
+                    decoded = stream.decode(packet) if packet is not None else []
+                except av.error.FFmpegError:
+                    continue
+                if packet is None:
+                    break
+                for frame in decoded:
+                    if (stamp := stamp_of(frame)) is None:
+                        continue
+                    missed = bisect_left(self.index.stamps, stamp, position, stop) - position
+                    if missed:
+                        yield from [to_rgb(before or frame)] * missed
+                        position += missed
+                    before = frame
+        if before is not None and position < stop:
+            yield from [to_rgb(before)] * (stop - position)
+
+
+@dataclass(eq=False)
 class _Live:
-    """A decoder that stands before sample ``position``.
+    """A decoder that stands before sample ``position``."""
 
-    A forked process can neither use it, since the two share one file position, nor let go of it, since closing
-    a decoder waits for threads that a fork leaves behind. There it is kept, unused, to the end.
-    """
-
-    _all: ClassVar[weakref.WeakSet[_Live]] = weakref.WeakSet()
-    _orphans: ClassVar[list[_Live]] = []
-
-    def __init__(self, frames: Iterator[FrameHWC], position: int) -> None:
-        self.frames = frames
-        self.position = position
-        self.process = os.getpid()
-        _watch_forks()
-        self._all.add(self)
-
-    @classmethod
-    def orphan_all(cls) -> None:
-        """In a process just forked: keep the parent's decoders alive."""
-        cls._orphans.extend(cls._all)
+    frames: Iterator[FrameHWC]
+    position: int
+    process: int = field(default_factory=os.getpid)
 
 
-@functools.lru_cache(maxsize=1)
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_Live.orphan_all)
+# A forked process can neither use its parent's decoders, since the two share one file position, nor let go of them,
+# since closing a decoder waits for threads that a fork leaves behind. There they are kept, unused, to the end.
+_all_live: weakref.WeakSet[_Live] = weakref.WeakSet()
+_kept_unused: list[_Live] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _kept_unused.extend(_all_live))
 
 
-def _walk(
-    path: Path, index: VideoIndex, start: int, stop: int, approximate: bool, threads: int
-) -> Iterator[tuple[VideoFrame, Stamp]]:
-    """Yield (frame, its stamp) for samples ``start`` to ``stop``; ends early where a frame is missing.
+class _Stamps:
+    """The stamp of each frame as a decoder gives them in turn; ``None`` where it has no time and should."""
 
-    Where skipping or seeking loses a frame (files that break their own rules), the rest is decoded again from
-    the beginning without either.
-    """
-    position = start
-    for seek, skip in ((True, True), (False, False)):
-        for found in _pass(path, index, position, stop, approximate, threads, seek=seek, skip=skip):
-            yield found
-            position += 1
-        if position == stop:
-            return
+    def __init__(self, timed: bool) -> None:
+        self._timed = timed
+        self._number, self._place = -1, 0
+        self._time: int | None = None
 
-
-def _pass(
-    path: Path,
-    index: VideoIndex,
-    start: int,
-    stop: int,
-    approximate: bool,
-    threads: int,
-    *,
-    seek: bool,
-    skip: bool,
-) -> Iterator[tuple[VideoFrame, Stamp]]:
-    """One pass of the decoder over the samples; ends at the first that does not turn up."""
-    import av
-
-    with open_container(path) as container:
-        stream = video_stream(container, path)
-        context = stream.codec_context
-        context.thread_type = "AUTO"
-        context.thread_count = threads
-        key = index.key_before(index.stamps[start]) if seek else None
-        packets = container.demux(stream) if key is None else packets_from(container, stream, key)
-        if approximate:
-            context.options = {"skip_loop_filter": "all"}
-        sparing = skip and index.timed and (approximate or index.codec in _SPARING_CODECS)
-        position, number = start, -1
-        shown, place, spoilt = None, 0, False
-        fed, resume = index.stamps[0][0], None
-        with suppress(av.error.FFmpegError):  # a frame that does not decode is a frame that is missing
-            for packet in packets:
-                if resume is not None:
-                    if packet.pts != resume:
-                        continue
-                    resume = None
-                    context.flush_buffers()
-                fed = max(fed, packet.pts or fed)
-                if sparing:
-                    needed = packet.pts is None or packet.pts in index.wanted
-                    context.skip_frame = "DEFAULT" if needed else "NONREF"
-                for frame in stream.decode(packet):
-                    number += 1
-                    # What the decoder had to make up goes on in all that is decoded from it.
-                    spoilt = frame.is_corrupt or (spoilt and not frame.key_frame)
-                    if index.timed and frame.pts is None:
-                        continue
-                    place = place + 1 if frame.pts == shown else 0
-                    shown = frame.pts
-                    stamp = (frame.pts, place) if index.timed else (number, 0)
-                    while position < stop and index.stamps[position] <= stamp:
-                        if index.stamps[position] != stamp or spoilt:
-                            return
-                        yield frame, stamp
-                        position += 1
-                    if position == stop:
-                        return
-                # The next sample can be reached from a key frame still to come: nothing before it is decoded.
-                key = index.key_before(index.stamps[position]) if skip else None
-                resume = key if key is not None and key > fed else None
+    def __call__(self, frame: VideoFrame) -> Stamp | None:
+        self._number += 1
+        if not self._timed:
+            return (self._number, 0)
+        if frame.pts is None:
+            return None
+        self._place = self._place + 1 if frame.pts == self._time else 0
+        self._time = frame.pts
+        return (frame.pts, self._place)
 
 
 class _RgbConverter:

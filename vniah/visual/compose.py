@@ -26,7 +26,7 @@ from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FramesNHWC, FrameSource
 from vniah.files import replacing
 from vniah.haystack import Haystack, require_frames
-from vniah.haystack.base import FrameHWC, content_hash
+from vniah.haystack.base import FrameHWC, LoopedHaystack, content_hash
 from vniah.notices import notice
 from vniah.runs.grid import needle_index
 from vniah.visual.composed_files import Holds, fill_file, find_whole, make_room, write_whole
@@ -210,31 +210,7 @@ def held_at_the_end(haystack: Haystack, num_frames: int) -> Haystack:
         f"{haystack.name!r} has {len(haystack)} frames, and the videos of {num_frames} show {len(haystack) + lacking}: "
         f"its last frame is held"
     )
-    return _HeldHaystack(haystack, len(haystack) + lacking)
-
-
-class _HeldHaystack(Haystack):
-    """A haystack whose last frame is shown to the end of ``length`` frames."""
-
-    def __init__(self, base: Haystack, length: int) -> None:
-        self.base, self._length = base, length
-        self.name, self.fps, self.approximate = base.name, base.fps, base.approximate
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.base.size
-
-    def _identify(self) -> str:
-        return "held-" + content_hash([self.base.fingerprint, str(len(self.base))])
-
-    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        end = len(self.base)
-        yield from self.base.frames(min(start, end), min(stop, end))
-        for _ in range(max(start, end), stop):
-            yield from self.base.frames(end - 1, end)
+    return LoopedHaystack(haystack, len(haystack) + lacking, hold=True)
 
 
 class Composer:
