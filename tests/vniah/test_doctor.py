@@ -180,7 +180,7 @@ def test_hub_is_asked_only_on_demand(loopback_hub: LoopbackHub, monkeypatch: pyt
 
 def test_cached_needles_are_noticed(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from vniah.hub import fetch_dataset
-    from vniah.needles.dataset import PATTERNS
+    from vniah.needles.sources import PATTERNS
 
     monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
     assert only(diagnosis.hub(), f"needles {DEFAULT_NEEDLES}").fix == "vniah download needles"

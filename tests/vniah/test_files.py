@@ -114,7 +114,7 @@ def _needles(path: Path) -> list[str]:
 def _needles_of_the_hub(path: Path) -> list[str]:
     from PIL import Image
 
-    from vniah.needles.dataset import read_snapshot
+    from vniah.needles.sources import read_snapshot
 
     Image.new("RGB", (4, 4)).save(path.parent / "a.png")
     path.rename(path.parent / "metadata.jsonl")

@@ -10,16 +10,17 @@ import pytest
 from PIL import Image
 
 from vniah.needles import open_needles
-from vniah.needles.icon_shapes import digit_mask, object_mask
 from vniah.needles.icons import (
     COLOURS,
     DIGITS,
     OBJECTS,
     SHADES,
     combinations,
+    digit_mask,
     draw_icon,
     icon_questions,
     is_heldout,
+    object_mask,
 )
 
 

@@ -268,7 +268,7 @@ def caches() -> Iterator[Finding]:
 def hub(*, online: bool = False, timeout: float = 5.0) -> Iterator[Finding]:
     """The Hub's address, what of it is cached, and with ``online`` whether it answers."""
     from vniah.hub import MODEL_FILES, cached_snapshot, hub_endpoint, is_offline
-    from vniah.needles.dataset import PATTERNS
+    from vniah.needles.sources import PATTERNS
     from vniah.visual.settings import DEFAULT_NEEDLES
 
     topic = "hub"

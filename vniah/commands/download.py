@@ -63,7 +63,7 @@ def command(
 
 
 def _needles(repo_id: str, revision: str | None, cache: Path) -> None:
-    from vniah.needles.dataset import PATTERNS, read_snapshot
+    from vniah.needles.sources import PATTERNS, read_snapshot
 
     folder = _newest_or_cached(repo_id, "dataset", revision, PATTERNS, cache)
     needles = read_snapshot(folder, repo_id, links_within=folder.parent.parent)

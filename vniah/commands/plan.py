@@ -143,7 +143,7 @@ def _on_this_machine(spec: str) -> NeedleSet | None:
     if not is_hub_id(spec) or Path(spec).is_dir():
         return open_needles(spec)
     from vniah.hub import cached_snapshot
-    from vniah.needles.dataset import PATTERNS, read_snapshot
+    from vniah.needles.sources import PATTERNS, read_snapshot
 
     snapshot = cached_snapshot(spec, "dataset", allow_patterns=PATTERNS, known_whole=False)
     return None if snapshot is None else read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)

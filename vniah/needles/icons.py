@@ -5,34 +5,23 @@ nothing but the combination, so that whoever trains on this family can be measur
 A needle names the object and asks for its colour or for the digit beside it.
 
 Layout is drawn in units of the picture's side: one random state gives the same scene at any size, and 32 pixels
-are enough to tell all objects and digits apart. Shapes: masks_HW, picture_HWC; H = W = size.
+are enough to tell all objects and digits apart. Shapes: picture_HWC; H = W = size.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from vniah.needles.icon_shapes import OBJECTS, digit_mask, object_mask
 from vniah.needles.needle import Needle, NeedleSet, Picture
-
-__all__ = [
-    "COLOURS",
-    "DIGITS",
-    "OBJECTS",
-    "combinations",
-    "draw_icon",
-    "icon_needles",
-    "icon_questions",
-    "is_heldout",
-]
 
 # Bump when the drawing changes: it is part of the fingerprint.
 VERSION = 1
@@ -47,7 +36,6 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 COLOURS = tuple(SHADES)
-DIGITS = tuple("0123456789")
 SUFFIX = "\nAnswer the question using a single word or phrase."
 # Needles are drawn at this size; a model resizes them to what it takes.
 NEEDLE_SIZE = 336
@@ -55,6 +43,52 @@ _MOST = 100_000
 DEFAULT_COUNT = 10
 Split: TypeAlias = Literal["heldout", "train"]
 SPLITS: tuple[Split, ...] = ("heldout", "train")
+
+
+# Objects are told by their outlines alone, so that they survive being shrunk to 15 pixels. Painted in order on a square
+# of 100 x 100: a polygon by its corners, a box by two of them, a disc by centre and radius (or two); a hole is cut.
+_OUTLINES = {
+    "boat": "polygon 2 68 98 68 80 96 20 96, polygon 48 4 48 60 10 60, polygon 55 16 55 60 90 60",
+    "bolt": "polygon 44 2 82 2 62 36 86 36 30 98 44 56 18 56",
+    "cross": "box 37 3 63 97, box 3 37 97 63",
+    "crown": "polygon 8 90 2 18 28 52 50 8 72 52 98 18 92 90",
+    "cup": "disc 74 42 24, hole disc 74 42 12, polygon 6 14 74 14 66 90 14 90",
+    "fish": "disc 40 50 38 23.56, polygon 66 50 98 18 98 82, hole disc 22 42 6",
+    "flower": ", ".join(
+        f"disc {50 + 31 * math.cos(k * math.pi / 3)} {50 + 31 * math.sin(k * math.pi / 3)} 18" for k in range(6)
+    )
+    + ", disc 50 50 22, hole disc 50 50 11",
+    "heart": "disc 27 31 25, disc 73 31 25, polygon 4 41 96 41 50 97, polygon 27 30 73 30 90 48 50 90 10 48",
+    "house": "polygon 50 4 98 48 2 48, box 14 44 86 96, hole box 40 62 60 97",
+    "key": "disc 24 50 23, hole disc 24 50 10, box 44 42 98 58, box 68 56 78 78, box 88 56 98 82",
+    "ladder": "box 16 2 32 98, box 68 2 84 98, box 30 12 70 27, box 30 41 70 56, box 30 70 70 85",
+    "moon": "disc 52 50 47, hole disc 74 42 40",
+    "mushroom": "disc 50 50 48 44.16, hole box 0 54 100 100, polygon 38 52 62 52 66 97 34 97",
+    "ring": "disc 50 50 48, hole disc 50 50 27",
+    "star": "polygon "
+    + " ".join(
+        f"{50 + r * math.sin(k * math.pi / 5)} {54 - r * math.cos(k * math.pi / 5)}" for k, r in enumerate([52, 20] * 5)
+    ),
+    "tree": "polygon 50 2 82 42 18 42, polygon 50 22 94 80 6 80, box 41 78 59 98",
+}
+OBJECTS = tuple(_OUTLINES)
+_MASK_SIDE = 128
+# Drawn at four times the size and averaged down: PIL draws hard edges.
+_FINE_SIDE = 4 * _MASK_SIDE
+# Rows of 3 x 5 cells, top to bottom.
+_DIGIT_ROWS = {
+    "0": "###|#.#|#.#|#.#|###",
+    "1": ".#.|##.|.#.|.#.|###",
+    "2": "###|..#|###|#..|###",
+    "3": "###|..#|.##|..#|###",
+    "4": "#.#|#.#|###|..#|..#",
+    "5": "###|#..|###|..#|###",
+    "6": "###|#..|###|#.#|###",
+    "7": "###|..#|..#|.#.|.#.",
+    "8": "###|#.#|###|#.#|###",
+    "9": "###|#.#|###|..#|###",
+}
+DIGITS = tuple(_DIGIT_ROWS)
 
 
 def is_heldout(obj: str, colour: str, digit: str) -> bool:
@@ -125,6 +159,41 @@ def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size:
     return Image.fromarray(picture_HWC.astype(np.uint8))
 
 
+@functools.cache
+def object_mask(name: str) -> Image.Image:
+    """The outline of an object, filling 128 x 128: 255 inside, 0 outside.
+
+    Raises:
+        ValueError: naming the objects that exist.
+    """
+    if name not in _OUTLINES:
+        raise ValueError(f"no object {name!r}; expected one of {', '.join(OBJECTS)}")
+    image = Image.new("L", (_FINE_SIDE, _FINE_SIDE))
+    pen = ImageDraw.Draw(image)
+    for shape in _OUTLINES[name].split(", "):
+        kind, *numbers = shape.removeprefix("hole ").split()
+        points = [float(number) for number in numbers]
+        if kind == "disc":
+            x, y, rx, ry = (*points, points[2])[:4]
+            points = [x - rx, y - ry, x + rx, y + ry]
+        draw = {"polygon": pen.polygon, "box": pen.rectangle, "disc": pen.ellipse}[kind]
+        draw([point * _FINE_SIDE / 100 for point in points], fill=0 if shape.startswith("hole") else 255)
+    return image.resize((_MASK_SIDE, _MASK_SIDE), Image.Resampling.BOX)
+
+
+@functools.cache
+def digit_mask(digit: str) -> Image.Image:
+    """A digit of 60 x 100, in cells of 20 x 20.
+
+    Raises:
+        ValueError: not one of 0 to 9.
+    """
+    if digit not in _DIGIT_ROWS:
+        raise ValueError(f"no digit {digit!r}; expected one of {', '.join(_DIGIT_ROWS)}")
+    cells_HW = [[cell == "#" for cell in row] for row in _DIGIT_ROWS[digit].split("|")]
+    return Image.fromarray(np.kron(np.array(cells_HW), np.full((20, 20), 255)).astype(np.uint8))
+
+
 def _texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     """A dim, plain ground: two dark shades blended along one direction, with soft waves. (H, W, 3), 0 to 90."""
     shades = rng.random((2, 3), np.float32) * 60 + 10
@@ -170,9 +239,9 @@ def icon_needles(spec: str, options: str = "") -> NeedleSet:
     needles = []
     for number, (combination, asked) in enumerate(_schedule(seed, count, split)):
         question, answer = icon_questions(*combination)[asked]
-        needle_id = f"{number:04d}-{combination[0]}-{'colour' if asked == 0 else 'number'}"
-        draw = functools.partial(_draw_needle, seed, number, combination)
-        needles.append(Needle(id=needle_id, question=question, answer=answer, picture=Picture(draw=draw, name=name)))
+        needle_id = f"{number:04d}-{combination[0]}-{('colour', 'number')[asked]}"
+        picture = Picture(draw=functools.partial(_draw_needle, seed, number, combination), name=name)
+        needles.append(Needle(id=needle_id, question=question, answer=answer, picture=picture))
     return NeedleSet(name, needles, recipe=f"{name} drawing {VERSION}")
 
 
@@ -185,11 +254,10 @@ def _schedule(seed: int, count: int, split: Split) -> Iterator[tuple[tuple[str, 
     # Hash order: a shuffle that no version of a random library can change.
     order = sorted(combinations(split), key=lambda c: hashlib.sha256(f"{seed} {' '.join(c)}".encode()).digest())
     used = dict.fromkeys((*COLOURS, *DIGITS), 0)
-    left = list(order)
+    left: list[tuple[str, str, str]] = []
     for number in range(count):
         asked = number % 2
-        if not left:
-            left = list(order)
+        left = left or list(order)
         # The earliest combination whose answer has been asked for least.
         best = min(range(len(left)), key=lambda i: (used[left[i][1 + asked]], i))
         combination = left.pop(best)

@@ -1,0 +1,251 @@
+"""Where a needle set comes from: a folder, a Hub dataset, or one of ours. One spec names one set on any machine.
+
+Parquet is read with pyarrow alone, which is several times quicker to import than the datasets library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vniah.files import is_hub_id, read_json, read_json_lines, safe_relative_path, user_path
+from vniah.hub import HubUnreachableError, fetch_dataset
+from vniah.needles.needle import Needle, NeedleSet, Picture
+from vniah.notices import notice
+from vniah.visual.settings import DEFAULT_NEEDLES
+
+FORMS = (
+    "'builtin', 'icons[:seed[:count[:heldout|train]]]', a folder with needles.json, "
+    f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
+)
+FAMILIES = ("builtin", "icons")
+_BUILTIN = Path(__file__).with_name("builtin")
+KEYS = ("id", "file", "question", "answer")
+INDEX = "needles.json"
+SPLIT = "test"
+COLUMNS = ("image", "question", "answer")
+PATTERNS = ("*.parquet", INDEX, "*metadata.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp")
+
+
+def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
+    """Open a needle set.
+
+    Args:
+        spec: one of
+
+            - ``builtin``: twelve counterfactual scenes that we drew ourselves;
+            - ``icons``, ``icons:seed``, ``icons:seed:count``, ``icons:seed:count:heldout|train``: icons with a
+              digit, any number of them; see ``vniah/needles/icons.py``;
+            - a folder with ``needles.json``, a list of {id, file, question, answer}, or that file;
+            - a Hub dataset id ``owner/name`` with columns image, question, answer in its split "test". The
+              ids are the row numbers from 0. The local cache is used before the Hub.
+
+            A folder of the very name wins over all of these.
+        revision: of a Hub dataset.
+
+    When the paper's set is neither cached nor reachable, the built-in one takes its place, with a warning;
+    ``NeedleSet.name`` then is "builtin".
+
+    Raises:
+        FileNotFoundError: no such folder, or the Hub has no such dataset.
+        HubUnreachableError: the Hub does not answer, for any set but the paper's.
+        ValueError: the spec is none of the above, or the set is faulty; see the readers.
+    """
+    spec = str(spec).strip()
+    family, _, rest = spec.partition(":")
+    folder = user_path(spec)
+    if spec and family not in FAMILIES and folder.is_file():
+        if folder.name != INDEX:
+            raise ValueError(f"the needles {spec!r} are a file; give a folder that holds a {INDEX}")
+        folder = folder.parent
+        spec = str(folder)
+    # A folder without an index counts for nothing where the spec means a set of ours.
+    if spec and folder.is_dir() and (family not in FAMILIES or (folder / INDEX).is_file()):
+        if family in FAMILIES:
+            notice(f"the needles {spec!r} are those of {folder.absolute()} and not the set of that name")
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given, but {spec!r} is a folder and has none")
+        return read_folder(folder, name=spec)
+    if family in FAMILIES or not is_hub_id(spec):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given, but {spec!r} is not a Hub dataset and has none")
+        return _open_local(spec, family, rest)
+
+    try:
+        snapshot = fetch_dataset(spec, revision, allow_patterns=PATTERNS, progress=False)
+        # cache/datasets--owner--name/snapshots/commit: files are links to the blobs two levels up.
+        return read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
+    except HubUnreachableError as error:
+        if spec != DEFAULT_NEEDLES:
+            raise
+        notice(
+            f"the needles {spec} are not in the cache and could not be fetched ({error}). Using the built-in needles "
+            "instead: scores will not compare with the paper's. `vniah download needles` fetches the real ones; "
+            "VNIAH_NEEDLES=builtin silences this"
+        )
+        return _open_local("builtin", "builtin", "")
+
+
+def _open_local(spec: str, family: str, rest: str) -> NeedleSet:
+    if spec == "builtin":
+        # Known by its pixels and by the code that drew it, as when it was drawn anew each time (builtin/README.md).
+        needles = (
+            replace(needle, picture=Picture(draw=needle.picture.load, name=f"built-in needle {needle.id!r}"))
+            for needle in read_folder(_BUILTIN)
+        )
+        return NeedleSet("builtin", needles, recipe="builtin drawing 1")
+    if family == "icons":
+        from vniah.needles.icons import icon_needles
+
+        return icon_needles(spec, rest)
+    if spec and ("/" in spec or user_path(spec).exists()):
+        raise FileNotFoundError(f"no folder of needles at {spec!r}; expected {FORMS}")
+    raise ValueError(f"no needle set {spec!r}; expected {FORMS}")
+
+
+def read_folder(folder: Path, *, name: str | None = None, links_within: Path | None = None) -> NeedleSet:
+    """Read and check every needle of a folder; images are decoded once here and again when they are used.
+
+    Args:
+        folder: holds needles.json and the images it names.
+        name: of the set; the folder's path if None.
+        links_within: where links in the folder may lead; a Hub snapshot links to the blobs beside it.
+
+    Raises:
+        FileNotFoundError: no needles.json, or an image that it names is missing.
+        ValueError: it is not JSON or not such a list, an image is corrupt or lies outside the folder, a text is
+            empty, or an id occurs twice.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} has no {INDEX}; expected a list of {{{', '.join(KEYS)}}} beside the images")
+    rows = read_json(index)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{index} must be a list of {{{', '.join(KEYS)}}}, got {_shown(rows)}")
+    needles = [_needle(row, number, index, links_within) for number, row in enumerate(rows)]
+    return NeedleSet(name or str(folder), needles)
+
+
+def _needle(row: Mapping[str, Any], number: int, index: Path, links_within: Path | None) -> Needle:
+    lacking = [key for key in KEYS if key not in row]
+    if lacking:
+        raise ValueError(f"{index}: entry {number} lacks {', '.join(lacking)}; it has {', '.join(row) or 'nothing'}")
+    needle_id = row["id"]
+    if isinstance(needle_id, bool) or not isinstance(needle_id, (str, int)) or not str(needle_id).strip():
+        raise ValueError(f"{index}: the id of entry {number} must be a text or a whole number, got {needle_id!r}")
+    picture = checked_file(row["file"], index.parent, f"needle {str(needle_id)!r} in {index}", links_within)
+    return Needle(id=str(needle_id), question=row["question"], answer=row["answer"], picture=picture)
+
+
+def checked_file(name: Any, folder: Path, owner: str, links_within: Path | None = None) -> Picture:
+    """The image file ``name`` of ``folder``, once it is known to be inside, present and readable.
+
+    Args:
+        owner: what to call it in an error.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not.
+    """
+    try:
+        path = safe_relative_path(name, folder, links_within=links_within)
+    except ValueError as error:
+        raise ValueError(f"the image of {owner}: {error}") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"the image of {owner} is missing: no file {path}")
+    picture = Picture(stored=path, name=f"{owner} ({path.name})")
+    picture.load()
+    return picture
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_snapshot(folder: Path, name: str, *, links_within: Path | None = None) -> NeedleSet:
+    """The needles of a downloaded dataset: needles.json, Parquet, or images with metadata.jsonl.
+
+    Raises:
+        FileNotFoundError: an image that it names is missing.
+        ValueError: no split "test", other columns, or a faulty row.
+    """
+    if (folder / INDEX).is_file():
+        return read_folder(folder, name=name, links_within=links_within)
+    tables = sorted(folder.rglob("*.parquet"))
+    if tables:
+        rows = _parquet_rows(_of_split(tables, folder, name), folder, name, links_within)
+    else:
+        rows = _image_folder_rows(folder, name, links_within)
+    needles = (
+        Needle(id=str(number), question=row["question"], answer=row["answer"], picture=picture)
+        for number, (picture, row) in enumerate(rows)
+    )
+    return NeedleSet(name, needles)
+
+
+def _of_split(tables: list[Path], folder: Path, name: str) -> list[Path]:
+    """The files of split "test", named as datasets names them: data/test-00000-of-00001.parquet, or test/..."""
+    chosen = [
+        path
+        for path in tables
+        if path.stem == SPLIT or path.stem.startswith(f"{SPLIT}-") or SPLIT in path.relative_to(folder).parts[:-1]
+    ]
+    if not chosen:
+        found = ", ".join(path.relative_to(folder).as_posix() for path in tables[:5])
+        raise ValueError(f"the dataset {name} has no split {SPLIT!r}; it has {found}")
+    return chosen
+
+
+def _parquet_rows(
+    tables: list[Path], folder: Path, name: str, links_within: Path | None
+) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    for path in tables:
+        try:
+            file = pq.ParquetFile(path)
+            _check_columns(file.schema_arrow.names, name)
+            rows = file.read(columns=list(COLUMNS)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path.name} of {name} is not a readable Parquet file: {error}") from None
+        for row in rows:
+            yield _cell_picture(row["image"], f"row {number} of {name}", folder, links_within), row
+            number += 1
+
+
+def _cell_picture(cell: Any, owner: str, folder: Path, links_within: Path | None) -> Picture:
+    """An image cell: {bytes, path} as datasets writes it, or bare bytes."""
+    if isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell.get("bytes") is None:
+        return checked_file(cell["path"], folder, owner, links_within)
+    stored = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(stored, bytes):
+        raise ValueError(f"the image of {owner} must be bytes or {{bytes, path}}, got {type(stored).__name__}")
+    picture = Picture(stored=stored, name=owner)
+    picture.load()
+    return picture
+
+
+def _image_folder_rows(folder: Path, name: str, links_within: Path | None) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    indexes = [path for path in (folder / SPLIT / "metadata.jsonl", folder / "metadata.jsonl") if path.is_file()]
+    if not indexes:
+        raise ValueError(
+            f"the dataset {name} has neither Parquet files nor {INDEX} nor metadata.jsonl; expected Parquet with "
+            f"columns {', '.join(COLUMNS)} in split {SPLIT!r}"
+        )
+    index = indexes[0]
+    for line, row in read_json_lines(index):
+        number = line - 1
+        if not isinstance(row, dict):
+            raise ValueError(f"{index}, line {line} is no object; expected {{file_name, question, answer}}")
+        _check_columns(["image" if key == "file_name" else key for key in row], name)
+        yield checked_file(row["file_name"], index.parent, f"row {number} of {name}", links_within), row
+
+
+def _check_columns(found: list[str], name: str) -> None:
+    if not set(COLUMNS) <= set(found):
+        raise ValueError(f"the dataset {name} has columns {', '.join(found)}; expected {', '.join(COLUMNS)}")
