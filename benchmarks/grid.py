@@ -71,8 +71,7 @@ def run(side: str, backend: Any, frames: Any, tree: Any, media: Mapping[str, Any
     import torch
     from random_backend import Spent, clock, peak_bytes
 
-    from longva_model.engine.engine import EngineOptions, TreeEngine
-    from longva_model.engine.plain import PlainEngine
+    from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 
     torch.set_num_threads(options.threads)
     backend.decoder.set_attn_implementation("sdpa" if side == "plain" else "longva_blockwise")

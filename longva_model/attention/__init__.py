@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longva_model.attention.blockwise import block_attention, merge, use_kernel
     from longva_model.attention.interface import RingContext, register, ring_context
-    from longva_model.attention.past import ring_attention_with_past, sharded_past_attention
     from longva_model.attention.reference import reference_attention
-    from longva_model.attention.ring import zigzag_ring_attention
+    from longva_model.attention.ring import ring_attention_with_past, sharded_past_attention, zigzag_ring_attention
     from longva_model.attention.zigzag import (
         local_length,
         local_lengths,
@@ -24,27 +23,6 @@ if TYPE_CHECKING:
         zigzag_spans,
         zigzag_unshard,
     )
-
-_HOMES = {
-    "block_attention": "blockwise",
-    "merge": "blockwise",
-    "use_kernel": "blockwise",
-    "reference_attention": "reference",
-    "zigzag_ring_attention": "ring",
-    "ring_attention_with_past": "past",
-    "sharded_past_attention": "past",
-    "RingContext": "interface",
-    "ring_context": "interface",
-    "register": "interface",
-    "local_length": "zigzag",
-    "local_lengths": "zigzag",
-    "pad_to_multiple": "zigzag",
-    "padded_length": "zigzag",
-    "zigzag_positions": "zigzag",
-    "zigzag_shard": "zigzag",
-    "zigzag_spans": "zigzag",
-    "zigzag_unshard": "zigzag",
-}
 
 __all__ = [
     "RingContext",
@@ -69,9 +47,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        for home in ("zigzag", "blockwise", "reference", "ring", "interface"):
+            module = importlib.import_module(f"{__name__}.{home}")
+            if name in vars(module):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

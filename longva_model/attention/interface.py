@@ -31,8 +31,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from longva_model.attention.blockwise import block_attention
-from longva_model.attention.past import Travel, ring_attention_with_past, sharded_past_attention
-from longva_model.attention.ring import Ring, zigzag_ring_attention
+from longva_model.attention.ring import (
+    Ring,
+    Travel,
+    ring_attention_with_past,
+    sharded_past_attention,
+    zigzag_ring_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

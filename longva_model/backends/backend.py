@@ -24,7 +24,7 @@ from PIL import Image as PILImage
 from torch import nn
 
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index
-from longva_model.engine.head import widened
+from longva_model.engine.logits import widened
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.rope import make_exact
 from vniah.contract.cost import ModelShape

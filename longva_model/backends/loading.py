@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from longva_model.backends.backend import Backend, HubModel, building, described, load_args, load_transformers
 from longva_model.backends.llava_next_video import LlavaNextVideoBackend
-from longva_model.engine.head import OwnHead
+from longva_model.engine.logits import OwnHead
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.run import processes as work

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.finite import is_finite, not_finite
+from longva_model.engine.logits import is_finite, not_finite
 from longva_model.run import processes as work
 
 # Rows of logits at a time: 512 x 152,064 in fp32 is 311 MB.

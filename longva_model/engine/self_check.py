@@ -21,7 +21,7 @@ import torch
 
 from longva_model.backends.backend import Backend, building
 from longva_model.engine.engine import EngineOptions, TreeEngine
-from longva_model.engine.finite import is_finite, not_finite
+from longva_model.engine.logits import is_finite, not_finite
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes as work
 from vniah.notices import notice

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vniah.files import flush
+from vniah.files import flush, lock
 from vniah.notices import notice
 
 BLOCK = 64
@@ -70,20 +69,17 @@ class BlockStore:
                 return None
             sound = False
         if not sound:
-            self._say_damaged(path)
+            if not self._damaged:
+                notice(
+                    f"cached frame embeddings do not match their checksum or cannot be read ({path}, perhaps others); "
+                    "their frames are encoded again"
+                )
+            self._damaged = True
             return None
         # In a cache that may only be read, the order of use is not kept.
         with contextlib.suppress(OSError):
             os.utime(path)
         return tokens
-
-    def _say_damaged(self, path: Path) -> None:
-        if not self._damaged:
-            self._damaged = True
-            notice(
-                f"cached frame embeddings do not match their checksum or cannot be read ({path}, perhaps others); "
-                "their frames are encoded again"
-            )
 
     def store(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
         """Keep a block. A disk that takes no more is a warning, once: what is there is read on."""
@@ -134,13 +130,12 @@ class BlockStore:
                 continue
         else:
             raise OSError(f"{folder} is removed as often as it is made")
+        os.close(handle)
         part = Path(name)
         try:
-            with contextlib.suppress(OSError):  # not every file system locks
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            yield part
+            with lock(part) or contextlib.nullcontext():  # not every file system locks
+                yield part
         finally:
-            os.close(handle)
             part.unlink(missing_ok=True)
 
     def _make_room(self, newest: Path, newest_bytes: int) -> None:
@@ -152,15 +147,16 @@ class BlockStore:
                 return
         found = []
         now = time.time()
-        for path in self._files():
+        for path in (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names):
             # Other processes remove files and folders at any time.
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 if path.suffix == ".safetensors":
                     found.append((stat.st_mtime, stat.st_size, path))
-                elif path.suffix == ".part" and now - stat.st_mtime > _ABANDONED_SECONDS and not _in_use(path):
+                elif path.suffix == ".part" and now - stat.st_mtime > _ABANDONED_SECONDS and (held := lock(path)):
                     # Of a process that was killed while it wrote.
-                    path.unlink()
+                    with held:
+                        path.unlink()
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self.max_bytes:
@@ -175,11 +171,6 @@ class BlockStore:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def _files(self) -> Iterator[Path]:
-        for folder in list(self.folder.iterdir()):
-            with contextlib.suppress(OSError):
-                yield from list(folder.iterdir())
-
 
 def _described(key: str, index: int, tokens_NtD: torch.Tensor) -> dict[str, str]:
     """The metadata of a block's file: what it is, and a hash over that and its bytes. One entry: safetensors
@@ -189,13 +180,3 @@ def _described(key: str, index: int, tokens_NtD: torch.Tensor) -> dict[str, str]
     digest = hashlib.sha256(about.encode())
     digest.update(tokens_NtD.contiguous().view(torch.uint8).numpy().data)
     return {"block": f"{about} sha256={digest.hexdigest()}"}
-
-
-def _in_use(part: Path) -> bool:
-    """Whether a process still writes to a file, however old the clock says that it is."""
-    with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

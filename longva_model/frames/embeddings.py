@@ -11,29 +11,58 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from longva_model.backends.backend import Backend
 from longva_model.frames.block_store import BLOCK, BlockStore
-from longva_model.frames.prefetch import Ahead
 from longva_model.pictures.preprocess import alone
 from vniah.contract.requests import Frames, Request
 from vniah.contract.sources import FramesNHWC, FrameSource
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
+T = TypeVar("T")
 _MEMORY_BLOCKS = 8
 _LANES = 8
 # Part of a block's key: what an earlier edition stored is not looked at.
 _FORMAT = f"{BLOCK} with a checksum"
 # Frames as they come are large (a 4K one 25 MB): what a lane reads of them at once.
 _RAW_BYTES = 64 << 20
+
+
+class Ahead(Generic[T], Iterator[T]):
+    """``items``, worked out by a thread that keeps up to ``limit`` ready and starts at once.
+
+    Errors of ``items`` are raised where they would have come. ``close`` ends the thread and closes ``items``.
+    """
+
+    def __init__(self, items: Generator[T], *, limit: int, name: str) -> None:
+        self._items = items
+        self._pool = ThreadPoolExecutor(1, name)
+        self._end: Any = object()
+        self._coming = deque(self._pool.submit(next, items, self._end) for _ in range(limit + 1))
+
+    def __next__(self) -> Any:
+        item = self._coming.popleft().result() if self._coming else self._end
+        if item is self._end:
+            raise StopIteration
+        self._coming.append(self._pool.submit(next, self._items, self._end))
+        return item
+
+    def close(self) -> None:
+        """Returns when the thread has ended: it may hold what another is to use next."""
+        for item in self._coming:
+            item.cancel()
+        self._coming.clear()
+        self._pool.submit(self._items.close)  # in the thread that ran them
+        self._pool.shutdown()
 
 
 class FrameTokens(Protocol):
@@ -176,7 +205,7 @@ class FrameEmbeddings:
             return
         key = self._key(source, preprocess)
         with ExitStack() as stack:
-            lanes = [stack.enter_context(closing(lane)) for lane in self._lanes(source, blocks, preprocess)]
+            lanes = self._lanes(source, blocks, preprocess, stack)
             for number, index in enumerate(blocks):
                 parts: list[torch.Tensor] = []
                 left = _rows(source, index)
@@ -192,23 +221,28 @@ class FrameEmbeddings:
                     self.store.store(key, index, tokens)
                 yield tokens
 
-    def _lanes(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> list[Ahead[torch.Tensor]]:
+    def _lanes(
+        self, source: FrameSource, blocks: Sequence[int], preprocess: str, stack: ExitStack
+    ) -> list[Ahead[torch.Tensor]]:
         """Fitted frames of ``blocks``, in batches that do not cross blocks; each lane has every so manieth block.
 
         A film of several blocks is read at as many places at once as there are cores, where its source can be:
-        decoders gain little from threads of their own. Else one thread decodes and one fits.
+        decoders gain little from threads of their own. Else one thread decodes and one fits. ``stack`` ends them.
         """
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         readers = _readers(source, min(cores, _LANES, len(blocks)))
         if len(readers) < 2:
+            raw = (source.frames(*span) for span in self._batches(source, blocks))
             # No more than one batch of raw frames waits.
-            frames = Ahead(self._frames(source, blocks), limit=1, name="decode frames")
-            return [Ahead(self._fit_each(frames, source, preprocess), limit=2, name="fit frames")]
+            frames = stack.enter_context(closing(Ahead(raw, limit=1, name="decode frames")))
+            fitted = (self._fit(frames_NHWC, source, preprocess) for frames_NHWC in frames)
+            return [stack.enter_context(closing(Ahead(fitted, limit=2, name="fit frames")))]
         share = -(-BLOCK // self.batch_size)
-        return [
-            Ahead(self._read_alone(reader, blocks[lane :: len(readers)], preprocess), limit=share, name="read frames")
-            for lane, reader in enumerate(readers)
-        ]
+        found = []
+        for lane, reader in enumerate(readers):
+            batches = self._read_alone(reader, blocks[lane :: len(readers)], preprocess)
+            found.append(stack.enter_context(closing(Ahead(batches, limit=share, name="read frames"))))
+        return found
 
     def _read_alone(self, reader: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
         piece = _raw_frames(reader, self.batch_size)
@@ -219,19 +253,10 @@ class FrameEmbeddings:
                 yield parts[0] if len(parts) == 1 else torch.cat(parts)
                 del parts
 
-    def _fit_each(self, frames: Ahead[FramesNHWC], source: FrameSource, preprocess: str) -> Generator[torch.Tensor]:
-        with closing(frames):
-            for frames_NHWC in frames:
-                yield self._fit(frames_NHWC, source, preprocess)
-
     def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
         # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
         mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
         return self.backend.pixels(frames_NHWC, mode)
-
-    def _frames(self, source: FrameSource, blocks: Sequence[int]) -> Generator[FramesNHWC]:
-        for start, stop in self._batches(source, blocks):
-            yield source.frames(start, stop)
 
     def _batches(self, source: FrameSource, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Batches of the tower, which do not cross blocks."""

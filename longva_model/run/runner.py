@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from longva_model.backends.backend import Backend
-from longva_model.engine.engine import EngineOptions, OnResult, TreeEngine
+from longva_model.engine.engine import EngineOptions, OnResult, PlainEngine, TreeEngine
 from longva_model.engine.leaves import LeafResult
-from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.batches import Costs, Planned, shared_sources, windows
-from longva_model.run.progress import progress_bar
 from longva_model.run.sharing import Block, encode_together
 from vniah.contract.requests import Frames, Image, Leaf, Request, RequestTree
 from vniah.notices import identify
 from vniah.runs.journal import Journal, content_key
 
+# Runs below so many FLOPs are over before a bar is read.
+_WORTH_SHOWING = 1e9
 # How jobs are sorted and told apart: task, document, request of the document, sample.
 Order = tuple[str, int, int, int]
 
@@ -77,7 +79,7 @@ class Runner:
             backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch, show=self.rank == 0
         )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
-        self._unit = "answers"
+        self._noun = "answers"
         self._ring_checked = False
         self.journal_path: Path | None = None
 
@@ -109,7 +111,7 @@ class Runner:
         if not union:
             return []
         with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
-            self._unit = "cells" if measured else "answers"
+            self._noun = "cells" if measured else "answers"
             self.journal_path = None if journal is None else journal.path
             identify(self.identity())
             if journal is not None:
@@ -341,32 +343,65 @@ class Runner:
                 known = work.broadcast(known)
                 found.update({window[index][0].order: result for index, result in known.items()})
             if len(known) < len(window):
-                place = (len(found), len(jobs))
-                self._run_window([prompt for _, prompt in window], known, done, place=place, ring=ring)
+                prompts = [prompt for _, prompt in window]
+                self._run_window(prompts, known, done, answered=len(found), of=len(jobs), ring=ring)
         return found
 
     def _run_window(
         self,
         prompts: Sequence[Prompt],
         known: dict[int, LeafResult],
-        done: OnResult,
+        on_result: OnResult,
         *,
-        place: tuple[int, int],
+        answered: int,
+        of: int,
         ring: bool,
     ) -> None:
-        """Run the prompts of a window; ``place`` is how many answers there are already, of how many in all."""
+        """Run the prompts of a window; ``answered`` ``of`` all are there already."""
         tree = RequestTree([prompt.request for prompt in prompts])
         engine = self.engine(ring=ring)
         media: dict[str, Any] = {}
         for prompt in prompts:
             media.update(prompt.media)
             self._show(engine, prompt)
-        total = engine.planned_flops(tree, known)
-        before, everything = place
-        with progress_bar(total, done=before, of=everything, unit=self._unit, show=self.rank == 0) as progress:
+        flops = engine.planned_flops(tree, known)
+        with Progress(flops, done=answered, of=of, noun=self._noun, show=self.rank == 0) as progress:
 
             def told(index: int, result: LeafResult) -> None:
-                done(index, result)
+                on_result(index, result)
                 progress.answered()
 
             engine.run(tree, media, on_result=told, on_flops=progress.computed, known=known)
+
+
+class Progress(tqdm):
+    """The bar of a run: cells done of all, and the time left by the FLOPs that are left.
+
+    Args:
+        total: FLOPs of the bar.
+        done: cells that are scored already, ``of`` how many in all.
+        noun: what is counted, "cells" or "answers".
+    """
+
+    def __init__(self, total: int, *, done: int, of: int, noun: str, show: bool) -> None:
+        form = "{desc} |{bar}| {percentage:3.0f} % of the work [{elapsed}<{remaining}]"
+        super().__init__(total=total, bar_format=form, disable=not show or total < _WORTH_SHOWING, file=sys.stderr)
+        self._work, self._done, self._of, self._noun = total, done - 1, of, noun
+        self._begun = self.disable
+        self.answered()
+
+    def answered(self) -> None:
+        """One more cell is scored."""
+        self._done += 1
+        self.set_description_str(f"vniah: {self._done:,} of {self._of:,} {self._noun}", refresh=False)
+
+    def computed(self, flops: int) -> None:
+        """So many more FLOPs are done."""
+        if self._begun:
+            self.update(flops)
+            return
+        # Frames are encoded in the first step and are no FLOPs of the bar: its rate counts from here.
+        self._begun = True
+        self.reset(self._work)
+        self.initial = self.n = self.last_print_n = flops
+        self.refresh()

@@ -335,7 +335,7 @@ def test_an_error_of_the_decoder_is_raised_and_what_was_done_is_kept(backend: An
         read(FrameEmbeddings(backend, tmp_path), source, 0, 200)
     assert len(files(tmp_path)) == 2
     no_thread_is_left()
-    assert "decode frames" in source.readers
+    assert "decode frames_0" in source.readers
 
 
 def test_an_error_of_the_tower_ends_the_thread(backend: Any) -> None:
@@ -351,13 +351,13 @@ def test_an_error_of_the_tower_ends_the_thread(backend: Any) -> None:
 def test_closing_early_ends_the_thread(backend: Any) -> None:
     pieces = FrameEmbeddings(backend, batch_size=4).get(CountingFrames(1000), 0, 1000, "pad")
     next(pieces)
-    assert any(thread.name == "decode frames" for thread in threading.enumerate())
+    assert any(thread.name == "decode frames_0" for thread in threading.enumerate())
     pieces.close()
     no_thread_is_left()
 
 
 def no_thread_is_left() -> None:
-    assert not [thread for thread in threading.enumerate() if thread.name.endswith(" frames")]
+    assert not [thread for thread in threading.enumerate() if " frames" in thread.name]
 
 
 class ManyReaders(CountingFrames):
@@ -381,7 +381,7 @@ def test_a_film_that_is_read_at_several_places_comes_in_order(backend: Any, batc
     frames = FrameEmbeddings(backend, batch_size=batch_size)
     for start, stop in [(0, 1000), (100, 101), (70, 640)]:
         torch.testing.assert_close(read(frames, source, start, stop), expected(backend, source, start, stop))
-    assert "read frames" in source.readers
+    assert "read frames_0" in source.readers
     assert sorted(source.asked) == sorted(
         (start, min(start + batch_size, stop))
         for block in range(0, 1000, BLOCK)
@@ -435,7 +435,7 @@ def test_errors_and_closing_end_every_reader(backend: Any) -> None:
     no_thread_is_left()
     pieces = FrameEmbeddings(backend).get(ManyReaders(1000), 0, 1000, "pad")
     next(pieces)
-    assert sum(thread.name == "read frames" for thread in threading.enumerate()) == 4
+    assert sum(thread.name == "read frames_0" for thread in threading.enumerate()) == 4
     pieces.close()
     no_thread_is_left()
 

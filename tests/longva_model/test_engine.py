@@ -12,11 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.engine.leaves import LeafResult
-from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.run.progress import progress_bar
+from longva_model.run.runner import Progress
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
 _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
@@ -226,13 +225,13 @@ def test_bad_requests_are_named() -> None:
 
 
 def test_the_bars_rate_counts_from_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(10**12, done=2, of=12, unit="cells", show=True) as progress:
+    with Progress(10**12, done=2, of=12, noun="cells", show=True) as progress:
         for _ in range(10):
             progress.computed(10**11)
             progress.answered()
     told = capsys.readouterr().err
     assert "100 % of the work" in told and "12 of 12 cells" in told and "2 of 12 cells" in told
     for total, show in ((10**12, False), (10**6, True)):
-        with progress_bar(total, done=0, of=1, unit="cells", show=show) as progress:
+        with Progress(total, done=0, of=1, noun="cells", show=show) as progress:
             progress.computed(total)
         assert capsys.readouterr().err == ""

@@ -12,9 +12,8 @@ from tiny_checkpoints import write_longva, write_text_model
 from typer.testing import CliRunner
 
 from longva_model.backends.loading import load_backend
-from longva_model.engine.engine import TreeEngine
+from longva_model.engine.engine import PlainEngine, TreeEngine
 from longva_model.engine.perplexity import measure
-from longva_model.engine.plain import PlainEngine
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import build_prompt

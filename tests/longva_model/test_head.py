@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-from longva_model.engine import head
-from longva_model.engine.head import OwnHead, WideLinear, widened
+from longva_model.engine import logits
+from longva_model.engine.logits import OwnHead, WideLinear, widened
 from longva_model.rope import ExactRotary, make_exact
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_logits_of_half_precision_weights_are_not_rounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounded to bf16, about one top logit in twenty ties with another, and log-probabilities are off by 0.07."""
-    monkeypatch.setattr(head, "_WIDE_NUMBERS", 64 * 300)  # several slices, the last one shorter
+    monkeypatch.setattr(logits, "_WIDE_NUMBERS", 64 * 300)  # several slices, the last one shorter
     torch.manual_seed(0)
     linear = nn.Linear(64, 2000, bias=True).to(dtype)
     hidden_TD = (torch.randn(400, 64) * 12).to(dtype)

@@ -1,8 +1,10 @@
-"""From hidden states to logits by a model's own head, in fp32.
+"""From hidden states to logits by a model's own head, in fp32, and what to say of logits that are no numbers.
 
 What stands between hidden states and logits differs (Cohere and Granite scale, Gemma 2 caps), so a model's own
 forward makes them: it is called with a stand-in for its decoder, which hands the given hidden states on. Only the
 linear map itself is made anew: in fp32, where the model's would round the logits to bf16 before anyone compares them.
+
+Nothing is scored from NaN or infinite logits: an argmax of NaN is an id like any other, and would be read as an answer.
 
 Shapes: T tokens, D hidden size, V vocabulary.
 """
@@ -10,10 +12,12 @@ Shapes: T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 # Of a head's weights, so many are held in fp32 at once (256 MiB).
 _WIDE_NUMBERS = 2**26
@@ -101,3 +105,74 @@ class _Output(tuple[torch.Tensor]):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+class NotFiniteError(Exception):
+    """Logits hold NaN or infinity. For the engine, which knows the prompt; users see a ``ValueError``.
+
+    Attributes:
+        ids: generated before it.
+    """
+
+    def __init__(self, ids: Sequence[int] = ()) -> None:
+        super().__init__("logits are not finite")
+        self.ids = list(ids)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def not_finite(backend: Any, embeddings: Iterable[torch.Tensor], rerun: Callable[[], Any]) -> ValueError:
+    """The error for logits that are not finite, with the tensor or layer to blame where it can be told.
+
+    Args:
+        embeddings: of the prompt, in pieces.
+        rerun: runs the prompt again; its layers are watched.
+    """
+    where = _bad_weights(backend.model) or _bad_embeddings(embeddings) or _bad_layer(backend.model, rerun)
+    half = backend.dtype == torch.float16
+    advice = "use dtype=bfloat16 or dtype=float32" if half else "check the checkpoint's weights, or fetch it again"
+    return ValueError(
+        f"the logits of {backend.name} are not finite (NaN or infinite): {where or 'its head makes them so'}; nothing "
+        f"is scored from them, {advice}"
+    )
+
+
+def _bad_weights(model: nn.Module) -> str:
+    for name, tensor in model.named_parameters():
+        if not tensor.is_meta and tensor.dtype.is_floating_point and not is_finite(tensor):
+            count = int((~torch.isfinite(tensor)).sum())
+            return f"{count:,} of {tensor.numel():,} values of its weight {name} are not finite"
+    return ""
+
+
+def _bad_embeddings(embeddings: Iterable[torch.Tensor]) -> str:
+    place = 0
+    for piece_TD in embeddings:
+        if not is_finite(piece_TD):
+            row = int((~torch.isfinite(piece_TD)).any(-1).nonzero()[0])
+            return f"the embedding of prompt token {place + row:,} is not finite"
+        place += len(piece_TD)
+    return ""
+
+
+def _bad_layer(model: nn.Module, rerun: Callable[[], Any]) -> str:
+    """The first part of the model whose output is not finite in another run. Parts end before what holds them does."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+            if not found and any(x.dtype.is_floating_point and not is_finite(x) for x in tensors):
+                found.append(name)
+
+        return after
+
+    handles = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
+    try:
+        rerun()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"they arise in {found[0]}" if found else ""
