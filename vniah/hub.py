@@ -1,79 +1,75 @@
 """Downloads from the Hugging Face Hub: the local cache first, then the Hub; the caller decides what comes third.
 
 Files land in the ordinary Hub cache, where ``transformers`` and ``datasets`` find them too. Endpoint and cache
-folder are read from the environment at each call. Knows nothing about needles, models or tasks.
+folder are read from the environment at each call. The Hub library lists, links and notes what is whole; files are
+fetched here, since it keeps nothing of a file whose line broke, checks no hash, and waits for ever on a trickle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
+import ctypes
+import hashlib
+import importlib
 import itertools
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from vniah.deadline import within
-from vniah.files import check_relative_name
-from vniah.hub_errors import HubUnreachableError, RepositoryMissingError, hub_endpoint, plain_errors
+from vniah.files import check_relative_name, flush, lock, replacing
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = [
-    "MODEL_FILES",
-    "HubUnreachableError",
-    "RepositoryMissingError",
-    "cached_snapshot",
-    "fetch_dataset",
-    "fetch_model",
-    "fetch_snapshot",
-    "hub_cache_dir",
-    "hub_endpoint",
-    "is_offline",
-]
-
 RepoType = Literal["model", "dataset"]
+_T = TypeVar("_T")
 
 # What a checkpoint needs. Pickle files (.bin, .pt, .ckpt) run code when loaded and are never fetched.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Seconds to wait for the Hub's first answer; the Hub library alone may wait without end.
-ANSWER_TIMEOUT = 10.0
-# Seconds for a whole listing, and the most files of one.
-LISTING_TIMEOUT = 60.0
+# Seconds to wait for the Hub's first answer, for a whole listing, and for a read of a file.
+ANSWER_TIMEOUT, LISTING_TIMEOUT, READ_TIMEOUT = 10.0, 60.0, 30.0
+# Seconds without bytes worth the name, over all files, before a Hub counts as unreachable.
+PAUSE = 60.0
+# Attempts in a row that bring no new byte before we give up on a file.
+ATTEMPTS = 5
 _MAX_FILES = 1_000_000
-_TRUE = {"1", "ON", "YES", "TRUE"}
+_PARALLEL = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file of a repository. ``sha256`` is set where the Hub stores it as a large file, else ``git_oid`` counts."""
-
-    name: str
-    size: int
-    git_oid: str
-    sha256: str | None
-
-    @property
-    def etag(self) -> str:
-        """The name of the file's blob in the Hub cache."""
-        return self.sha256 or self.git_oid
+class HubUnreachableError(OSError):
+    """The Hub did not answer, or offline mode is on, and the cache does not have what was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a repository at one commit; every name has been checked to stay inside its folder."""
+class RepositoryMissingError(FileNotFoundError):
+    """The Hub answered, and has no such repository or revision for this user."""
 
-    commit: str
-    files: tuple[RemoteFile, ...]
 
-    def matching(self, allow_patterns: Sequence[str] | None) -> tuple[RemoteFile, ...]:
-        return tuple(file for file in self.files if _matches(file.name, allow_patterns))
+class NoRepositoryError(RepositoryMissingError):
+    """No repository of that name, or none that this user may know of."""
+
+    def __init__(self, kind: str, repo_id: str) -> None:
+        super().__init__(
+            f"no {kind} {repo_id!r} on {hub_endpoint()}, or none that you may read; check the name, "
+            "or log in by `hf auth login` if it is private"
+        )
+
+
+class RevisionMissingError(RepositoryMissingError):
+    """The repository is there, the revision is not."""
+
+
+def hub_endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT, or the public Hub."""
+    from huggingface_hub import constants
+
+    # ``constants.ENDPOINT`` is what HF_ENDPOINT was when the library was imported.
+    return (os.environ.get("HF_ENDPOINT") or constants.HUGGINGFACE_CO_URL_HOME).rstrip("/")
 
 
 def hub_cache_dir() -> Path:
@@ -87,7 +83,8 @@ def hub_cache_dir() -> Path:
 
 def is_offline() -> bool:
     """Whether the user forbids network calls by HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE."""
-    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    asked = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(answer in ("1", "ON", "YES", "TRUE") for answer in asked)
 
 
 def cached_snapshot(
@@ -106,26 +103,19 @@ def cached_snapshot(
     """
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-    cache = cache_dir or hub_cache_dir()
+    where: dict[str, Any] = {"repo_type": repo_type, "cache_dir": cache_dir or hub_cache_dir()}
+    patterns = list(allow_patterns) if allow_patterns else None
     try:
-        found = snapshot_download(
-            repo_id,
-            repo_type=repo_type,
-            revision=revision,
-            cache_dir=cache,
-            allow_patterns=list(allow_patterns) if allow_patterns else None,
-            local_files_only=True,
-        )
+        found = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True, **where)
+        # The call above has compared the snapshot with this listing, if there is one.
+        get_cached_repo_tree(repo_id, revision=(folder := Path(found)).name, **where)
     except LocalEntryNotFoundError:
         return None
-    folder = Path(found)
-    try:
-        # The call above has compared the snapshot with this listing, if there is one.
-        get_cached_repo_tree(repo_id, repo_type=repo_type, revision=folder.name, cache_dir=cache)
     except CachedRepoTreeNotFoundError:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return folder if not known_whole and any(_matches(name, allow_patterns) for name in names) else None
+        return folder if not known_whole and any(filter_repo_objects(names, allow_patterns=patterns)) else None
     return folder
 
 
@@ -146,7 +136,7 @@ def fetch_snapshot(
         revision: branch, tag or commit; the default branch if None.
         allow_patterns: file name patterns to fetch; all files if None.
         refresh: ask the Hub for a newer revision even if the cache has one.
-        progress: show progress bars.
+        progress: show a progress bar.
 
     Raises:
         HubUnreachableError: no answer and not in the cache.
@@ -154,87 +144,89 @@ def fetch_snapshot(
         ValueError: a malformed ``repo_id``, or a file name in the repository that would leave its folder.
         OSError: the disk is too small, or a file arrived damaged.
     """
-    cache = cache_dir or hub_cache_dir()
-    if not refresh:
-        found = cached_snapshot(repo_id, repo_type, revision, allow_patterns=allow_patterns, cache_dir=cache)
-        if found is not None:
-            return found
+    from huggingface_hub import hf_hub_url, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+    from tqdm.auto import tqdm
+
+    cache, patterns = cache_dir or hub_cache_dir(), list(allow_patterns) if allow_patterns else None
+    wanted: dict[str, Any] = {
+        "repo_type": repo_type,
+        "revision": revision,
+        "allow_patterns": patterns,
+        "cache_dir": cache,
+    }
+    found = None if refresh else cached_snapshot(repo_id, **wanted)
+    if found is not None:
+        return found
     try:
-        listing = list_files(repo_id, repo_type, revision)
+        commit, listed = _list_files(repo_id, repo_type, revision)
     except HubUnreachableError:
-        found = cached_snapshot(
-            repo_id, repo_type, revision, allow_patterns=allow_patterns, cache_dir=cache, known_whole=False
-        )
-        if found is None or refresh:
+        found = None if refresh else cached_snapshot(repo_id, known_whole=False, **wanted)
+        if found is None:
             raise
         return found
-    wanted = listing.matching(allow_patterns)
-    storage = _storage(cache, repo_type, repo_id)
-    missing = [file for file in wanted if not (storage / "blobs" / file.etag).exists()]
-    _check_room(cache, repo_id, sum(file.size for file in missing))
-
-    from huggingface_hub import snapshot_download
-
-    from vniah.hub_resume import fetch_blobs, link_snapshot
-
-    def complete() -> str:
-        # All files are there: the library asks the Hub for its listing once more and notes that this is whole.
-        return snapshot_download(
-            repo_id,
-            repo_type=repo_type,
-            revision=revision,
-            cache_dir=cache,
-            allow_patterns=list(allow_patterns) if allow_patterns else None,
-            endpoint=hub_endpoint(),
+    files = list(filter_repo_objects(listed, allow_patterns=patterns, key=lambda file: file.path))
+    storage = cache / "--".join([f"{repo_type}s", *repo_id.split("/")])
+    missing = {_hash(file): file for file in files if not (storage / "blobs" / _hash(file)).exists()}
+    needed = sum(file.size for file in missing.values())
+    (storage / "blobs").mkdir(parents=True, exist_ok=True)
+    if needed > (free := shutil.disk_usage(cache).free):
+        raise OSError(
+            f"{repo_id} needs {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB free; "
+            "make room or set HF_HOME to a larger disk"
         )
 
-    with plain_errors(repo_id, repo_type, revision):
-        # The Hub library starts a broken file anew, which costs gigabytes for a checkpoint, and checks no hash. So the
-        # files are fetched first, to where that library looks before it downloads.
-        fetch_blobs(repo_id, repo_type, listing.commit, missing, storage, hub_endpoint(), progress=progress)
-        link_snapshot(storage, listing.commit, wanted)
-        with _progress_bars(progress):
-            snapshot = within(LISTING_TIMEOUT, complete)
-    if Path(snapshot).name != listing.commit:
+    class Silent(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    def complete() -> Any:
+        # All files are there: the library asks the Hub for its listing once more and notes that this is whole.
+        return snapshot_download(repo_id, endpoint=hub_endpoint(), tqdm_class=Silent, **wanted)
+
+    waiting, pulse = iter(missing.values()), Pulse(PAUSE)
+
+    def fetch_some() -> None:
+        for file in waiting:
+            url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=commit, endpoint=hub_endpoint())
+            _fetch(file, url, storage, pulse, bar)
+
+    with _plain_errors(repo_id, repo_type, revision):
+        with tqdm(total=needed, unit="B", unit_scale=True, desc=repo_id, disable=not (progress and missing)) as bar:
+            _together([fetch_some] * _PARALLEL, pulse, f"hardly anything came for {PAUSE:g} s")
+        for file in files:
+            _link(storage / "blobs" / _hash(file), storage / "snapshots" / commit / file.path)
+        snapshot = Path(within(LISTING_TIMEOUT, complete))
+    if snapshot.name != commit:
         raise HubUnreachableError(f"{repo_id} changed on {hub_endpoint()} while it was fetched; run it again")
-    return Path(snapshot)
+    return snapshot
 
 
-def fetch_dataset(repo_id: str, revision: str | None = None, **options: object) -> Path:
+def fetch_dataset(repo_id: str, revision: str | None = None, **options: Any) -> Path:
     """``fetch_snapshot`` of a dataset repository."""
-    return fetch_snapshot(repo_id, "dataset", revision, **options)  # type: ignore[arg-type]
+    return fetch_snapshot(repo_id, "dataset", revision, **options)
 
 
-def fetch_model(
-    repo_id: str,
-    revision: str | None = None,
-    *,
-    cache_dir: Path | None = None,
-    refresh: bool = False,
-    progress: bool = True,
-) -> Path:
-    """A checkpoint's safetensors, configuration and tokenizer files.
+def fetch_model(repo_id: str, revision: str | None = None, **options: Any) -> Path:
+    """A checkpoint's safetensors, configuration and tokenizer files; options as ``fetch_snapshot``'s.
 
     Raises:
         ValueError: the repository has no safetensors weights (pickle files are refused).
     """
-    folder = fetch_snapshot(
-        repo_id, revision=revision, allow_patterns=MODEL_FILES, cache_dir=cache_dir, refresh=refresh, progress=progress
-    )
+    folder = fetch_snapshot(repo_id, revision=revision, allow_patterns=MODEL_FILES, **options)
     if not any(folder.rglob("*.safetensors")):
         raise ValueError(
-            f"{repo_id} has no *.safetensors weights; pickle weights ({', '.join(_PICKLES)}) can run code and are "
-            "not read. Convert them first, or name another revision"
+            f"{repo_id} has no *.safetensors weights; pickle weights (*.bin, *.pt, *.pth, *.ckpt, *.pkl) can run code "
+            "and are not read. Convert them first, or name another revision"
         )
     return folder
 
 
-def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None = None) -> Listing:
-    """The files of a repository, as the Hub lists them.
+def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tuple[str, list[RepoFile]]:
+    """The commit of a revision and its files: each name stays in its folder, each hash is fit to be a file's name.
 
     Raises:
-        HubUnreachableError, RepositoryMissingError: as in ``fetch_snapshot``.
-        ValueError: a name that would leave its folder.
+        HubUnreachableError, RepositoryMissingError, ValueError: as in ``fetch_snapshot``.
     """
     if is_offline():
         raise HubUnreachableError(
@@ -245,76 +237,234 @@ def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi(endpoint=hub_endpoint())
+    api, endpoint = HfApi(endpoint=hub_endpoint()), hub_endpoint()
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_TIMEOUT)
+    kind: dict[str, Any] = {"repo_type": repo_type}
     try:
-        with plain_errors(repo_id, repo_type, revision):
-            info = within(
-                3 * timeout, lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=timeout)
-            )
+        with _plain_errors(repo_id, repo_type, revision):
+            info = within(3 * timeout, lambda: api.repo_info(repo_id, revision=revision, timeout=timeout, **kind))
             commit = str(info.sha)
-            tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+            tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
             entries = within(LISTING_TIMEOUT, lambda: list(itertools.islice(tree, _MAX_FILES + 1)))
-        files = [_remote_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
+            raise ValueError(f"{commit[:50]!r} as the commit, or more than {_MAX_FILES:,} files")
+        for file in files:
+            if file.size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", _hash(file)):
+                raise ValueError(f"{file.path!r} of {file.size} bytes with the hash {_hash(file)!r}")
     except HFValidationError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HubUnreachableError(
-            f"{hub_endpoint()} lists {repo_id} in a form that is not the Hub's ({type(error).__name__}: "
+            f"{endpoint} lists {repo_id} in a form that is not the Hub's ({type(error).__name__}: "
             f"{str(error)[:100]}); check HF_ENDPOINT"
         ) from None
-    if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
-        raise HubUnreachableError(
-            f"{hub_endpoint()} names {commit[:50]!r} as the commit of {repo_id}, or more than {_MAX_FILES:,} files; "
-            "check HF_ENDPOINT"
-        )
-    for entry in entries:
-        try:
+    try:
+        for entry in entries:
             check_relative_name(entry.path)
-        except ValueError as error:
-            raise ValueError(f"{repo_id} on {hub_endpoint()}: {error}; nothing was downloaded") from None
-    return Listing(commit, tuple(files))
+    except ValueError as error:
+        raise ValueError(f"{repo_id} on {endpoint}: {error}; nothing was downloaded") from None
+    return commit, files
 
 
-def _remote_file(entry: RepoFile) -> RemoteFile:
-    """One file of a listing.
+def _hash(file: RepoFile) -> str:
+    """The SHA-256 of a file that the Hub stores as a large one, else its git blob hash; its name in the cache."""
+    return file.lfs.sha256 if file.lfs else file.blob_id
+
+
+def _link(blob: Path, path: Path) -> None:
+    """Give a blob its name in a snapshot, as the Hub library does."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        try:
+            part.symlink_to(os.path.relpath(blob, path.parent))
+        except OSError:  # a file system without links
+            shutil.copyfile(blob, part)
+
+
+def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> None:
+    """Bring a file to ``storage/blobs``: go on where this or another process left it, check its hash, name it.
 
     Raises:
-        TypeError: its size or hash is none.
+        OSError: it arrived damaged.
+        The HTTP library's HTTPError: no more bytes arrive.
     """
-    file = RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
-    if not isinstance(file.size, int) or file.size < 0 or not isinstance(file.etag, str):
-        raise TypeError(f"{file.name!r} has the size {file.size!r} and the hash {file.etag!r}")
-    return file
+    blob = storage / "blobs" / _hash(file)
+    partial = blob.with_name(f"{blob.name}.resume")
+    locks = storage.parent / ".locks" / storage.name
+    locks.mkdir(parents=True, exist_ok=True)
+    while (held := lock(locks / f"{partial.name}.lock")) is None:
+        time.sleep(1)
+        pulse.at_work()
+    with held:
+        if blob.exists():
+            return
+        partial.touch()
+        if partial.stat().st_size > file.size:
+            partial.write_bytes(b"")
+        size, fruitless = partial.stat().st_size, 0
+        bar.update(size)
+        while size < file.size:
+            reason: Exception = ConnectionError(f"{url} ended early")
+            try:
+                _append(url, partial, size, file.size, pulse, bar)
+            except _http_library().HTTPError as error:
+                # A broken connection or a busy server may be gone the next time; any other answer stays what it is.
+                response = getattr(error, "response", None)
+                if response is not None and response.status_code not in (408, 429) and response.status_code < 500:
+                    raise
+                reason = error
+            before, size = size, partial.stat().st_size
+            # A connection that brought bytes was a good one: only fruitless attempts count.
+            fruitless = 0 if size > before else fruitless + 1
+            if fruitless == ATTEMPTS:
+                raise reason
+            time.sleep(0.1 * 4**fruitless if fruitless else 0)
+        digest = hashlib.sha256() if file.lfs else hashlib.sha1(b"blob %d\0" % file.size)
+        with partial.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+                pulse.at_work()
+        if digest.hexdigest() != _hash(file):
+            partial.unlink()
+            raise OSError(f"{file.path} arrived damaged: its hash is {digest.hexdigest()}, expected {_hash(file)}")
+        flush(partial)
+        os.replace(partial, blob)
 
 
-def _matches(name: str, allow_patterns: Sequence[str] | None) -> bool:
-    return allow_patterns is None or any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)
+def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse, bar: Any) -> None:
+    """Ask for the bytes from ``size`` on and append what comes, until the end or a broken connection."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
+    with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        # A server that ignores the range sends the file from its beginning.
+        with partial.open("ab" if response.status_code == 206 else "wb") as out:
+            # iter_raw hands bytes on as they come, so that none is lost in a buffer when the line breaks.
+            for chunk in response.iter_raw():
+                out.write(chunk)
+                if out.tell() > whole:
+                    raise OSError(f"{url} sent more than the {whole} bytes it announced")
+                pulse.bytes_came(len(chunk))
+                bar.update(len(chunk))
 
 
-def _storage(cache: Path, repo_type: str, repo_id: str) -> Path:
-    return cache / "--".join([f"{repo_type}s", *repo_id.split("/")])
+class Pulse:
+    """Whether work of unknown length goes on: it may pause for ``pause_s`` seconds, and a trickle is a pause.
+
+    Bytes that have arrived buy the time that they may take at ``least_rate`` bytes a second.
+    """
+
+    def __init__(self, pause_s: float, least_rate: float = 1024.0) -> None:
+        self._pause_s, self._least_rate = pause_s, least_rate
+        self._lock = threading.Lock()
+        self._until = time.monotonic() + pause_s
+
+    def bytes_came(self, count: int) -> None:
+        with self._lock:
+            self._until = min(time.monotonic() + self._pause_s, self._until + count / self._least_rate)
+
+    def at_work(self) -> None:
+        """Say that there is work other than waiting for bytes: hashing, or another process that writes the file."""
+        with self._lock:
+            self._until = time.monotonic() + self._pause_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it counts as dead; negative then."""
+        return self._until - time.monotonic()
 
 
-def _check_room(cache: Path, repo_id: str, needed: int) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache).free
-    if needed > free:
-        raise OSError(
-            f"{repo_id} needs {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB free; "
-            "make room or set HF_HOME to a larger disk"
-        )
+class _StoppedError(BaseException):
+    """In a thread whose caller waits no longer. No ``Exception``: a library that tries again must not catch it."""
+
+
+def within(seconds: float, call: Callable[[], _T]) -> _T:
+    """What ``call()`` gives, or what it raises, within a limit on the whole: a byte now and then outlives a read's.
+
+    Raises:
+        TimeoutError: it took longer; it is stopped (see ``_together``).
+    """
+    return _together([call], Pulse(seconds), f"no whole answer within {seconds:g} s")[0]
+
+
+def _together(calls: Sequence[Callable[[], _T]], pulse: Pulse, dead: str) -> list[_T]:
+    """What the calls give, in any order, each in a thread of its own; what one of them raises ends all.
+
+    A thread that is not waited for is stopped at its next step, so that it does not go on behind the back of later
+    calls, whose connections it would share. Where it waits, it is left to wait: it ends when its line does, or with
+    the process, which does not wait for it.
+
+    Raises:
+        TimeoutError: ``pulse`` died; says ``dead``.
+    """
+    done: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run(call: Callable[[], _T]) -> None:
+        try:
+            done.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    # Daemons, since an executor's threads are waited for when the process ends.
+    threads = [threading.Thread(target=run, args=(call,), daemon=True, name="within a deadline") for call in calls]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads) and not failed:
+            if pulse.left_s < 0:
+                raise TimeoutError(dead)
+            for thread in threads:
+                thread.join(0.02)
+    finally:
+        for thread in threads:
+            if thread.is_alive():
+                # What Python has for this: the exception is raised in that thread when it next runs Python code.
+                stop = ctypes.py_object(_StoppedError)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), stop)
+    if failed:
+        raise failed[0]
+    return done
 
 
 @contextlib.contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    from huggingface_hub import utils
+def _plain_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
+    """Turn the Hub library's many exceptions into ours, each saying what to do."""
+    from huggingface_hub import errors
 
-    if shown or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
-        yield
-        return
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    hub, what = hub_endpoint(), f"{repo_type} {repo_id!r}"
+    again = "check the network or HF_ENDPOINT and run it again: what has arrived is kept"
     try:
         yield
-    finally:
-        utils.enable_progress_bars()  # type: ignore[attr-defined]
+    except errors.GatedRepoError:
+        raise RepositoryMissingError(
+            f"{repo_id} is gated: accept its terms on {hub}/{repo_id}, then log in by `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise NoRepositoryError(repo_type, repo_id) from None
+    except errors.RevisionNotFoundError:
+        raise RevisionMissingError(f"{what} has no revision {revision!r}") from None
+    except errors.HfHubHTTPError as error:
+        raise HubUnreachableError(f"{hub} answered {error.response.status_code} for {what}; {again}") from None
+    except (RecursionError, OverflowError, UnicodeDecodeError, json.JSONDecodeError):
+        raise HubUnreachableError(f"{hub} answered with no JSON that can be used for {what}; {again}") from None
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        _http_library().HTTPError,
+        TimeoutError,
+    ) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise HubUnreachableError(f"{hub} gave no answer for {what} ({reason}); {again}") from None
+
+
+def _http_library() -> Any:
+    """The HTTP library that this version of ``huggingface_hub`` is built on (httpx, or its successor)."""
+    from huggingface_hub import get_session
+
+    return importlib.import_module(type(get_session()).__module__.partition(".")[0])

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from vniah.deadline import within
 from vniah.files import parse_json
+from vniah.hub import within
 
 OFF = "the judge is off (set VNIAH_JUDGE_URL and VNIAH_JUDGE_MODEL to score)"
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from vniah import deadline
-from vniah.deadline import Pulse, within
+from vniah import hub
+from vniah.hub import Pulse, within
 
 
 def test_a_call_in_time_gives_what_it_gives() -> None:
@@ -30,7 +30,7 @@ def test_a_call_without_end_is_left() -> None:
 
 def test_a_trickle_is_a_pause_and_a_slow_line_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(deadline.time, "monotonic", lambda: now)
+    monkeypatch.setattr(hub.time, "monotonic", lambda: now)
     trickle, slow, busy = Pulse(60), Pulse(60), Pulse(60)
     for _ in range(100):
         now += 1

@@ -15,7 +15,7 @@ import pytest
 from hub_server import LoopbackHub
 from huggingface_hub import constants
 
-from vniah import hub, hub_resume
+from vniah import hub
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_dropped_connection_resumes_by_range(online: LoopbackHub, monkeypatch: p
 
 def test_killed_process_resumes_where_it_stopped(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that gives up leaves its bytes; the next one asks for the rest only."""
-    monkeypatch.setattr(hub_resume, "ATTEMPTS", 1)
+    monkeypatch.setattr(hub, "ATTEMPTS", 1)
     content = random_bytes(1 << 20)
     online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
     online.drop("model.safetensors", after=500_000)
@@ -152,7 +152,7 @@ def test_a_hub_that_drips_is_given_up(
     """Twice: what the first time left behind must not hold the second."""
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.3")
     monkeypatch.setattr(hub, "LISTING_TIMEOUT", 0.5)
-    monkeypatch.setattr(hub_resume, "PAUSE", 0.5)
+    monkeypatch.setattr(hub, "PAUSE", 0.5)
     online.add_repo("org/set", {"a.json": "x" * 500_000, "b.json": "x" * 400_000})
     online.drip(match.removesuffix("/revision") if "revision" in match else match, 0.05, headers=headers)
     for _ in range(2):

@@ -13,7 +13,7 @@ from hub_server import LoopbackHub
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vniah import hub_resume
+from vniah import hub
 from vniah.commands.download import command
 from vniah.hub import HubUnreachableError, RepositoryMissingError, cached_snapshot
 from vniah.runs.open import expand, read_index
@@ -100,7 +100,7 @@ def test_revision_and_cache_folder(online: LoopbackHub, tmp_path: Path) -> None:
 
 
 def test_interrupted_download_goes_on(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_resume, "ATTEMPTS", 1)
+    monkeypatch.setattr(hub, "ATTEMPTS", 1)
     online.add_repo("org/net", {"model.safetensors": b"x" * 100_000, "config.json": "{}"}, repo_type="model")
     online.drop("model.safetensors", after=40_000)
     online.drop("model.safetensors", after=0)

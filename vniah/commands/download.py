@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from vniah.files import read_json, user_path
+from vniah.files import is_hub_id, read_json, user_path
 from vniah.notices import printable
 
-_HUB_ID = re.compile(r"(?:(models|datasets)/)?([A-Za-z0-9][\w.-]*/[\w.-]+)")
 # What a run of ours on the released checkpoint reads of the vision tower that its config names: no weights.
 _TOWER_FILES = ("config.json", "preprocessor_config.json")
 
@@ -43,15 +41,15 @@ def command(
 
     cache = cache_dir or hub_cache_dir()
     index = read_index(tasks_dir())
-    named = _HUB_ID.fullmatch(what)
+    prefix, _, rest = what.partition("/")
+    kind, repo_id = (prefix, rest) if prefix in ("models", "datasets") and is_hub_id(rest) else (None, what)
     if what == "needles":
         _needles(DEFAULT_NEEDLES, revision, cache)
     elif what in index:
         if revision is not None:
             raise ValueError(f"--revision names a revision of one repository; the task {what} may use several")
         _task(what, index, cache)
-    elif named:
-        kind, repo_id = named.groups()
+    elif is_hub_id(repo_id):
         _repository(repo_id, kind, revision, cache)
     else:
         raise ValueError(
@@ -72,29 +70,27 @@ def _needles(repo_id: str, revision: str | None, cache: Path) -> None:
 
 def _repository(repo_id: str, kind: str | None, revision: str | None, cache: Path) -> None:
     """A model or a dataset; a bare id is looked up as a model first."""
-    from vniah.hub import MODEL_FILES, RepositoryMissingError
+    from vniah.hub import MODEL_FILES, NoRepositoryError, RepositoryMissingError, RevisionMissingError
     from vniah.visual.settings import DEFAULT_NEEDLES
 
     if repo_id == DEFAULT_NEEDLES and kind != "models":
-        return _needles(repo_id, revision, cache)
+        _needles(repo_id, revision, cache)
+        return
     if kind != "datasets":
         try:
             folder = _newest_or_cached(repo_id, "model", revision, MODEL_FILES, cache)
-        except RepositoryMissingError as error:
-            if kind == "models" or (revision is not None and "no revision" in str(error)):
-                raise
-        else:
             _said(repo_id, "model", folder)
             _tower(folder, cache)
-            return None
+            return
+        except RepositoryMissingError as error:
+            if kind == "models" or (revision is not None and isinstance(error, RevisionMissingError)):
+                raise
     try:
-        folder = _newest_or_cached(repo_id, "dataset", revision, None, cache)
-    except RepositoryMissingError as error:
+        _said(repo_id, "dataset", _newest_or_cached(repo_id, "dataset", revision, None, cache))
+    except NoRepositoryError:
         if kind is None:
-            raise RepositoryMissingError(str(error).replace("no dataset", "no model or dataset", 1)) from None
+            raise NoRepositoryError("model or dataset", repo_id) from None
         raise
-    _said(repo_id, "dataset", folder)
-    return None
 
 
 def _tower(folder: Path, cache: Path) -> None:
@@ -103,7 +99,7 @@ def _tower(folder: Path, cache: Path) -> None:
 
     config = folder / "config.json"
     tower = read_json(config).get("mm_vision_tower") if config.is_file() else None
-    if not isinstance(tower, str) or not _HUB_ID.fullmatch(tower):
+    if not isinstance(tower, str) or not is_hub_id(tower):
         return
     try:
         _said(tower, "vision tower", fetch_snapshot(tower, allow_patterns=_TOWER_FILES, cache_dir=cache))
@@ -115,66 +111,58 @@ def _tower(folder: Path, cache: Path) -> None:
 def _task(name: str, index: dict[str, tuple[str, ...]], cache: Path) -> None:
     from vniah.runs.open import expand
 
-    foreign, nothing = [], []
-    wanted: dict[str, Callable[[], None]] = {}
-    for task in expand(name, index):
-        if task not in index:
-            foreign.append(task)
-            continue
-        parts = _parts_of(task, cache)
-        wanted.update(parts)
-        if not parts:
-            nothing.append(task)
-    failed = []
-    for fetch in wanted.values():
+    tasks = expand(name, index)
+    foreign = [task for task in tasks if task not in index]
+    data = {task: _data_of(task) for task in tasks if task in index}
+    wanted = list(dict.fromkeys(part for part in data.values() if part))
+    failed = 0
+    for repo_id, patterns in wanted:
         # One benchmark behind a form must not keep the others from being fetched.
         try:
-            fetch()
+            if patterns is None:
+                _needles(repo_id, None, cache)
+            else:
+                _said(repo_id, "dataset", _newest_or_cached(repo_id, "dataset", None, patterns, cache))
         except OSError as error:
             if len(wanted) == 1:
                 raise
-            failed.append(str(error))
+            failed += 1
             print(f"warning: {printable(error)}", file=sys.stderr)
-    if nothing:
+    if nothing := [task for task, part in data.items() if not part]:
         typer.echo(f"nothing to fetch for {', '.join(nothing)}: what they measure on comes with the package")
     if foreign:
         typer.echo(f"lmms-eval fetches the data of its own tasks when they run: {', '.join(foreign)}")
     if failed:
-        raise OSError(f"{len(failed)} of {len(wanted)} data sets of {name} could not be fetched; see the warnings")
+        raise OSError(f"{failed} of {len(wanted)} data sets of {name} could not be fetched; see the warnings")
 
 
-def _parts_of(task: str, cache: Path) -> dict[str, Callable[[], None]]:
-    """What a task of ours reads from the Hub: a key for each download, so that tasks which share one fetch it once."""
+def _data_of(task: str) -> tuple[str, tuple[str, ...] | None] | None:
+    """The Hub data set that a task of ours reads, and which files of it (None: it is a set of needles)."""
     from vniah.visual.settings import Settings
 
-    def dataset(repo_id: str, patterns: Sequence[str] | None) -> dict[str, Callable[[], None]]:
-        def fetch() -> None:
-            _said(repo_id, "dataset", _newest_or_cached(repo_id, "dataset", None, patterns, cache))
-
-        return {f"{repo_id} {patterns}": fetch}
+    def on_hub(spec: str) -> bool:
+        return is_hub_id(spec) and not user_path(spec).is_dir()
 
     if task in ("vniah", "vniah_generate"):
         spec = Settings.read().needles
-        if not _HUB_ID.fullmatch(spec) or user_path(spec).is_dir():
-            return {}
-        return {spec: lambda: _needles(spec, None, cache)}
+        return (spec, None) if on_hub(spec) else None
     if task.startswith("text_niah"):
         from vniah.text.haystack import ESSAYS
         from vniah.text.settings import TextSettings
 
         spec = TextSettings.read().haystack or ESSAYS
-        is_hub = bool(_HUB_ID.fullmatch(spec)) and not user_path(spec).is_dir()
-        return dataset(spec, ("*.parquet",)) if is_hub else {}
+        return (spec, ("*.parquet",)) if on_hub(spec) else None
     if task.startswith("videomme_longva"):
         from vniah.tasks.videomme.data import SOURCE
 
-        return dataset(SOURCE.hub_id, (*SOURCE.annotations, *SOURCE.media))
-    if task.startswith("mlvu_longva_"):
+        source = SOURCE
+    elif task.startswith("mlvu_longva_"):
         from vniah.tasks.mlvu.data import SOURCES
 
         source = SOURCES["test" if "_test" in task else "dev", task.endswith("_generation")]
-        return dataset(source.hub_id, (*source.annotations, *source.media))
-    return {}
+    else:
+        return None
+    return source.hub_id, (*source.annotations, *source.media)
 
 
 def _newest_or_cached(
