@@ -13,9 +13,8 @@ import typer
 from hub_server import LoopbackHub
 from typer.testing import CliRunner, Result
 
-from vniah.commands import diagnosis
-from vniah.commands.diagnosis import Finding
-from vniah.commands.doctor import command
+from vniah.commands import doctor
+from vniah.commands.doctor import Finding
 from vniah.visual.settings import DEFAULT_NEEDLES
 
 
@@ -47,7 +46,7 @@ def test_versions_against_bounds() -> None:
         "decord-too>=1; extra == 'decord'",
         "trl>=999; extra == 'train'",
     ]
-    found = list(diagnosis.packages(required, ">=3.9"))
+    found = list(doctor.packages(required, ">=3.9"))
     assert only(found, "1 more packages").state == "ok" and not any(numpy in f.text for f in found)
     pillow = only(found, "pillow")
     assert pillow.state == "missing" and "is installed" in pillow.text and pillow.fix == "pip install 'pillow>=999'"
@@ -55,11 +54,11 @@ def test_versions_against_bounds() -> None:
     assert absent.state == "missing" and "not installed" in absent.text
     assert only(found, "trl").state == "note", "an extra is no reason to stop"
     assert not any("torch" in f.text for f in found), "a requirement for another system does not count"
-    assert only(diagnosis.packages([], ">=99"), "Python").state == "missing"
+    assert only(doctor.packages([], ">=99"), "Python").state == "missing"
 
 
 def test_our_own_metadata_is_met_here() -> None:
-    found = list(diagnosis.packages())
+    found = list(doctor.packages())
     assert "missing" not in states(found).values()
     assert any(f.text.startswith("torch ") for f in found) and any(f.text.startswith("lmms-eval ") for f in found)
 
@@ -79,7 +78,7 @@ def with_versions(monkeypatch: pytest.MonkeyPatch, **known: str | None) -> None:
 
 def test_known_breaks_of_lmms_eval_are_named_with_their_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     with_versions(monkeypatch, filelock="4.3.0", av="16.0.1", lmms_eval="0.7.3")
-    found = list(diagnosis.packages(["filelock>=3.13", "av>=14"], ">=3.10"))
+    found = list(doctor.packages(["filelock>=3.13", "av>=14"], ">=3.10"))
     filelock = only(found, "filelock")
     assert filelock.state == "missing" and filelock.fix == "pip install 'filelock<4.3'" and "_api" in filelock.text
     assert only(found, "av 16.0.1").fix == "pip install 'av<16'"
@@ -90,16 +89,16 @@ def test_installed_versions_against_the_lock(monkeypatch: pytest.MonkeyPatch, tm
     lock.write_text("# made\nnumpy==1.0 ; python_version < '3'\nnumpy==2.0 ; python_version >= '3'\ntorch==2.14.1\n")
     required = ["numpy>=1", "torch>=2", "gone>=1", "trl>=1; extra == 'train'"]
     with_versions(monkeypatch, numpy="2.0", torch="2.14.1+cpu", gone=None)
-    (found,) = diagnosis.locked(required, lock)
+    (found,) = doctor.locked(required, lock)
     assert found.state == "ok" and found.text.startswith("2 packages as locked")
     with_versions(monkeypatch, numpy="2.0", torch="2.15.0", gone=None)
-    apart = only(diagnosis.locked(required, lock), "torch 2.15.0 (tested with 2.14.1)")
+    apart = only(doctor.locked(required, lock), "torch 2.15.0 (tested with 2.14.1)")
     assert apart.state == "note" and apart.fix == f"pip install -c '{lock}' --upgrade torch"
-    assert only(diagnosis.locked(required, tmp_path / "none"), "not readable").state == "note"
+    assert only(doctor.locked(required, tmp_path / "none"), "not readable").state == "note"
 
 
 def test_the_packaged_lock_is_that_of_the_checkout() -> None:
-    assert diagnosis.LOCK.read_text() == (Path(__file__).parents[2] / "constraints.txt").read_text()
+    assert doctor.LOCK.read_text() == (Path(__file__).parents[2] / "constraints.txt").read_text()
 
 
 def test_uninstalled_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,28 +106,28 @@ def test_uninstalled_package(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", gone)
-    assert [(f.state, f.fix) for f in diagnosis.packages()] == [("missing", "pip install .")]
+    assert [(f.state, f.fix) for f in doctor.packages()] == [("missing", "pip install .")]
 
 
 def test_device_kernel_and_decoder_are_tried() -> None:
-    assert all(f.state == "ok" for f in diagnosis.devices())
-    assert "ok" in states(diagnosis.attention()).values()
-    assert only(diagnosis.decoders(), "PyAV").state == "ok"
-    assert "h264" in only(diagnosis.decoders(), "PyAV").text
+    assert all(f.state == "ok" for f in doctor.devices())
+    assert "ok" in states(doctor.attention()).values()
+    assert only(doctor.decoders(), "PyAV").state == "ok"
+    assert "h264" in only(doctor.decoders(), "PyAV").text
 
 
 def test_harness_finds_our_model_and_tasks() -> None:
     pytest.importorskip("lmms_eval")
-    found = list(diagnosis.harness())
+    found = list(doctor.harness())
     assert only(found, "longva_ring").state == "ok"
     assert only(found, "tasks and").state == "ok"
 
 
 def test_without_lmms_eval_the_core_works(monkeypatch: pytest.MonkeyPatch) -> None:
     with_versions(monkeypatch, lmms_eval=None, filelock="4.3.0")
-    (found,) = diagnosis.harness()
+    (found,) = doctor.harness()
     assert found.state == "note" and "vniah run works" in found.text
-    assert "missing" not in states(diagnosis.packages(["lmms-eval>=0.7.3", "filelock<4.3"], ">=3.10")).values()
+    assert "missing" not in states(doctor.packages(["lmms-eval>=0.7.3", "filelock<4.3"], ">=3.10")).values()
     done = run_doctor()
     assert done.exit_code == 0 and "The core can run: vniah run" in done.output, done.output
 
@@ -136,7 +135,7 @@ def test_without_lmms_eval_the_core_works(monkeypatch: pytest.MonkeyPatch) -> No
 def test_harness_without_an_entry_point_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lmms_eval")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-    (found,) = diagnosis.harness()
+    (found,) = doctor.harness()
     assert found.state == "missing" and "not registered" in found.text
 
     def broken() -> Any:
@@ -144,38 +143,38 @@ def test_harness_without_an_entry_point_or_with_a_broken_one(monkeypatch: pytest
 
     entry = SimpleNamespace(name="vniah", load=broken)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
-    (found,) = diagnosis.harness()
+    (found,) = doctor.harness()
     assert found.state == "missing" and "no such module" in found.text
 
 
 def test_harness_without_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval")
     monkeypatch.setattr("vniah.lmms_plugin.tasks_dir", lambda: tmp_path)
-    assert only(diagnosis.harness(), "no task 'vniah'").state == "missing"
+    assert only(doctor.harness(), "no task 'vniah'").state == "missing"
 
 
 def test_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert set(states(diagnosis.caches()).values()) <= {"ok", "note"}
+    assert set(states(doctor.caches()).values()) <= {"ok", "note"}
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e9))
-    low = only(diagnosis.caches(), "Hub cache")
+    low = only(doctor.caches(), "Hub cache")
     assert low.state == "note" and "HF_HOME" in low.fix
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "file" / "below"))
-    blocked = only(diagnosis.caches(), "our cache")
+    blocked = only(doctor.caches(), "our cache")
     assert blocked.state == "missing" and "VNIAH_CACHE" in blocked.fix
 
 
 def test_hub_is_asked_only_on_demand(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
-    assert "not asked" in only(diagnosis.hub(), loopback_hub.url).text and not loopback_hub.requests
-    assert only(diagnosis.hub(online=True), loopback_hub.url).text.endswith("answers")
+    assert "not asked" in only(doctor.hub(), loopback_hub.url).text and not loopback_hub.requests
+    assert only(doctor.hub(online=True), loopback_hub.url).text.endswith("answers")
     loopback_hub.fail("/", status=503)
-    assert only(diagnosis.hub(online=True), loopback_hub.url).text.endswith("error 503")
+    assert only(doctor.hub(online=True), loopback_hub.url).text.endswith("error 503")
     loopback_hub.stop()
-    down = only(diagnosis.hub(online=True), loopback_hub.url)
+    down = only(doctor.hub(online=True), loopback_hub.url)
     assert down.state == "note" and "does not answer" in down.text
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert only(diagnosis.hub(online=True), "offline").fix == "unset HF_HUB_OFFLINE"
+    assert only(doctor.hub(online=True), "offline").fix == "unset HF_HUB_OFFLINE"
 
 
 def test_cached_needles_are_noticed(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,15 +182,15 @@ def test_cached_needles_are_noticed(loopback_hub: LoopbackHub, monkeypatch: pyte
     from vniah.needles.sources import PATTERNS
 
     monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
-    assert only(diagnosis.hub(), f"needles {DEFAULT_NEEDLES}").fix == "vniah download needles"
+    assert only(doctor.hub(), f"needles {DEFAULT_NEEDLES}").fix == "vniah download needles"
     loopback_hub.add_repo(DEFAULT_NEEDLES, {"needles.json": "[]"})
     fetch_dataset(DEFAULT_NEEDLES, allow_patterns=PATTERNS, progress=False)
-    assert only(diagnosis.hub(), f"needles {DEFAULT_NEEDLES}").state == "ok"
+    assert only(doctor.hub(), f"needles {DEFAULT_NEEDLES}").state == "ok"
 
 
 def run_doctor(*arguments: str) -> Result:
     app = typer.Typer()
-    app.command()(command)
+    app.command()(doctor.command)
     return CliRunner().invoke(app, arguments)
 
 
@@ -202,9 +201,9 @@ def test_exit_code_follows_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     assert "The main job can run" in good.output and "vniah download needles" in good.output
 
     def lacking() -> Iterator[Finding]:
-        yield Finding(topic="packages", state="missing", text="torch: not installed", fix="pip install torch")
+        yield Finding("missing", "torch: not installed", "pip install torch")
 
-    monkeypatch.setattr(diagnosis, "packages", lacking)
+    monkeypatch.setattr(doctor, "packages", lacking)
     bad = run_doctor()
     assert bad.exit_code == 1
     assert "To run at all\n  pip install torch" in bad.output and "1 thing missing" in bad.output
