@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from longva_model.attention import register
-from longva_model.backends.backend import TextMixin
+from longva_model.backends.backend import Backend
 from vniah.contract.cost import ModelShape
 from vniah.prompts import PLAIN
 
@@ -38,7 +38,7 @@ class LetterTokenizer:
         return "".join(chr(33 + int(token) % 90) for token in ids)
 
 
-class RandomBackend(TextMixin):
+class RandomBackend(Backend):
     """A Qwen2 decoder of ``shape`` with random weights; a frame is ``tokens_per_frame`` random vectors."""
 
     template = PLAIN

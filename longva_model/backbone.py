@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from longva_model.checkpoints.loading import put
 from longva_model.config import LongVAConfig
 from longva_model.pictures.layout import UNIRES_POOL
 from longva_model.renamed import cache_keyword
@@ -57,11 +58,9 @@ class LongVAPreTrainedModel(PreTrainedModel):
         exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            parent, _, leaf = name.rpartition(".")
-            module = self.get_submodule(parent)
-            moved = getattr(module, leaf)
+            moved = self.get_buffer(name)
             if moved.dtype != buffer.dtype and not moved.is_meta and not buffer.is_meta:
-                setattr(module, leaf, buffer.to(moved.device))
+                put(self, name, buffer.to(moved.device))
         return self
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -214,7 +215,8 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
             kwargs |= {"config": config, "dtype": dtype, "key_mapping": layouts.KEY_MAPPING}
             return super().from_pretrained(folder, *args, trust_remote_code=False, **kwargs)
         loading.load_weights(model, tensors, dtype, device)
-        loading.load_generation_config(model, folder)
+        if (Path(folder) / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
         model.config.name_or_path = str(pretrained_model_name_or_path)
         for part in (model.config, model.config.text_config, model.config.vision_config):
             part.dtype = dtype

@@ -195,11 +195,12 @@ def _fraction(digits: str) -> float:
 _CHECKED: dict[str, Any] = {"parse_int": _whole_number, "parse_float": _fraction}
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256_of(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) -> str:
+    """The SHA-256 of a file's bytes, or of those from ``start`` to ``stop``, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        file.seek(start)
+        while chunk := file.read(1 << 20 if stop is None else min(1 << 20, stop - file.tell())):
             digest.update(chunk)
     return digest.hexdigest()
 

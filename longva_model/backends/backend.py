@@ -1,9 +1,9 @@
-"""What the engine needs of a model, and the models that give it.
+"""What the engine needs of a model, as a checkpoint on disk gives it.
 
 A backend turns strings, frames and images into embeddings, embeddings into hidden states, and hidden
 states into logits. It is the one place where model classes differ; the engine knows none of them.
 
-Shapes: N frames, T tokens, D hidden size, V vocabulary, t visual tokens a frame.
+Shapes: N frames, T tokens, D hidden size, V vocabulary, t visual tokens a frame, S edge of a tile in pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,17 +23,40 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import nn
 
-from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index
+from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.logits import widened
 from longva_model.lmms.arguments import ModelArgs
+from longva_model.pictures.layout import VisualLayout
+from longva_model.pictures.preprocess import fit_frames
+from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
 from longva_model.rope import make_exact
+from longva_model.vision import levels_to_pixels
 from vniah.contract.cost import ModelShape
+from vniah.files import sha256_of
 from vniah.notices import notice
 from vniah.prompts import PromptTemplate, get_template
 
+# Settings of a config that decide nothing of what a model computes.
+_IDLE_NAMES = (
+    "transformers_version architectures dtype torch_dtype _name_or_path id2label label2id problem_type return_dict "
+    "output_hidden_states output_attentions use_cache initializer_range initializer_factor chunk_size_feed_forward "
+    "is_encoder_decoder attention_dropout projection_dim"
+)
+_IDLE = frozenset(_IDLE_NAMES.split())
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
-class Backend(Protocol):
-    """The face of a model towards the engine."""
+
+class Backend:
+    """The face of a model towards the engine; as it stands here, that of a text-only one.
+
+    Attributes:
+        fingerprint: of all that decides what the model computes.
+        max_length: tokens of the longest prompt; 0 is any.
+        train_tokens: positions that the checkpoint's config states.
+        layout: how images and frames become visual tokens; None for a text-only model.
+        chunked_until: tokens of the longest prompt that may be computed in parts; None is any.
+        positions_until: tokens of the longest prompt at all; None is any.
+    """
 
     name: str
     fingerprint: str
@@ -41,90 +64,27 @@ class Backend(Protocol):
     tokenizer: Any
     model: Any
     decoder: Any
+    lm_head: Any
     eos_ids: tuple[int, ...]
     max_length: int
     train_tokens: int | None
-    tokens_per_frame: int
-    # Tokens of the longest prompt that may be computed in parts, and of the longest at all; None = any.
-    chunked_until: int | None
-    positions_until: int | None
+    tokens_per_frame: int = 0
+    layout: VisualLayout | None = None
+    chunked_until: int | None = None
+    positions_until: int | None = None
+    _frames_fingerprint: str = ""
 
     @property
     def frames_fingerprint(self) -> str:
         """Of all that decides a frame's visual tokens: not of the decoder's RoPE."""
-        ...
+        return self._frames_fingerprint or self.fingerprint
 
     @property
     def generation_defaults(self) -> dict[str, Any]:
         """What the checkpoint's generation config asks for where a task leaves it open."""
-        ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def shape(self) -> ModelShape: ...
-
-    def token_ids(self, text: str) -> list[int]:
-        """Tokenise alone, no special tokens added."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def embed_ids(self, ids: Sequence[int]) -> torch.Tensor:
-        """(T, D)."""
-        ...
-
-    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        """Fit frames to the tower on the CPU, (N, S, S, 3) uint8; ``preprocess`` is a mode of ``fit_frames``."""
-        ...
-
-    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        """(N, t, D)."""
-        ...
-
-    def encode_image(self, image: PILImage.Image) -> torch.Tensor:
-        """One image as the model sees an image (UniRes or AnyRes), (T, D)."""
-        ...
-
-    def image_tokens(self, size: tuple[int, int]) -> int:
-        """Visual tokens of an image of (width, height)."""
-        ...
-
-    def video_suffix(self) -> torch.Tensor | None:
-        """What follows an ordinary video's last frame, (1, D), if anything."""
-        ...
-
-    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        """(T, V), float32, not rounded to a shorter type on the way."""
-        ...
-
-
-class TextMixin:
-    """The part that every Hugging Face causal model shares: tokenizer, embeddings, decoder and head."""
-
-    tokenizer: Any
-    model: Any
-    decoder: Any
-    lm_head: Any
-    fingerprint: str
-    tokens_per_frame: int
-    chunked_until: int | None = None
-    positions_until: int | None = None
-
-    @property
-    def frames_fingerprint(self) -> str:
-        return self.fingerprint
-
-    @property
-    def generation_defaults(self) -> dict[str, Any]:
         config = getattr(self.model, "generation_config", None)
         names = ("temperature", "top_p", "top_k", "repetition_penalty", "min_new_tokens")
-        found = {name: getattr(config, name, None) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name in names if (value := getattr(config, name, None)) is not None}
 
     @property
     def device(self) -> torch.device:
@@ -138,10 +98,13 @@ class TextMixin:
     def shape(self) -> ModelShape:
         config = self.decoder.config
         heads = config.num_attention_heads
+        # Kinds of models older than a common name for the width of an MLP have names of their own.
+        names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
+        widths = (getattr(config, name, None) for name in names)
         return ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            intermediate=_intermediate(config),
+            intermediate=next((w for w in widths if isinstance(w, int) and w > 0), 4 * int(config.hidden_size)),
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -151,50 +114,79 @@ class TextMixin:
         )
 
     def token_ids(self, text: str) -> list[int]:
+        """Tokenise alone, no special tokens added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def embed_ids(self, ids: Sequence[int]) -> torch.Tensor:
+        """(T, D)."""
         tensor = torch.tensor(list(ids), dtype=torch.long, device=self.device)
         embedded: torch.Tensor = self.decoder.get_input_embeddings()(tensor)
         return embedded
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """(T, V), float32, not rounded to a shorter type on the way."""
         logits_TV: torch.Tensor = widened(self.lm_head)(hidden_TD)
         return logits_TV.float()
 
+    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
+        """Fit frames to the tower on the CPU, (N, S, S, 3) uint8; ``preprocess`` is a mode of ``fit_frames``."""
+        if self.layout is None:
+            self._sees_nothing("frames")
+        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, self.layout.tile_size))  # type: ignore[arg-type]
 
-def _intermediate(config: Any) -> int:
-    """Width of an MLP; kinds of models older than a common name for it have names of their own."""
-    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
-    widths = (getattr(config, name, None) for name in names)
-    return next((width for width in widths if isinstance(width, int) and width > 0), 4 * int(config.hidden_size))
+    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """(N, t, D)."""
+        self._sees_nothing("frames")
+
+    def encode_image(self, image: PILImage.Image) -> torch.Tensor:
+        """One image as the model sees an image (UniRes or AnyRes), (T, D)."""
+        self._sees_nothing("images")
+
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        """Visual tokens of an image of (width, height)."""
+        if self.layout is None:
+            self._sees_nothing("images")
+        return self.layout.num_image_tokens(size)
+
+    def video_suffix(self) -> torch.Tensor | None:
+        """What follows an ordinary video's last frame, (1, D), if anything."""
+        return None
+
+    def _sees_nothing(self, what: str) -> NoReturn:
+        raise ValueError(f"{self.name} is a text-only model and cannot be shown {what}; choose a LongVA checkpoint")
 
 
-def eos_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
-    """Every id that ends a generation: the generation config's and the tokenizer's."""
-    found: set[int] = set()
-    for value in (getattr(generation_config, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(item) for item in value)
-    return tuple(sorted(found))
+class HubModel(Backend):
+    """What every backend of a Hugging Face checkpoint shares: names, length, template, fingerprints."""
 
+    def _finish(self, folder: str, args: ModelArgs, model: Any, decoder: Any, lm_head: Any, tokenizer: Any) -> None:
+        self.name = args.pretrained
+        self.model, self.decoder, self.lm_head, self.tokenizer = model.eval(), decoder, lm_head, tokenizer
+        config = decoder.config
+        self.train_tokens = getattr(config, "max_position_embeddings", None)
+        self.max_length = args.max_length or int(getattr(model.config, "context_length", 0) or self.train_tokens or 0)
+        self.eos_ids = _eos_token_ids(tokenizer, getattr(model, "generation_config", None))
+        named = getattr(model.config, "chat_template_name", None) or DEFAULT_TEMPLATES.get(config.model_type, "plain")
+        self.template = get_template(named if args.template == "auto" else args.template)
+        if self.layout is not None:
+            self.tokens_per_frame = self.layout.tokens_per_frame
+        self._frames_fingerprint = _hash(weights_fingerprint(folder), type(self).__name__, self._visual_settings())
+        files = [path for name in _TOKENIZER_FILES if (path := Path(folder) / name).is_file()]
+        self.fingerprint = _hash(self._frames_fingerprint, described(config), *map(sha256_of, files))
+        make_exact(decoder)
+        self.chunked_until = _chunked_until(config)
+        self.positions_until = _positions_until(decoder)
 
-TEMPLATE_OF_DECODER = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
+    def _visual_settings(self) -> str:
+        """What besides weights decides visual tokens: of the tower, the projector and the pooling."""
+        return ""
 
-
-# Settings of a config that decide nothing of what a model computes.
-_IDLE_NAMES = (
-    "transformers_version architectures dtype torch_dtype _name_or_path id2label label2id problem_type return_dict "
-    "output_hidden_states output_attentions use_cache initializer_range initializer_factor chunk_size_feed_forward "
-    "is_encoder_decoder attention_dropout projection_dim"
-)
-_IDLE = frozenset(_IDLE_NAMES.split())
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+    def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
+        """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
+        return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
 
 
 def described(config: Any) -> str:
@@ -203,59 +195,20 @@ def described(config: Any) -> str:
     return json.dumps(values, sort_keys=True, default=str)
 
 
-def _tokenizer_files(folder: str) -> list[str]:
-    paths = [Path(folder) / name for name in _TOKENIZER_FILES]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
-
-
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-class HubModel(TextMixin):
-    """What every backend of a Hub checkpoint shares: names, length, template."""
-
-    def _finish(self, folder: str, args: ModelArgs, model: Any, decoder: Any, lm_head: Any, tokenizer: Any) -> None:
-        from longva_model.checkpoints import checkpoint
-
-        self.name = args.pretrained
-        self.model, self.decoder, self.lm_head, self.tokenizer = model.eval(), decoder, lm_head, tokenizer
-        config = decoder.config
-        stated = getattr(model.config, "context_length", None) or getattr(config, "max_position_embeddings", None)
-        self.max_length = args.max_length or int(stated or 0)
-        self.train_tokens = getattr(config, "max_position_embeddings", None)
-        self.eos_ids = eos_token_ids(tokenizer, getattr(model, "generation_config", None))
-        self.template: PromptTemplate = self._template(args)
-        self._frames_fingerprint = _hash(
-            checkpoint.weights_fingerprint(folder), type(self).__name__, self._visual_settings()
-        )
-        self.fingerprint = _hash(self._frames_fingerprint, described(config), *_tokenizer_files(folder))
-        make_exact(decoder)
-        self.chunked_until = chunked_until(config)
-        self.positions_until = positions_until(decoder)
-
-    @property
-    def frames_fingerprint(self) -> str:
-        return self._frames_fingerprint
-
-    def _visual_settings(self) -> str:
-        """What besides weights decides visual tokens: of the tower, the projector and the pooling."""
-        return ""
-
-    def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
-        """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
-        from longva_model.vision import levels_to_pixels
-
-        return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
-
-    def _template(self, args: ModelArgs) -> PromptTemplate:
-        if args.template != "auto":
-            return get_template(args.template)
-        named = getattr(self.model.config, "chat_template_name", None)
-        return get_template(named or TEMPLATE_OF_DECODER.get(self.decoder.config.model_type, "plain"))
+def _eos_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
+    """Every id that ends a generation: the generation config's and the tokenizer's."""
+    found: set[int] = set()
+    for value in (getattr(generation_config, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)):
+        if value is not None:
+            found.update([value] if isinstance(value, int) else map(int, value))
+    return tuple(sorted(found))
 
 
-def chunked_until(config: Any) -> int | None:
+def _chunked_until(config: Any) -> int | None:
     """Tokens up to which a prompt may be computed in parts: None = as many as one likes.
 
     Frequencies of the RoPE types "dynamic" and "longrope" depend on the length of what one forward is given, so that
@@ -269,7 +222,7 @@ def chunked_until(config: Any) -> int | None:
     return None
 
 
-def positions_until(decoder: Any) -> int | None:
+def _positions_until(decoder: Any) -> int | None:
     """How many positions a decoder has learned; None where they are not learned."""
     longest = int(getattr(decoder.config, "max_position_embeddings", None) or 0)
     tables = [part.num_embeddings for part in decoder.modules() if isinstance(part, nn.Embedding)]
@@ -303,7 +256,9 @@ def building(folder: str) -> Iterator[None]:
         raise ValueError(f"no model can be made of {folder}: {cause}; check the values in its config.json") from error
 
 
-def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **load: Any) -> Any:
+def load_transformers(
+    auto: Any, folder: str, config: Any, args: ModelArgs, device: torch.device, dtype: torch.dtype
+) -> Any:
     """A model of transformers' own, weights complete.
 
     Raises:
@@ -313,10 +268,15 @@ def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **lo
         text = config.get_text_config()
         parameters = dict(getattr(text, "rope_parameters", None) or {"rope_type": "default"})
         text.rope_parameters = {**parameters, "rope_theta": args.rope_theta}
-    wanted = {key: value for key, value in load.items() if key in ("dtype", "device_map")}
     try:
         model, info = auto.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **wanted
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            device_map=device_map(device),
         )
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
@@ -337,12 +297,10 @@ def load_transformers(auto: Any, folder: str, config: Any, args: ModelArgs, **lo
 def _say_left_out(model: Any, folder: str) -> None:
     """Say which tensors the model's own class leaves out, such as layers that predict more than the next token."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    if not patterns:
-        return
-    kept = model.state_dict().keys()
+    kept = model.state_dict().keys() if patterns else ()
     names = [
         name
-        for name, tensor in read_tensor_index(folder).items()
+        for name, tensor in (read_tensor_index(folder).items() if patterns else ())
         if any(pattern.search(name) for pattern in patterns)
         and name not in kept
         # Causal masks.
@@ -355,11 +313,6 @@ def _say_left_out(model: Any, folder: str) -> None:
         )
 
 
-def load_args(args: ModelArgs, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    extra: dict[str, Any] = {"dtype": dtype, "device_map": str(device) if device.type != "cpu" else None}
-    if args.rope_theta is not None:
-        extra["rope_theta"] = args.rope_theta
-    for key in ("mm_spatial_pool_mode", "mm_spatial_pool_stride"):
-        if getattr(args, key) is not None:
-            extra[key] = getattr(args, key)
-    return {key: value for key, value in extra.items() if value is not None}
+def device_map(device: torch.device) -> str | None:
+    """Where ``from_pretrained`` puts the weights; the CPU needs no telling."""
+    return None if device.type == "cpu" else str(device)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.backends.backend import Backend, HubModel, building, described, load_args, load_transformers
+from longva_model.backends.backend import Backend, HubModel, building, described, device_map, load_transformers
 from longva_model.backends.llava_next_video import LlavaNextVideoBackend
+from longva_model.checkpoints.checkpoint import read_tensor_index, resolve_folder
 from longva_model.engine.logits import OwnHead
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.lmms.arguments import ModelArgs
@@ -44,15 +43,13 @@ def checkpoint_folder(args: ModelArgs) -> str:
     Raises:
         FileNotFoundError: neither a folder with a config nor a model that the Hub or the local cache has.
     """
-    from longva_model.checkpoints import checkpoint
-
     name = str(nano_folder()) if args.pretrained == "nano" else args.pretrained
     if "/" not in name and not Path(name).exists():
         near = did_you_mean(name, ["nano"])
         raise FileNotFoundError(
             f"no model {args.pretrained!r}{near}; expected nano, a checkpoint folder, or a Hub id owner/name"
         )
-    folder = checkpoint.resolve_folder(name, {"revision": args.revision} if args.revision else {})
+    folder = resolve_folder(name, {"revision": args.revision} if args.revision else {})
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"pretrained={args.pretrained!r} has no config.json; expected nano, a checkpoint folder or a Hub model id"
@@ -68,12 +65,10 @@ def load_backend(args: ModelArgs) -> Backend:
         ValueError: a checkpoint of a kind that is not known here, or one that does not load, or whose logits by the
             engine are not those of its own forward.
     """
-    from longva_model.checkpoints import checkpoint
-
     folder = checkpoint_folder(args)
     config_file = Path(folder) / "config.json"
     # Whole, and no pickle, whichever class reads them.
-    checkpoint.read_tensor_index(folder)
+    read_tensor_index(folder)
     kind = read_json(config_file).get("model_type")
     device = work.pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
@@ -92,25 +87,20 @@ class LongVABackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 
+        names = ("rope_theta", "mm_spatial_pool_mode", "mm_spatial_pool_stride")
+        changed = {name: value for name in names if (value := getattr(args, name)) is not None}
         with building(folder):
             model = LongVAForConditionalGeneration.from_pretrained(
-                folder, trust_remote_code=False, **load_args(args, device, dtype)
+                folder, trust_remote_code=False, dtype=dtype, device_map=device_map(device), **changed
             )
             self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
         self.layout = model.config.layout
-        self.tokens_per_frame = int(self.layout.tokens_per_frame)
-        self.size = int(self.layout.tile_size)
         self._finish(folder, args, model, model.language_model, model.lm_head, self.processor.tokenizer)
 
     def _visual_settings(self) -> str:
         config, normed = self.model.config, (self.processor.image_mean, self.processor.image_std)
         tower = (described(config.vision_config), config.vision_feature_layer, config.projector_hidden_act)
         return f"{self.layout} {normed} {tower}"
-
-    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        from longva_model.pictures.preprocess import fit_frames
-
-        return torch.from_numpy(fit_frames(frames_NHWC, preprocess, self.size))  # type: ignore[arg-type]
 
     def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
         tokens_NtD: torch.Tensor = self.model.encode_frames(self._levels(pixels_NHWC, self.processor.level_table))
@@ -123,9 +113,6 @@ class LongVABackend(HubModel):
         )
         return tokens_TD
 
-    def image_tokens(self, size: tuple[int, int]) -> int:
-        return int(self.layout.num_image_tokens(size))
-
     def video_suffix(self) -> torch.Tensor | None:
         """What follows a video's last frame, (1, D): the newline of AnyRes (reference section 1), else nothing."""
         newline = self.model.model.image_newline
@@ -134,8 +121,6 @@ class LongVABackend(HubModel):
 
 class TextBackend(HubModel):
     """A text-only causal model of transformers (Qwen2-7B-Instruct-224K and others): text NIAH, perplexity."""
-
-    tokens_per_frame = 0
 
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import (
@@ -163,7 +148,7 @@ class TextBackend(HubModel):
             )
         refuse_recurrent(args.pretrained, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
         with building(folder):
-            model = load_transformers(AutoModelForCausalLM, folder, config, args, **load_args(args, device, dtype))
+            model = load_transformers(AutoModelForCausalLM, folder, config, args, device, dtype)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         try:
             # Some kinds call a part of their head a decoder, others do not say where theirs is.
@@ -176,18 +161,3 @@ class TextBackend(HubModel):
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         return self._head(hidden_TD)
-
-    def pixels(self, frames_NHWC: NDArray[np.uint8], preprocess: str) -> torch.Tensor:
-        raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
-
-    def encode_pixels(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        raise ValueError(f"{self.name} is a text-only model and cannot be shown frames; choose a LongVA checkpoint")
-
-    def encode_image(self, image: PILImage.Image) -> torch.Tensor:
-        raise ValueError(f"{self.name} is a text-only model and cannot be shown images; choose a LongVA checkpoint")
-
-    def image_tokens(self, size: tuple[int, int]) -> int:
-        raise ValueError(f"{self.name} is a text-only model and cannot be shown images; choose a LongVA checkpoint")
-
-    def video_suffix(self) -> torch.Tensor | None:
-        return None

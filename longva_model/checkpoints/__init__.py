@@ -1,1 +1,1 @@
-"""Checkpoints on disk: layouts, conversion, loading, fingerprints. Knows nothing of prompts."""
+"""Checkpoints on disk: the two layouts, reading, checking, fingerprints, converting. Knows no model from inside."""

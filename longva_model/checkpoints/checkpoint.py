@@ -1,6 +1,6 @@
 """Checkpoints on disk: which tensors they hold, whether those fit, and a fingerprint of their content.
 
-Only safetensors are read. Nothing here builds a model; ``released.py`` knows the two layouts.
+Only safetensors are read. Nothing here builds a model; ``layouts.py`` knows the two layouts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from longva_model.checkpoints.layouts import to_our_key
-from vniah.files import parse_json, read_json, replacing
+from vniah.files import parse_json, read_json, replacing, sha256_of
 from vniah.runs.journal import is_sound, sealed
 
 WEIGHTS = "model.safetensors"
@@ -30,7 +30,7 @@ _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format
 # Endings of what old checkpoints store and what models compute: positions, frequencies, causal masks. No weights.
 IDLE_TENSORS = (".position_ids", "inv_freq", ".masked_bias", ".cos_cached", ".sin_cached")
 _LISTED = 8  # names an error lists before it counts the rest
-_PIECE = 8 << 20  # bytes of a tensor that are hashed at once
+_DAMAGED = "{} is no safetensors file, or its header is damaged; download it again"
 _TICK_SECONDS = 2  # file systems tell times at least this finely
 
 
@@ -67,10 +67,16 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
     """
     options = kwargs if kwargs is not None else {}
     subfolder = options.pop("subfolder", "") or ""
-    if os.path.isdir(path):
-        return _with_sound_json(Path(path) / subfolder)
     if os.path.isfile(path):
         raise FileNotFoundError(f"{path} is a file; a model is a folder with config.json and safetensors, or a Hub id")
+    folder = Path(path) if os.path.isdir(path) else _fetch(str(path), options, weights=weights)
+    for file in sorted((folder / subfolder).glob("*.json")):
+        found = file.stat()
+        _check_json(file, found.st_mtime_ns, found.st_size)
+    return str(folder / subfolder)
+
+
+def _fetch(repo: str, options: dict[str, Any], *, weights: bool) -> Path:
     from vniah.hub import MODEL_FILES, HubUnreachableError, cached_snapshot, fetch_snapshot
 
     patterns = [pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors"]
@@ -78,24 +84,12 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
     refresh, cached_only = bool(options.pop("force_download", False)), bool(options.pop("local_files_only", False))
     where = {"revision": revision, "allow_patterns": patterns, "cache_dir": Path(cache_dir) if cache_dir else None}
     try:
-        if cached_only:
-            folder = cached_snapshot(str(path), **where)
-            if folder is None:
-                raise HubUnreachableError("it is not in the cache, and local_files_only forbids to ask the Hub")
-        else:
-            folder = fetch_snapshot(str(path), refresh=refresh, **where)
+        folder = cached_snapshot(repo, **where) if cached_only else fetch_snapshot(repo, refresh=refresh, **where)
+        if folder is None:
+            raise HubUnreachableError("it is not in the cache, and local_files_only forbids to ask the Hub")
+        return folder
     except (ValueError, OSError) as error:
-        raise FileNotFoundError(
-            f"{str(path)!r} is no folder here, nor to be had as a model of the Hub: {error}"
-        ) from error
-    return _with_sound_json(folder / subfolder)
-
-
-def _with_sound_json(folder: Path) -> str:
-    for file in sorted(folder.glob("*.json")):
-        found = file.stat()
-        _check_json(file, found.st_mtime_ns, found.st_size)
-    return str(folder)
+        raise FileNotFoundError(f"{repo!r} is no folder here, nor to be had as a model of the Hub: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -142,29 +136,37 @@ def weight_files(folder: str | Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHTS}, or {INDEX} and its shards")
 
 
+def raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file as it is written, and where the bytes of its tensors begin.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < length <= min(_MAX_HEADER, path.stat().st_size - 8):
+            raise ValueError(_DAMAGED.format(path))
+        header = parse_json(file.read(length), str(path))
+    return header, 8 + length
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by name; no tensor is read.
 
     Raises:
         ValueError: it is no safetensors file, or cut short.
     """
+    try:
+        header, start = raw_header(path)
+        header.pop("__metadata__", None)
+        tensors = {
+            name: TensorInfo(path, info["dtype"], tuple(info["shape"]), *(start + at for at in info["data_offsets"]))
+            for name, info in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(_DAMAGED.format(path)) from None
     size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        try:
-            if not 0 < length <= min(_MAX_HEADER, size - 8):
-                raise ValueError
-            header = parse_json(file.read(length), str(path))
-            tensors = {
-                name: TensorInfo(
-                    path, info["dtype"], tuple(info["shape"]), *(8 + length + at for at in info["data_offsets"])
-                )
-                for name, info in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is no safetensors file, or its header is damaged; download it again") from None
     if any(tensor.stop > size for tensor in tensors.values()):
         raise ValueError(f"{path} is cut short: {size} bytes, its tensors need more; download it again")
     return tensors
@@ -289,28 +291,25 @@ def _hash_tensors(path: Path) -> dict[str, str]:
     from tqdm import tqdm
 
     tensors = read_header(path)
-    total = sum(info.stop - info.start for info in tensors.values())
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc=f"fingerprint {path.name}", delay=2, leave=False, file=sys.stderr
-    ) as bar:
-
-        def one(info: TensorInfo) -> str:
-            digest = hashlib.sha256()
-            left = info.stop - info.start
-            with path.open("rb") as file:
-                file.seek(info.start)
-                while left:
-                    piece = file.read(min(left, _PIECE))
-                    if not piece:
-                        raise ValueError(f"{path} is cut short while it is read; download it again")
-                    digest.update(piece)
-                    left -= len(piece)
-                    bar.update(len(piece))
-            return digest.hexdigest()
-
-        # Hashing leaves the interpreter's lock, so that threads read a checkpoint at the disk's speed.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return dict(zip(tensors, pool.map(one, tensors.values()), strict=True))
+    hashes = {}
+    # Hashing leaves the interpreter's lock, so that threads read a checkpoint at the disk's speed.
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(
+            total=sum(info.stop - info.start for info in tensors.values()),
+            unit="B",
+            unit_scale=True,
+            desc=f"fingerprint {path.name}",
+            delay=2,
+            leave=False,
+            file=sys.stderr,
+        ) as bar,
+    ):
+        found = pool.map(lambda info: sha256_of(path, info.start, info.stop), tensors.values())
+        for (name, info), digest in zip(tensors.items(), found, strict=True):
+            hashes[name] = digest
+            bar.update(info.stop - info.start)
+    return hashes
 
 
 def _some(names: list[str], joint: str = ", ") -> str:

@@ -14,10 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from longva_model.checkpoints import checkpoint, layouts
-from longva_model.checkpoints.layouts import find_tower
+from longva_model.checkpoints.loading import empty_model
+from longva_model.config import LongVAConfig
+from longva_model.modeling import LongVAForConditionalGeneration
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
-from vniah.files import parse_json, put_in_place, read_json
+from longva_model.processing import LongVAProcessor
+from vniah.files import put_in_place, read_json
 
 Layout = Literal["ours", "released"]
 _SMALL = (".json", ".txt", ".model", ".jinja", ".md")
@@ -69,12 +74,11 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
 
 def _write(folder: Path, draft: Path, to: Layout) -> None:
     """Everything of the new folder."""
-    from longva_model.checkpoints.loading import expected_shapes
-    from longva_model.config import LongVAConfig
-
     config = LongVAConfig.from_pretrained(folder, trust_remote_code=False)
+    with empty_model(torch.float32):
+        expected = {name: tuple(t.shape) for name, t in LongVAForConditionalGeneration(config).state_dict().items()}
     tensors = checkpoint.read_tensor_index(folder)
-    checkpoint.check_tensors(tensors, expected_shapes(config), folder, tied=config.tie_word_embeddings)
+    checkpoint.check_tensors(tensors, expected, folder, tied=config.tie_word_embeddings)
     rename = layouts.to_our_key if to == "ours" else layouts.to_released_key
     for path in checkpoint.weight_files(folder):
         _rename_tensors(path, draft / path.name, rename)
@@ -97,12 +101,12 @@ def _write(folder: Path, draft: Path, to: Layout) -> None:
 
 def _rename_tensors(source: Path, target: Path, rename: Callable[[str], str]) -> None:
     """Copy a safetensors file with other tensor names: a new header, the same bytes."""
+    header, start = checkpoint.raw_header(source)
+    renamed = {name if name == "__metadata__" else rename(name): info for name, info in header.items()}
+    text = json.dumps(renamed, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants tensors aligned
     with source.open("rb") as reader, target.open("wb") as writer:
-        length = struct.unpack("<Q", reader.read(8))[0]
-        header = parse_json(reader.read(length), f"the header of {source}")
-        renamed = {name if name == "__metadata__" else rename(name): info for name, info in header.items()}
-        text = json.dumps(renamed, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants tensors aligned
+        reader.seek(start)
         writer.write(struct.pack("<Q", len(text)) + text)
         shutil.copyfileobj(reader, writer, _CHUNK)
 
@@ -111,8 +115,6 @@ def _write_processor(folder: Path, draft: Path) -> None:
     """Our processor's two files, where the source has a tokenizer; the tokenizer's own are copied as they are."""
     if not (folder / "tokenizer_config.json").is_file():
         return
-    from longva_model.processing import LongVAProcessor
-
     processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.to_json_file(draft / "processor_config.json")
     if isinstance(processor.chat_template, str):
@@ -126,56 +128,30 @@ def _write_tower(folder: Path, draft: Path, config: Any) -> None:
     another one.
     """
     name = read_json(draft / "config.json")["mm_vision_tower"]
-    found = find_tower(name, draft, local_files_only=True)
+    found = layouts.find_tower(name, draft, local_files_only=True)
+    keys = layouts.own_keys(type(config.vision_config)) | {"model_type"}
     defaults, sizes = type(config.vision_config)().to_dict(), config.vision_config.to_dict()
-    same_sizes = all(
-        {**defaults, **(found.config or layouts.CLIP_VIT_L_14_336)}[key] == sizes[key] for key in _TOWER_KEYS
-    )
-    pixels = _pixel_statistics(folder)
-    known = {key: list(value) for key, value in zip(pixels, (CLIP_MEAN, CLIP_STD), strict=True)}
-    same_pixels = {key: (found.preprocessor or known).get(key, known[key]) for key in pixels} == pixels
-    if same_sizes and same_pixels:
+    known = {**defaults, **(found.config or layouts.CLIP_VIT_L_14_336)}
+    # Mean and deviation that pixels are normalised with, as our processor holds them.
+    path = folder / "processor_config.json"
+    own, told = read_json(path) if path.is_file() else {}, found.preprocessor or {}
+    clip = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+    pixels = {key: list(own.get(key, value)) for key, value in clip.items()}
+    if all(known[key] == sizes[key] for key in keys) and pixels == {key: told.get(key, clip[key]) for key in clip}:
         return
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"mm_vision_tower is {name!r}: it leads out of the new folder; give the tower a plain name")
     (draft / name).mkdir(parents=True)
-    _write_json(draft / name / "config.json", {key: sizes[key] for key in _TOWER_KEYS})
+    _write_json(draft / name / "config.json", {key: sizes[key] for key in sorted(keys)})
     edge = sizes["image_size"]
-    _write_json(
-        draft / name / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": edge},
-            "crop_size": {"height": edge, "width": edge},
-            "resample": 3,
-            **pixels,
-        },
-    )
-
-
-def _pixel_statistics(folder: Path) -> dict[str, list[float]]:
-    """Mean and deviation that pixels are normalised with, as our processor holds them."""
-    path = folder / "processor_config.json"
-    own = read_json(path) if path.is_file() else {}
-    return {"image_mean": list(own.get("image_mean", CLIP_MEAN)), "image_std": list(own.get("image_std", CLIP_STD))}
-
-
-_TOWER_KEYS = {
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "attention_dropout",
-    "initializer_range",
-    "initializer_factor",
-}
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": edge},
+        "crop_size": {"height": edge, "width": edge},
+        "resample": 3,
+        **pixels,
+    }
+    _write_json(draft / name / "preprocessor_config.json", preprocessor)
 
 
 def _write_json(path: Path, content: Any) -> None:

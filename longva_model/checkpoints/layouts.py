@@ -1,8 +1,9 @@
-"""The released ``llava_qwen`` layout and ours: which config key and which tensor is which.
+"""The released ``llava_qwen`` layout and ours: which config key and which tensor is which, and where a tower is.
 
 The released layout keeps the decoder's keys at the top of config.json beside ``mm_*`` keys, names the vision
-tower instead of describing it, and nests the tower's tensors under ``model.vision_tower.vision_tower``. Pure
-dictionaries and strings: no files but the tower's config, no torch. Source: reference sections 1 and 2.
+tower instead of describing it ("openai/clip-vit-large-patch14-336"), and nests the tower's tensors under
+``model.vision_tower.vision_tower``. Of what the tower's name leads to only ``config.json`` and
+``preprocessor_config.json`` are read, never weights. No torch. Source: reference sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vniah.files import is_hub_id, read_json
+
+logger = logging.getLogger(__name__)
 
 # What the released model's tower is: openai/clip-vit-large-patch14-336.
 CLIP_VIT_L_14_336: dict[str, Any] = {
@@ -29,12 +32,12 @@ CLIP_VIT_L_14_336: dict[str, Any] = {
 }
 
 TEXT_TYPES = {"llava_qwen": "qwen2", "llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
-ARCHITECTURES = {
-    "qwen2": "LlavaQwenForCausalLM",
-    "llama": "LlavaLlamaForCausalLM",
-    "mistral": "LlavaMistralForCausalLM",
+# By the decoder's type: the released model_type and architecture.
+_RELEASED_AS = {
+    "qwen2": ("llava_qwen", "LlavaQwenForCausalLM"),
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
 }
-_RELEASED_TYPES = {"qwen2": "llava_qwen", "llama": "llava_llama", "mistral": "llava_mistral"}
 
 # Our key -> the released one, where both hold the same value.
 _SHARED_KEYS = {
@@ -55,6 +58,8 @@ _ABSENT_MEANS = {
     "mm_spatial_pool_stride": None,
     "mm_spatial_pool_mode": None,
 }
+
+_TOWER_FILES = ("config.json", "preprocessor_config.json")
 
 # Tensor names, released -> ours, as transformers' ``key_mapping`` takes them. Names of ours match none.
 KEY_MAPPING = {
@@ -114,18 +119,9 @@ def read_config(config_dict: dict[str, Any], path: Any, *, local_files_only: boo
             f"says mm_hidden_size {width}: it is another tower. Put the right one's config.json in a folder "
             f"named {config_dict.get('mm_vision_tower')!r} beside the checkpoint"
         )
-    text_type = TEXT_TYPES[config_dict["model_type"]]
-    ours: dict[str, Any] = {
-        "text_config": {"model_type": text_type, **_text_keys(config_dict, text_type)},
-        "vision_config": vision,
-        # Word for word, but for what transformers adds when it reads the file.
-        "released_config": {key: value for key, value in config_dict.items() if key != "_commit_hash"},
-    }
-    for our_key, their_key in _SHARED_KEYS.items():
-        if their_key in config_dict:
-            ours[our_key] = config_dict[their_key]
-        elif our_key in _ABSENT_MEANS:
-            ours[our_key] = _ABSENT_MEANS[our_key]
+    # Word for word, but for what transformers adds when it reads the file.
+    kept = {key: value for key, value in config_dict.items() if key != "_commit_hash"}
+    ours = {**_without_tower(config_dict), "vision_config": vision, "released_config": kept}
     if (dtype := config_dict.get("torch_dtype", config_dict.get("dtype"))) is not None:
         ours["dtype"] = dtype
     return ours
@@ -140,9 +136,7 @@ def write_config(config: Any) -> dict[str, Any]:
     now = _derive(config)
     if not config.released_config:
         return now
-    then = _derive(
-        type(config)(**{**_shared_from(config.released_config, config), "vision_config": config.vision_config})
-    )
+    then = _derive(type(config)(**_without_tower(config.released_config), vision_config=config.vision_config))
     changed = {key: value for key, value in now.items() if key not in then or then[key] != value}
     return {**config.released_config, **changed}
 
@@ -163,47 +157,41 @@ def override_text(text: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]
     return {**text, **given}
 
 
-def _text_keys(config_dict: dict[str, Any], text_type: str) -> dict[str, Any]:
-    """The decoder's keys among those of a released config."""
+def own_keys(config_class: Any) -> set[str]:
+    """The keys that a kind of configuration has besides those of all."""
+    from transformers import PreTrainedConfig
+
+    return {field.name for field in dataclasses.fields(config_class)} - {
+        field.name for field in dataclasses.fields(PreTrainedConfig)
+    }
+
+
+def _without_tower(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Our keys of a released config, but for the tower's."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    names = {field.name for field in dataclasses.fields(CONFIG_MAPPING[text_type])}
-    names |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
-    names -= {"architectures", "transformers_version", "dtype", "model_type"}
-    return {key: value for key, value in config_dict.items() if key in names}
-
-
-def _shared_from(released_config: dict[str, Any], config: Any) -> dict[str, Any]:
-    """``read_config`` without looking for the tower: enough to see what has been changed since."""
-    text_type = TEXT_TYPES[released_config["model_type"]]
-    ours: dict[str, Any] = {"text_config": {"model_type": text_type, **_text_keys(released_config, text_type)}}
-    for our_key, their_key in _SHARED_KEYS.items():
-        ours[our_key] = released_config.get(their_key, _ABSENT_MEANS.get(our_key))
-    return {key: value for key, value in ours.items() if value is not None or key in _ABSENT_MEANS}
+    text_type = TEXT_TYPES[config_dict["model_type"]]
+    names = own_keys(CONFIG_MAPPING[text_type]) | {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+    shared = {
+        ours: config_dict.get(theirs, _ABSENT_MEANS.get(ours))
+        for ours, theirs in _SHARED_KEYS.items()
+        if theirs in config_dict or ours in _ABSENT_MEANS
+    }
+    text = {key: value for key, value in config_dict.items() if key in names}
+    return {"text_config": {"model_type": text_type, **text}, **shared}
 
 
 def _derive(config: Any) -> dict[str, Any]:
     """Released keys computed from our config."""
-    from transformers import PreTrainedConfig
-
-    text, text_type = config.text_config.to_dict(), config.text_config.model_type
-    rope = dict(config.text_config.rope_parameters or {})
+    text = config.text_config
+    model_type, architecture = _RELEASED_AS.get(text.model_type, (f"llava_{text.model_type}", _RELEASED_AS["qwen2"][1]))
+    rope = dict(text.rope_parameters or {})
     theta = rope.pop("rope_theta", 10_000.0)
-    skip = {
-        "rope_parameters",
-        "layer_types",
-        "dtype",
-        "torch_dtype",
-        "model_type",
-        "architectures",
-        "transformers_version",
-    }
-    fields = {field.name for field in dataclasses.fields(type(config.text_config))}
-    fields -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    keys: dict[str, Any] = {key: value for key, value in text.items() if key in fields and key not in skip}
+    fields = own_keys(type(text)) - {"rope_parameters", "layer_types"}
+    keys: dict[str, Any] = {key: value for key, value in text.to_dict().items() if key in fields}
     keys |= {
-        "architectures": [ARCHITECTURES.get(text_type, "LlavaQwenForCausalLM")],
-        "model_type": _RELEASED_TYPES.get(text_type, f"llava_{text_type}"),
+        "architectures": [architecture],
+        "model_type": model_type,
         "rope_theta": theta,
         "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
         "mm_hidden_size": config.vision_config.hidden_size,
@@ -216,12 +204,7 @@ def _derive(config: Any) -> dict[str, Any]:
     }
     if config.dtype is not None:
         keys["torch_dtype"] = str(config.dtype).removeprefix("torch.")
-    return keys | {their_key: getattr(config, our_key) for our_key, their_key in _SHARED_KEYS.items()}
-
-
-logger = logging.getLogger(__name__)
-
-_FILES = ("config.json", "preprocessor_config.json")
+    return keys | {theirs: getattr(config, ours) for ours, theirs in _SHARED_KEYS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,39 +231,37 @@ def find_tower(name: str | None, checkpoint: Path, *, local_files_only: bool = F
     Raises:
         ValueError: a config.json was found that is not a CLIP vision tower's.
     """
+    unknown = Tower(None, None, "known values of CLIP ViT-L/14-336")
     if not name:
-        return Tower(None, None, "known values of CLIP ViT-L/14-336")
+        return unknown
     for base in (Path(), checkpoint, checkpoint.parent):
-        folder = base / name
-        if (folder / "config.json").is_file():
-            return _read(folder, str(folder))
-    if is_hub_id(name) and (found := _from_hub(name, local_files_only=local_files_only)) is not None:
-        return _read(found, f"{name} on the Hub")
-    logger.info(
-        "the vision tower %s is neither here nor on the Hub; taking the known values of CLIP ViT-L/14-336", name
-    )
-    return Tower(None, None, "known values of CLIP ViT-L/14-336")
+        if (base / name / "config.json").is_file():
+            return _read_tower(base / name, str(base / name))
+    folder = _tower_from_hub(name, local_files_only=local_files_only) if is_hub_id(name) else None
+    if folder is None or not (folder / "config.json").is_file():
+        logger.info("the vision tower %s is neither here nor on the Hub; taking the %s", name, unknown.source)
+        return unknown
+    return _read_tower(folder, f"{name} on the Hub")
 
 
-def _from_hub(repo: str, *, local_files_only: bool) -> Path | None:
-    """The folder with a Hub repository's config, from the cache or the Hub, or None where it cannot be had."""
+def _tower_from_hub(repo: str, *, local_files_only: bool) -> Path | None:
+    """The folder with a Hub repository's configs, from the cache or the Hub, or None where it cannot be had."""
     from vniah.hub import cached_snapshot, fetch_snapshot
 
-    folder = cached_snapshot(repo, allow_patterns=_FILES)
-    if folder is None and not local_files_only:
-        try:
-            folder = fetch_snapshot(repo, allow_patterns=_FILES, progress=False)
-        except (OSError, ValueError) as error:
-            logger.debug("no config of %s from the Hub: %s", repo, error)
-    return folder if folder is not None and (folder / "config.json").is_file() else None
+    if local_files_only:
+        return cached_snapshot(repo, allow_patterns=_TOWER_FILES)
+    try:
+        return fetch_snapshot(repo, allow_patterns=_TOWER_FILES, progress=False)
+    except (OSError, ValueError) as error:
+        logger.debug("no config of %s from the Hub: %s", repo, error)
+        return None
 
 
-def _read(folder: Path, source: str) -> Tower:
+def _read_tower(folder: Path, source: str) -> Tower:
     """Parse the two files; a whole CLIP model's config counts by its vision part."""
-    paths = [folder / file for file in _FILES]
-    parts = [read_json(path) if path.is_file() else None for path in paths]
-    config = parts[0]
-    assert isinstance(config, dict)
+    config = read_json(folder / "config.json")
+    path = folder / "preprocessor_config.json"
+    preprocessor = read_json(path) if path.is_file() else None
     if config.get("model_type") == "clip":
         config = {"model_type": "clip_vision_model", **(config.get("vision_config") or {})}
     if config.get("model_type") != "clip_vision_model":
@@ -288,4 +269,4 @@ def _read(folder: Path, source: str) -> Tower:
             f"{source} is no CLIP vision tower: its config.json has model_type {config.get('model_type')!r}"
         )
     drop = ("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
-    return Tower({key: value for key, value in config.items() if key not in drop}, parts[1], source)
+    return Tower({key: value for key, value in config.items() if key not in drop}, preprocessor, source)

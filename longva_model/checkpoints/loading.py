@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longva_model.checkpoints.checkpoint import TensorInfo
 from longva_model.checkpoints.layouts import to_our_key
@@ -39,15 +40,12 @@ def meant(options: dict[str, Any]) -> dict[str, Any]:
 
 def single_device(device_map: Any) -> torch.device | None:
     """The one device that a ``device_map`` means, or None where it means several or a choice."""
-    if isinstance(device_map, dict):
-        if set(device_map) != {""}:
-            return None
+    if isinstance(device_map, dict) and set(device_map) == {""}:
         device_map = device_map[""]
     if device_map is None:
         return torch.get_default_device()
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential", "disk"):
-        return None
-    return torch.device(device_map)
+    several = isinstance(device_map, dict) or device_map in ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+    return None if several else torch.device(device_map)
 
 
 def is_sharded_training() -> bool:
@@ -88,30 +86,24 @@ def load_weights(
         dtype: of the parameters.
         device: where everything goes.
     """
-    from safetensors import safe_open
-
-    names_by_file: dict[Path, list[str]] = {}
-    for name, info in tensors.items():
-        names_by_file.setdefault(info.path, []).append(name)
     wanted = dict(model.named_parameters(remove_duplicate=False))
-    for path, names in names_by_file.items():
+    for path, part in groupby(tensors.items(), key=lambda item: item[1].path):
         with safe_open(path, framework="pt", device=str(device)) as file:
-            for name in names:
-                ours = to_our_key(name)
-                if ours not in wanted:  # position indices of old checkpoints
-                    continue
-                tensor = file.get_tensor(name)
-                # Without a copy the parameter would be a view into the file, alive as long as the model.
-                tensor = (
-                    tensor.to(dtype) if tensor.dtype != dtype else tensor.clone() if device.type == "cpu" else tensor
-                )
-                parent, _, leaf = ours.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
-                del tensor
+            for name, _ in part:
+                if (ours := to_our_key(name)) in wanted:  # unlike position indices of old checkpoints
+                    # Without a copy the parameter would be a view into the file, alive as long as the model.
+                    tensor = file.get_tensor(name).to(dtype, copy=device.type == "cpu")
+                    put(model, ours, nn.Parameter(tensor))
+                    del tensor
     model.tie_weights()
     for name, buffer in list(model.named_buffers()):
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, buffer.to(device))
+        put(model, name, buffer.to(device))
+
+
+def put(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace a parameter or buffer by its dotted name."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, value)
 
 
 @contextlib.contextmanager
@@ -126,17 +118,3 @@ def empty_model(dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a ``LongVAConfig`` asks for."""
-    from longva_model.modeling import LongVAForConditionalGeneration
-
-    with empty_model(torch.float32):
-        return {name: tuple(t.shape) for name, t in LongVAForConditionalGeneration(config).state_dict().items()}
-
-
-def load_generation_config(model: PreTrainedModel, folder: str) -> None:
-    """Take the folder's generation_config.json, where there is one."""
-    if (Path(folder) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)

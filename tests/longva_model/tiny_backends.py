@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from longva_model.attention import register
-from longva_model.backends.backend import TextMixin
+from longva_model.backends.backend import Backend
 from vniah.prompts import PLAIN
 
 VOCAB = 97
@@ -47,7 +47,7 @@ class LetterTokenizer:
         return "".join(chr(33 + int(token)) for token in ids)
 
 
-class TinyBackend(TextMixin):
+class TinyBackend(Backend):
     """A random decoder of a kind, and frames of ``tokens_per_frame`` tokens."""
 
     template = PLAIN
