@@ -217,32 +217,35 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield part
-        flush(part)
-        os.replace(part, path)
-        with contextlib.suppress(OSError):  # not every file system flushes folders
-            flush(path.parent)
+        put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def put_in_place(draft: Path, folder: Path) -> None:
-    """Give a finished folder its name, all of it on the disk before. ``folder`` is not there or is empty."""
+def put_in_place(draft: Path, target: Path) -> None:
+    """Give a finished file or folder its name, all of it on the disk before. A folder that is there must be empty."""
     for path in (*draft.rglob("*"), draft):
         flush(path)
-    os.replace(draft, folder)
+    os.replace(draft, target)
+    with contextlib.suppress(OSError):  # not every file system flushes folders
+        flush(target.parent)
 
 
-def lock(path: Path) -> BinaryIO | None:
-    """Open a file, made when absent, and lock it until it is closed or its process ends; ``None``: another holds it.
+def lock(path: Path, *, wait: bool = False) -> BinaryIO | None:
+    """Open a file, made when absent, and lock it until it is closed or its process ends.
+
+    ``None`` where another holds it, unless one is to ``wait``.
 
     Not by filelock: once lmms-eval is loaded, all of filelock's locks of one path in one process are one and the same,
     and whoever asks holds it.
     """
     file = path.open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         file.close()
+        if wait:
+            raise
         return None
     return file
 

@@ -25,10 +25,9 @@ from vniah.contract.requests import Frames
 from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FrameSource, Visual
 from vniah.haystack import open_haystack
-from vniah.runs.grid import needle_index
+from vniah.runs.grid import around_needle, needle_index
 from vniah.visual import splice
 from vniah.visual.compose import (
-    NEEDLE,
     PAD_COLOUR,
     Composer,
     SplicedVideo,
@@ -36,7 +35,6 @@ from vniah.visual.compose import (
     composed_video,
     held_at_the_end,
     letterbox,
-    splice_indices,
 )
 
 HAYSTACK = "synthetic:0:200:64x48"
@@ -75,21 +73,30 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
+NEEDLE = -1
+
+
+def index_map(num_frames: int, index: int | None) -> list[int]:
+    """Which haystack frame stands at each position."""
+    before, after = around_needle(num_frames, index)
+    return [*before, *([] if index is None else [NEEDLE]), *after]
+
+
 @given(st.integers(1, 300), st.data())
 def test_index_map(num_frames: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, num_frames))
-    indices = splice_indices(num_frames, index).tolist()
+    indices = index_map(num_frames, index)
     assert indices[index] == NEEDLE
     assert indices[:index] + indices[index + 1 :] == list(range(num_frames))
-    assert splice_indices(num_frames, None).tolist() == list(range(num_frames))
+    assert index_map(num_frames, None) == list(range(num_frames))
 
 
-def test_index_map_errors() -> None:
+def test_index_map_errors(cell) -> None:
     with pytest.raises(ValueError, match="num_frames must be positive, got 0"):
-        splice_indices(0, 0)
+        cell(0, 0)
     for index in (-1, 5):
         with pytest.raises(ValueError, match=f"must lie from 0 to 4, got {index}"):
-            splice_indices(4, index)
+            cell(4, index)
 
 
 def test_letterbox_keeps_the_whole_picture() -> None:
@@ -120,8 +127,7 @@ def test_spliced_frames_follow_the_index_map(cell) -> None:
         video = cell(8, index)
         assert isinstance(video, Visual) and isinstance(video, FrameSource) and video.preprocess == "pad"
         shown = [
-            letterbox(video.needle, hay.size) if i == NEEDLE else hay.frames(i, i + 1)[0]
-            for i in splice_indices(8, index).tolist()
+            letterbox(video.needle, hay.size) if i == NEEDLE else hay.frames(i, i + 1)[0] for i in index_map(8, index)
         ]
         assert len(video) == len(shown)
         for start in range(len(shown) + 1):
@@ -153,8 +159,8 @@ def test_spliced_video_errors(cell, needle: Image.Image) -> None:
 
 def test_depths_reach_both_ends() -> None:
     """0 % is before the first frame, 100 % after the last."""
-    assert splice_indices(8, needle_index(8, 0))[0] == NEEDLE
-    assert splice_indices(8, needle_index(8, 100))[-1] == NEEDLE
+    assert index_map(8, needle_index(8, 0))[0] == NEEDLE
+    assert index_map(8, needle_index(8, 100))[-1] == NEEDLE
 
 
 @pytest.mark.parametrize("codec", splice.CODECS)

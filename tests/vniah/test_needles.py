@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -171,8 +172,12 @@ def test_builtin_scenes() -> None:
         assert needle.question.startswith("Find the frame of a")
         assert needle.image.size == (672, 672) and needle.image.mode == "RGB"
     assert len({needle.fingerprint for needle in needles}) == len(needles)
+    # Results and caches know the set and each picture's pixels by these.
+    assert needles.fingerprint == "a5b32ef823abbe6a5e82daeaa21b3b8b732fe29425bfc2ad248b21898459da7f"
+    pixels = hashlib.sha256("".join(needle.fingerprint for needle in needles).encode()).hexdigest()
+    assert pixels == "60f6e81b13f10d0d7715517581418d056b537952943a7f253e32b2922a6e91fa"
     needle = needles.get("clock")
-    assert needle.picture.load().tobytes() == needle.picture.load().tobytes(), "a scene is drawn the same each time"
+    assert needle.picture.load().tobytes() == needle.picture.load().tobytes(), "a picture is the same each time"
 
 
 def test_builtin_answers_are_balanced_and_not_told_by_the_question() -> None:

@@ -1,4 +1,4 @@
-"""A needle in a haystack: the index map, the frames, and the mp4 of one cell.
+"""A needle in a haystack: what one cell shows, and its mp4.
 
 A cell shows ``num_frames`` haystack frames from the haystack's start and, before the one at ``needle_index``,
 the needle (reference section 3.3): ``num_frames + 1`` frames. A control has no needle and ``num_frames`` frames.
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vniah.contract.requests import Frames, Segment
@@ -28,34 +27,14 @@ from vniah.files import replacing
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, LoopedHaystack, content_hash
 from vniah.notices import notice
-from vniah.runs.grid import needle_index
+from vniah.runs.grid import around_needle, needle_index
 from vniah.visual.composed_files import Holds, fill_file, find_whole, make_room, write_whole
 from vniah.visual.splice import IntraStore, best_codec, encode_one, write_spliced
 
 # The colour that V-NIAH pads with (reference section 3.1).
 PAD_COLOUR = (122, 116, 104)
-NEEDLE = -1
 # Of every composed video, in frames a second.
 FPS = 1.0
-
-
-def splice_indices(num_frames: int, needle_index: int | None) -> NDArray[np.int64]:
-    """Which haystack frame stands at each position; ``NEEDLE`` (-1) where the needle does.
-
-    Returns:
-        ``num_frames + 1`` indices, or ``num_frames`` for a control (``needle_index`` is ``None``).
-
-    Raises:
-        ValueError: no frames, or a needle index outside 0..num_frames.
-    """
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be positive, got {num_frames}")
-    indices = np.arange(num_frames)
-    if needle_index is None:
-        return indices
-    if not 0 <= needle_index <= num_frames:
-        raise ValueError(f"the needle index must lie from 0 to {num_frames}, got {needle_index}")
-    return np.insert(indices, needle_index, NEEDLE)
 
 
 def letterbox(image: Image.Image, size: tuple[int, int]) -> FrameHWC:
@@ -100,7 +79,10 @@ class SplicedVideo:
         if (self.needle is None) != (self.needle_index is None):
             given, missing = ("needle", "needle_index") if self.needle else ("needle_index", "needle")
             raise ValueError(f"a {given} was given without a {missing}; give both, or neither for a control")
-        splice_indices(self.num_frames, self.needle_index)
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames must be positive, got {self.num_frames}")
+        if not 0 <= (self.needle_index or 0) <= self.num_frames:
+            raise ValueError(f"the needle index must lie from 0 to {self.num_frames}, got {self.needle_index}")
         require_frames(self.haystack, self.num_frames)
         if self.needle is not None and not self.needle_source:
             object.__setattr__(self, "needle_source", image_hash(self.needle))
@@ -115,15 +97,12 @@ class SplicedVideo:
 
     def segments(self) -> tuple[Segment, ...]:
         """Haystack before the needle, needle, haystack after it; empty runs of frames are left out."""
-        source = self.haystack.fingerprint
-        if self.needle_index is None:
-            return (Frames(source, 0, self.num_frames),)
-        parts: list[Segment] = [ImageSegment(self.needle_source)]
-        if self.needle_index > 0:
-            parts.insert(0, Frames(source, 0, self.needle_index))
-        if self.needle_index < self.num_frames:
-            parts.append(Frames(source, self.needle_index, self.num_frames))
-        return tuple(parts)
+        before, after = (
+            [Frames(self.haystack.fingerprint, run.start, run.stop)] if run else []
+            for run in around_needle(self.num_frames, self.needle_index)
+        )
+        needle = [] if self.needle is None else [ImageSegment(self.needle_source)]
+        return (*before, *needle, *after)
 
     def media(self) -> Mapping[str, FrameSource | Any]:
         found: dict[str, FrameSource | Any] = {self.haystack.fingerprint: self.haystack}
@@ -139,17 +118,13 @@ class SplicedVideo:
         """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"frames {start} to {stop} were asked of a spliced video of {len(self)}")
-        if self.needle is None or self.needle_index is None or not start <= self.needle_index < stop:
-            # After the needle, haystack frame i stands at i + 1.
-            shift = int(self.needle_index is not None and start > self.needle_index)
-            return self.haystack.frames(start - shift, stop - shift)
-        return np.concatenate(
-            [
-                self.haystack.frames(start, self.needle_index),
-                letterbox(self.needle, self.haystack.size)[None],
-                self.haystack.frames(self.needle_index, stop - 1),
-            ]
-        )
+        index = self.needle_index
+        if self.needle is None or index is None or stop <= index:
+            return self.haystack.frames(start, stop)
+        if start > index:  # behind the needle, haystack frame i stands at i + 1
+            return self.haystack.frames(start - 1, stop - 1)
+        needle_NHWC = letterbox(self.needle, self.haystack.size)[None]
+        return np.concatenate([self.haystack.frames(start, index), needle_NHWC, self.haystack.frames(index, stop - 1)])
 
 
 def image_hash(image: Image.Image) -> str:
@@ -300,12 +275,12 @@ class Composer:
         write_spliced(self._store.prepare(video.num_frames), self._packets(video), file)
 
     def _packets(self, video: SplicedVideo) -> Iterator[bytes]:
-        if video.needle is None or video.needle_index is None:
-            yield from self._store.packets(0, video.num_frames)
+        before, after = around_needle(video.num_frames, video.needle_index)
+        yield from self._store.packets(before)
+        if video.needle is None:
             return
         if video.needle_source not in self._needles:
             frame_HWC = letterbox(video.needle, self.haystack.size)
             self._needles[video.needle_source] = encode_one(frame_HWC, self._store)
-        yield from self._store.packets(0, video.needle_index)
         yield self._needles[video.needle_source]
-        yield from self._store.packets(video.needle_index, video.num_frames)
+        yield from self._store.packets(after)

@@ -16,14 +16,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 
-from vniah.files import flush, lock
+from vniah.files import lock, put_in_place
 from vniah.notices import notice
 
-_Given = TypeVar("_Given")
 _ABANDONED_SECONDS = 86400.0
-_BLOCK = 1 << 20
 
 
 def find_whole(folder: Path, recipe: str) -> Path | None:
@@ -34,7 +32,7 @@ def find_whole(folder: Path, recipe: str) -> Path | None:
     """
     for path in folder.glob(f"{recipe}-*.mp4"):
         with telling(folder), contextlib.suppress(FileNotFoundError):
-            if _is_whole(path, recipe):
+            if path == _named(folder, recipe, path):
                 return path
             notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
     return None
@@ -58,15 +56,12 @@ def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -
         fill_file(part, fill)
         with telling(folder):
             path = _named(folder, recipe, part)
-            flush(part)
-            os.replace(part, path)
-        with contextlib.suppress(OSError):  # not every file system flushes folders
-            flush(folder)
+            put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)
     for other in folder.glob(f"{recipe}-*.mp4"):
         # Another process may have written the same and handed it out.
-        if other != path and not _is_whole(other, recipe):
+        if other != path and other != _named(folder, recipe, other):
             other.unlink(missing_ok=True)
     return path
 
@@ -81,7 +76,6 @@ def fill_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         watched = _Watched(path)
     try:
         fill(cast(BinaryIO, watched))
-        watched.flush()
     except Exception:
         if watched.error is None:
             raise
@@ -89,6 +83,25 @@ def fill_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             raise watched.error from None
     finally:
         watched.close()
+
+
+class _Watched:
+    """What PyAV needs of a file, and the error that its writing ended with."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        done = 0
+        try:
+            while done < len(data):  # of a file without a buffer, a part may be written
+                done += self._file.write(data[done:])
+        except OSError as error:
+            self.error = error
+            raise
+        return done
 
 
 @contextlib.contextmanager
@@ -116,53 +129,12 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OSError: as ``telling``.
     """
-    from filelock import FileLock
-
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    try:
+        held = lock(folder / ".lock", wait=True)
+    assert held is not None
+    with held:
         yield
-    finally:
-        lock.release()
-
-
-class _Watched:
-    """What PyAV needs of a file, and the error that its writing ended with."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        return self._try(self._file.write, data)
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        # What is buffered is written before the position changes.
-        return self._try(self._file.seek, position, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._try(self._file.flush)
-
-    def close(self) -> None:
-        # After an error what is still buffered cannot be written either.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _try(self, call: Callable[..., _Given], *given: object) -> _Given:
-        try:
-            return call(*given)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-
-def _is_whole(path: Path, recipe: str) -> bool:
-    return path == _named(path.parent, recipe, path)
 
 
 def _named(folder: Path, recipe: str, content: Path) -> Path:
@@ -170,7 +142,7 @@ def _named(folder: Path, recipe: str, content: Path) -> Path:
     # The folder's name is part of what a chunk is of: every haystack's are numbered alike.
     digest = hashlib.blake2b(f"{folder.name}/{recipe}\0".encode(), digest_size=16)
     with content.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(1 << 20):
             digest.update(block)
     return folder / f"{recipe}-{digest.hexdigest()}.mp4"
 
@@ -192,7 +164,7 @@ class Holds:
         """From now on no process deletes what is called ``name`` or begins with it and a dash."""
         if name in self._names:
             return
-        with self._locked():
+        with locked(self._folder), telling(self._folder):
             if self._list is None:
                 self._list = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.txt"
                 # Let go of when this object or its process ends, however it ends.
@@ -204,28 +176,17 @@ class Holds:
     @contextlib.contextmanager
     def all(self) -> Iterator[set[str]]:
         """The names that processes hold, this object's among them; while it is open nobody begins to hold another."""
-        with self._locked():
+        with locked(self._folder), telling(self._folder):
             held = set(self._names)
             for path in self._folder.glob("*.txt"):
-                if path != self._list and not _forget_if_ended(path):
+                alive = None if path == self._list else lock(path.with_suffix(".lock"))
+                if alive is None:
                     held.update(path.read_text(encoding="utf-8").split())
+                    continue
+                with alive:  # its process has ended
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(".lock").unlink(missing_ok=True)
             yield held
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self._folder), telling(self._folder):
-            yield
-
-
-def _forget_if_ended(path: Path) -> bool:
-    """Whether the process of a list has ended; its list is deleted then."""
-    held = lock(path.with_suffix(".lock"))
-    if held is None:
-        return False
-    with held:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".lock").unlink(missing_ok=True)
-    return True
 
 
 def make_room(folder: Path, max_bytes: int, holds: Holds) -> None:
@@ -241,7 +202,9 @@ def make_room(folder: Path, max_bytes: int, holds: Holds) -> None:
                 stat = path.stat()
             except FileNotFoundError:
                 continue  # its writer has given it its name
-            free = path.parent.name not in held and _recipe_of(path) not in held
+            # RECIPE of .RECIPE.WRITER.part and of RECIPE-HASH.mp4
+            recipe = path.name.split(".")[1] if path.suffix == ".part" else path.stem.rpartition("-")[0]
+            free = not held & {path.parent.name, recipe}
             if path.suffix == ".mp4":
                 files.append((path.parent.name != "cells", stat.st_mtime, stat.st_size, path, free))
             elif path.suffix == ".part" and free and now - stat.st_mtime > _ABANDONED_SECONDS:
@@ -258,8 +221,3 @@ def make_room(folder: Path, max_bytes: int, holds: Holds) -> None:
             f"the composed videos that runs use are more than {max_bytes / 1e9:g} GB (VNIAH_CACHE_GB): none of them is "
             "deleted before its run ends"
         )
-
-
-def _recipe_of(path: Path) -> str:
-    """RECIPE of ``RECIPE-HASH.mp4`` and of ``.RECIPE.WRITER.part``."""
-    return path.name.split(".")[1] if path.suffix == ".part" else path.stem.rpartition("-")[0]

@@ -91,16 +91,13 @@ class IntraStore:
                 self._progress(min(CHUNK_FRAMES, num_frames - number * CHUNK_FRAMES))
         return paths[0]
 
-    def packets(self, start: int, stop: int) -> Iterator[bytes]:
-        """The packets of frames ``start`` to ``stop``."""
-        while start < stop:
-            number, offset = divmod(start, CHUNK_FRAMES)
-            path = self._chunk(number)
+    def packets(self, frames: range) -> Iterator[bytes]:
+        """The packets of a run of frames."""
+        for first in range(frames.start // CHUNK_FRAMES * CHUNK_FRAMES, frames.stop, CHUNK_FRAMES):
+            path = self._chunk(first // CHUNK_FRAMES)
             os.utime(path)  # counts as used just now
             _, packets = read_packets(path)
-            found = packets[offset : offset + stop - start]
-            yield from found
-            start += len(found)
+            yield from packets[max(0, frames.start - first) : frames.stop - first]
 
     def _chunk(self, number: int) -> Path:
         """The file of a chunk, encoded now unless it is there and whole."""
