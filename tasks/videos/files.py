@@ -8,7 +8,7 @@ come from data sets, so they are only ever looked up in the folders' own listing
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,13 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from vniah.notices import printable
-from vniah.tasks.videos.archives import archive_stem, safe_extract
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
 # A name as an annotation gives it, and the names of parent folders to prefer.
 Wanted: TypeAlias = tuple[str, Sequence[str]]
-# Says that an archive was unpacked whole, in the folder of what it held; and its name while it is written.
-_STAMP, _STAMP_PART = ".unpacked", ".unpacked.part"
 # Probing waits on the disk more than on a core.
 _PROBES_AT_ONCE = 4
 
@@ -196,38 +193,3 @@ def _bears(path: Path, name: str) -> bool:
     """Whether the file is called so to the letter, but for the kind of container."""
     called = PurePosixPath(name.replace("\\", "/")).name
     return called in (path.name, path.stem) or PurePosixPath(called).stem == path.stem
-
-
-def unpack_archives(archives: Iterable[Path], dest: Path) -> tuple[list[Path], list[str]]:
-    """Unpack each archive into a folder of its own below ``dest``, once; a bad one is a line in the report.
-
-    Returns:
-        The folders, and for every archive that was refused or is damaged one line that says why. What a
-        damaged archive gave before it broke stays usable.
-
-    Raises:
-        OSError: the disk is full or cannot be written, which no other archive would mend.
-    """
-    folders, problems = [], []
-    archives = list(archives)
-    stems = Counter(archive_stem(archive.name) for archive in archives)
-    names = Counter(archive.name for archive in archives)
-    for archive in archives:
-        # Of archives that are called alike, such as "a.zip" and "a.tar", each has a folder of its own all the same.
-        stem = archive_stem(archive.name)
-        called = archive.name if names[archive.name] == 1 else f"{archive.parent.name}--{archive.name}"
-        folder = dest / (stem if stems[stem] == 1 else called)
-        stamp = folder / _STAMP
-        try:
-            # A name and a size: the Hub's cache gives changed content a new name behind the link.
-            mark = os.fsencode(f"{archive.resolve().name} {archive.stat().st_size}\n")
-            if not stamp.is_file() or stamp.read_bytes() != mark:
-                safe_extract(archive, folder, reserved=(_STAMP, _STAMP_PART))
-                temporary = folder / _STAMP_PART
-                temporary.write_bytes(mark)
-                os.replace(temporary, stamp)
-        except (ValueError, FileExistsError, FileNotFoundError) as error:
-            problems.append(str(error))
-        if folder.is_dir():
-            folders.append(folder)
-    return folders, problems

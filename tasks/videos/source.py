@@ -19,7 +19,8 @@ from typing import Any, ParamSpec, TypeVar
 from vniah.files import read_json, read_json_lines, user_path
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
 from vniah.notices import printable
-from vniah.tasks.videos.files import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos, unpack_archives
+from vniah.tasks.videos.archives import unpack_archives
+from vniah.tasks.videos.files import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos
 from vniah.visual.settings import cache_dir
 
 _log = logging.getLogger(__name__)

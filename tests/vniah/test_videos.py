@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from video_files import cut, write_video
 
-from vniah.tasks.videos.files import VideoFolders, find_videos, probe, unpack_archives
+from vniah.tasks.videos.archives import unpack_archives
+from vniah.tasks.videos.files import VideoFolders, find_videos, probe
 from vniah.tasks.videos.source import VideoSource, load_once, matching, read_rows
 
 
