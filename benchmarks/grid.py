@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
         for side, done in rounds.items():
             done.append(in_a_process(functools.partial(run, side, backend, frames, tree, media, options)))
     count = functools.cache(lambda text: len(backend.token_ids(text)))
-    flops = {"plain": plain_flops(tree, shape, count), "tree": tree_flops(tree, shape, count)}
+    flops = {"plain": plain_flops(tree.requests, shape, count), "tree": tree_flops(tree, shape, count)}
     report(rounds, flops)
 
 
@@ -114,9 +114,9 @@ def report(rounds: Mapping[str, list[Any]], flops: Mapping[str, int]) -> None:
     print(f"\nratio: {by_wall:.2f} by the wall, {by_cpu:.2f} by CPU seconds; theory for this shape {theory:.2f}")
     print(f"results: every argmax equal, log-probabilities within {worst:.1e}")
     needles = [(f"needle{number}", "q" * 60, "an answer") for number in range(5)]
-    paper = RequestTree(grid_requests(Grid.parse("200-3000:200", "0-100:20"), needles)[0])
+    paper, _ = grid_requests(Grid.parse("200-3000:200", "0-100:20"), needles)
     shape = SHAPES["LongVA-7B"]
-    theory = plain_flops(paper, shape) / tree_flops(paper, shape)
+    theory = plain_flops(paper, shape) / tree_flops(RequestTree(paper), shape)
     print(f"theory for the paper's grid on LongVA-7B (450 cells, 144 tokens a frame): {theory:.2f}")
 
 

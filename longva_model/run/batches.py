@@ -17,8 +17,8 @@ from longva_model.backends.backend import Backend
 from longva_model.frames.embeddings import reach
 from longva_model.pictures.opening import ArrayFrames
 from longva_model.prompts.prompting import Prompt
-from vniah.contract.cost import deal_out, leaf_costs, segment_tokens
-from vniah.contract.requests import Image, Request, RequestTree, Segment, Target
+from vniah.contract.cost import answer_tokens, deal_out, leaf_costs, segment_tokens
+from vniah.contract.requests import Image, Request, RequestTree, Segment
 
 J = TypeVar("J")
 # Images and frames that tasks hand over are held in memory while a window of prompts is run; videos and
@@ -67,8 +67,7 @@ class Costs:
         return [[leaf.index for leaf in run] for run in deal_out(costs, parts)]
 
     def _total(self, request: Request) -> int:
-        leaf = request.leaf
-        answer = self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+        answer = answer_tokens(request.leaf, self._count)
         return sum(self._tokens(segment) for segment in request.segments) + answer
 
     def _tokens(self, segment: Segment) -> int:

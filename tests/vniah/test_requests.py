@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from vniah.contract.cost import SHAPES, ModelShape, longest_path, plain_flops, tree_flops, walk_tokens
+from vniah.contract.cost import SHAPES, ModelShape, leaf_costs, longest_path, plain_flops, tree_flops
 from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
 from vniah.runs.grid import Grid
 
@@ -62,33 +62,33 @@ def test_no_frame_is_computed_twice_behind_one_prefix(cells: list[tuple[int, int
         assert len(firsts) == len(set(firsts))
 
 
+def grid_tree(needles: str, *, controls: bool = False) -> RequestTree:
+    cells = Grid.parse("200-3000:200", "0-100:20").cells(needles, controls=controls)
+    return RequestTree([vniah_request(cell.length, cell.needle_index, cell.needle) for cell in cells])
+
+
 def test_the_tree_of_the_papers_grid_needs_2_34_times_fewer_flops() -> None:
-    grid = Grid.parse("200-3000:200", "0-100:20")
-    requests = [vniah_request(c.num_frames, c.needle_index, c.needle_id) for c in grid.cells("abcde", controls=False)]
-    tree, shape = RequestTree(requests), SHAPES["LongVA-7B"]
-    assert round(plain_flops(tree, shape) / tree_flops(tree, shape), 2) == 2.34
+    tree, shape = grid_tree("abcde"), SHAPES["LongVA-7B"]
+    assert round(plain_flops(tree.requests, shape) / tree_flops(tree, shape), 2) == 2.34
     # 57,344 bytes a token in bf16: the longest cell is 24.8 GB of KV.
     assert shape.kv_bytes_per_token == 57_344
-    assert round(longest_path(tree, shape) * shape.kv_bytes_per_token / 1e9, 1) == 24.8
+    assert round(longest_path(tree.requests, shape) * shape.kv_bytes_per_token / 1e9, 1) == 24.8
 
 
 def test_controls_cost_next_to_nothing() -> None:
-    grid, shape = Grid.parse("200-3000:200", "0-100:20"), SHAPES["LongVA-7B"]
-    without = RequestTree(
-        [vniah_request(c.num_frames, c.needle_index, c.needle_id) for c in grid.cells("abc", controls=False)]
-    )
-    with_them = RequestTree([vniah_request(c.num_frames, c.needle_index, c.needle_id) for c in grid.cells("abc")])
-    assert tree_flops(with_them, shape) / tree_flops(without, shape) < 1.001
+    shape = SHAPES["LongVA-7B"]
+    assert tree_flops(grid_tree("abc", controls=True), shape) / tree_flops(grid_tree("abc"), shape) < 1.001
 
 
-def test_walk_tokens_counts_what_stands_before_each_node() -> None:
+def test_costs_count_what_stands_before_each_leaf() -> None:
     tree = RequestTree([vniah_request(4, 2, "a"), vniah_request(4, None, "a")])
     shape = ModelShape(
         layers=1, hidden=4, intermediate=4, heads=1, kv_heads=1, head_dim=4, vocab=8, tokens_per_frame=10
     )
-    ends = {}
-    for node, past, new in walk_tokens(tree, lambda s: 10 * (s.stop - s.start) if isinstance(s, Frames) else 1):
-        for index, _ in node.leaves:
-            ends[index] = past + new
-    assert ends == {0: 1 + 20 + 1 + 20 + 2, 1: 1 + 40 + 2}
-    assert tree_flops(tree, shape) < plain_flops(tree, shape)
+    costs = leaf_costs(tree, shape, lambda s: 10 * (s.stop - s.start) if isinstance(s, Frames) else 1, len)
+    ends = {0: 1 + 20 + 1 + 20 + 2, 1: 1 + 40 + 2}
+    assert {cost.index: cost.first for cost in costs} == {
+        index: shape.forward_flops(end + len("answer") - 1) + shape.logits_flops(len("answer"))
+        for index, end in ends.items()
+    }
+    assert tree_flops(tree, shape) < plain_flops(tree.requests, shape)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from vniah.contract.cost import SHAPES, deal_out, leaf_costs, plain_flops, run_cost, segment_tokens, tree_flops
-from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment, Target, Text
+from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
 from vniah.runs.grid import Grid
 from vniah.runs.plan import grid_requests
 
@@ -45,7 +46,20 @@ def test_a_runs_cost_is_that_of_its_own_tree(cells: list[tuple[int, int, int]], 
     assert list(itertools.chain(*runs)) == costs
     for run in filter(None, runs):
         tree = RequestTree([requests[leaf.index] for leaf in run])
-        assert run_cost(run) == (tree_flops if shared else plain_flops)(tree, SHAPE, len)
+        plain, whole = plain_flops(tree.requests, SHAPE, len), tree_flops(tree, SHAPE, len)
+        assert run_cost(run) == (whole if shared else plain)
+        # Each node once, by its tokens behind those before it.
+        assert whole == sum(node_flops(tree.root, 0))
+
+
+def node_flops(node: Node, past: int) -> Iterator[int]:
+    new = tokens(node.segment) if node.segment is not None else 0
+    yield SHAPE.forward_flops(new, past)
+    for _, leaf in node.leaves:
+        assert isinstance(leaf, Target)
+        yield SHAPE.forward_flops(len(leaf.text) - 1, past + new) + SHAPE.logits_flops(len(leaf.text))
+    for child in node.children:
+        yield from node_flops(child, past + new)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,10 +8,10 @@ encoded once whatever the way of scoring.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from vniah.contract.requests import Frames, Image, Leaf, Node, Request, RequestTree, Segment, Target, Text, Tokens
+from vniah.contract.requests import Frames, Leaf, Request, RequestTree, Segment, Target, Text, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,43 +78,9 @@ def segment_tokens(segment: Segment, shape: ModelShape, count: TokenCount = esti
     """Tokens of a segment; an ``Image`` that is not a frame counts as one grid, for want of its size."""
     if isinstance(segment, Text):
         return count(segment.text)
-    if isinstance(segment, Frames):
-        return (segment.stop - segment.start) * shape.tokens_per_frame
     if isinstance(segment, Tokens):
         return segment.stop - segment.start
-    assert isinstance(segment, Image)
-    return shape.tokens_per_frame
-
-
-def walk_tokens(tree: RequestTree, tokens: Callable[[Segment], int]) -> Iterator[tuple[Node, int, int]]:
-    """Yield (node, tokens before it, its own tokens), depth-first."""
-    ends: list[int] = []
-    for depth, node in tree.walk():
-        del ends[depth:]
-        past = ends[-1] if ends else 0
-        assert node.segment is not None
-        new = tokens(node.segment)
-        ends.append(past + new)
-        yield node, past, new
-
-
-def answer_flops(leaf: Leaf, end: int, shape: ModelShape, count: TokenCount) -> int:
-    """FLOPs of a leaf behind a prompt of ``end`` tokens."""
-    answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
-    return shape.forward_flops(max(0, answer - 1), end) + shape.logits_flops(answer)
-
-
-def leaf_flops(node: Node, end: int, shape: ModelShape, count: TokenCount) -> int:
-    """FLOPs of the leaves that hang on a node which ends at token ``end``."""
-    return sum(answer_flops(leaf, end, shape, count) for _, leaf in node.leaves)
-
-
-def tree_flops(tree: RequestTree, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
-    """FLOPs when each shared prefix is computed once."""
-    total = 0
-    for node, past, new in walk_tokens(tree, lambda segment: segment_tokens(segment, shape, count)):
-        total += shape.forward_flops(new, past) + leaf_flops(node, past + new, shape, count)
-    return total
+    return shape.tokens_per_frame * (segment.stop - segment.start if isinstance(segment, Frames) else 1)
 
 
 def request_tokens(request: Request, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
@@ -122,25 +88,34 @@ def request_tokens(request: Request, shape: ModelShape, count: TokenCount = esti
     return sum(segment_tokens(segment, shape, count) for segment in request.segments)
 
 
-def plain_flops(tree: RequestTree, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
+def answer_tokens(leaf: Leaf, count: TokenCount = estimate_tokens) -> int:
+    """Tokens of a leaf; of a generated answer, the most it may have."""
+    return count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+
+
+def answer_flops(leaf: Leaf, end: int, shape: ModelShape, count: TokenCount) -> int:
+    """FLOPs of a leaf behind a prompt of ``end`` tokens."""
+    answer = answer_tokens(leaf, count)
+    return shape.forward_flops(max(0, answer - 1), end) + shape.logits_flops(answer)
+
+
+def tree_flops(tree: RequestTree, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
+    """FLOPs when each shared prefix is computed once."""
+    return run_cost(leaf_costs(tree, shape, lambda segment: segment_tokens(segment, shape, count), count))
+
+
+def plain_flops(requests: Iterable[Request], shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
     """FLOPs of one forward a request, answer included."""
     total = 0
-    for request in tree.requests:
-        leaf = request.leaf
-        answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
+    for request in requests:
         prompt = request_tokens(request, shape, count)
-        total += shape.forward_flops(prompt + max(0, answer - 1)) + shape.logits_flops(answer)
+        total += shape.forward_flops(prompt) + answer_flops(request.leaf, prompt, shape, count)
     return total
 
 
-def longest_path(tree: RequestTree, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
+def longest_path(requests: Iterable[Request], shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
     """Tokens of the longest prompt with its answer: what the KV cache must hold."""
-    longest = 0
-    for request in tree.requests:
-        leaf = request.leaf
-        answer = count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
-        longest = max(longest, request_tokens(request, shape, count) + answer)
-    return longest
+    return max(request_tokens(request, shape, count) + answer_tokens(request.leaf, count) for request in requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,15 +136,18 @@ def leaf_costs(
 ) -> list[LeafCost]:
     """The leaves in depth-first order with their costs; without ``shared``, every prompt is computed whole."""
     found: list[LeafCost] = []
-    paths: list[int] = []
+    ends, paths = [0], [0]  # of each node on the way: where it ends, in tokens, and what led there, in FLOPs
     fresh = 0
-    for (depth, _), (node, past, new) in zip(tree.walk(), walk_tokens(tree, tokens), strict=True):
-        cost = shape.forward_flops(new, past)
-        del paths[depth:]
-        paths.append((paths[-1] if paths else 0) + cost)
+    for depth, node in tree.walk():
+        assert node.segment is not None
+        del ends[depth + 1 :], paths[depth + 1 :]
+        new = tokens(node.segment)
+        cost = shape.forward_flops(new, ends[-1])
+        ends.append(ends[-1] + new)
+        paths.append(paths[-1] + cost)
         fresh += cost
         for index, leaf in node.leaves:
-            own = answer_flops(leaf, past + new, shape, count)
+            own = answer_flops(leaf, ends[-1], shape, count)
             found.append(LeafCost(index=index, first=paths[-1] + own, next=(fresh if shared else paths[-1]) + own))
             fresh = 0
     return found

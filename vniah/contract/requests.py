@@ -11,7 +11,7 @@ cache computes each shared prefix once. Pure: knows nothing about tokens, tensor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 
@@ -23,8 +23,8 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
-    """Frames ``start`` to ``stop`` (exclusive) of ``source``, the fingerprint of a haystack or video."""
+class Span:
+    """A run of one source, ``start`` to ``stop`` (exclusive): of ``Frames`` or ``Tokens``."""
 
     source: str
     start: int
@@ -32,7 +32,22 @@ class Frames:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
-            raise ValueError(f"Frames needs 0 <= start < stop, got {self.start}..{self.stop}")
+            raise ValueError(f"{type(self).__name__} needs 0 <= start < stop, got {self.start}..{self.stop}")
+
+
+class Frames(Span):
+    """Frames of ``source``, the fingerprint of a haystack or video."""
+
+    __slots__ = ()
+
+
+class Tokens(Span):
+    """Tokens of ``source``, the fingerprint of a tokenised text.
+
+    The text counterpart of ``Frames``: a long haystack is tokenised once and shared by every prompt.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +56,6 @@ class Image:
 
     source: str
     as_frame: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens ``start`` to ``stop`` (exclusive) of ``source``, the fingerprint of a tokenised text.
-
-    The text counterpart of ``Frames``: a long haystack is tokenised once and shared by every prompt.
-    """
-
-    source: str
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"Tokens needs 0 <= start < stop, got {self.start}..{self.stop}")
 
 
 Segment: TypeAlias = Text | Frames | Image | Tokens
@@ -137,16 +136,16 @@ def _descend(node: Node, segment: Segment) -> Node:
 
     Iterative, since a haystack's trunk has a node per splice.
     """
-    while isinstance(segment, (Frames, Tokens)):
+    while isinstance(segment, Span):
         child = next((child for child in node.children if _starts_alike(child.segment, segment)), None)
         if child is None:
             break
         if segment.stop < _span(child).stop:
             _split(child, segment.stop)
-        end = _span(child)
-        if segment.stop == end.stop:
+        end = _span(child).stop
+        if segment.stop == end:
             return child
-        node, segment = child, type(segment)(segment.source, end.stop, segment.stop)
+        node, segment = child, replace(segment, start=end)
     else:
         for child in node.children:
             if child.segment == segment:
@@ -160,7 +159,7 @@ def _starts_alike(other: Segment | None, span: Frames | Tokens) -> bool:
 
 
 def _span(node: Node) -> Frames | Tokens:
-    assert isinstance(node.segment, (Frames, Tokens))
+    assert isinstance(node.segment, Span)
     return node.segment
 
 
@@ -168,6 +167,5 @@ def _split(node: Node, at: int) -> None:
     """Cut a span's node in two at frame or token ``at``: the tail becomes its only child, with all it led to."""
     span = _span(node)
     assert span.start < at < span.stop
-    kind = type(span)
-    tail = Node(kind(span.source, at, span.stop), node.children, node.leaves)
-    node.segment, node.children, node.leaves = kind(span.source, span.start, at), [tail], []
+    node.children = [Node(replace(span, start=at), node.children, node.leaves)]
+    node.segment, node.leaves = replace(span, stop=at), []

@@ -21,7 +21,7 @@ from vniah.contract.cost import (
     request_tokens,
     segment_tokens,
 )
-from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment, Target, Text, Tokens
+from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text, Tokens
 from vniah.files import read_json, user_path
 from vniah.notices import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
@@ -175,7 +175,7 @@ def make_plan(
     if not cells:
         raise ValueError("there is nothing to plan: no cells")
     every = [*cells, *controls]
-    longest = max(longest_path(RequestTree((request,)), shape, count) for request in every)
+    longest = longest_path(every, shape, count)
     chunk = min(chunk_tokens, longest)
     # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
     width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -184,7 +184,7 @@ def make_plan(
         controls=len(controls),
         prompt_tokens=sum(request_tokens(request, shape, count) for request in cells),
         tree_flops=shared_flops(every, shape, count),
-        plain_flops=sum(plain_flops(RequestTree((request,)), shape, count) for request in cells),
+        plain_flops=plain_flops(cells, shape, count),
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
         weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),
