@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,7 +30,7 @@ class JudgeServer:
 
     def __init__(self, script: Callable[[dict[str, Any]], Step]) -> None:
         self.script = script
-        self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.requests: list[tuple[Message, dict[str, Any]]] = []
         handler = type("Handler", (_Handler,), {"judge": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.judge.requests.append((dict(self.headers), body))
+        self.judge.requests.append((self.headers, body))
         step = self.judge.script(body) if self.path == "/v1/chat/completions" else 404
         if isinstance(step, Drip):
             return self._drip(step)

@@ -9,15 +9,13 @@ what to ask and which scores to expect is the caller's.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 import os
 import re
 import reprlib
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,23 +91,17 @@ class JudgeConfig:
             ValueError: see the class; also a time-out or retry count that is not a number.
         """
         environ = os.environ if environ is None else environ
-        url = environ.get("VNIAH_JUDGE_URL", "").strip()
-        if not url:
+        names = ("URL", "MODEL", "KEY", "TIMEOUT", "RETRIES")
+        given = {name: environ.get(f"VNIAH_JUDGE_{name}", "").strip() for name in names}
+        if not given["URL"]:
             return None
-        numbers = {}
-        for name, kind, default in (("TIMEOUT", float, 60.0), ("RETRIES", int, 3)):
-            text = environ.get(f"VNIAH_JUDGE_{name}", "").strip()
+        numbers: dict[str, Any] = {}
+        for name, field_name, kind in (("TIMEOUT", "timeout_s", float), ("RETRIES", "retries", int)):
             try:
-                numbers[name] = kind(text) if text else default
+                numbers |= {field_name: kind(given[name])} if given[name] else {}
             except ValueError:
-                raise ValueError(f"VNIAH_JUDGE_{name} must be a number, got {text!r}") from None
-        return cls(
-            url=url,
-            model=environ.get("VNIAH_JUDGE_MODEL", "").strip(),
-            key=environ.get("VNIAH_JUDGE_KEY", "").strip(),
-            timeout_s=float(numbers["TIMEOUT"]),
-            retries=int(numbers["RETRIES"]),
-        )
+                raise ValueError(f"VNIAH_JUDGE_{name} must be a number, got {given[name]!r}") from None
+        return cls(url=given["URL"], model=given["MODEL"], key=given["KEY"], **numbers)
 
     @property
     def endpoint(self) -> str:
@@ -127,7 +119,7 @@ class Verdict:
 
 
 class Judge:
-    """Asks one endpoint. Safe to share between threads.
+    """Asks one endpoint.
 
     After ``max_failures`` questions in a row without a reply, or one permanent refusal (a wrong key or
     model), the judge counts as down and is asked no more: a dead endpoint costs a run minutes, not hours.
@@ -136,27 +128,21 @@ class Judge:
     def __init__(self, config: JudgeConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.config = config
         self._sleep = sleep
-        self._lock = threading.Lock()
         self._failures = 0
         self._down = ""
-        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def score(self, system: str, user: str, names: Sequence[str]) -> Verdict:
         """Ask for the scores ``names`` (each 1 to 5) of one answer; never raises for what the judge does."""
-        with self._lock:
-            down = self._down
-        if down:
-            return Verdict(None, f"the judge is down: {down}")
+        if self._down:
+            return Verdict(None, f"the judge is down: {self._down}")
         try:
             reply = self.ask(system, user)
         except JudgeError as error:
-            with self._lock:
-                self._failures += 1
-                if error.permanent or self._failures >= self.config.max_failures:
-                    self._down = self._down or str(error)
+            self._failures += 1
+            if error.permanent or self._failures >= self.config.max_failures:
+                self._down = str(error)
             return Verdict(None, str(error))
-        with self._lock:
-            self._failures = 0
+        self._failures = 0
         try:
             return Verdict(parse_scores(reply, names), reply=reply)
         except ValueError as error:
@@ -168,104 +154,103 @@ class Judge:
         Raises:
             JudgeError: no usable reply; ``permanent`` when the endpoint refuses such requests for good.
         """
+        # The client's own retries know neither a limit on the whole of an answer nor an answer that makes no sense.
         for attempt in range(self.config.retries + 1):
             try:
-                return self._post(system, user)
+                return self._answer(system, user)
             except JudgeError as error:
                 if error.permanent or attempt == self.config.retries:
                     raise
                 self._sleep(min(max(self.config.backoff_s * 2**attempt, error.wait_s), _MAX_WAIT_S))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _post(self, system: str, user: str) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        body = json.dumps({"model": self.config.model, "messages": messages, "temperature": 0}).encode()
-        request = urllib.request.Request(self.config.endpoint, data=body, method="POST")
-        request.add_header("Content-Type", "application/json")
-        if self.config.key:
-            request.add_unredirected_header("Authorization", f"Bearer {self.config.key}")
+    @functools.cached_property
+    def _client(self) -> Any:
+        import openai
 
-        def answer() -> bytes:
-            with self._opener.open(request, timeout=self.config.timeout_s) as response:
-                return bytes(response.read(_MAX_REPLY_BYTES + 1))
+        return openai.OpenAI(
+            base_url=self.config.endpoint.removesuffix("/chat/completions"),
+            api_key=self.config.key or "none",
+            timeout=self.config.timeout_s,
+            max_retries=0,
+            # A judge that redirects is refused: the answer and the key are meant for the named host alone.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
+
+    def _answer(self, system: str, user: str) -> str:
+        import openai
+
+        create = self._client.chat.completions.with_streaming_response.create
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        headers = {} if self.config.key else {"Authorization": openai.Omit()}
+
+        def read() -> bytes:
+            with create(model=self.config.model, messages=messages, temperature=0, extra_headers=headers) as response:
+                raw = bytearray()
+                for chunk in response.iter_bytes():
+                    raw += chunk
+                    if len(raw) > _MAX_REPLY_BYTES:
+                        raise JudgeError(f"the judge's answer is longer than {_MAX_REPLY_BYTES} bytes")
+                return bytes(raw)
 
         try:
-            # The opener's limit is one read's: a judge that drips would keep it for ever.
-            raw = within(self.config.timeout_s, answer)
-        except urllib.error.HTTPError as error:
-            retry = error.code in _RETRY_STATUS or error.code >= 500
-            wait_s = _seconds(error.headers.get("Retry-After", "")) if error.headers else 0.0
-            error.close()
-            raise JudgeError(f"the judge answered HTTP {error.code}", permanent=not retry, wait_s=wait_s) from None
-        except OSError as error:  # URLError, time-outs, resets and refusals are all of this kind
-            cause = getattr(error, "reason", error)
-            if isinstance(cause, TimeoutError):
-                raise JudgeError(f"the judge did not answer within {self.config.timeout_s:g} s") from None
-            raise JudgeError(f"the judge cannot be reached: {cause}") from None
-        except Exception as error:  # http.client raises its own kinds for half an answer
+            # The client's limit is one read's: a judge that drips would keep it for ever.
+            raw = within(self.config.timeout_s, read)
+            content = parse_json(raw, "the judge's answer")["choices"][0]["message"]["content"]
+        except JudgeError:
+            raise
+        except openai.APIStatusError as error:
+            retry = error.status_code in _RETRY_STATUS or error.status_code >= 500
+            wait_s = _seconds(error.response.headers.get("Retry-After", ""))
+            raise JudgeError(
+                f"the judge answered HTTP {error.status_code}", permanent=not retry, wait_s=wait_s
+            ) from None
+        except (openai.APITimeoutError, TimeoutError):
+            raise JudgeError(f"the judge did not answer within {self.config.timeout_s:g} s") from None
+        except openai.APIConnectionError as error:
+            raise JudgeError(f"the judge cannot be reached: {error.__cause__ or error}") from None
+        except (ValueError, LookupError, TypeError):
+            raise JudgeError("the judge's answer is not a chat completion") from None
+        except Exception as error:  # the HTTP library raises its own kinds for half an answer
             raise JudgeError(f"the judge's answer broke off: {type(error).__name__}") from None
-        return _content(raw)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A judge that redirects is refused: the answer and the key are meant for the named host alone."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+        if not isinstance(content, str) or not content.strip():
+            raise JudgeError("the judge's answer is empty")
+        return content
 
 
 def _seconds(text: str) -> float:
     try:
         return max(0.0, float(text))
-    except (TypeError, ValueError):
+    except ValueError:
         return 0.0
 
 
-def _content(raw: bytes) -> str:
-    """The message text of a chat completion.
-
-    Raises:
-        JudgeError: not JSON, or not of that shape.
-    """
-    if len(raw) > _MAX_REPLY_BYTES:
-        raise JudgeError(f"the judge's answer is longer than {_MAX_REPLY_BYTES} bytes")
-    try:
-        content = parse_json(raw, "the judge's answer")["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise JudgeError("the judge's answer is not a chat completion") from None
-    if not isinstance(content, str) or not content.strip():
-        raise JudgeError("the judge's answer is empty")
-    return content
-
-
-def parse_scores(reply: str, names: Sequence[str], low: float = 1.0, high: float = 5.0) -> dict[str, float]:
-    """The scores ``names`` from the last JSON object of ``reply`` that has them all.
+def parse_scores(reply: str, names: Sequence[str]) -> dict[str, float]:
+    """The scores ``names``, each from 1 to 5, from the last JSON object of ``reply`` that has them all.
 
     Judges reason first and end with an object, with double or (as Python prints it) single quotes.
 
     Raises:
-        ValueError: no such object, or a score that is not a number from ``low`` to ``high``.
+        ValueError: no such object, or a score that is no such number.
     """
     for text in reversed(re.findall(rf"\{{[^{{}}]{{0,{_MAX_OBJECT_CHARS}}}\}}", reply)):
         found = _object(text)
-        if found is None or not all(name in found for name in names):
+        if not all(name in found for name in names):
             continue
         scores = {}
         for name in names:
-            value = found[name]
             try:
-                number = math.nan if isinstance(value, bool) else float(value)
+                scores[name] = math.nan if isinstance(found[name], bool) else float(found[name])
             except (TypeError, ValueError, OverflowError):
-                number = math.nan
-            if not low <= number <= high:
-                told = reprlib.repr(value)
-                raise ValueError(f"the judge gave {name} = {told}, expected a number from {low:g} to {high:g}")
-            scores[name] = number
+                scores[name] = math.nan
+            if not 1 <= scores[name] <= 5:
+                raise ValueError(f"the judge gave {name} = {reprlib.repr(found[name])}, expected a number from 1 to 5")
         return scores
     raise ValueError(f"the judge's reply has no JSON object with {', '.join(names)}: {reply[:200]!r}")
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _object(text: str) -> Mapping[str, Any]:
+    """The object that a text is, as JSON or as Python; an empty one where it is none."""
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(text)
@@ -273,4 +258,4 @@ def _object(text: str) -> dict[str, Any] | None:
             continue
         if isinstance(found, dict):
             return found
-    return None
+    return {}
