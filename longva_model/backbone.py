@@ -25,7 +25,7 @@ from longva_model.checkpoints.loading import put
 from longva_model.config import LongVAConfig
 from longva_model.pictures.layout import UNIRES_POOL
 from longva_model.renamed import cache_keyword
-from longva_model.vision import LongVAProjector, merge_tiles, pool_tokens, pools_tiles, tower_features
+from longva_model.vision import LongVAProjector, merge_tiles, pool_tokens, tower_features
 
 
 class LongVAPreTrainedModel(PreTrainedModel):
@@ -42,6 +42,12 @@ class LongVAPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -66,12 +72,7 @@ class LongVAPreTrainedModel(PreTrainedModel):
 
 @dataclass
 class LongVAOutputWithPast(BaseModelOutputWithPast):
-    """The decoder's output, and the visual tokens that went in, (T, D), images then videos.
-
-    Attributes:
-        image_hidden_states: tokens of all images, in order.
-        video_hidden_states: tokens of all videos, in order.
-    """
+    """The decoder's output, and the visual tokens of all images and of all videos that went in, (T, D)."""
 
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
@@ -95,22 +96,9 @@ class LongVAModel(LongVAPreTrainedModel):
         self.vision_batch_size = 32
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
     def encode_tiles(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Tower and projector, no pooling.
-
-        Args:
-            pixels_NCHW: pixel values, (N, 3, S, S), on any device.
-
-        Returns:
-            (N, P, D): all patches of each tile, row-major.
-        """
-        return self._in_batches(pixels_NCHW, None, lambda features: features)
+        """Tower and projector, no pooling: (N, 3, S, S) on any device to (N, P, D), all patches row-major."""
+        return self._in_batches(pixels_NCHW, lambda features: features)
 
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Tower, projector and pool: each frame for itself, so frames may be encoded in any company.
@@ -125,18 +113,15 @@ class LongVAModel(LongVAPreTrainedModel):
             ValueError: the config does not say how frames are pooled.
         """
         stride, mode = self.config.layout.require_pooling()
-        return self._in_batches(pixels_NCHW, None, lambda features: pool_tokens(features, stride, mode))
+        return self._in_batches(pixels_NCHW, lambda features: pool_tokens(features, stride, mode))
 
     def encode_images(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | list) -> list[torch.Tensor]:
-        """Each image's visual tokens, in the decoder's order.
+        """Each image's visual tokens, (T, D), in the decoder's order.
 
         Args:
             pixel_values: (images, tiles, 3, S, S), short lists of tiles padded at the end, or all tiles of
                 all images one after another, (N, 3, S, S). The first tile of an image is the whole of it.
             image_sizes: (images, 2), height and width in pixels.
-
-        Returns:
-            One (T, D) an image.
 
         Raises:
             ValueError: fewer tiles than the sizes ask for.
@@ -150,27 +135,24 @@ class LongVAModel(LongVAPreTrainedModel):
         needed, place = np.unique(np.concatenate(rows), return_inverse=True)
 
         def finish(features: torch.Tensor) -> torch.Tensor:
-            return pool_tokens(features, UNIRES_POOL, "average") if pools_tiles(layout) else features
+            return pool_tokens(features, UNIRES_POOL, "average") if layout.pools_tiles else features
 
-        encoded_NTD = self._in_batches(flat_NCHW, needed.tolist(), finish)
-        stops = np.cumsum([len(image) for image in rows])
+        encoded_NTD = self._in_batches(flat_NCHW, finish, torch.from_numpy(needed))
+        places = np.split(place, np.cumsum([len(image) for image in rows])[:-1])
         return [
-            merge_tiles(encoded_NTD[place[stop - len(image) : stop].tolist()], size, layout, self.image_newline)
-            for image, stop, size in zip(rows, stops, sizes, strict=True)
+            merge_tiles(encoded_NTD[own.tolist()], size, layout, self.image_newline)
+            for own, size in zip(places, sizes, strict=True)
         ]
 
     def encode_videos(
         self, pixel_values_videos: torch.Tensor, video_num_frames: torch.Tensor | list | None = None
     ) -> list[torch.Tensor]:
-        """Each video's visual tokens, in the decoder's order.
+        """Each video's visual tokens, (T, D), in the decoder's order.
 
         Args:
             pixel_values_videos: (videos, frames, 3, S, S), short videos padded at the end; or one video
                 as (frames, 3, S, S).
             video_num_frames: frames of each video; all of them unless given.
-
-        Returns:
-            One (T, D) a video.
 
         Raises:
             ValueError: the config does not say how frames are pooled.
@@ -330,17 +312,17 @@ class LongVAModel(LongVAPreTrainedModel):
     def _in_batches(
         self,
         pixels_NCHW: torch.Tensor,
-        rows: list[int] | None,
         finish: Callable[[torch.Tensor], torch.Tensor],
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """``finish(projector(tower(...)))`` of all tiles, or of ``rows`` of them, a bounded number at a time."""
         parameter = self.multi_modal_projector.linear_1.weight
         tower = next(self.vision_tower.parameters())
-        count, out = len(pixels_NCHW) if rows is None else len(rows), []
-        for start in range(0, count, self.vision_batch_size):
-            stop = min(start + self.vision_batch_size, count)
-            pixels = pixels_NCHW[start:stop] if rows is None else pixels_NCHW[rows[start:stop]]
-            features = tower_features(self.vision_tower, pixels.to(tower.device, tower.dtype), self.config)
+        rows = (torch.arange(len(pixels_NCHW)) if rows is None else rows).to(pixels_NCHW.device)
+        out = []
+        for part in rows.split(self.vision_batch_size):
+            pixels = pixels_NCHW[part].to(tower.device, tower.dtype)
+            features = tower_features(self.vision_tower, pixels, self.config)
             out.append(finish(self.multi_modal_projector(features.to(parameter))))
         return torch.cat(out)
 

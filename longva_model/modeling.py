@@ -55,18 +55,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         """The CLIP tower."""
         return self.model.vision_tower
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """See ``LongVAModel.encode_frames``: (N, 3, S, S) to (N, tokens_per_frame, D)."""
         return self.model.encode_frames(pixels_NCHW)

@@ -1,7 +1,7 @@
 """From pixel values to visual tokens: tower, projector, pool, token order.
 
 The tower stops at the hidden state that is used: the layers after it, the final norm and the pooled output are
-never computed. Encoding runs in batches of bounded size, so thousands of frames fit.
+never computed.
 
 Shapes: N tiles or frames, S their edge in pixels, P patches a tile, T tokens, V the tower's width, D the decoder's.
 """
@@ -34,15 +34,7 @@ class LongVAProjector(nn.Module):
 
 
 def tower_features(tower: Any, pixels_NCHW: torch.Tensor, config: LongVAConfig) -> torch.Tensor:
-    """The tower's hidden state ``config.vision_feature_layer``, without what comes after it.
-
-    Args:
-        tower: a transformers ``CLIPVisionModel``.
-        pixels_NCHW: pixel values, (N, 3, S, S).
-
-    Returns:
-        (N, P, V), without the class token.
-    """
+    """Hidden state ``config.vision_feature_layer`` of a ``CLIPVisionModel``, (N, P, V), without the class token."""
     layers = tower.encoder.layers
     # The list of hidden states starts with the embeddings, so it is one longer than the list of layers.
     wanted = config.vision_feature_layer % (len(layers) + 1)
@@ -81,28 +73,19 @@ def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> t
 def merge_tiles(
     tiles_NPD: torch.Tensor, image_wh: Size, layout: VisualLayout, newline_D: torch.Tensor | None
 ) -> torch.Tensor:
-    """One image's encoded tiles as visual tokens in the decoder's order.
+    """One image's visual tokens in the decoder's order, (T, D).
 
     Args:
-        tiles_NPD: tiles as ``layout.tile_sources`` lists them, pooled already where ``pools_tiles`` says so.
+        tiles_NPD: tiles as ``layout.tile_sources`` lists them, pooled already where ``layout.pools_tiles``.
         image_wh: the image's size in pixels.
-        newline_D: the learnt newline of AnyRes.
-
-    Returns:
-        (T, D).
+        newline_D: the learnt newline of AnyRes, None elsewhere.
     """
     flat_TD = tiles_NPD.flatten(0, 1)
-    if not layout.has_newline:
+    if newline_D is None:
         return flat_TD
-    assert newline_D is not None
     with_newline = torch.cat([flat_TD, newline_D[None].to(flat_TD)])
     grid = layout.grid(image_wh)
     if grid is None:
         return with_newline
     assert NEWLINE == -1  # so that it picks the last row
     return with_newline[torch.from_numpy(anyres_order(grid, layout.patches_per_side)).to(flat_TD.device)]
-
-
-def pools_tiles(layout: VisualLayout) -> bool:
-    """True where an image's tiles are pooled: UniRes, where images are cut at all (reference section 1)."""
-    return layout.merge_type == "unires" and layout.aspect_ratio == "anyres"

@@ -1,10 +1,11 @@
-"""How an image of any size becomes tiles, and tiles become visual tokens: UniRes and AnyRes as index arithmetic.
+"""How images and videos become tiles, and tiles become visual tokens: UniRes and AnyRes as index arithmetic.
 
 UniRes (paper section 3.2; reference section 1) treats an image as a grid of square tiles, each encoded like
 one video frame and pooled 2x2. AnyRes (LLaVA-NeXT) puts the whole image first, unpads the map of tiles and
-ends every row with a learnt newline. Both choose the canvas alike.
+ends every row with a learnt newline. Both choose the canvas alike. ``VisualLayout`` is the one place where merge
+type, canvases and pooling meet; config, model and processor all ask it.
 
-All sizes are (width, height) in pixels; a *tile* is a square of ``tile`` pixels; *side* is a tile's patches
+All sizes are (width, height) in pixels; a *tile* is a square of ``tile`` (S) pixels; *side* is a tile's patches
 (or pooled tokens) along one edge. Knows nothing about tensors, models or tokenizers: numpy and PIL only.
 """
 
@@ -22,70 +23,142 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longva_model.pictures.preprocess import Mode, fit_frame
+from longva_model.pictures.preprocess import CLIP_SIZE, fit_frame
 
 Size: TypeAlias = tuple[int, int]
 Pinpoints: TypeAlias = tuple[Size, ...]
 
-CLIP_TILE = 336
 NEWLINE = -1  # in an index array: the learnt newline instead of a visual token
+UNIRES_POOL = 2  # image tiles are pooled by 2, whatever the config says of frames (reference section 1)
+# Settings of a config, by their names there and here, and what they may be.
+_CHOICES: dict[str, tuple[str, tuple[str | None, ...]]] = {
+    "mm_patch_merge_type": ("merge_type", ("unires", "spatial_unpad", "flat")),
+    "mm_spatial_pool_mode": ("pool_mode", ("average", "max", None)),
+    "image_aspect_ratio": ("aspect_ratio", ("anyres", "pad", "square", None)),
+}
 
 
-@lru_cache
-def unires_pinpoints(tile: int = CLIP_TILE, max_tiles: int = 49) -> Pinpoints:
-    """Every canvas of at most ``max_tiles`` tiles but the single one: 200 canvases for 49 tiles.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualLayout:
+    """Everything about pictures that prompt and model must agree on.
 
-    Source: reference section 1 (the single tile is missing from the released list).
-    """
-    counts = ((i, j) for i in range(1, max_tiles + 1) for j in range(1, max_tiles // i + 1) if i * j > 1)
-    return tuple(sorted((tile * i, tile * j) for i, j in counts))
-
-
-@lru_cache
-def anyres_pinpoints(tile: int = CLIP_TILE) -> Pinpoints:
-    """The five canvases of LLaVA-NeXT, in its order (a tie is won by the first)."""
-    return tuple((tile * i, tile * j) for i, j in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
-
-
-def parse_pinpoints(pinpoints: Any) -> Pinpoints:
-    """Read a pinpoint list as configs hold it: nested lists, tuples, or their text form.
+    Attributes:
+        merge_type: "unires", "spatial_unpad" (AnyRes) or "flat".
+        aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; "square" or None
+            crops the centre to one tile.
+        tile_size: edge of a tile in pixels.
+        patch_size: edge of a patch in pixels.
+        pool_stride: edge of the pool over a video frame's patches; None is unknown.
+        pool_mode: "average" or "max"; None is unknown.
+        pinpoints: the canvases; the default follows the merge type.
 
     Raises:
-        ValueError: not a non-empty list of pairs of positive whole numbers.
+        ValueError: an unknown value, or canvases that are not made of whole tiles.
     """
-    try:
-        raw = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
-        sizes = tuple((int(w), int(h)) for w, h in raw)
-    except (ValueError, TypeError, SyntaxError):
-        sizes = ()
-    if not sizes or any(w < 1 or h < 1 for w, h in sizes):
-        raise ValueError(
-            f"image_grid_pinpoints must be a list of [width, height] pairs in pixels, got {str(pinpoints)[:80]!r}"
-        )
-    return sizes
 
+    merge_type: str = "unires"
+    aspect_ratio: str | None = "anyres"
+    tile_size: int = CLIP_SIZE
+    patch_size: int = 14
+    pool_stride: int | None = 2
+    pool_mode: str | None = "average"
+    pinpoints: Pinpoints = ()
 
-def select_canvas(image_wh: Size, pinpoints: Sequence[Size]) -> Size:
-    """The canvas that keeps most of the image's pixels, and among those the one with least waste.
+    def __post_init__(self) -> None:
+        for key, (name, allowed) in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        canvases = unires_pinpoints if self.merge_type == "unires" else anyres_pinpoints
+        pinpoints = parse_pinpoints(self.pinpoints) if self.pinpoints else canvases(self.tile_size)
+        if bad := [size for size in pinpoints if size[0] % self.tile_size or size[1] % self.tile_size]:
+            raise ValueError(
+                f"image_grid_pinpoints must be multiples of the tower's {self.tile_size} pixels, got {bad[0]}"
+            )
+        object.__setattr__(self, "pinpoints", pinpoints)
 
-    Effective pixels are those of the image scaled to fit, never more than it has. So the choice is the
-    smallest canvas that loses nothing, else the one that loses least. Ties keep the first of the list.
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one edge of a tile: 24 for 336 pixels in patches of 14."""
+        return self.tile_size // self.patch_size
 
-    Args:
-        image_wh: image size in pixels.
-        pinpoints: candidate canvases in pixels.
+    @property
+    def has_newline(self) -> bool:
+        """True where a learnt newline ends rows of an image and a video (AnyRes)."""
+        return self.merge_type == "spatial_unpad"
 
-    Source: reference section 1.
-    """
-    width, height = image_wh
-    best, best_effective, best_waste = pinpoints[0], 0, math.inf
-    for canvas_w, canvas_h in pinpoints:
-        scale = min(canvas_w / width, canvas_h / height)
-        effective = min(int(width * scale) * int(height * scale), width * height)
-        waste = canvas_w * canvas_h - effective
-        if effective > best_effective or (effective == best_effective and waste < best_waste):
-            best, best_effective, best_waste = (canvas_w, canvas_h), effective, waste
-    return best
+    @property
+    def pools_tiles(self) -> bool:
+        """True where an image's tiles are pooled: UniRes, where images are cut at all (reference section 1)."""
+        return self.merge_type == "unires" and self.aspect_ratio == "anyres"
+
+    def require_pooling(self) -> tuple[int, str]:
+        """Stride and mode of the pool over a video frame.
+
+        Raises:
+            ValueError: listing the absent keys and the way to give them.
+        """
+        if self.pool_stride is None or self.pool_mode is None:
+            absent = [f"mm_spatial_{name}" for name in ("pool_mode", "pool_stride") if getattr(self, name) is None]
+            raise ValueError(
+                f"the config does not say how video frames are pooled: {' and '.join(absent)} absent. Add them to "
+                'config.json or to from_pretrained; the released LongVA uses mm_spatial_pool_mode="average", '
+                "mm_spatial_pool_stride=2"
+            )
+        return self.pool_stride, self.pool_mode
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Visual tokens of one video frame: 144 for 24 x 24 patches pooled by 2.
+
+        Raises:
+            ValueError: it is not known how frames are pooled.
+        """
+        return (self.patches_per_side // self.require_pooling()[0]) ** 2
+
+    def num_video_tokens(self, num_frames: int) -> int:
+        """Visual tokens of a video: ``tokens_per_frame`` each, and one newline after the last under AnyRes."""
+        return num_frames * self.tokens_per_frame + self.has_newline
+
+    def grid(self, image_wh: Size) -> TileGrid | None:
+        """The canvas of an image; None where images are not cut into tiles."""
+        return plan_tiles(image_wh, self.pinpoints, self.tile_size) if self.aspect_ratio == "anyres" else None
+
+    def num_image_tokens(self, image_wh: Size) -> int:
+        """Visual tokens of an image of this size."""
+        grid, side = self.grid(image_wh), self.patches_per_side
+        if grid is not None and self.has_newline:
+            return len(anyres_order(grid, side))
+        per_tile = (side // UNIRES_POOL if self.pools_tiles else side) ** 2
+        return len(self.tile_sources(image_wh)) * per_tile + self.has_newline
+
+    def tiles(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An RGB image's tiles, the whole image first: uint8 of shape (tiles, S, S, 3)."""
+        grid = self.grid(image.size)
+        if grid is not None:
+            return cut_tiles(image, grid)
+        return np.asarray(fit_frame(image, "pad" if self.aspect_ratio == "pad" else "crop", self.tile_size))[None]
+
+    def num_tiles(self, image_wh: Size) -> int:
+        """How many tiles ``tiles`` makes, the whole image included."""
+        grid = self.grid(image_wh)
+        return 1 if grid is None else 1 + grid.num_tiles
+
+    def tile_sources(self, image_wh: Size) -> NDArray[np.int64]:
+        """Which of an image's tiles are encoded, in the decoder's order.
+
+        UniRes never asks for the whole image (tile 0); tiles that are black all over ask for the first of them.
+
+        Returns:
+            int64 of shape (tiles used,): indices into what ``tiles`` returns.
+        """
+        grid, whole = self.grid(image_wh), np.zeros(1, np.int64)
+        if grid is None:
+            return whole
+        return unires_sources(grid) if self.merge_type == "unires" else np.concatenate([whole, unires_sources(grid)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**dataclasses.asdict(self), "pinpoints": [list(size) for size in self.pinpoints]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +213,59 @@ class TileGrid:
         )
 
 
-def plan_tiles(image_wh: Size, pinpoints: Sequence[Size], tile: int = CLIP_TILE) -> TileGrid:
+@lru_cache
+def unires_pinpoints(tile: int = CLIP_SIZE, max_tiles: int = 49) -> Pinpoints:
+    """Every canvas of at most ``max_tiles`` tiles but the single one: 200 canvases for 49 tiles.
+
+    Source: reference section 1 (the single tile is missing from the released list).
+    """
+    counts = ((i, j) for i in range(1, max_tiles + 1) for j in range(1, max_tiles // i + 1) if i * j > 1)
+    return tuple(sorted((tile * i, tile * j) for i, j in counts))
+
+
+@lru_cache
+def anyres_pinpoints(tile: int = CLIP_SIZE) -> Pinpoints:
+    """The five canvases of LLaVA-NeXT, in its order (a tie is won by the first)."""
+    return tuple((tile * i, tile * j) for i, j in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+
+
+def parse_pinpoints(pinpoints: Any) -> Pinpoints:
+    """Read a pinpoint list as configs hold it: nested lists, tuples, or their text form.
+
+    Raises:
+        ValueError: not a non-empty list of pairs of positive whole numbers.
+    """
+    try:
+        raw = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        sizes = tuple((int(w), int(h)) for w, h in raw)
+    except (ValueError, TypeError, SyntaxError):
+        sizes = ()
+    if not sizes or any(w < 1 or h < 1 for w, h in sizes):
+        raise ValueError(
+            f"image_grid_pinpoints must be a list of [width, height] pairs in pixels, got {str(pinpoints)[:80]!r}"
+        )
+    return sizes
+
+
+def select_canvas(image_wh: Size, pinpoints: Sequence[Size]) -> Size:
+    """The canvas that keeps most of the image's pixels, and among those the one with least waste.
+
+    Effective pixels are those of the image scaled to fit, never more than it has. So the choice is the
+    smallest canvas that loses nothing, else the one that loses least. Ties keep the first of the list.
+
+    Source: reference section 1.
+    """
+    width, height = image_wh
+
+    def merit(canvas: Size) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - canvas[0] * canvas[1]
+
+    return max(pinpoints, key=merit)
+
+
+def plan_tiles(image_wh: Size, pinpoints: Sequence[Size], tile: int = CLIP_SIZE) -> TileGrid:
     """Choose the canvas of an image and say where its tiles are.
 
     Raises:
@@ -163,21 +288,14 @@ def cut_tiles(image: Image.Image, grid: TileGrid) -> NDArray[np.uint8]:
         uint8 of shape (1 + rows * cols, tile, tile, 3).
     """
     tile, rows, cols = grid.tile, grid.rows, grid.cols
-    left, top = grid.offset_xy
-    width, height = grid.resized_wh
+    (left, top), (width, height) = grid.offset_xy, grid.resized_wh
     canvas = np.zeros((rows * tile, cols * tile, 3), dtype=np.uint8)
-    canvas[top : top + height, left : left + width] = np.asarray(
-        image.resize((width, height), Image.Resampling.BICUBIC)
-    )
+    bicubic = Image.Resampling.BICUBIC
+    canvas[top : top + height, left : left + width] = np.asarray(image.resize((width, height), bicubic))
     out_NHWC = np.empty((1 + rows * cols, tile, tile, 3), dtype=np.uint8)
-    out_NHWC[0] = np.asarray(image.resize((tile, tile), Image.Resampling.BICUBIC))
+    out_NHWC[0] = np.asarray(image.resize((tile, tile), bicubic))
     out_NHWC[1:] = canvas.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
     return out_NHWC
-
-
-def unires_num_tokens(grid: TileGrid, pooled_side: int) -> int:
-    """Visual tokens of an image under UniRes: ``pooled_side**2`` a tile (144 at 12), no newline, no unpadding."""
-    return grid.num_tiles * pooled_side**2
 
 
 def unires_sources(grid: TileGrid) -> NDArray[np.int64]:
@@ -224,137 +342,3 @@ def anyres_order(grid: TileGrid, side: int) -> NDArray[np.int64]:
         order = order[:, pad : cols - pad]
     with_newlines = np.pad(order, ((0, 0), (0, 1)), constant_values=NEWLINE)
     return np.concatenate([np.arange(per_tile), with_newlines.reshape(-1)])
-
-
-MERGE_TYPES = ("unires", "spatial_unpad", "flat")
-POOL_MODES = ("average", "max")
-ASPECT_RATIOS = ("anyres", "pad", "square", None)
-UNIRES_POOL = 2  # image tiles are pooled by 2, whatever the config says of frames (reference section 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisualLayout:
-    """Everything about pictures that prompt and model must agree on.
-
-    Attributes:
-        merge_type: "unires", "spatial_unpad" (AnyRes) or "flat".
-        aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; "square" or None
-            crops the centre to one tile.
-        tile_size: edge of a tile in pixels.
-        patch_size: edge of a patch in pixels.
-        pool_stride: edge of the pool over a video frame's patches; None is unknown.
-        pool_mode: "average" or "max"; None is unknown.
-        pinpoints: the canvases; the default follows the merge type.
-
-    Raises:
-        ValueError: an unknown value, or canvases that are not made of whole tiles.
-    """
-
-    merge_type: str = "unires"
-    aspect_ratio: str | None = "anyres"
-    tile_size: int = CLIP_TILE
-    patch_size: int = 14
-    pool_stride: int | None = 2
-    pool_mode: str | None = "average"
-    pinpoints: Pinpoints = ()
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("merge_type", MERGE_TYPES),
-            ("pool_mode", (*POOL_MODES, None)),
-            ("aspect_ratio", ASPECT_RATIOS),
-        ):
-            if getattr(self, name) not in allowed:
-                prefix = {"merge_type": "mm_patch_", "pool_mode": "mm_spatial_", "aspect_ratio": "image_"}[name]
-                raise ValueError(
-                    f"{prefix}{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}"
-                )
-        canvases = unires_pinpoints if self.merge_type == "unires" else anyres_pinpoints
-        pinpoints = parse_pinpoints(self.pinpoints) if self.pinpoints else canvases(self.tile_size)
-        if bad := [size for size in pinpoints if size[0] % self.tile_size or size[1] % self.tile_size]:
-            raise ValueError(
-                f"image_grid_pinpoints must be multiples of the tower's {self.tile_size} pixels, got {bad[0]}"
-            )
-        object.__setattr__(self, "pinpoints", pinpoints)
-
-    @property
-    def patches_per_side(self) -> int:
-        """Patches along one edge of a tile: 24 for 336 pixels in patches of 14."""
-        return self.tile_size // self.patch_size
-
-    @property
-    def has_newline(self) -> bool:
-        """True where a learnt newline ends rows of an image and a video (AnyRes)."""
-        return self.merge_type == "spatial_unpad"
-
-    def require_pooling(self) -> tuple[int, str]:
-        """Stride and mode of the pool over a video frame.
-
-        Raises:
-            ValueError: listing the absent keys and the way to give them.
-        """
-        if self.pool_stride is None or self.pool_mode is None:
-            absent = [f"mm_spatial_{name}" for name in ("pool_mode", "pool_stride") if getattr(self, name) is None]
-            raise ValueError(
-                f"the config does not say how video frames are pooled: {' and '.join(absent)} absent. Add them to "
-                'config.json or to from_pretrained; the released LongVA uses mm_spatial_pool_mode="average", '
-                "mm_spatial_pool_stride=2"
-            )
-        return self.pool_stride, self.pool_mode
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Visual tokens of one video frame: 144 for 24 x 24 patches pooled by 2.
-
-        Raises:
-            ValueError: it is not known how frames are pooled.
-        """
-        return (self.patches_per_side // self.require_pooling()[0]) ** 2
-
-    def num_video_tokens(self, num_frames: int) -> int:
-        """Visual tokens of a video: ``tokens_per_frame`` each, and one newline after the last under AnyRes."""
-        return num_frames * self.tokens_per_frame + self.has_newline
-
-    def grid(self, image_wh: Size) -> TileGrid | None:
-        """The canvas of an image; None where images are not cut into tiles."""
-        return plan_tiles(image_wh, self.pinpoints, self.tile_size) if self.aspect_ratio == "anyres" else None
-
-    def num_image_tokens(self, image_wh: Size) -> int:
-        """Visual tokens of an image of this size."""
-        grid, side = self.grid(image_wh), self.patches_per_side
-        if grid is None:
-            return side**2 + self.has_newline
-        if self.merge_type == "unires":
-            return unires_num_tokens(grid, side // UNIRES_POOL)
-        return len(anyres_order(grid, side)) if self.has_newline else (1 + grid.num_tiles) * side**2
-
-    def tiles(self, image: Image.Image) -> NDArray[np.uint8]:
-        """An RGB image's tiles, the whole image first: uint8 of shape (tiles, S, S, 3)."""
-        grid = self.grid(image.size)
-        if grid is not None:
-            return cut_tiles(image, grid)
-        mode: Mode = "pad" if self.aspect_ratio == "pad" else "crop"
-        return np.asarray(fit_frame(image, mode, self.tile_size))[None]
-
-    def num_tiles(self, image_wh: Size) -> int:
-        """How many tiles ``tiles`` makes, the whole image included."""
-        grid = self.grid(image_wh)
-        return 1 if grid is None else 1 + grid.num_tiles
-
-    def tile_sources(self, image_wh: Size) -> NDArray[np.int64]:
-        """Which of an image's tiles are encoded, in the decoder's order.
-
-        UniRes never asks for the whole image (tile 0); tiles that are black all over ask for the first of them.
-
-        Returns:
-            int64 of shape (tiles used,): indices into what ``tiles`` returns.
-        """
-        grid = self.grid(image_wh)
-        if grid is None:
-            return np.zeros(1, np.int64)
-        sources = unires_sources(grid)
-        return sources if self.merge_type == "unires" else np.concatenate([np.zeros(1, np.int64), sources])
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {**dataclasses.asdict(self), "pinpoints": [list(size) for size in self.pinpoints]}

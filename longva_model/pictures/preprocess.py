@@ -1,6 +1,10 @@
-"""Frames letterboxed to a square: by the definition, and as many at once without resizing the padding.
+"""Pixels in, the vision tower's pixel values out: what CLIP's own image processor does, exactly, and faster.
 
-numpy and PIL only. Shapes: H and W pixels, 3 channels RGB.
+Resizing is PIL's (uint8, bicubic, antialiased), on several threads since PIL lets go of the interpreter lock
+while it works; of letterboxed frames the padding is not resized; scaling and normalising 256 possible values a
+channel is a table look-up. Knows nothing about tiles, models or tensors: numpy and PIL only.
+
+Shapes: N frames, H and W pixels, S the edge of the tower's input (336), 3 channels RGB.
 """
 
 from __future__ import annotations
@@ -21,130 +25,18 @@ from PIL import Image
 
 from vniah.haystack.pictures import to_rgb
 
-# CLIP's mean as 8-bit RGB (reference section 3).
-PAD_COLOUR = (122, 116, 104)
-
-
-def letterbox(frame: Image.Image) -> Image.Image:
-    """The frame centred on a square of the padding colour, as large as its longer edge."""
-    width, height = frame.size
-    if width == height:
-        return frame
-    edge = max(width, height)
-    square = Image.new("RGB", (edge, edge), PAD_COLOUR)
-    square.paste(frame, ((edge - width) // 2, (edge - height) // 2))
-    return square
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What of letterboxed frames of one size must be resized: the rest is padding before and after.
-
-    Along the padded axis, output pixels ``first`` to ``last`` come from pixels ``start`` to ``stop`` of the square,
-    with ``before`` and ``behind`` more for the filter. The other axis is whole.
-    """
-
-    width: int
-    height: int
-    size: int
-    first: int
-    last: int
-    start: int
-    stop: int
-    before: int
-    behind: int
-
-    @property
-    def edge(self) -> int:
-        return max(self.width, self.height)
-
-    @property
-    def portrait(self) -> bool:
-        return self.height > self.width
-
-    @property
-    def length(self) -> int:
-        """Of what is resized, along the padded axis."""
-        return self.before + self.stop - self.start + self.behind
-
-    @property
-    def offset(self) -> int:
-        """Where the frame begins in what is resized."""
-        return (self.edge - min(self.width, self.height)) // 2 - self.start + self.before
-
-
-@functools.lru_cache(maxsize=64)
-def part_of(width: int, height: int, size: int) -> Part | None:
-    """The part for frames of a size, or ``None`` where nothing is saved.
-
-    The part begins and ends where output and input pixels meet, so that the filter's taps are those of the whole
-    square. That its pixels are too is tried out once for each size of frame.
-    """
-    edge, short = max(width, height), min(width, height)
-    step = size // math.gcd(edge, size)
-    offset = (edge - short) // 2
-    reach = math.ceil(2 * max(edge / size, 1.0)) + 1  # bicubic: two pixels of the coarser grid
-    first = max((offset - reach) * size // edge // step * step, 0)
-    last = min(-(-(offset + short + reach) * size // edge // step) * step, size)
-    if edge == short or last - first > 0.9 * size:
-        return None
-    start, stop = first * edge // size, last * edge // size
-    part = Part(
-        width=width, height=height, size=size, first=first, last=last, start=start, stop=stop,
-        before=min(reach, start), behind=min(reach, edge - stop),
-    )  # fmt: skip
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    fitted_HWC = np.empty((size, size, 3), dtype=np.uint8)
-    Canvas(part).fit(noise, fitted_HWC)
-    whole = letterbox(Image.fromarray(noise)).resize((size, size), Image.Resampling.BICUBIC)
-    return part if np.array_equal(fitted_HWC, np.asarray(whole)) else None
-
-
-class Canvas:
-    """Letterboxes frames and resizes no more than the frame and what is next to it; for one thread."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        shape = (part.height, part.length) if part.portrait else (part.length, part.width)
-        self.levels_HWC = np.empty((*shape, 3), np.uint8)
-        self.levels_HWC[:] = PAD_COLOUR
-        self.image = Image.new("RGB", (shape[1], shape[0]))
-
-    def fit(self, frame_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], reducing_gap: float | None = None) -> None:
-        """What ``letterbox`` and a bicubic resize give, into ``out``, (size, size, 3); about that with a gap."""
-        part, box = self.part, (self.part.before, self.part.length - self.part.behind)
-        count = part.last - part.first
-        # The padded axis first, whichever it is.
-        canvas, frame, out = (x.swapaxes(0, 1) if part.portrait else x for x in (self.levels_HWC, frame_HWC, out_HWC))
-        canvas[part.offset : part.offset + len(frame)] = frame
-        self.image.frombytes(self.levels_HWC)
-        bicubic = Image.Resampling.BICUBIC
-        if reducing_gap is not None:
-            area = (box[0], 0, box[1], part.edge) if part.portrait else (0, box[0], part.edge, box[1])
-            shape = (count, part.size) if part.portrait else (part.size, count)
-            fitted = self.image.resize(shape, bicubic, box=area, reducing_gap=reducing_gap)
-        # PIL resizes a square in rows first; for other shapes it may choose otherwise, and the order shows.
-        elif part.portrait:
-            rows = self.image.resize((count, part.height), bicubic, box=(box[0], 0, box[1], part.height))
-            fitted = rows.resize((count, part.size), bicubic)
-        else:
-            rows = self.image.resize((part.size, part.length), bicubic)
-            fitted = rows.resize((part.size, count), bicubic, box=(0, box[0], part.size, box[1]))
-        resized = np.asarray(fitted).swapaxes(0, 1) if part.portrait else np.asarray(fitted)
-        out[: part.first] = PAD_COLOUR
-        out[part.first : part.last] = resized
-        out[part.last :] = PAD_COLOUR
-
-
 Mode: TypeAlias = Literal["crop", "pad", "crop-fast", "pad-fast"]
 MODES: tuple[Mode, ...] = ("crop", "pad", "crop-fast", "pad-fast")
 # A fast mode averages whole pixels first, down to no less than so many times the size that is wanted.
 _FAST_GAP = 1.5
+_BICUBIC = Image.Resampling.BICUBIC
 _this_thread = threading.local()
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_SIZE = 336
+# CLIP's mean as 8-bit RGB (reference section 3).
+PAD_COLOUR = (122, 116, 104)
 
 
 def fit_frame(frame: Image.Image, mode: Mode, size: int = CLIP_SIZE) -> Image.Image:
@@ -154,22 +46,19 @@ def fit_frame(frame: Image.Image, mode: Mode, size: int = CLIP_SIZE) -> Image.Im
     44 % of its picture). ``pad``: letterboxed to a square first, so that nothing is lost (V-NIAH). With ``-fast``
     behind either, frames three times as large or more are off by a third of a level on average in films.
     """
-    gap = _FAST_GAP if mode.endswith("-fast") else None
-    if mode.startswith("pad"):
-        frame = letterbox(frame)
     width, height = frame.size
+    if mode.startswith("pad") and width != height:
+        edge = max(width, height)
+        square = Image.new("RGB", (edge, edge), PAD_COLOUR)
+        square.paste(frame, ((edge - width) // 2, (edge - height) // 2))
+        frame = square
     short, long = sorted(frame.size)
     if short != size:
         scaled = int(size * long / short)
-        shape = (size, scaled) if width <= height else (scaled, size)
-        frame = frame.resize(shape, Image.Resampling.BICUBIC, reducing_gap=gap)
-        width, height = frame.size
-    left, top = (width - size) // 2, (height - size) // 2
-    return (
-        frame
-        if (left, top) == (0, 0) and (width, height) == (size, size)
-        else frame.crop((left, top, left + size, top + size))
-    )
+        shape = (size, scaled) if frame.width <= frame.height else (scaled, size)
+        frame = frame.resize(shape, _BICUBIC, reducing_gap=_FAST_GAP if mode.endswith("-fast") else None)
+    left, top = (frame.width - size) // 2, (frame.height - size) // 2
+    return frame if frame.size == (size, size) else frame.crop((left, top, left + size, top + size))
 
 
 def fit_frames(
@@ -199,19 +88,17 @@ def fit_frames(
     if isinstance(frames, np.ndarray) and frames.shape[1:3] == (size, size):
         return frames
     out_NHWC = np.empty((len(frames), size, size, 3), dtype=np.uint8)
-
     part = None
     if mode.startswith("pad") and isinstance(frames, np.ndarray):
         part = part_of(frames.shape[2], frames.shape[1], size)
-    gap = _FAST_GAP if mode.endswith("-fast") else None
     # One canvas a thread: fresh memory costs about as much as what is done to it.
-    canvases: list[Canvas] = []
+    canvases: list[_Canvas] = []
 
     def fit(index: int) -> None:
         frame = frames[index]
         if part is not None and isinstance(frame, np.ndarray):
-            canvas = canvases.pop() if canvases else Canvas(part)
-            canvas.fit(frame, out_NHWC[index], gap)
+            canvas = canvases.pop() if canvases else _Canvas(part)
+            canvas.fit(frame, out_NHWC[index], _FAST_GAP if mode.endswith("-fast") else None)
             canvases.append(canvas)
             return
         image = Image.fromarray(frame) if isinstance(frame, np.ndarray) else to_rgb(frame)
@@ -221,17 +108,16 @@ def fit_frames(
     return out_NHWC
 
 
-def normalise(
-    frames_NHWC: NDArray[np.uint8],
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-) -> NDArray[np.float32]:
-    """8-bit levels to the tower's input: ``(level / 255 - mean) / std`` in fp32, in CLIP's order of rounding.
+def level_table(mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> NDArray[np.float32]:
+    """The pixel value of each 8-bit level by channel, float32 (3, 256); mean and std are of values in 0..1."""
+    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
+    return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
 
-    Args:
-        frames_NHWC: uint8 of shape (N, S, S, 3).
-        mean: per channel, of values in 0..1.
-        std: per channel.
+
+def normalise(
+    frames_NHWC: NDArray[np.uint8], mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> NDArray[np.float32]:
+    """8-bit levels to the tower's input, ``(level / 255 - mean) / std`` in fp32 and in CLIP's order of rounding.
 
     Returns:
         float32 of shape (N, 3, S, S).
@@ -243,45 +129,16 @@ def normalise(
     return out_NCHW
 
 
-def level_table(mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> NDArray[np.float32]:
-    """The pixel value of each 8-bit level: float32 of shape (3, 256)."""
-    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
-    return (scaled - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
-
-
-def preprocess_frames(
-    frames: NDArray[np.uint8] | Sequence[Image.Image],
-    mode: Mode = "crop",
-    size: int = CLIP_SIZE,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-) -> NDArray[np.float32]:
-    """Frames to pixel values: ``fit_frames``, then ``normalise``.
-
-    Args:
-        frames: uint8 of shape (N, H, W, 3), or PIL images.
-        mode: "crop" or "pad", see ``fit_frame``.
-
-    Returns:
-        float32 of shape (N, 3, size, size).
-
-    Raises:
-        ValueError: no frames, an array of another shape or type, or an unknown mode.
-    """
-    return normalise(fit_frames(frames, mode, size), mean, std)
-
-
 def check_frames(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> None:
     """Refuse what is no video.
 
     Raises:
         ValueError: nothing in it, or an array that is not uint8 (N, H, W, 3), naming shape and type.
     """
-    array = frames if isinstance(frames, np.ndarray) else None
-    if array is not None and (
-        array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape[1:]
+    if isinstance(frames, np.ndarray) and (
+        frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape[1:]
     ):
-        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3), RGB, got {array.dtype} of shape {array.shape}")
+        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3), RGB, got {frames.dtype} of shape {frames.shape}")
     if len(frames) == 0:
         raise ValueError("an empty video: it has no frames; expected uint8 (N, H, W, 3) or a list of images, N >= 1")
 
@@ -307,3 +164,87 @@ def run_threaded(work: Callable[[int], None], count: int, num_threads: int | Non
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, range(count)):
             pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What of letterboxed frames of one size must be resized: the rest is padding before and after.
+
+    Along the padded axis, output pixels ``first`` to ``last`` come from pixels ``begin`` to ``end`` of a canvas of
+    ``length`` pixels, which has a little more on both sides for the filter and the frame from ``offset`` on. The
+    other axis is whole.
+    """
+
+    width: int
+    height: int
+    size: int
+    first: int
+    last: int
+    begin: int
+    end: int
+    length: int
+    offset: int
+
+    @property
+    def portrait(self) -> bool:
+        return self.height > self.width
+
+
+@functools.lru_cache(maxsize=64)
+def part_of(width: int, height: int, size: int) -> Part | None:
+    """The part for frames of a size, or ``None`` where nothing is saved.
+
+    The part begins and ends where output and input pixels meet, so that the filter's taps are those of the whole
+    square. That its pixels are too is tried out once for each size of frame.
+    """
+    edge, short = max(width, height), min(width, height)
+    step = size // math.gcd(edge, size)
+    offset = (edge - short) // 2
+    reach = math.ceil(2 * max(edge / size, 1.0)) + 1  # bicubic: two pixels of the coarser grid
+    first = max((offset - reach) * size // edge // step * step, 0)
+    last = min(-(-(offset + short + reach) * size // edge // step) * step, size)
+    if edge == short or last - first > 0.9 * size:
+        return None
+    start, stop = first * edge // size, last * edge // size
+    begin, behind = min(reach, start), min(reach, edge - stop)
+    end = begin + stop - start
+    part = Part(
+        width=width, height=height, size=size, first=first, last=last,
+        begin=begin, end=end, length=end + behind, offset=offset - start + begin,
+    )  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fitted_HWC = np.empty((size, size, 3), dtype=np.uint8)
+    _Canvas(part).fit(noise, fitted_HWC)
+    return part if np.array_equal(fitted_HWC, np.asarray(fit_frame(Image.fromarray(noise), "pad", size))) else None
+
+
+class _Canvas:
+    """Letterboxes frames and resizes no more than the frame and what is next to it; for one thread."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        shape = (part.height, part.length) if part.portrait else (part.length, part.width)
+        self.levels_HWC = np.empty((*shape, 3), np.uint8)
+        self.levels_HWC[:] = PAD_COLOUR
+        self.image = Image.new("RGB", (shape[1], shape[0]))
+
+    def fit(self, frame_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], reducing_gap: float | None = None) -> None:
+        """What ``fit_frame`` gives with "pad", into ``out``, (size, size, 3); about that with a gap."""
+        part, count = self.part, self.part.last - self.part.first
+        # The padded axis first, whichever it is.
+        canvas, frame, out = (x.swapaxes(0, 1) if part.portrait else x for x in (self.levels_HWC, frame_HWC, out_HWC))
+        canvas[part.offset : part.offset + len(frame)] = frame
+        self.image.frombytes(self.levels_HWC)
+        if reducing_gap is not None:
+            box = (part.begin, 0, part.end, part.height) if part.portrait else (0, part.begin, part.width, part.end)
+            shape = (count, part.size) if part.portrait else (part.size, count)
+            fitted = self.image.resize(shape, _BICUBIC, box=box, reducing_gap=reducing_gap)
+        # PIL resizes a square in rows first; for other shapes it may choose otherwise, and the order shows.
+        elif part.portrait:
+            rows = self.image.resize((count, part.height), _BICUBIC, box=(part.begin, 0, part.end, part.height))
+            fitted = rows.resize((count, part.size), _BICUBIC)
+        else:
+            rows = self.image.resize((part.size, part.length), _BICUBIC)
+            fitted = rows.resize((part.size, count), _BICUBIC, box=(0, part.begin, part.size, part.end))
+        out[: part.first] = out[part.last :] = PAD_COLOUR
+        out[part.first : part.last] = np.asarray(fitted).swapaxes(0, 1) if part.portrait else np.asarray(fitted)

@@ -13,7 +13,7 @@ from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, writ
 
 from longva_model.engine.engine import TreeEngine
 from longva_model.lmms.arguments import ModelArgs
-from longva_model.pictures.preprocess import preprocess_frames
+from longva_model.pictures.preprocess import fit_frames, normalise
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner
 from vniah.contract.requests import Generate, Leaf, RequestTree, Target
@@ -86,7 +86,7 @@ def cells(leaf: Leaf) -> list[Any]:
 @pytest.mark.parametrize("preprocess", ["pad", "crop"])
 def test_frames_are_encoded_as_the_model_encodes_a_video(runner: Runner, own: Any, preprocess: Any) -> None:
     backend: Any = runner.backend
-    pixels = torch.from_numpy(preprocess_frames(film(), preprocess, TILE))
+    pixels = torch.from_numpy(normalise(fit_frames(film(), preprocess, TILE)))
     with torch.inference_mode():
         out = own.get_video_features(pixels[None])
         found = backend.encode_pixels(backend.pixels(film(), preprocess))
@@ -131,10 +131,9 @@ def test_tree_and_plain_give_what_the_model_itself_gives(folder: Path, runner: R
     tokenizer, video = letters(), own.config.video_token_index
     said = prompts[2]
     frames = said.media[next(iter(said.media))].frames(0, 12)
-    pixels = preprocess_frames(frames, "pad", TILE)
-    needle = preprocess_frames(
-        [said.media[name] for name in said.media if name.startswith("image")] or [picture(40, 40, 3)], "pad", TILE
-    )
+    pixels = normalise(fit_frames(frames, "pad", TILE))
+    shown = [said.media[name] for name in said.media if name.startswith("image")] or [picture(40, 40, 3)]
+    needle = normalise(fit_frames(shown, "pad", TILE))
     pixels = np.concatenate([pixels[:5], needle, pixels[5:]])
     text = [tokenizer(part).input_ids for part in ("<s>[INST]", "\nFind it. What is it?", " [/INST]", "ok")]
     ids = torch.tensor([text[0] + [video] * (13 * 4) + text[1] + text[2] + text[3]])

@@ -15,7 +15,6 @@ from longva_model.pictures.preprocess import (
     fit_frame,
     fit_frames,
     normalise,
-    preprocess_frames,
     run_threaded,
     to_rgb,
 )
@@ -32,7 +31,7 @@ def test_crop_is_clip_preprocessing(size: tuple[int, int]) -> None:
     frame = noise(*size)
     clip = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     expected = np.asarray(clip(Image.fromarray(frame), return_tensors="np")["pixel_values"])
-    got = preprocess_frames(frame[None])
+    got = normalise(fit_frames(frame[None]))
     assert got.dtype == np.float32 and got.shape == (1, 3, 336, 336)
     np.testing.assert_allclose(got, expected, atol=1e-6, rtol=0)
 

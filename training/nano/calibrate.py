@@ -39,7 +39,7 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     import torch
     from torch import nn
 
-    from longva_model.vision import pool_tokens, pools_tiles, tower_features
+    from longva_model.vision import pool_tokens, tower_features
     from vniah.training.nano.pictures import draw_distractors, draw_icons
     from vniah.training.nano.tower import pixel_values
 
@@ -71,7 +71,7 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     rng = np.random.default_rng((seed, 8))
     # As the model's images are: their tiles are pooled under UniRes and not under AnyRes.
     layout = model.config.layout
-    pooling = layout.require_pooling() if pools_tiles(layout) else None
+    pooling = layout.require_pooling() if layout.pools_tiles else None
 
     def error(chosen: Any) -> Any:
         tokens_NTD = projector(features_NPW[chosen])

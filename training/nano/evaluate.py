@@ -114,7 +114,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
     import numpy as np
     import torch
 
-    from longva_model.pictures.preprocess import preprocess_frames
+    from longva_model.pictures.preprocess import fit_frames, normalise
     from vniah.haystack import open_haystack
     from vniah.needles import open_needles
 
@@ -125,7 +125,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Grid, *, haystack: str, needles
 
     @torch.no_grad()
     def encode(frames_NHWC: Any) -> torch.Tensor:
-        pixels = torch.from_numpy(preprocess_frames(frames_NHWC, "pad", size))
+        pixels = torch.from_numpy(normalise(fit_frames(frames_NHWC, "pad", size)))
         return model.encode_frames(pixels.to(model.device)).float()
 
     frames_FTD = torch.cat([encode(film.frames(s, min(s + 64, grid.longest))) for s in range(0, grid.longest, 64)])
