@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 from vniah.contract.requests import RequestTree
 from vniah.text import prose
-from vniah.text.compose import TextBook, TextSource
 from vniah.text.haystack import open_text_haystack
+from vniah.text.measure import MeasuredHaystack
 from vniah.text.settings import TextSettings
+from vniah.text.task import TextTask
 
 PLAIN_PROMPTS = 2
 
@@ -50,21 +51,20 @@ def main() -> None:
         encode = trained_tokenizer()
 
     start = time.perf_counter()
-    source = TextSource(open_text_haystack(args.haystack))
-    source.bind_tokenizer(encode)
-    book = TextBook(TextSettings(lengths=args.lengths, num_distractors=5), source)
-    requests = book.requests()
+    source = MeasuredHaystack(open_text_haystack(args.haystack), encode)
+    task = TextTask("text_niah_5", "teacher-forced", TextSettings(lengths=args.lengths, num_distractors=5), source)
+    requests = task.requests()
     nodes = sum(1 for _ in RequestTree(requests).walk())
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
-    total = sum(book.compose(cell).num_tokens for cell in book.cells)
-    longest = [book.compose(cell) for cell in book.cells[-PLAIN_PROMPTS:]]
+    total = sum(task.compose(cell).num_tokens for cell in task.cells)
+    longest = [task.compose(cell) for cell in task.cells[-PLAIN_PROMPTS:]]
     start = time.perf_counter()
     tokens = sum(len(encode(composed.text())) for composed in longest)
     plain = (time.perf_counter() - start) * total / tokens
 
-    whole = source.measured.num_tokens
+    whole = source.num_tokens
     print(f"haystack {args.haystack}: {'endless' if whole is None else f'{whole:,} tokens, read again when short'}")
     print(f"{len(requests):,} prompts of {total:,} tokens in a tree of {nodes:,} nodes")
     print(f"prepared in {seconds:.1f} s, peak memory {memory:.2f} GB")

@@ -6,7 +6,7 @@ Each cell's visual describes itself as segments, so that a model may share prefi
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableTask
@@ -22,16 +22,13 @@ SPLIT = "test"
 class ForcedTask(ConfigurableTask):
     """A face of ``NeedleTask``. Grid and inputs come from the environment or the YAML's metadata."""
 
-    family: ClassVar[str]
     needle_task: NeedleTask
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         config.setdefault("output_type", "loglikelihood")
         config.setdefault("test_split", SPLIT)
-        metadata = dict(config.get("metadata") or {})
-        name = str(config.get("task") or self.family)
-        self.needle_task = open_task(name, self.family, "teacher-forced", metadata, cached=True)
+        self.needle_task = open_task(config["task"], "teacher-forced", config["metadata"], cached=True)
         super().__init__(config=config, **kwargs)
 
     def _prepare_metric_and_aggregation(self) -> None:
@@ -72,9 +69,3 @@ class ForcedTask(ConfigurableTask):
     def process_results(self, doc: dict[str, Any], results: list[Any], full_docs: Any = None) -> dict[str, Any]:
         _, correct = scoring.parse_loglikelihood(results)
         return self.needle_task.scores(doc, Answer.forced(correct, scoring.parse_details(results)))
-
-    def aggregation(self) -> dict[str, Any]:
-        return dict(self._aggregation_list)
-
-    def higher_is_better(self) -> dict[str, bool]:
-        return dict(self._higher_is_better)

@@ -1,19 +1,24 @@
-"""The needle tasks of free answers as lmms-eval has them: a YAML of functions, for both families.
+"""The needle tasks of free answers as lmms-eval has them: functions for a YAML to name, for both families.
 
-lmms-eval gives such a task the form that a model wants, simple or chat, but tells functions nothing of their task;
-so a seed names the task, and each row carries it and what is measured.
+lmms-eval gives such a task the form that a model wants, simple or chat, but tells functions nothing of their task. So
+the data set that a YAML names is the YAML itself; the rows made of it carry the task's name and metadata, and what is
+measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vniah.notices import QuietDict, closing, notice
-from vniah.runs.open import metadata_of, open_task
+from vniah.runs.open import open_task, parse_task
 from vniah.runs.task import Answer, NeedleTask
 from vniah.tasks.errors import raise_error_of, rows_or_error
+from vniah.visual import hosts
 
 
 def logged_rows(task: NeedleTask) -> list[dict[str, Any]]:
@@ -22,47 +27,34 @@ def logged_rows(task: NeedleTask) -> list[dict[str, Any]]:
     return [{**row, **told} for row in task.rows]
 
 
-class GeneratedTask:
-    """The functions of a family, for its YAML files to name.
-
-    Args:
-        family: "vniah" or "text_niah".
-        name: of the task whose seed data set names none.
-        opened: called with a task as its rows are made.
-    """
-
-    def __init__(self, family: str, name: str, opened: Callable[[NeedleTask], None] | None = None) -> None:
-        self._family, self._name, self._opened = family, name, opened
+class _GeneratedTasks:
+    def __init__(self) -> None:
         self._measured: dict[str, str] = {}
 
     def __repr__(self) -> str:
         # lmms-eval's cache of responses (--use_cache) tells documents apart by number, question and the task's
         # settings, in which its functions, methods of this object, stand as they print: neither haystack nor frames
         # nor depths. So that another run's answers aren't taken for this one's, what is measured is told here.
-        return f"GeneratedTask({self._family!r}, {sorted(self._measured.items())})"
+        return f"GeneratedTasks({sorted(self._measured.items())})"
 
-    def _open(self, seed: Mapping[str, Any]) -> NeedleTask:
-        name = str(seed.get("task") or self._name)
-        return open_task(name, self._family, "generated", {**metadata_of(name), **seed}, cached=True)
-
-    def _of(self, doc: Mapping[str, Any]) -> NeedleTask:
-        return self._open(json.loads(doc["seed"]))
-
-    def process_docs(self, dataset: Any) -> Any:
-        """Expand the one-line seed data set, which names the task, into the grid's rows."""
-        seed = {} if dataset is None else dict(dataset[0])
+    def process_docs(self, dataset: Iterable[Mapping[str, str]]) -> Any:
+        """The grid's rows, of a data set of the lines of a task's YAML."""
 
         def rows() -> list[dict[str, Any]]:
-            task = self._open(seed)
+            config = parse_task("\n".join(line["text"] for line in dataset), "the task's data set")
+            told = {"task": config["task"], "metadata": json.dumps(config["metadata"])}
+            task = _task_of(told)
             self._measured[task.name] = task.provenance_key
-            if self._opened is not None:
-                self._opened(task)
-            return [{**row, "seed": json.dumps(seed)} for row in logged_rows(task)]
+            if task.unit == "frames":
+                frames = max(int(row["num_video_frames"]) for row in task.rows)
+                for warning in host_warnings(frames, task.describe()["presentation"], sys.argv[1:]):
+                    notice(f"{task.name}: {warning}")
+            return [{**row, **told} for row in logged_rows(task)]
 
         return rows_or_error(rows)
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
-        return self._of(doc).visuals(doc)
+        return _task_of(doc).visuals(doc)
 
     def doc_to_text(self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """The question, or the whole prompt of a text task: megabytes at the paper's lengths.
@@ -71,19 +63,67 @@ class GeneratedTask:
             ValueError: bad settings, or inputs that cannot be had.
         """
         raise_error_of(doc)
-        return self._of(doc).question(doc)
+        return _task_of(doc).question(doc)
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-        task = self._of(doc)
+        task = _task_of(doc)
         text = results[0] if results else ""
         if not text.strip():
             notice(
                 f"{task.name}: some answers are empty: a model may write one where it fails; see its log, "
                 "and `vniah doctor --host-model`"
             )
-        found = task.scores(doc, Answer(text=text))
-        return {**found, task.provenance_name: doc["provenance"]}
+        return {**task.scores(doc, Answer(text=text)), task.provenance_name: doc["provenance"]}
 
     def provenance(self, items: list[str]) -> dict[str, Any]:
         """The aggregation of ``vniah_provenance`` and ``text_niah_provenance``; see ``NeedleTask``."""
         return QuietDict({**json.loads(items[0]), **closing()})
+
+
+def _task_of(doc: Mapping[str, Any]) -> NeedleTask:
+    return open_task(doc["task"], "generated", json.loads(doc["metadata"]), cached=True)
+
+
+def host_warnings(frames: int, presentation: str, argv: Sequence[str]) -> list[str]:
+    """Why the models on this command line would miss a one-frame needle; empty when nothing says so.
+
+    lmms-eval tells a task nothing of the model, so its command line is read, and the file of its ``--config``. Its
+    models sample 8 to 64 frames by default: a needle between two sampled frames is never seen.
+
+    Args:
+        frames: of the longest composed video.
+        presentation: "video" or "images".
+        argv: the command line's arguments.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for option in ("--model", "--model_args", "--batch_size", "--config"):
+        parser.add_argument(option)
+    given = vars(parser.parse_known_args(argv)[0])
+    warnings = []
+    for run in _configured(given.pop("config", "")):
+        known = {"model_args": "", "batch_size": "1", **run, **given}
+        name, args = str(known.get("model") or "longva_ring"), known["model_args"] or ""
+        if isinstance(args, Mapping):
+            args = ",".join(f"{key}={value}" for key, value in args.items())
+        if name != "longva_ring":
+            warnings.append(hosts.warning(name, str(args), frames, presentation, str(known["batch_size"])))
+    return [one for one in dict.fromkeys(warnings) if one]
+
+
+def _configured(path: str) -> list[dict[str, Any]]:
+    """The runs of a ``--config``, which lmms-eval has read by now; without one, the command line's own."""
+    import yaml
+
+    try:
+        read = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        read = {}
+    return [one for one in (read if isinstance(read, list) else [read]) if isinstance(one, dict)]
+
+
+_TASKS = _GeneratedTasks()
+process_docs = _TASKS.process_docs
+doc_to_visual = _TASKS.doc_to_visual
+doc_to_text = _TASKS.doc_to_text
+process_results = _TASKS.process_results
+provenance = _TASKS.provenance

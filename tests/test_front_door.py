@@ -390,15 +390,17 @@ def test_bad_arguments_are_said_before_anything_is_asked(given: dict[str, Any], 
 
 
 def test_a_variable_that_is_not_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vniah.notices import recorded
+    from vniah import notices
+    from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
 
-    monkeypatch.setenv("VNIAH_FRAME", "16,32")
-    for name in ("VNIAH_SHARED", "VNIAH_JUDGE_URL", "VNIAH_CACHE_GB"):
-        monkeypatch.setenv(name, "1")
-    Settings.read()
-    (said,) = recorded()
-    assert "VNIAH_FRAME is not read; did you mean 'VNIAH_FRAMES'" in said
+    for settings, name, meant in ((Settings, "VNIAH_FRAME", "FRAMES"), (TextSettings, "TEXT_NIAH_LENGHTS", "LENGTHS")):
+        notices.forget()
+        for one in (name, "VNIAH_SHARED", "VNIAH_JUDGE_URL", "VNIAH_CACHE_GB", "TEXT_NIAH_SEED"):
+            monkeypatch.setenv(one, "1")
+        settings.read()
+        (said,) = notices.recorded()
+        assert f"{name} is not read; did you mean '{settings.prefix}{meant}'" in said
 
 
 def test_two_results_of_one_second_are_two(tmp_path: Path) -> None:

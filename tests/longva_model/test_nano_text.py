@@ -13,8 +13,8 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import build_prompt
 from vniah.contract.requests import RequestTree
-from vniah.text.compose import TextBook, TextPrompt
 from vniah.text.settings import TextSettings
+from vniah.text.task import TextTask
 
 torch.set_num_threads(1)
 
@@ -30,16 +30,16 @@ def test_it_finds_numbers_in_prose_that_it_has_never_seen(nano: Any, distractors
     settings = TextSettings(
         lengths="256,1024", depths="0,50,100", samples=3, haystack="builtin:7", num_distractors=distractors
     )
-    book = TextBook(settings)
-    book.source.bind_tokenizer(nano.token_ids)
+    task = TextTask("text_niah_0", "teacher-forced", settings)
+    task.count_by(nano.token_ids)
     right: list[bool] = []
     engine = TreeEngine(nano, FrameEmbeddings(nano))
     prompts = []
-    for cell, request in zip(book.cells, book.requests(), strict=True):
-        prompt = build_prompt("", [TextPrompt(book, cell)], request.leaf, nano.template, max_frames=1)
+    for cell, request in zip(task.cells, task.requests(), strict=True):
+        prompt = build_prompt("", task.visuals(task.row(cell)), request.leaf, nano.template, max_frames=1)
         engine.show(prompt)
         prompts.append(prompt.request)
     results = engine.run(RequestTree(prompts), dict(engine.embedder.media))
-    control = [result.is_greedy for cell, result in zip(book.cells, results, strict=True) if cell.is_control]
-    right = [result.is_greedy for cell, result in zip(book.cells, results, strict=True) if not cell.is_control]
+    control = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if cell.is_control]
+    right = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if not cell.is_control]
     assert len(right) == 18 and sum(right) / len(right) >= least and not any(control)

@@ -49,6 +49,8 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     server.stop()
 
 
+# What lmms-eval hands to the functions of `vniah_generate`: the lines of its YAML.
+TASK = [{"text": "task: vniah_generate"}, {"text": "metadata: {family: vniah}"}]
 # Cells and controls of each frame count, all of one length.
 EVERY_FRAME = Counter({8: 8, 10: 8, 16: 8})
 
@@ -158,14 +160,14 @@ def test_the_requests_of_vllm_have_every_frame(form: str, grid: Path, monkeypatc
     """Its adapter needs a GPU; what it makes of a video or of images is lmms-eval's own."""
     from lmms_eval.protocol import ChatMessages
 
-    from vniah.tasks.vniah import generate
+    from vniah.tasks import generated
 
     seen: Counter[int] = Counter()
     for presentation in ("video", "images"):
         monkeypatch.setenv("VNIAH_PRESENTATION", presentation)
-        for row in generate.process_docs(None):
+        for row in generated.process_docs(TASK):
             kind = "video" if presentation == "video" else "image"
-            content = [{"type": kind, "url": one} for one in generate.doc_to_visual(row)]
+            content = [{"type": kind, "url": one} for one in generated.doc_to_visual(row)]
             messages = ChatMessages(messages=[{"role": "user", "content": content}])
             (made,) = getattr(messages, form)({"fps": 1, "max_frames": 16, "max_pixels": 1605632, "min_pixels": 28})
             seen[sum(part["type"] == "image_url" for part in made["content"])] += 1
@@ -196,14 +198,14 @@ def test_frames_as_images_are_those_of_the_video(grid: Path, monkeypatch: pytest
     import numpy as np
 
     from vniah.haystack import open_haystack
-    from vniah.tasks.vniah import generate
+    from vniah.tasks import generated
 
-    row = next(row for row in generate.process_docs(None) if row["num_frames"] == 8 and row["depth_percent"] == 50)
-    (path,) = generate.doc_to_visual(row)
+    row = next(row for row in generated.process_docs(TASK) if row["num_frames"] == 8 and row["depth_percent"] == 50)
+    (path,) = generated.doc_to_visual(row)
     film = open_haystack(path)
     monkeypatch.setenv("VNIAH_PRESENTATION", "images")
-    row = next(row for row in generate.process_docs(None) if row["num_frames"] == 8 and row["depth_percent"] == 50)
-    images = generate.doc_to_visual(row)
+    row = next(row for row in generated.process_docs(TASK) if row["num_frames"] == 8 and row["depth_percent"] == 50)
+    images = generated.doc_to_visual(row)
     assert len(images) == len(film) == row["num_video_frames"] == 10
     for image, frame in zip(images, film.frames(0, 10), strict=True):
         assert np.abs(np.asarray(image, int) - frame).mean() < 8
@@ -284,7 +286,7 @@ CALLS = [
 def test_a_call_that_would_lose_frames_is_warned_of_by_what_works(
     name: str, model_args: str, presentation: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vniah.tasks.vniah.generate import host_warnings
+    from vniah.tasks.generated import host_warnings
 
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     argv = ["--model", name, "--model_args", model_args, "--tasks", "vniah_generate"]
@@ -331,7 +333,7 @@ def test_cached_responses_are_of_what_was_measured(
 @pytest.mark.parametrize("size", ["2", "16", "auto"])
 def test_a_batch_that_would_lose_frames_is_warned_of(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 and 18 frames in one batch, lmms-eval's qwen2_5_vl shows 2 of each and says nothing."""
-    from vniah.tasks.vniah.generate import host_warnings
+    from vniah.tasks.generated import host_warnings
 
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     argv = ["--model", "qwen2_5_vl", "--model_args", "pretrained=x,max_num_frames=16", "--batch_size"]
@@ -341,7 +343,7 @@ def test_a_batch_that_would_lose_frames_is_warned_of(size: str, monkeypatch: pyt
 
 
 def test_a_config_file_that_would_lose_frames_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vniah.tasks.vniah.generate import host_warnings
+    from vniah.tasks.generated import host_warnings
 
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     path = tmp_path / "runs.yaml"

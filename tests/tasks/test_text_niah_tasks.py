@@ -17,8 +17,8 @@ import pytest
 from vniah.contract.requests import Tokens
 from vniah.runs.scored_rows import read_cells
 from vniah.runs.scoring import ScoredPair
-from vniah.text.compose import TextPrompt
 from vniah.text.puzzles import PREFIX
+from vniah.text.task import TextPrompt
 
 pytest.importorskip("lmms_eval")
 

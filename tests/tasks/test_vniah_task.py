@@ -47,9 +47,19 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_task(**metadata: Any) -> Any:
-    from vniah.tasks.vniah.task import VniahTask
+    from vniah.tasks.forced import ForcedTask
 
-    return VniahTask(config={"task": "vniah", "class": VniahTask, "metadata": {"version": 1.0, **metadata}})
+    metadata = {"version": 1.0, "family": "vniah", **metadata}
+    return ForcedTask(config={"task": "vniah", "class": ForcedTask, "metadata": metadata})
+
+
+def generated_rows() -> Any:
+    """The rows of `vniah_generate` as lmms-eval has them made: of its own YAML, line by line."""
+    from vniah.lmms_plugin import tasks_dir
+    from vniah.tasks import generated
+
+    lines = (tasks_dir() / "vniah" / "vniah_generate.yaml").read_text().split("\n")
+    return generated.process_docs([{"text": line} for line in lines])
 
 
 def test_rows_cover_the_grid_and_its_controls(small: Path) -> None:
@@ -119,16 +129,16 @@ def test_metrics_by_hand(small: Path) -> None:
 
 
 def test_generated_answers_are_matched_by_letter_and_by_word(small: Path) -> None:
-    from vniah.tasks.vniah import generate
+    from vniah.tasks import generated
 
-    rows = generate.process_docs(None)
+    rows = generated_rows()
     cat = next(row for row in rows if row["needle"] == "cat")
     mug = next(row for row in rows if row["needle"] == "mug" and not row["control"])
-    assert generate.process_results(cat, ["(B) Tree"])["vniah_acc"]["correct"]
-    assert not generate.process_results(cat, ["Tree"])["vniah_acc"]["correct"]
-    assert generate.process_results(mug, ["It is blue."])["vniah_acc"]["correct"]
-    assert generate.doc_to_text(mug).startswith("Find the mug")
-    (path,) = generate.doc_to_visual(mug)
+    assert generated.process_results(cat, ["(B) Tree"])["vniah_acc"]["correct"]
+    assert not generated.process_results(cat, ["Tree"])["vniah_acc"]["correct"]
+    assert generated.process_results(mug, ["It is blue."])["vniah_acc"]["correct"]
+    assert generated.doc_to_text(mug).startswith("Find the mug")
+    (path,) = generated.doc_to_visual(mug)
     from vniah.haystack import open_video
 
     # Four frames of haystack and the needle, and one more of the haystack for an even number.
@@ -137,25 +147,25 @@ def test_generated_answers_are_matched_by_letter_and_by_word(small: Path) -> Non
 
 def test_an_answer_that_is_empty_is_said(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some models of lmms-eval write one where they fail."""
-    from vniah.tasks.vniah import generate
+    from vniah.tasks import generated
 
-    rows = generate.process_docs(None)
-    assert not generate.process_results(rows[0], ["  "])["vniah_acc"]["correct"]
-    generate.process_results(rows[1], [""])
+    rows = generated_rows()
+    assert not generated.process_results(rows[0], ["  "])["vniah_acc"]["correct"]
+    generated.process_results(rows[1], [""])
     said = "vniah_generate: some answers are empty: a model may write one where it fails"
     assert capsys.readouterr().err.count(said) == 1
-    generate.process_results(rows[2], ["B"])
-    assert generate.provenance([rows[0]["provenance"]])["warnings"][-1].startswith(said)
+    generated.process_results(rows[2], ["B"])
+    assert generated.provenance([rows[0]["provenance"]])["warnings"][-1].startswith(said)
 
 
 def test_more_videos_than_the_cache_holds(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model may ask for every video before it reads one."""
     from vniah.haystack import open_video
-    from vniah.tasks.vniah import generate
+    from vniah.tasks import generated
 
     monkeypatch.setenv("VNIAH_CACHE_GB", "0.00001")
-    rows = generate.process_docs(None)
-    paths = [generate.doc_to_visual(row)[0] for row in rows]
+    rows = generated_rows()
+    paths = [generated.doc_to_visual(row)[0] for row in rows]
     for row, path in zip(rows, paths, strict=True):
         assert len(open_video(path, 10**9)) == row["num_video_frames"]
 

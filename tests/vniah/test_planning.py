@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,8 @@ from vniah.contract.requests import Request, RequestTree
 from vniah.needles import open_needles
 from vniah.runs.grid import Grid, parse_range, with_step
 from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of, shared_flops
-from vniah.text.compose import TextBook, TextSource
-from vniah.text.haystack import open_text_haystack
-from vniah.text.measure import Measure
 from vniah.text.settings import TextSettings
+from vniah.text.task import TextTask
 
 NEEDLES = [(f"n{number}", "What is it?" * 10, "Panda") for number in range(5)]
 
@@ -104,7 +103,7 @@ def test_text_is_counted_by_the_checkpoints_tokenizer(shared: Path, monkeypatch:
 @pytest.fixture(scope="module")
 def text_prompts() -> list[Request]:
     settings = TextSettings(lengths="1K-4K:1K", depths="0-100:25", samples=2, haystack="builtin", num_distractors=3)
-    return list(TextBook(settings, TextSource(open_text_haystack("builtin"), Measure())).requests())
+    return TextTask("text_niah_3", "teacher-forced", settings).requests()
 
 
 def test_flops_without_a_tree_are_those_of_the_tree(text_prompts: list[Request]) -> None:
@@ -194,7 +193,7 @@ def test_a_gpu_goes_by_a_beginning_that_fits_one_alone() -> None:
 
 def test_a_prompt_is_estimated_alike_wherever_it_is_counted() -> None:
     settings = TextSettings.read({"lengths": "1000", "depths": "50", "num_distractors": 3, "samples": 1}, {})
-    book = TextBook(settings, TextSource(open_text_haystack("builtin"), Measure()))
-    for cell in book.cells:
-        composed = book.compose(cell)
+    task = TextTask("text_niah_3", "teacher-forced", replace(settings, haystack="builtin"))
+    for cell in task.cells:
+        composed = task.compose(cell)
         assert request_tokens(composed.request(), SHAPES["LongVA-7B"]) == composed.num_tokens

@@ -18,11 +18,12 @@ from vniah.contract.requests import RequestTree, Target, Text, Tokens
 from vniah.contract.sources import TokenSource, Visual
 from vniah.runs.grid import Cell
 from vniah.text import prose
-from vniah.text.compose import ComposedText, TextBook, TextPrompt, TextSource, compose
+from vniah.text.compose import ComposedText, compose
 from vniah.text.haystack import TextHaystack, from_texts, open_text_haystack
-from vniah.text.measure import Measure, MeasuredHaystack
+from vniah.text.measure import MeasuredHaystack
 from vniah.text.puzzles import PREFIX, make_puzzle, question_text
 from vniah.text.settings import TextSettings
+from vniah.text.task import TextPrompt, TextTask
 
 Encode = Callable[[str], list[int]]
 
@@ -87,7 +88,15 @@ def measured(tokenizer: str, haystack: str) -> MeasuredHaystack:
         source: TextHaystack = from_texts("short", ["One is here. Two, Mr. Smith, is not!\nA third?", "他来了。Four."])
     else:
         source = open_text_haystack("builtin:3")
-    return MeasuredHaystack(source, Measure(TOKENIZERS[tokenizer]()[0], tokenizer))
+    return MeasuredHaystack(source, TOKENIZERS[tokenizer]()[0], tokenizer)
+
+
+def task_of(encode: Encode | None = None, source: MeasuredHaystack | None = None, **inputs: Any) -> TextTask:
+    """A task over built-in prose, counted by a model that brings ``encode``."""
+    task = TextTask("text_niah", "teacher-forced", TextSettings(**{"haystack": "builtin", **inputs}), source)
+    if encode is not None:
+        task.count_by(encode)
+    return task
 
 
 def ids_of(composed: ComposedText, encode: Encode) -> list[int]:
@@ -228,13 +237,9 @@ def test_a_short_haystack_is_read_again() -> None:
 
 
 def test_a_cell_does_not_depend_on_the_others() -> None:
-    def book(**options: Any) -> TextBook:
-        found = TextBook(TextSettings(haystack="builtin", num_distractors=3, **options))
-        found.source.bind_tokenizer(characters()[0])
-        return found
-
-    small = book(lengths="900", depths="30", samples=1)
-    large = book(lengths="500-2500:400", depths="0-100:10", samples=3)
+    encode = characters()[0]
+    small = task_of(encode, lengths="900", depths="30", samples=1, num_distractors=3)
+    large = task_of(encode, lengths="500-2500:400", depths="0-100:10", samples=3, num_distractors=3)
     large.requests()  # measured much further
     cell = Cell(900, 30, sample=0)
     assert cell in small.cells and cell in large.cells
@@ -248,34 +253,36 @@ def test_the_haystack_is_tokenised_once_however_often_it_is_bound() -> None:
         seen.append(text)
         return [ord(letter) for letter in text]
 
-    source = TextSource(open_text_haystack("builtin"))
-    books = [TextBook(TextSettings(lengths="2K", samples=2, num_distractors=k), source) for k in (0, 5)]
-    for book in books:
-        for cell in book.cells:
-            prompt = TextPrompt(book, cell)
+    source = MeasuredHaystack(open_text_haystack("builtin"))
+    tasks = [task_of(source=source, lengths="2K", samples=2, num_distractors=k) for k in (0, 5)]
+    for task in tasks:
+        for cell in task.cells:
+            prompt = TextPrompt(task, cell)
             prompt.bind_tokenizer(lambda text: encode(text), "characters")
             assert prompt.segments()
     known = set(itertools.islice(prose.sentences(0), 3000))
     sentences = [text for text in seen if text in known]
     assert sentences
     assert len(sentences) == len(set(sentences)), "no sentence is tokenised twice"
-    source.bind_tokenizer(lambda text: [ord(letter) + 1 for letter in text])
-    other = source.measured.token_ids(0, 3).tolist()
-    assert other == [ord(letter) + 1 for letter in source.measured.text(0, source.measured.border_after(1))[:3]]
+    before = tasks[1].counted
+    tasks[0].count_by(lambda text: [ord(letter) + 1 for letter in text])
+    source = tasks[0].counted
+    assert source.token_ids(0, 3).tolist() == [ord(letter) + 1 for letter in source.text(0, source.border_after(1))[:3]]
+    assert tasks[1].counted is before, "another task's counts are as they were"
 
 
 def test_fingerprints_tell_text_and_tokenizer_apart() -> None:
     first, second = open_text_haystack("builtin:3"), open_text_haystack("builtin:4")
     chars = characters()[0]
-    base = MeasuredHaystack(first, Measure(chars)).fingerprint
+    base = MeasuredHaystack(first, chars).fingerprint
     assert base == measured("characters", "builtin").fingerprint, "however far it was measured"
-    assert base != MeasuredHaystack(second, Measure(chars)).fingerprint
+    assert base != MeasuredHaystack(second, chars).fingerprint
     assert base != measured("byte-level BPE", "builtin").fingerprint
 
 
 def test_a_prompt_is_a_visual_and_says_what_it_is_not() -> None:
-    book = TextBook(TextSettings(lengths="1K", depths="50", samples=1, haystack="builtin"))
-    prompt = TextPrompt(book, book.cells[0])
+    task = task_of(lengths="1K", depths="50", samples=1)
+    (prompt,) = task.visuals(task.rows[0])
     assert isinstance(prompt, Visual) and prompt.template == "none"
     prompt.bind_tokenizer(characters()[0])
     media = prompt.media()
@@ -288,27 +295,25 @@ def test_a_prompt_is_a_visual_and_says_what_it_is_not() -> None:
 
 
 def test_without_a_tokenizer_lengths_are_estimates_and_say_so() -> None:
-    book = TextBook(TextSettings(lengths="2K", depths="50", samples=1, haystack="builtin"))
-    composed = book.compose(book.cells[0])
-    assert "estimated" in composed.source.measure.unit
+    task = task_of(lengths="2K", depths="50", samples=1)
+    composed = task.compose(task.cells[0])
+    assert "estimated" in composed.source.unit
     assert abs(len(composed.text()) / 4 - composed.num_tokens) < 0.05 * composed.num_tokens
     with pytest.raises(ValueError, match="no tokenizer is known"):
         composed.source.token_ids(0, 10)
-    assert "estimated" in str(book.provenance()["length_unit"])
+    assert "estimated" in str(task.provenance()["length_unit"])
 
 
 def test_a_text_that_makes_no_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="makes no tokens"):
-        MeasuredHaystack(open_text_haystack("builtin"), Measure(lambda text: []))
+        MeasuredHaystack(open_text_haystack("builtin"), lambda text: [])
 
 
 @pytest.mark.parametrize(("count", "shared"), [(0, False), (5, False), (5, True)])
 def test_the_tree_computes_a_shared_haystack_once(count: int, shared: bool) -> None:
-    inputs = {"lengths": "1K-4K:1K", "depths": "0-100:25", "samples": 2, "haystack": "builtin"}
-    book = TextBook(TextSettings(**inputs, num_distractors=count, shared_distractors=shared))  # type: ignore[arg-type]
-    encode = characters()[0]
-    book.source.bind_tokenizer(encode)
-    requests = book.requests()
+    inputs = {"lengths": "1K-4K:1K", "depths": "0-100:25", "samples": 2}
+    task = task_of(characters()[0], **inputs, num_distractors=count, shared_distractors=shared)
+    requests = task.requests()
     tree = RequestTree(requests)
 
     # Every request is found again along its branch.
@@ -320,13 +325,13 @@ def test_the_tree_computes_a_shared_haystack_once(count: int, shared: bool) -> N
         nodes += node.segment.stop - node.segment.start if isinstance(node.segment, Tokens) else 0
         for index, leaf in node.leaves:
             assert leaf == requests[index].leaf
-            found[index] = _letters(book, path)
+            found[index] = _letters(task, path)
     assert len(found) == len(requests)
-    assert all(found[index] == _letters(book, request.segments) for index, request in enumerate(requests))
+    assert all(found[index] == _letters(task, request.segments) for index, request in enumerate(requests))
 
     # Without distractors the trunk is computed once, and behind a needle what is left of its own haystack.
     if count == 0:
-        composed = [book.compose(cell) for cell in book.cells]
+        composed = [task.compose(cell) for cell in task.cells]
         trunk = max(one.haystack_tokens for one in composed)
         tails = sum(one.haystack_tokens - one.needle.at for one in composed if one.needle is not None)
         assert nodes == trunk + tails
@@ -350,11 +355,11 @@ def test_the_plan_tells_what_sharing_saves() -> None:
     assert saved[0] > saved[1] > saved[2] > 1
 
 
-def _letters(book: TextBook, segments: Any) -> list[int]:
+def _letters(task: TextTask, segments: Any) -> list[int]:
     ids: list[int] = []
     for segment in segments:
         if isinstance(segment, Tokens):
-            ids += book.source.measured.token_ids(segment.start, segment.stop).tolist()
+            ids += task.counted.token_ids(segment.start, segment.stop).tolist()
         else:
             ids += [ord(letter) for letter in segment.text]
     return ids
@@ -369,15 +374,12 @@ def test_on_real_essays_with_a_real_tokenizer(shared: Path) -> None:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    settings_ = TextSettings(
-        lengths="1K-8K:1K", depths="0-100:50", samples=1, haystack=str(shared / "data" / "essays"), num_distractors=5
-    )
-    book = TextBook(settings_)
-    book.source.bind_tokenizer(encode)
-    longest = book.source.measured.longest_sentence(8000)
+    essays = str(shared / "data" / "essays")
+    task = task_of(encode, lengths="1K-8K:1K", depths="0-100:50", samples=1, haystack=essays, num_distractors=5)
+    longest = task.counted.longest_sentence(8000)
     assert longest < 200
-    for cell in book.cells:
-        composed = book.compose(cell)
+    for cell in task.cells:
+        composed = task.compose(cell)
         segments = composed.segments()
         assert segments[0] == Text("This is a very long story book: <book>")
         assert segments[-1] == Text(question_text())
@@ -387,4 +389,4 @@ def test_on_real_essays_with_a_real_tokenizer(shared: Path) -> None:
         assert len(ids_of(composed, encode)) == composed.num_tokens
         if composed.needle is not None and cell.depth_percent is not None:
             assert 0 <= composed.needle.fraction - cell.depth_percent / 100 < (longest + 1) / cell.length
-    assert np.all(np.diff([book.compose(cell).haystack_tokens for cell in book.cells if cell.is_control]) > 0)
+    assert np.all(np.diff([task.compose(cell).haystack_tokens for cell in task.cells if cell.is_control]) > 0)

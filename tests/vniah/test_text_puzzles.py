@@ -154,7 +154,7 @@ def test_a_bad_length_is_named_as_it_was_written() -> None:
 
 def test_settings_read_environment_over_metadata_over_the_papers() -> None:
     paper = TextSettings.read({}, {})
-    assert len(list(paper.cells())) == 16 * (11 * 5 + 1)
+    assert len(list(paper.grid.cells(samples=paper.samples))) == 16 * (11 * 5 + 1)
     assert (paper.seed, paper.samples, paper.num_distractors) == (24242424, 5, 0)
     metadata = {"lengths": "1K", "samples": 2, "num_distractors": 3, "version": 1.0}
     found = TextSettings.read(metadata, {"TEXT_NIAH_LENGTHS": "4K", "TEXT_NIAH_SEED": "7", "TEXT_NIAH_DEPTHS": ""})
@@ -162,7 +162,9 @@ def test_settings_read_environment_over_metadata_over_the_papers() -> None:
     assert TextSettings.read({"shared_distractors": True}, {}).shared_distractors
     assert not TextSettings.read({"shared_distractors": True}, {"TEXT_NIAH_SHARED_DISTRACTORS": "0"}).shared_distractors
     assert (found.lengths, found.seed, found.samples, found.num_distractors) == ("4K", 7, 2, 3)
-    assert [cell.depth_percent for cell in found.cells()] == [d for d in range(0, 101, 10) for _ in range(2)] + [None]
+    assert [cell.depth_percent for cell in found.grid.cells(samples=2)] == [
+        d for d in range(0, 101, 10) for _ in range(2)
+    ] + [None]
 
 
 @pytest.mark.parametrize(

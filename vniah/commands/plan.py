@@ -41,7 +41,7 @@ def command(
     from dataclasses import replace
 
     from vniah.contract.cost import estimate_tokens
-    from vniah.runs.grid import Grid, check_columns
+    from vniah.runs.grid import check_columns
     from vniah.runs.plan import UTILISATION, checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
@@ -49,28 +49,22 @@ def command(
     shape, device = shape_of(model), get_gpu(gpu)
     encode = checkpoint_tokens(model)
     if text:
-        settings = TextSettings.read()
-        settings = replace(
-            settings,
-            lengths=text,
-            depths=depths or settings.depths,
-            samples=samples or settings.samples,
-            haystack="builtin",
-            num_distractors=distractors,
-            shared_distractors=shared_distractors or settings.shared_distractors,
-        )
-        check_columns(text, settings.grid.lengths, "lengths")
+        given = {
+            "lengths": text,
+            "depths": depths,
+            "samples": samples,
+            "shared_distractors": shared_distractors or None,
+        }
+        settings = replace(TextSettings.read(given=given), haystack="builtin", num_distractors=distractors)
         cells, controls = _text_requests(settings, encode)
         what = f"text NIAH {text} tokens, depths {settings.depths} %, {distractors} distractors"
     else:
-        asked = Settings.read()
-        frames, depths = frames or asked.frames, depths or asked.depths
-        grid = Grid.parse(frames, depths)
-        check_columns(frames, grid.lengths, "frames")
-        found, told = plan_needles(needles or asked.needles)
-        check_cells(grid, len(found))
-        cells, controls = grid_requests(grid, found)
-        what = f"V-NIAH {frames} frames, depths {depths} %, {told}"
+        asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles})
+        check_columns(asked.frames, asked.grid.lengths, "frames")
+        found, told = plan_needles(asked.needles)
+        check_cells(asked.grid, len(found))
+        cells, controls = grid_requests(asked.grid, found)
+        what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
     count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
     gb = 1e9
@@ -92,11 +86,11 @@ def command(
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")
-    fits = plan.peak_bytes <= device.memory_gb * gb
-    ring = -(-plan.kv_bytes // max(1, int(device.memory_gb * gb * 0.9 - plan.weight_bytes - plan.chunk_bytes)))
-    if fits:
+    room = device.memory_gb * gb * 0.9 - plan.weight_bytes - plan.chunk_bytes
+    if plan.peak_bytes <= device.memory_gb * gb:
         advice = "it fits one device: parallel=branch shares the subtrees over several"
-    elif plan.weight_bytes + plan.chunk_bytes < device.memory_gb * gb * 0.9:
+    elif room > 0:
+        ring = -(-plan.kv_bytes // max(1, int(room)))
         advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache"
     else:
         advice = "the weights and a chunk alone do not fit the device: choose a larger one, or smaller chunks"
@@ -163,12 +157,13 @@ def check_cells(grid: Grid, needles: int) -> None:
 
 def _text_requests(settings: TextSettings, encode: Encode | None) -> tuple[list[Request], list[Request]]:
     """The task's own prompts over built-in prose: the sharing is that of a run."""
-    from vniah.text.compose import TextBook, TextSource
     from vniah.text.haystack import open_text_haystack
-    from vniah.text.measure import Measure
+    from vniah.text.measure import MeasuredHaystack
+    from vniah.text.task import TextTask
 
-    book = TextBook(settings, TextSource(open_text_haystack("builtin"), Measure(encode)))
-    pairs = list(zip(book.cells, book.requests(), strict=True))
+    source = MeasuredHaystack(open_text_haystack(settings.haystack), encode)
+    task = TextTask("text NIAH", "teacher-forced", settings, source)
+    pairs = list(zip(task.cells, task.requests(), strict=True))
     return [one for cell, one in pairs if not cell.is_control], [one for cell, one in pairs if cell.is_control]
 
 

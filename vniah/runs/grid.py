@@ -82,11 +82,7 @@ class Grid:
 
     @classmethod
     def parse(cls, frames: str, depths: str) -> Grid:
-        """Build a grid from two specs, each ``a,b,c`` or ``start-stop:step`` or a mix.
-
-        Raises:
-            ValueError: naming the piece that is not a number or a range.
-        """
+        """A grid from two specs (see ``parse_range``)."""
         return cls(lengths=parse_range(frames, "frames"), depths=parse_range(depths, "depths"))
 
     @property
@@ -112,19 +108,8 @@ def with_step(first: int, last: int) -> str:
     return f"{first}-{last}:{step}"
 
 
-def whole_number(text: str) -> int:
-    """A whole number in plain digits: "1_0" and digits of other scripts, which Python reads too, are typing errors."""
-    if not (text.isascii() and text.strip().lstrip("-").isdigit()):
-        raise ValueError(f"{text!r} is no whole number")
-    return int(text)
-
-
 def check_columns(spec: str, lengths: Sequence[int], what: str) -> None:
-    """Raise unless a grid's columns are as many as can be meant.
-
-    Raises:
-        ValueError: more than ``MOST_COLUMNS``; suggests a step.
-    """
+    """Raise ValueError for more columns than can be meant; suggests a step."""
     if len(lengths) > MOST_COLUMNS:
         raise ValueError(
             f"{what} {spec!r} are {len(lengths):,} columns, and at most {MOST_COLUMNS:,} are taken; was a step "
@@ -132,8 +117,19 @@ def check_columns(spec: str, lengths: Sequence[int], what: str) -> None:
         )
 
 
+def whole_number(text: str) -> int:
+    """A whole number in plain digits: "1_0" and digits of other scripts, which Python reads too, are typing errors."""
+    if not (text.isascii() and text.strip().lstrip("-").isdigit()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
 def parse_range(
-    spec: str, what: str, *, number: Callable[[str], int] | None = None, example: str = "'4,8,12' or '200-3000:200'"
+    spec: str,
+    what: str,
+    *,
+    number: Callable[[str], int] = whole_number,
+    example: str = "'4,8,12' or '200-3000:200'",
 ) -> tuple[int, ...]:
     """Parse ``"4,8,12"`` or ``"200-3000:200"`` (stop included when the step meets it).
 
@@ -147,15 +143,13 @@ def parse_range(
         ValueError: naming the piece, the spec and the two forms that are read; or so many values that no one
             means it.
     """
-    number = number or whole_number
     values: set[int] = set()
-    for piece in str(spec).split(","):
-        piece = piece.strip()
+    for piece in map(str.strip, str(spec).split(",")):
         try:
             span, _, step = piece.partition(":")
             # A leading '-' is a sign and not a range, so that "-5" is refused as negative.
             start, dash, stop = span.partition("-") if not span.startswith("-") else (span, "", "")
-            if not dash and step:
+            if step and not dash:
                 raise ValueError
             first, stride = number(start), number(step) if step else 1
             last = number(stop) if dash else first
@@ -166,13 +160,12 @@ def parse_range(
                 f"cannot read {piece!r} in {what} {str(spec)!r}; expected whole numbers, or a rising range with a "
                 f"step, such as {example}"
             ) from None
-        found = range(first, last + 1, stride)
         many = (last - first) // stride + 1  # len() of a range beyond 2**63 fails
         if many > _MOST_VALUES:
             raise ValueError(
                 f"{piece!r} in {what} {str(spec)!r} is {many:,} values; give a step, such as {with_step(first, last)!r}"
             )
-        values.update(found)
+        values.update(range(first, last + 1, stride))
     return tuple(sorted(values))
 
 
@@ -182,7 +175,7 @@ def parse_lengths(spec: str) -> tuple[int, ...]:
     Raises:
         ValueError: naming the piece that is not a number or a range.
     """
-    lengths = parse_range(str(spec), "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
+    lengths = parse_range(spec, "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
     if lengths[0] < 1:
         raise ValueError(f"a length is a positive number of tokens, got {lengths[0]}")
     return lengths

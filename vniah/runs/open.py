@@ -1,15 +1,15 @@
 """From the name of a needle task to the task, opened: what its YAML says under what the user says.
 
-The YAML files of the tasks folder are the one place that knows which tasks there are and what each stands for.
+The YAML files of the tasks folder are the one place that knows which tasks there are and what each stands for. They are
+read without importing lmms_eval.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from vniah.lmms_plugin import tasks_dir
 from vniah.notices import did_you_mean
@@ -39,7 +39,7 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
     for key, value in given.items():
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{key} is empty; leave it out, or give it a value")
-    configs = {name: _config(name) for name in _expanded(names)}
+    configs = _configs(names)
     families = {name: str(config["metadata"]["family"]) for name, config in configs.items()}
     _check_inputs(given, families)
     if "text_niah" in families.values():
@@ -50,7 +50,7 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
     opened = []
     for name, config in configs.items():
         mine = {key: value for key, value in given.items() if key in INPUTS[families[name]]}
-        task = open_task(name, families[name], _SCORING[config["output_type"]], config["metadata"], mine)
+        task = open_task(name, _SCORING[config["output_type"]], config["metadata"], mine)
         task.generation = dict(config.get("generation_kwargs") or {})
         opened.append(task)
     return opened
@@ -58,7 +58,6 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
 
 def open_task(
     name: str,
-    family: str,
     scoring: Scoring,
     metadata: Mapping[str, Any],
     given: Mapping[str, Any] | None = None,
@@ -69,69 +68,62 @@ def open_task(
 
     Args:
         name: its name.
-        family: "vniah" or "text_niah".
         scoring: how its answers are scored.
-        metadata: what its YAML says, under the environment.
+        metadata: what its YAML says, under the environment; its ``family`` is "vniah" or "text_niah".
         given: what wins over both.
         cached: the same object for the same inputs, once a process.
+
+    Raises:
+        ValueError: no such family; and what the task raises for its inputs.
     """
-    if family == "text_niah":
+    if _family({"metadata": metadata}) not in INPUTS:
+        raise ValueError(f"{name}: its metadata names no family; expected family: {' or '.join(INPUTS)}")
+    if metadata["family"] == "text_niah":
         from vniah.text.settings import TextSettings
         from vniah.text.task import TextTask, open_text
 
-        text = TextSettings.read(metadata, given=given)
-        return open_text(name, scoring, text) if cached else TextTask(name, scoring, text)
+        return (open_text if cached else TextTask)(name, scoring, TextSettings.read(metadata, given=given))
     from vniah.visual.settings import Settings
     from vniah.visual.task import VisualTask, open_visual
 
-    visual = Settings.read(metadata, given=given)
-    return open_visual(name, scoring, visual) if cached else VisualTask(name, scoring, visual)
+    return (open_visual if cached else VisualTask)(name, scoring, Settings.read(metadata, given=given))
 
 
-@functools.cache
 def metadata_of(name: str) -> Mapping[str, Any]:
-    """What the YAML of a task of ours stands for; nothing for a name that is none of ours.
-
-    Read once a process: lmms-eval's functions ask for it at every document.
-    """
-    folder = tasks_dir()
-    found = read_task(folder, name).get("metadata") if name in read_index(folder) else None
-    return MappingProxyType(dict(found or {}))
+    """What the YAML of a task of ours stands for; nothing for a name that is none of ours."""
+    return MappingProxyType(dict(_yaml_files(tasks_dir()).get(name, {}).get("metadata") or {}))
 
 
 def needle_tasks() -> tuple[str, ...]:
     """The names of all needle tasks and of the groups made of them."""
-    folder = tasks_dir()
-    index = read_index(folder)
-    single = {name for name, members in index.items() if not members and _family(read_task(folder, name))}
+    files = _yaml_files(tasks_dir())
+    index = read_index(tasks_dir())
+    single = {name for name, config in files.items() if _family(config)}
     groups = {name for name, members in index.items() if members and set(expand(name, index)) <= single}
     return tuple(sorted(single | groups))
 
 
-def _expanded(names: Sequence[str]) -> list[str]:
+def _configs(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The YAML of every needle task that ``names`` stand for."""
     if not names:
         raise ValueError("no task is named; give at least one, such as vniah")
-    index = read_index(tasks_dir())
+    files, index = _yaml_files(tasks_dir()), read_index(tasks_dir())
     for name in names:
         if name not in index:
             near = did_you_mean(name, index) or f"; expected one of {', '.join(needle_tasks())}"
             raise ValueError(f"no task {name!r}{near}")
-    return list(dict.fromkeys(one for name in names for one in expand(name, index)))
-
-
-def _config(name: str) -> dict[str, Any]:
-    folder = tasks_dir()
-    config = read_task(folder, name) if name in read_index(folder) else {}
-    if not _family(config):
-        raise ValueError(
-            f"{name} is no needle task, and those are what is run here ({', '.join(needle_tasks())}); "
-            f"run it by lmms-eval --tasks {name}"
-        )
-    return config
+    chosen = {one: files.get(one, {}) for name in names for one in expand(name, index)}
+    for name, config in chosen.items():
+        if not _family(config):
+            raise ValueError(
+                f"{name} is no needle task, and those are what is run here ({', '.join(needle_tasks())}); "
+                f"run it by lmms-eval --tasks {name}"
+            )
+    return chosen
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    return str(cast(Mapping[str, Any], config.get("metadata") or {}).get("family") or "")
+    return str((config.get("metadata") or {}).get("family") or "")
 
 
 def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None:
@@ -154,75 +146,66 @@ def read_index(folder: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: a file that is not YAML; names it.
     """
-    index: dict[str, tuple[str, ...]] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        config = _read(path)
-        if isinstance(config.get("group"), str):
-            index[config["group"]] = tuple(_member_names(config.get("task")))
-        elif isinstance(config.get("task"), str):
-            index[config["task"]] = ()
-    return index
+    files = _yaml_files(folder)
+    return {
+        name: tuple(_member_names(config.get("task"))) if "group" in config else () for name, config in files.items()
+    }
 
 
-def read_task(folder: Path, name: str) -> dict[str, Any]:
-    """A task's YAML as a dict, what it includes put under it; ``!function`` tags stay strings.
-
-    Raises:
-        ValueError: no task of that name below ``folder``.
-    """
-    for path in sorted(folder.rglob("*.yaml")):
-        config = _read(path)
-        if config.get("task") == name:
-            return _included(path, config)
-    raise ValueError(f"no task {name!r} in {folder}")
+def _yaml_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Tasks and groups by name."""
+    read = [(path, parse_task(path.read_text(encoding="utf-8"), path)) for path in sorted(folder.rglob("*.yaml"))]
+    named = {config.get("group") or config.get("task"): _included(config, path.parent) for path, config in read}
+    return {name: config for name, config in named.items() if isinstance(name, str)}
 
 
-def _included(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _included(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """As lmms-eval does it: a key of the file itself replaces the included one whole."""
     if "include" not in config:
         return config
-    other = path.parent / str(config["include"])
-    return {**_included(other, _read(other)), **{key: value for key, value in config.items() if key != "include"}}
+    path = folder / config["include"]
+    return {**_included(parse_task(path.read_text(encoding="utf-8"), path), path.parent), **config}
 
 
-def expand(name: str, index: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def parse_task(text: str, where: object) -> dict[str, Any]:
+    """A task's YAML; lmms-eval's ``!function`` tags stay strings: nothing is imported.
+
+    Raises:
+        ValueError: it is not YAML; names ``where``.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
+    try:
+        config = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not readable as YAML: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def expand(name: str, index: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The tasks of a group, groups in it opened, in order and without repeats; ``(name,)`` for a task.
 
     Names that the index does not have are lmms-eval's own and stay as they are.
     """
     found: dict[str, None] = {}
-    waiting = [name]
-    seen: set[str] = set()
+    waiting, seen = [name], set()
     while waiting:
         current = waiting.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
-        if index.get(current):
+        if current not in seen and index.get(current):
             waiting = [*index[current], *waiting]
-        else:
+        elif current not in seen:
             found[current] = None
+        seen.add(current)
     return tuple(found)
 
 
 def _member_names(members: Any) -> Iterator[str]:
     """Group members are names, or mappings with changes to a task."""
     for member in members if isinstance(members, list) else [members]:
-        if isinstance(member, str):
-            yield member
-        elif isinstance(member, dict) and isinstance(member.get("task") or member.get("group"), str):
-            yield member.get("task") or member["group"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Reads lmms-eval's ``!function`` tags as plain strings: nothing is imported."""
-
-    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not readable as YAML: {error}") from None
-    return config if isinstance(config, dict) else {}
+        name = (member.get("task") or member.get("group")) if isinstance(member, dict) else member
+        if isinstance(name, str):
+            yield name

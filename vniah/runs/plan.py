@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vniah.contract.cost import (
     SHAPES,
@@ -27,9 +27,11 @@ from vniah.notices import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
 from vniah.runs.grid import Grid, around_needle
 
+# The share of the maker's figure that long prefills reach; an assumption of the plan, printed with it.
+UTILISATION = 0.5
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+
+class Gpu(NamedTuple):
     """``tflops`` is the maker's dense bf16 figure; ``memory_gb`` counts 10**9 bytes."""
 
     name: str
@@ -40,17 +42,15 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="A100-40GB", tflops=312, memory_gb=40),
-        Gpu(name="A100-80GB", tflops=312, memory_gb=80),
-        Gpu(name="L40S", tflops=362, memory_gb=48),
-        Gpu(name="RTX-4090", tflops=165, memory_gb=24),
-        Gpu(name="H100-80GB", tflops=989, memory_gb=80),
-        Gpu(name="H200-141GB", tflops=989, memory_gb=141),
-        Gpu(name="B200-180GB", tflops=2250, memory_gb=180),
+        Gpu("A100-40GB", 312, 40),
+        Gpu("A100-80GB", 312, 80),
+        Gpu("L40S", 362, 48),
+        Gpu("RTX-4090", 165, 24),
+        Gpu("H100-80GB", 989, 80),
+        Gpu("H200-141GB", 989, 141),
+        Gpu("B200-180GB", 2250, 180),
     )
 }
-# The share of the maker's figure that long prefills reach; an assumption of the plan, printed with it.
-UTILISATION = 0.5
 
 
 def get_gpu(name: str) -> Gpu:
@@ -66,9 +66,8 @@ def get_gpu(name: str) -> Gpu:
     if len(fitting) > 1:
         raise ValueError(f"the GPU {name!r} comes in {' and '.join(fitting)}; say which")
     if not fitting:
-        raise ValueError(
-            f"no figures for the GPU {name!r}; expected one of {', '.join(GPUS)}{did_you_mean(name, GPUS)}"
-        )
+        near = did_you_mean(name, GPUS)
+        raise ValueError(f"no figures for the GPU {name!r}; expected one of {', '.join(GPUS)}{near}")
     return GPUS[fitting[0]]
 
 
@@ -213,9 +212,8 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
     if tokens_per_frame is None:
         vision = config.get("vision_config") or _tower_config(folder, config.get("mm_vision_tower"))
         side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
-        tokens_per_frame = (
-            side // int(config.get("mm_spatial_pool_stride") or config.get("spatial_pool_stride") or 2)
-        ) ** 2
+        stride = int(config.get("mm_spatial_pool_stride") or config.get("spatial_pool_stride") or 2)
+        tokens_per_frame = (side // stride) ** 2
     try:
         heads = int(text["num_attention_heads"])
         return ModelShape(
@@ -249,11 +247,7 @@ def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is not a tokenizer that can be read ({error}); copy it again") from None
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    return encode
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -265,10 +259,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _tower_config(folder: Path, name: Any) -> dict[str, Any]:
     """The config of the tower that a released checkpoint names, if it lies beside it; else nothing."""
-    for base in (folder, folder.parent) if name else ():
-        path = base / str(name) / "config.json"
-        if path.is_file():
-            tower = _read_config(path)
-            found: dict[str, Any] = tower.get("vision_config") or tower
-            return found
-    return {}
+    paths = [base / str(name) / "config.json" for base in (folder, folder.parent)] if name else []
+    tower = next((_read_config(path) for path in paths if path.is_file()), {})
+    return dict(tower.get("vision_config") or tower)

@@ -1,4 +1,4 @@
-"""What every needle task is to a run: cells as rows, what a model is shown of each, and how an answer is scored.
+"""What every needle task is to a run: its cells, what a model is shown of each, and how an answer is scored.
 
 The two families implement it (``visual/task.py``, ``text/task.py``). lmms-eval's tasks and `vniah run` are two
 ways to the same object, so that they cannot differ in a cell or a score.
@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vniah.contract.requests import Target
 from vniah.notices import QuietDict, closing
+from vniah.runs.grid import Cell
+from vniah.runs.metrics import control_accuracy, effective_length, grid, mean_accuracy
 
 Scoring = Literal["teacher-forced", "generated"]
 Row = dict[str, Any]
@@ -68,26 +70,35 @@ class Answer:
 class NeedleTask(ABC):
     """A needle test over an opened haystack.
 
+    A cell goes through lmms-eval as a row of a data set (``row``) and is read back from it (``cell``).
+
     Attributes:
         name: the task's, as lmms-eval knows it.
         scoring: how answers are scored.
+        cells: in the order of scoring.
+        per_place: scores at one length and depth in a whole grid.
+        generation: settings of a free answer, as lmms-eval names them.
         family: what its metrics' names begin with.
         unit: what lengths count, "frames" or "tokens".
-        generation: settings of a free answer, as lmms-eval names them.
+        length_key: what a length is called in rows and logs.
+        effective: the metric of the longest length that is found.
+        control: the metric of the controls.
+        control_is_right: whether a right answer to a control is one, and no guess.
     """
 
+    family: ClassVar[str]
+    unit: ClassVar[str]
+    length_key: ClassVar[str]
+    effective: ClassVar[str]
     generation: Mapping[str, Any] = MappingProxyType({})
-    family: str
-    unit: str
+    control_is_right = False
+    cells: tuple[Cell, ...]
+    per_place: int
 
     def __init__(self, name: str, scoring: Scoring) -> None:
         self.name = name
         self.scoring: Scoring = scoring
-
-    @functools.cached_property
-    @abstractmethod
-    def rows(self) -> tuple[Row, ...]:
-        """One dict of plain values a cell in the order of scoring; ``depth_percent`` is -1 for a control."""
+        self.control = f"{self.family}_control"
 
     @abstractmethod
     def question(self, row: Row) -> str:
@@ -98,31 +109,87 @@ class NeedleTask(ABC):
         """What is shown: ``Visual`` objects for a model that takes segments, the path of an mp4 for any other."""
 
     @abstractmethod
-    def _scores(self, row: Row, answer: Answer) -> dict[str, Any]:
-        """The metric values of one answer by name. The first one carries the cell whole, for logs without documents."""
-
-    @property
-    @abstractmethod
-    def _metrics(self) -> Metrics:
-        """Each metric's aggregation over the values of ``_scores``, and whether higher is better."""
+    def is_right(self, row: Row, text: str) -> bool:
+        """Whether a free answer is right."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What is measured: settings, lengths, and the fingerprints of haystack and needles."""
 
-    @property
     @abstractmethod
-    def per_place(self) -> int:
-        """Scores at one length and depth in a whole grid."""
+    def _columns(self, cell: Cell) -> dict[str, Any]:
+        """What a cell's row says beside its place: needle, question, answer and more."""
+
+    @abstractmethod
+    def _logged(self, row: Row, correct: bool, answer: Answer) -> dict[str, Any]:
+        """What a logged cell says beside what every task's does."""
+
+    @property
+    def _more_metrics(self) -> Metrics:
+        """Metrics that this task alone has."""
+        return {}
+
+    def _more_scores(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+        """Their values for a cell with a needle."""
+        return {}
+
+    @functools.cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The cells as dicts of plain values."""
+        return tuple(map(self.row, self.cells))
+
+    def row(self, cell: Cell) -> Row:
+        # A column of a data set takes whole numbers alone: -1 is a control's depth there.
+        depth = -1 if cell.depth_percent is None else cell.depth_percent
+        place = {self.length_key: cell.length, "depth_percent": depth, "control": cell.is_control}
+        return {**place, **self._columns(cell)}
+
+    def cell(self, row: Mapping[str, Any]) -> Cell:
+        depth = None if row["control"] else int(row["depth_percent"])
+        length = int(row[self.length_key])
+        # What is drawn has no name.
+        return Cell(length, depth, sample=row["sample"]) if "sample" in row else Cell(length, depth, row["needle"])
 
     def scores(self, row: Row, answer: Answer) -> dict[str, Any]:
-        """The metric values of one answer by name, for ``metrics`` to aggregate."""
-        return {**self._scores(row, answer), self.provenance_name: self.provenance_key}
+        """The metric values of one answer by name, for ``metrics`` to aggregate.
+
+        A control counts for its own metric and the grid. The first value carries the cell whole, for logs without
+        documents.
+        """
+        cell = self.cell(row)
+        correct = self.is_right(row, answer.text) if answer.is_greedy is None else bool(answer.is_greedy)
+        brief = {
+            self.length_key: cell.length,
+            "depth_percent": cell.depth_percent,
+            **({"sample": cell.sample} if "sample" in row else {}),
+            "needle": row["needle"],
+            "correct": correct,
+            "control": cell.is_control,
+        }
+        full = {
+            **brief,
+            **self._logged(row, correct, answer),
+            "question": row["question"],
+            "answer": row["answer"],
+            **answer.logged(),
+            "score": float(correct),
+        }
+        found = {self.control if cell.is_control else f"{self.family}_acc": full, f"{self.family}_grid": brief}
+        if not cell.is_control:
+            found |= {self.effective: brief, **self._more_scores(row, full, answer)}
+        return {**found, self.provenance_name: self.provenance_key}
 
     @property
     def metrics(self) -> Metrics:
         """Each metric's aggregation, and whether higher is better; what was measured is the last."""
-        return {**self._metrics, self.provenance_name: (self._told, True)}
+        return {
+            f"{self.family}_acc": (mean_accuracy, True),
+            self.control: (control_accuracy, self.control_is_right),
+            self.effective: (effective_length, True),
+            f"{self.family}_grid": (grid, True),
+            **self._more_metrics,
+            self.provenance_name: (self._told, True),
+        }
 
     @property
     def provenance_name(self) -> str:
@@ -146,11 +213,7 @@ class NeedleTask(ABC):
         return Target(self.target(row)) if self.scoring == "teacher-forced" else None
 
     def check_size(self, cells: int, grid: str) -> None:
-        """Raise unless a grid is of a size that can be meant.
-
-        Raises:
-            ValueError: more than a million cells; says how many.
-        """
+        """Raise ValueError for more cells than can be meant, before they are listed."""
         if cells > MOST_CELLS:
             raise ValueError(
                 f"{self.name}: {grid} is {cells:,} cells, and at most {MOST_CELLS:,} are scored in a run; give fewer "
@@ -161,11 +224,11 @@ class NeedleTask(ABC):
         """What a results file or journal says of this measurement: ``describe``, the grid's size, and this package."""
         from vniah import __version__
 
-        controls = sum(bool(row["control"]) for row in self.rows)
+        controls = sum(cell.is_control for cell in self.cells)
         return {
             "scoring": self.scoring,
             **self.describe(),
-            "cells": len(self.rows) - controls,
+            "cells": len(self.cells) - controls,
             "controls": controls,
             "per_place": self.per_place,
             "vniah_version": __version__,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vniah.contract.cost import ESTIMATED_CHARS, estimate_tokens
 from vniah.contract.sources import TokensT
 from vniah.text.haystack import TextHaystack
+from vniah.text.puzzles import PREFIX, question_text
 
 # A text to its token ids, tokenised alone and without special tokens.
 Encode = Callable[[str], Sequence[int]]
@@ -25,17 +26,52 @@ Encode = Callable[[str], Sequence[int]]
 _BLOCK = 1024
 
 
-class Measure:
-    """Counts tokens with ``encode``, or estimates one for ``ESTIMATED_CHARS`` characters when it is ``None``."""
+class MeasuredHaystack:
+    """A haystack with a token position for every sentence border; a ``TokenSource`` when it has a tokenizer.
 
-    def __init__(self, encode: Encode | None = None, name: str = "") -> None:
+    Args:
+        haystack: what is measured.
+        encode: the tokenizer; ``None`` estimates one token for ``ESTIMATED_CHARS`` characters.
+        name: what to call the tokenizer in results.
+
+    Attributes:
+        unit: what is counted, in words.
+    """
+
+    def __init__(self, haystack: TextHaystack, encode: Encode | None = None, name: str = "") -> None:
+        self.haystack = haystack
+        self.is_estimate = encode is None
+        self.unit = f"tokens of {name or 'the model'}" if encode else f"estimated tokens ({ESTIMATED_CHARS} characters)"
         self._encode = encode
         self._counts: dict[str, int] = {}
-        self.unit = f"tokens of {name or 'the model'}" if encode else f"estimated tokens ({ESTIMATED_CHARS} characters)"
+        self._by_model: tuple[tuple[list[int], ...], MeasuredHaystack] | None = None
+        self._stream = haystack.sentences()
+        self._sentences: list[str] = []
+        self._borders: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._ids: TokensT = np.zeros(0, np.int64)
+        self._whole = False
+        self._lock = threading.Lock()
+        self._extend()
+        key = hashlib.sha256(haystack.fingerprint.encode())
+        key.update(self.unit.encode() if self.is_estimate else self._ids.tobytes())
+        self._fingerprint = key.hexdigest()
 
-    @property
-    def is_estimate(self) -> bool:
-        return self._encode is None
+    def counted_by(self, encode: Encode, name: str = "") -> MeasuredHaystack:
+        """The same haystack in tokens of a model.
+
+        A tokenizer is known by what it makes of the template, so that whoever asks again for the same model shares one
+        object, and the haystack is tokenised once.
+
+        Args:
+            encode: a text to its token ids, tokenised alone, without special tokens: what the model is fed
+                for a ``Text`` segment.
+            name: what to call it in results.
+        """
+        probe = tuple(list(encode(text)) for text in (PREFIX, question_text(), " 0123456789"))
+        with self._lock:
+            if self._by_model is None or self._by_model[0] != probe:
+                self._by_model = (probe, MeasuredHaystack(self.haystack, encode, name))
+            return self._by_model[1]
 
     def encode(self, text: str) -> Sequence[int]:
         """Token ids of a text.
@@ -52,29 +88,6 @@ class Measure:
         if text not in self._counts:
             self._counts[text] = len(self._encode(text)) if self._encode else estimate_tokens(text)
         return self._counts[text]
-
-
-class MeasuredHaystack:
-    """A haystack with a token position for every sentence border; a ``TokenSource`` when it has a tokenizer.
-
-    Attributes:
-        haystack: what is measured.
-        measure: how.
-    """
-
-    def __init__(self, haystack: TextHaystack, measure: Measure) -> None:
-        self.haystack = haystack
-        self.measure = measure
-        self._stream = haystack.sentences()
-        self._sentences: list[str] = []
-        self._borders: NDArray[np.int64] = np.zeros(1, np.int64)
-        self._ids: TokensT = np.zeros(0, np.int64)
-        self._whole = False
-        self._lock = threading.Lock()
-        self._extend()
-        key = hashlib.sha256(haystack.fingerprint.encode())
-        key.update(self._ids.tobytes() if not measure.is_estimate else measure.unit.encode())
-        self._fingerprint = key.hexdigest()
 
     @property
     def fingerprint(self) -> str:
@@ -109,8 +122,8 @@ class MeasuredHaystack:
         Raises:
             ValueError: there is no tokenizer.
         """
-        if self.measure.is_estimate:
-            self.measure.encode("")
+        if self.is_estimate:
+            self.encode("")
         self._reach(stop)
         first, offset = self._fold(start)
         if stop <= first + len(self._ids):
@@ -155,10 +168,10 @@ class MeasuredHaystack:
     def _extend(self) -> None:
         """Measure the next block of sentences. A text without a single token would never end."""
         block = list(itertools.islice(self._stream, _BLOCK))
-        if self.measure.is_estimate:
+        if self._encode is None:
             counts: Iterable[int] = (estimate_tokens(sentence) for sentence in block)
         else:
-            rows = [self.measure.encode(sentence) for sentence in block]
+            rows = [self._encode(sentence) for sentence in block]
             counts = (len(row) for row in rows)
             self._ids = np.concatenate([self._ids, np.fromiter(itertools.chain.from_iterable(rows), np.int64)])
         ends = np.cumsum(np.fromiter(counts, np.int64, len(block))) + self._borders[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.needles import NeedleSet, open_needles
 from vniah.notices import notice
 from vniah.prompts import question_text
-from vniah.runs.grid import Cell, Grid, check_columns, needle_index
-from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
-from vniah.visual import metrics
+from vniah.runs.grid import Cell, check_columns, needle_index
+from vniah.runs.task import Answer, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, Composer, SplicedVideo, composed_frames, composed_video, held_at_the_end
 from vniah.visual.settings import Settings
 
@@ -35,21 +35,24 @@ class VisualTask(NeedleTask):
 
     family = "vniah"
     unit = "frames"
+    length_key = "num_frames"
+    effective = "vniah_effective_frames"
 
     def __init__(self, name: str, scoring: Scoring, settings: Settings) -> None:
         super().__init__(name, scoring)
-        self.settings = settings
-        self.grid: Grid = settings.grid
+        self.settings, grid = settings, settings.grid
         self.needles: NeedleSet = open_needles(settings.needles)
-        columns = len(self.grid.lengths) * (len(self.grid.depths) + 1)
-        self.check_size(columns * len(self.needles), f"frames {settings.frames!r}, depths {settings.depths!r}")
-        check_columns(settings.frames, settings.grid.lengths, "frames")
+        self.per_place = len(self.needles)
+        columns = len(grid.lengths) * (len(grid.depths) + 1)
+        self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
+        check_columns(settings.frames, grid.lengths, "frames")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
-        require_frames(self.haystack, self.grid.longest)
+        require_frames(self.haystack, grid.longest)
+        self.cells = tuple(grid.cells(self.needles.ids))
         self._reading = threading.Lock()
         if scoring == "generated":
-            self._film = held_at_the_end(self.haystack, self.grid.longest)
-            changed = [frames for frames in self.grid.lengths if composed_frames(frames) != frames + 1]
+            self._film = held_at_the_end(self.haystack, grid.longest)
+            changed = [frames for frames in grid.lengths if composed_frames(frames) != frames + 1]
             if changed:
                 notice(
                     f"{name}: what is shown has an even number of frames, so that no model drops the needle: "
@@ -61,111 +64,88 @@ class VisualTask(NeedleTask):
                 f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
             )
 
-    @functools.cached_property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(self._row(cell) for cell in self.grid.cells(self.needles.ids))
-
-    def _row(self, cell: Cell) -> Row:
+    def _columns(self, cell: Cell) -> dict[str, Any]:
         needle = self.needles.get(cell.needle)
-        index = cell.needle_index
-        shown = {}
+        index, shown = cell.needle_index, {}
         if self.scoring == "generated":
             frames = composed_frames(cell.length)
             index = None if cell.depth_percent is None else needle_index(frames - 1, cell.depth_percent)
             shown = {"num_video_frames": frames, "fps": FPS}
         return {
-            "num_frames": cell.length,
-            "depth_percent": -1 if cell.depth_percent is None else cell.depth_percent,
             "needle": cell.needle,
             "needle_index": -1 if index is None else index,
-            "control": cell.is_control,
             "question": needle.question,
             "answer": needle.answer,
             "choice": needle.kind == "choice",
             **shown,
         }
 
-    @property
-    def per_place(self) -> int:
-        return len(self.needles)
-
     def question(self, row: Row) -> str:
         return str(row["question"]) if self.scoring == "teacher-forced" else question_text(row["question"]).lstrip("\n")
 
     def visuals(self, row: Row) -> list[Any]:
-        if self.scoring == "teacher-forced":
-            return [self.video(row)]
-        return self._images(row) if self.settings.presentation == "images" else [str(self.mp4(row))]
+        if self.scoring == "generated" and self.settings.presentation == "video":
+            return [str(self.composer.cached(self.video(row)))]
+        return [self.video(row)] if self.scoring == "teacher-forced" else self._images(self.video(row))
 
-    def _images(self, row: Mapping[str, Any]) -> list[Image.Image]:
-        """The row's frames as pictures, before any coding."""
-        video = self._composed(row)
+    def video(self, row: Mapping[str, Any]) -> SplicedVideo:
+        """What a row shows: for a free answer as a video is composed, which differs from the paper's cells."""
+        cell = self.cell(row)
+        needle = self.needles.get(cell.needle)
+        if self.scoring == "generated":
+            return composed_video(self._film, cell.length, cell.depth_percent, needle.image, needle.fingerprint)
+        if cell.is_control:
+            return SplicedVideo(haystack=self.haystack, num_frames=cell.length)
+        return SplicedVideo(
+            haystack=self.haystack,
+            num_frames=cell.length,
+            needle=needle.image,
+            needle_source=needle.fingerprint,
+            needle_index=cell.needle_index,
+        )
+
+    def _images(self, video: SplicedVideo) -> list[Image.Image]:
+        """The frames as pictures, before any coding."""
         images: list[Image.Image] = []
         with self._reading:  # some models ask from several threads, and a film is read by one
             for start in range(0, len(video), _BATCH):
-                frames_NHWC = video.frames(start, min(start + _BATCH, len(video)))
-                images.extend(Image.fromarray(frame_HWC) for frame_HWC in frames_NHWC)
+                images.extend(map(Image.fromarray, video.frames(start, min(start + _BATCH, len(video)))))
         return images
-
-    def _composed(self, row: Mapping[str, Any]) -> SplicedVideo:
-        needle = self.needles.get(str(row["needle"]))
-        depth = None if row["control"] else int(row["depth_percent"])
-        return composed_video(self._film, int(row["num_frames"]), depth, needle.image, needle.fingerprint)
-
-    def video(self, row: Mapping[str, Any]) -> SplicedVideo:
-        """The spliced haystack of a row; the bare haystack for a control."""
-        num_frames = int(row["num_frames"])
-        needle = self.needles.get(str(row["needle"]))
-        if row["control"]:
-            return SplicedVideo(haystack=self.haystack, num_frames=num_frames)
-        return SplicedVideo(
-            haystack=self.haystack,
-            num_frames=num_frames,
-            needle=needle.image,
-            needle_source=needle.fingerprint,
-            needle_index=needle_index(num_frames, int(row["depth_percent"])),
-        )
 
     @functools.cached_property
     def composer(self) -> Composer:
-        folder = self.settings.cache_dir / "composed"
+        folder: Path = self.settings.cache_dir / "composed"
         return Composer(self._film, folder, max_bytes=self.settings.cache_bytes)
 
-    def mp4(self, row: Mapping[str, Any]) -> Path:
-        """The row's video as an mp4 of 1 fps in the cache."""
-        return self.composer.cached(self._composed(row))
+    def is_right(self, row: Row, text: str) -> bool:
+        return is_right(text, row["answer"], row["question"])
 
-    def _scores(self, row: Row, answer: Answer) -> dict[str, Any]:
-        if answer.is_greedy is None:
-            correct = is_right(answer.text, row["answer"], row["question"])
-        else:
-            correct = answer.is_greedy
-        return metrics.cell_metrics(row, correct, answer)
-
-    @property
-    def _metrics(self) -> Metrics:
-        return metrics.METRICS
+    def _logged(self, row: Row, correct: bool, answer: Answer) -> dict[str, Any]:
+        index = None if row["control"] else int(row["needle_index"])
+        if "num_video_frames" not in row:
+            return {"needle_index": index}
+        fps = float(row["fps"])
+        seconds = None if index is None else [index / fps, (index + 1) / fps]
+        frames = int(row["num_video_frames"])
+        return {"needle_index": index, "num_video_frames": frames, "fps": fps, "needle_seconds": seconds}
 
     def describe(self) -> dict[str, Any]:
+        settings, haystack, shown = self.settings, self.haystack, {}
+        if self.scoring == "generated":  # teacher forcing shows the paper's cells
+            shown = {
+                "presentation": settings.presentation,
+                "video_fps": FPS,
+                "video_frames": {str(frames): composed_frames(frames) for frames in settings.grid.lengths},
+                "held_frames": max(0, composed_frames(settings.grid.longest) - len(haystack)),
+            }
         return {
-            **{key: value for key, value in self.settings.as_dict().items() if key not in _NOT_MEASURED},
-            **self._shown(),
-            "haystack_name": self.haystack.name,
-            "haystack_fingerprint": self.haystack.fingerprint,
-            "haystack_frames": "endless" if self.haystack.endless else len(self.haystack),
+            **{key: value for key, value in asdict(settings).items() if key not in _NOT_MEASURED},
+            **shown,
+            "haystack_name": haystack.name,
+            "haystack_fingerprint": haystack.fingerprint,
+            "haystack_frames": "endless" if haystack.endless else len(haystack),
             "needles_name": self.needles.name,
             "needles_fingerprint": self.needles.fingerprint,
-        }
-
-    def _shown(self) -> dict[str, Any]:
-        """How a model that answers freely is shown cells; nothing for teacher forcing, which shows the paper's."""
-        if self.scoring == "teacher-forced":
-            return {}
-        return {
-            "presentation": self.settings.presentation,
-            "video_fps": FPS,
-            "video_frames": {str(frames): composed_frames(frames) for frames in self.grid.lengths},
-            "held_frames": max(0, composed_frames(self.grid.longest) - len(self.haystack)),
         }
 
 
