@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
     from PIL import Image as PILImage
-    from random_backend import NumberedFrames, RandomBackend, in_a_process
+    from random_backend import RandomBackend, in_a_process, numbered_frames
 
     from longva_model.frames.embeddings import FrameEmbeddings
     from vniah.contract.cost import ModelShape, plain_flops, tree_flops
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> None:
     cells, _ = grid_requests(grid, needles)
     tree = RequestTree(cells)
     backend = RandomBackend(shape)
-    media: dict[str, Any] = {"haystack": NumberedFrames(grid.longest)}
+    media: dict[str, Any] = {"haystack": numbered_frames(grid.longest)}
     media |= {needle: PILImage.new("RGB", (1, 1), (200 + i, 0, 0)) for i, (needle, _, _) in enumerate(needles)}
     frames = FrameEmbeddings(backend)
     for _ in frames.get(media["haystack"], 0, grid.longest, "crop"):

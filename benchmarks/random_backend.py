@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from longva_model.attention import register
 from longva_model.backends.backend import Backend
 from vniah.contract.cost import ModelShape
+from vniah.contract.sources import HeldFrames
 from vniah.prompts import PLAIN
 
 
@@ -98,19 +99,9 @@ class RandomBackend(Backend):
         return None
 
 
-class NumberedFrames:
+def numbered_frames(count: int) -> HeldFrames:
     """Frames of one pixel that holds their number."""
-
-    fingerprint = "numbered"
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return np.arange(start, stop, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    return HeldFrames(np.arange(count).astype(np.uint8)[:, None, None, None].repeat(3, axis=3), "numbered")
 
 
 @dataclass(slots=True)

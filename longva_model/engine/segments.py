@@ -11,27 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 
 from longva_model.backends.backend import Backend
 from longva_model.frames.embeddings import FrameTokens
 from vniah.contract.requests import Frames, Image, Segment, Text, Tokens
+from vniah.contract.sources import HeldFrames
 
 _TOKENS_AT_ONCE = 8192
-
-
-class StillFrame:
-    """One image as a frame source of length 1: how a needle passes the frame pipeline and its cache."""
-
-    def __init__(self, image: PILImage.Image, fingerprint: str) -> None:
-        self._image = image
-        self.fingerprint = f"still:{fingerprint}"
-
-    def __len__(self) -> int:
-        return 1
-
-    def frames(self, start: int, stop: int) -> Any:
-        return np.asarray(self._image.convert("RGB"))[None][start:stop]
 
 
 class Embedder:
@@ -117,7 +103,8 @@ class Embedder:
     def _image(self, segment: Image) -> torch.Tensor:
         image = self._source(segment.source)
         if segment.as_frame:
-            still = StillFrame(image, segment.source)
+            # A source of length 1: so a needle passes the frame pipeline and its cache.
+            still = HeldFrames(np.asarray(image.convert("RGB"))[None], f"still:{segment.source}")
             return self.frames.image(still, self._preprocess_of(segment.source))
         if segment.source not in self._image_cache:
             if len(self._image_cache) >= 16:

@@ -255,7 +255,7 @@ class FrameEmbeddings:
 
     def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
         # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
-        mode = f"{preprocess}-fast" if getattr(source, "approximate", False) else preprocess
+        mode = f"{preprocess}-fast" if source.approximate else preprocess
         return self.backend.pixels(frames_NHWC, mode)
 
     def _batches(self, source: FrameSource, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -286,14 +286,11 @@ def _rows(source: FrameSource, index: int) -> int:
 
 def _raw_frames(source: FrameSource, most: int) -> int:
     """How many frames of a source to read at once, up to ``most``."""
-    height, width = getattr(source, "size", (1, 1))
+    height, width = source.size
     return max(1, min(most, _RAW_BYTES // (height * width * 3)))
 
 
 def _readers(source: FrameSource, count: int) -> list[FrameSource]:
     """``count`` independent readers of a source's frames, or none."""
-    reader = getattr(source, "reader", None)
-    if reader is None or count < 2:
-        return []
-    found = [reader() for _ in range(count)]
-    return [] if None in found else found
+    found = [source.reader() for _ in range(count)] if count > 1 else []
+    return [reader for reader in found if reader is not None]

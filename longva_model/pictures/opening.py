@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from longva_model.pictures.preprocess import check_frames
+from vniah.contract.sources import HeldFrames
 from vniah.files import user_path
 from vniah.haystack.opening import open_video
 from vniah.haystack.pictures import open_image, to_rgb
@@ -21,26 +22,19 @@ from vniah.haystack.pictures import open_image, to_rgb
 DEFAULT_NUM_FRAMES = 32  # of a video file
 
 
-class ArrayFrames:
-    """Frames that are already in memory, uint8 (N, H, W, 3), as a source of frames."""
+class ArrayFrames(HeldFrames):
+    """A user's array of frames, uint8 (N, H, W, 3), known by its content."""
 
     def __init__(self, frames_NHWC: NDArray[np.uint8]) -> None:
         check_frames(frames_NHWC)
-        self._frames = frames_NHWC
         digest = hashlib.sha256(str(frames_NHWC.shape).encode())
         for frame in frames_NHWC:
             digest.update(np.ascontiguousarray(frame).data)
-        self.fingerprint = "array:" + digest.hexdigest()[:32]
-
-    def __len__(self) -> int:
-        return len(self._frames)
+        super().__init__(frames_NHWC, "array:" + digest.hexdigest()[:32])
 
     @property
     def pixels_in_memory(self) -> int:
         return self._frames.size // 3
-
-    def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._frames[start:stop]
 
 
 def sample_indices(total: int, count: int) -> list[int]:

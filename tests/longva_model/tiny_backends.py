@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from longva_model.attention import register
 from longva_model.backends.backend import Backend
+from vniah.contract.sources import HeldFrames
 from vniah.prompts import PLAIN
 
 VOCAB = 97
@@ -89,18 +90,12 @@ class TinyBackend(Backend):
         return None
 
 
-class NoiseFrames:
+class NoiseFrames(HeldFrames):
     """``count`` frames of noise, 4x4 pixels."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
-        self.fingerprint = f"noise-{seed}-{count}"
-        self._frames = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._frames[start:stop]
+        noise_NHWC = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+        super().__init__(noise_NHWC, f"noise-{seed}-{count}")
 
 
 def needle_image(seed: int) -> PILImage.Image:

@@ -21,16 +21,51 @@ TokensT = NDArray[np.int64]
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames by index. ``fingerprint`` is a hash of the content and of how it is sampled."""
+    """Frames by index."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A hash of the content and of how it is sampled."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of every frame, in pixels."""
+        ...
+
+    @property
+    def approximate(self) -> bool:
+        """Whether pixels are a little off for speed's sake; what is done with them may be too."""
+        ...
 
     def __len__(self) -> int: ...
 
     def frames(self, start: int, stop: int) -> FramesNHWC:
         """Frames ``start`` to ``stop`` (exclusive), uint8 of shape (N, H, W, 3), RGB."""
         ...
+
+    def reader(self) -> FrameSource | None:
+        """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
+        ...
+
+
+class HeldFrames:
+    """A ``FrameSource`` of frames that are in memory, uint8 of shape (N, H, W, 3)."""
+
+    approximate = False
+
+    def __init__(self, frames_NHWC: FramesNHWC, fingerprint: str) -> None:
+        self._frames, self.fingerprint = frames_NHWC, fingerprint
+        self.size: tuple[int, int] = frames_NHWC.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def frames(self, start: int, stop: int) -> FramesNHWC:
+        return self._frames[start:stop]
+
+    def reader(self) -> None:
+        return None
 
 
 @runtime_checkable

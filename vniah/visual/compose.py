@@ -95,6 +95,17 @@ class SplicedVideo:
         parts = (self.haystack.fingerprint, str(self.num_frames), str(self.needle_index), self.needle_source)
         return "spliced-" + content_hash(parts)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.haystack.size
+
+    @property
+    def approximate(self) -> bool:
+        return self.haystack.approximate
+
+    def reader(self) -> None:
+        return None
+
     def segments(self) -> tuple[Segment, ...]:
         """Haystack before the needle, needle, haystack after it; empty runs of frames are left out."""
         before, after = (
