@@ -1,4 +1,4 @@
-"""The questions of MLVU: dev and test, multiple choice and generation.
+"""The questions of MLVU (Zhou et al., arXiv 2406.04264): dev and test, multiple choice and generation.
 
 From the Hub, or from the folder MLVU_VIDEOS. On the Hub, `sy1998/MLVU_dev` and `sy1998/MLVU_Test` (those of
 lmms-eval) hold the multiple choice questions alone; the dev set's generation questions are in `sy1998/MLVU`
@@ -19,12 +19,32 @@ from typing import Any
 
 from vniah.answers import answer_letter, bare_option, letter_of, options_in
 from vniah.tasks.errors import rows_or_error
-from vniah.tasks.mlvu.kinds import BY_CODE, kind_named
-from vniah.tasks.videos.source import VideoSource, first_of, load_once, matching, playable, read_rows
+from vniah.tasks.videos.source import VideoSource, Wanted, first_of, load_once, matching, read_rows
 
 _log = logging.getLogger(__name__)
-ENV = "MLVU_VIDEOS"
 
+
+# What annotations and folders call each task of the LongVA paper's Table 10: the file, the folder, `question_type`.
+# SQA and TQA are in the test set alone (repository JUNJIE99/MLVU, news of 7/28/2024).
+NAMES: dict[str, tuple[str, ...]] = {
+    "TR": ("topic_reasoning", "7_topic_reasoning"),
+    "AR": ("anomaly_reco", "6_anomaly_reco"),
+    "VS": ("summary", "9_summary"),
+    "NQA": ("findneedle", "needleqa", "needle", "2_needle"),
+    "ER": ("ego", "3_ego"),
+    "PQA": ("plotqa", "1_plotqa"),
+    "SSC": ("subplot", "sub_scene", "8_sub_scene"),
+    "AO": ("order", "5_order"),
+    "AC": ("count", "4_count"),
+    "SQA": ("sportsqa",),
+    "TQA": ("tutorialqa",),
+}
+# Video Summary and Sub-Scene Captioning are answered freely and judged; the others are multiple choice.
+GENERATION_CODES = ("VS", "SSC")
+CHOICE_CODES = tuple(code for code in NAMES if code not in GENERATION_CODES)
+_CODES = {name: code for code, names in NAMES.items() for name in (*names, code.lower())}
+
+ENV = "MLVU_VIDEOS"
 SOURCES = {
     ("dev", False): VideoSource(env=ENV, hub_id="sy1998/MLVU_dev", upstream="mlvu"),
     ("test", False): VideoSource(env=ENV, hub_id="sy1998/MLVU_Test", upstream="mlvu_test"),
@@ -80,39 +100,36 @@ def load(split: str, generation: bool, key: tuple[str, ...]) -> tuple[Mapping[st
         OSError: see ``VideoSource.locate``.
     """
     source = SOURCES[split, generation]
-    questions, unusable = read_questions(_annotations(source, split, generation), generation=generation)
-    wanted = {_label(question): (question["video_name"], BY_CODE[question["task"]].names) for question in questions}
-    report, _ = source.locate(wanted)
+    local = source.local_folder()
+    # Of the local folder if it has any, else of the Hub.
+    alternatives = LOCAL_ANNOTATIONS[split, generation] if local else ()
+    files = next((found for patterns in alternatives if local and (found := matching(local, patterns))), None)
+    questions, unusable = read_questions(_read(files or source.hub_annotations()), generation=generation)
     part = f"MLVU {split}, {'generation' if generation else 'multiple choice'}"
-    if report.missing:
-        _log.warning("%s: %s", part, report.summary())
+    rows, _ = source.ask(part, questions, _video_of)
     if unusable:
         _log.warning("%s: %d questions left out, their answer is none of their options", part, unusable)
-    rows = [{**row, "unusable_questions": unusable} for row, _ in playable(questions, _label, report.found)]
-    if not rows:
-        raise ValueError(f"{part}: none of its {len(wanted)} videos is there; point {ENV} at a folder that has them")
-    return tuple(rows)
+    return tuple({**row, "unusable_questions": unusable} for row, _ in rows)
 
 
-def _annotations(source: VideoSource, split: str, generation: bool) -> list[dict[str, Any]]:
-    """The rows as annotated: of the local folder if it has any, else of the Hub."""
-    local = source.local_folder()
-    if local is not None:
-        for patterns in LOCAL_ANNOTATIONS[split, generation]:
-            files = matching(local, patterns)
-            if files:
-                return _read(files)
-    return _read(source.hub_annotations())
+def _video_of(question: Mapping[str, Any]) -> tuple[str, Wanted]:
+    """One video of one task: two tasks may each have a "1.mp4"."""
+    task, name = question["task"], question["video_name"]
+    return f"{task}/{name}", (name, NAMES[task])
 
 
 def _read(files: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows of several files; a row that does not say its task takes it from the file's name."""
     rows = []
     for path in files:
-        guess = kind_named(path.stem) or kind_named(path.stem.split("_")[1] if "_" in path.stem else "")
-        for row in read_rows(path):
-            rows.append({**row, "_kind": guess.code if guess else ""})
+        guess = code_of(path.stem) or code_of(path.stem.partition("_")[2].partition("_")[0])
+        rows += [{**row, "_code": guess} for row in read_rows(path)]
     return rows
+
+
+def code_of(name: str) -> str | None:
+    """The task that an annotation means by ``name``; ``None`` for one we do not know."""
+    return _CODES.get(name.strip().casefold())
 
 
 def read_questions(rows: Sequence[Mapping[str, Any]], *, generation: bool) -> tuple[list[dict[str, Any]], int]:
@@ -125,32 +142,35 @@ def read_questions(rows: Sequence[Mapping[str, Any]], *, generation: bool) -> tu
     """
     questions, unusable = [], 0
     for number, row in enumerate(rows):
-        name = str(first_of(row, "task_type", "question_type", "task", "_kind", default=""))
-        kind = kind_named(name)
-        if kind is None:
-            raise ValueError(f"question {number} of MLVU is of the task {name!r}; expected one of {', '.join(BY_CODE)}")
-        if kind.generation != generation:
+        name = str(first_of(row, "task_type", "question_type", "task", "_code", default=""))
+        code = code_of(name)
+        if code is None:
+            raise ValueError(f"question {number} of MLVU is of the task {name!r}; expected one of {', '.join(NAMES)}")
+        if (code in GENERATION_CODES) != generation:
             continue
         video, text = first_of(row, "video_name", "video"), first_of(row, "question")
         if not video or not text:
-            raise ValueError(f"question {number} of MLVU ({kind.code}) lacks its {'question' if video else 'video'}")
-        question = {
-            "question_id": str(first_of(row, "question_id", default=f"{kind.code}_{number}")),
-            "task": kind.code,
-            "video_name": str(video),
-            "question": str(text).strip(),
-        }
+            raise ValueError(f"question {number} of MLVU ({code}) lacks its {'question' if video else 'video'}")
         answer = str(first_of(row, "answer", default=""))
         if generation:
-            points = [str(point) for point in first_of(row, "scoring_points", default=())]
-            questions.append({**question, "answer": answer, "scoring_points": points})
-            continue
-        options = [str(option) for option in first_of(row, "candidates", "options", default=())]
-        letter = answer_letter(answer, options)
-        if not letter:
-            unusable += 1
-            continue
-        questions.append({**question, "answer": letter, "options": options})
+            points = first_of(row, "scoring_points", default=())
+            scored_by = {"answer": answer, "scoring_points": [str(point) for point in points]}
+        else:
+            options = [str(option) for option in first_of(row, "candidates", "options", default=())]
+            letter = answer_letter(answer, options)
+            if not letter:
+                unusable += 1
+                continue
+            scored_by = {"answer": letter, "options": options}
+        questions.append(
+            {
+                "question_id": str(first_of(row, "question_id", default=f"{code}_{number}")),
+                "task": code,
+                "video_name": str(video),
+                "question": str(text).strip(),
+                **scored_by,
+            }
+        )
     return questions, unusable
 
 
@@ -161,8 +181,3 @@ def with_options(question: str, options: Sequence[str]) -> str:
     if [bare_option(option) for option in listed] == [bare_option(option) for option in options]:
         return question
     return "\n".join([question, *(f"({letter_of(index)}) {option}" for index, option in enumerate(options))])
-
-
-def _label(question: Mapping[str, Any]) -> str:
-    """One video of one task: two tasks may each have a "1.mp4"."""
-    return f"{question['task']}/{question['video_name']}"

@@ -5,6 +5,10 @@ its own, accuracy in percent or the judge's sum of two scores (2 to 10), and M-A
 means of those task means, whatever the tasks' sizes. LongVA's row has 56.3 = (83.3 + 58.5 + 69.3 + 50.0 +
 67.2 + 38.6 + 27.2) / 7 and 4.33 = (3.39 + 5.26) / 2.
 
+MLVU gives each free answer two scores from 1 to 5 and adds them, so that 10 is full marks: *accuracy* (by scoring
+points, averaged) and *relevance* for Sub-Scene Captioning, *completeness* and *reliability* for Video Summary. It asked
+GPT-4 Turbo; the wording here is ours, and another judge or wording shifts the figures: compare runs that had the same.
+
 A free answer that no judge scored is counted as unscored and left out of the mean. MLVU's own scripts count
 it as 0, which would turn a judge's failure into the model's.
 """
@@ -12,16 +16,17 @@ it as 0, which would turn a judge's failure into the model's.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vniah.answers import chosen_letter
 from vniah.notices import QuietDict
 from vniah.tasks.errors import raise_error_of
-from vniah.tasks.mlvu.criteria import CRITERIA, request
-from vniah.tasks.mlvu.data import with_options
+from vniah.tasks.mlvu.data import GENERATION_CODES, with_options
 from vniah.tasks.mlvu.judge import OFF, Judge, JudgeConfig, Verdict
-from vniah.tasks.mlvu.kinds import GENERATION_CODES
+from vniah.tasks.videos.source import count as count
+from vniah.tasks.videos.source import doc_to_visual as doc_to_visual
 
 # In the metric dicts "points" is what a question counts. "score", which lmms-eval takes standard errors over,
 # stands only where the metric is a plain mean of it: over all questions it would be wrong for a mean of means.
@@ -30,8 +35,43 @@ NOT_SCORED = "not scored"
 CHOICE_CUE = "\nOnly give the best option.\nBest option: ("
 
 
-def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
-    return [str(doc["video"])]
+class Criteria(NamedTuple):
+    """The two scores of one task and the instruction for the judge."""
+
+    names: tuple[str, ...]
+    system: str
+
+
+def _criteria(role: str, **meant: str) -> Criteria:
+    scale = "Each is a number from 1 (worst) to 5 (best); use the whole range and do not reward length."
+    first, second = meant
+    form = (
+        "Reason briefly about the one and then the other. End with one line that is nothing but a JSON object, "
+        f'such as {{"{first}": 3, "{second}": 4}}.'
+    )
+    scores = [f"- {name}: {text}" for name, text in meant.items()]
+    return Criteria(tuple(meant), "\n".join([role, f"Give two scores. {scale}", *scores, form]))
+
+
+CRITERIA: Mapping[str, Criteria] = {
+    "SSC": _criteria(
+        "You grade a description of one scene of a video. You see the question, a list of points that a right "
+        "description makes, and the description to grade; you do not see the video.",
+        accuracy="grade every point by itself, 5 if the description makes it, 3 if it comes near but is partly "
+        "wrong, 1 if it is absent or contradicted; the score is the mean over the points and may have decimals.",
+        relevance="how far the description keeps to the question, right or wrong. 5 is to the point and sure of "
+        "itself, 3 answers but is unsure or wanders, 1 is about something else.",
+    ),
+    "VS": _criteria(
+        "You grade a summary of a long video against a reference summary written by people; you do not see the "
+        "video itself.",
+        completeness="how much of the reference's main events and key points the summary has. 5 has all of "
+        "them, 3 most, 1 hardly any.",
+        reliability="whether what the summary says is right and clear. Take off for statements that contradict "
+        "the reference and for confusion; details the reference merely does not mention are no fault. 5 has no "
+        "error, 3 small ones, 1 many.",
+    ),
+}
 
 
 def doc_to_text_choice(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
@@ -80,15 +120,18 @@ def process_choice(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]
 
 
 def process_generation(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
-    """The metric dicts of one free answer, judged if a judge is set."""
+    """The metric dicts of one free answer, judged if a judge is set; without a judgement it is unscored, with why."""
     response = results[0] if results else ""
-    verdict = judged(doc, response)
+    judge = _judge()
+    try:
+        verdict = judge.score(*request(doc, response), CRITERIA[doc["task"]].names) if judge else Verdict(None, OFF)
+    except ValueError as error:
+        verdict = Verdict(None, str(error))
     brief: dict[str, Any] = {"task": doc["task"], "video_name": doc["video_name"]}
     if verdict.scores is not None:
         brief |= {"points": float(sum(verdict.scores.values())), "scores": dict(verdict.scores)}
     else:
         brief["unscored"] = verdict.reason
-    judge = _judge()
     full = {
         **brief,
         "question_id": doc["question_id"],
@@ -96,26 +139,34 @@ def process_generation(doc: Mapping[str, Any], results: list[str]) -> dict[str, 
         "judge": judge.config.model if judge else "off",
         "judge_reply": verdict.reply,
     }
-    task = {**brief, "score": brief["points"]} if "points" in brief else brief
     return {
         "mlvu_g_avg": full,
-        f"mlvu_{doc['task'].lower()}": task,
+        f"mlvu_{doc['task'].lower()}": {**brief, "score": brief["points"]} if "points" in brief else brief,
         "mlvu_breakdown": full,
         "mlvu_unscored": brief,
         **_counts(doc),
     }
 
 
-def judged(doc: Mapping[str, Any], response: str) -> Verdict:
-    """The verdict on one free answer; unscored, with the reason, when there is no judge or it fails."""
-    judge = _judge()
-    if judge is None:
-        return Verdict(None, OFF)
-    try:
-        system, user = request(doc, response)
-    except ValueError as error:
-        return Verdict(None, str(error))
-    return judge.score(system, user, CRITERIA[doc["task"]].names)
+def request(doc: Mapping[str, Any], response: str) -> tuple[str, str]:
+    """The judge's instruction and what it is to grade.
+
+    Sub-scene rows without scoring points (some copies of the data set drop them) are graded by their
+    reference answer as the only point.
+
+    Raises:
+        ValueError: the row has nothing to grade by.
+    """
+    criteria = CRITERIA[doc["task"]]
+    points = list(doc.get("scoring_points") or ()) if doc["task"] == "SSC" else []
+    if not points and not doc["answer"]:
+        raise ValueError(f"question {doc['question_id']} has neither a reference answer nor scoring points")
+    if doc["task"] == "SSC":
+        listed = "\n".join(f"- {point}" for point in points or [doc["answer"]])
+        parts = [f"Question: {doc['question']}", f"Points:\n{listed}", f"Description to grade:\n{response}"]
+    else:
+        parts = [f"Reference summary:\n{doc['answer']}", f"Summary to grade:\n{response}"]
+    return criteria.system, "\n\n".join(parts)
 
 
 def _judge() -> Judge | None:
@@ -123,10 +174,8 @@ def _judge() -> Judge | None:
     return _judge_of(config) if config else None
 
 
-@functools.lru_cache(maxsize=1)
-def _judge_of(config: JudgeConfig) -> Judge:
-    """One judge for a run, so that it is noticed when it stays down."""
-    return Judge(config)
+# One judge for a run, so that it is noticed when it stays down.
+_judge_of = functools.lru_cache(maxsize=1)(Judge)
 
 
 def _by_task(items: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -163,28 +212,20 @@ def choice_breakdown(items: Iterable[Mapping[str, Any]]) -> QuietDict:
 
 def generation_breakdown(items: Iterable[Mapping[str, Any]]) -> QuietDict:
     """By task: the two scores' means, how many answers were scored and how many not, why, and by which judge."""
-    table: dict[str, Any] = {}
-    for item in items:
-        row = table.setdefault(item["task"], {"scored": 0, "unscored": 0, "judge": item["judge"], "reasons": {}})
-        if "points" not in item:
-            row["unscored"] += 1
-            row["reasons"][item["unscored"]] = row["reasons"].get(item["unscored"], 0) + 1
-            continue
-        row["scored"] += 1
-        for name, value in item["scores"].items():
-            row[name] = row.get(name, 0.0) + value
-    for task, row in table.items():
-        for name in CRITERIA[task].names:
-            if name in row:
-                row[name] /= row["scored"]
-    return QuietDict((task, table[task]) for task in GENERATION_CODES if task in table)
+    every = list(items)
+    table = QuietDict()
+    for task in GENERATION_CODES:
+        of_task = [item for item in every if item["task"] == task]
+        scored = [item["scores"] for item in of_task if "points" in item]
+        reasons = Counter(item["unscored"] for item in of_task if "points" not in item)
+        if of_task:
+            counts = {"scored": len(scored), "unscored": reasons.total()}
+            table[task] = {**counts, "judge": of_task[0]["judge"], "reasons": dict(reasons)}
+        for name in CRITERIA[task].names if scored else ():
+            table[task][name] = _mean([scores[name] for scores in scored])
+    return table
 
 
 def unscored(items: Iterable[Mapping[str, Any]]) -> int:
     """How many free answers have no score."""
     return sum("points" not in item for item in items)
-
-
-def count(items: Iterable[int]) -> int:
-    """A count that every question carries."""
-    return max(items)

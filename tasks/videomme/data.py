@@ -15,11 +15,13 @@ from vniah.answers import answer_letter, letter_of
 from vniah.notices import printable
 from vniah.tasks.errors import rows_or_error
 from vniah.tasks.videomme.subtitles import find_subtitles
-from vniah.tasks.videos.source import VideoSource, first_of, load_once, matching, playable, read_rows
+from vniah.tasks.videos.source import VideoSource, Wanted, first_of, load_once, matching, read_rows
 
 _log = logging.getLogger(__name__)
 
 SOURCE = VideoSource(env="VIDEOMME_VIDEOS", hub_id="lmms-eval/Video-MME", upstream="videomme")
+# What a question is counted by.
+AXES = ("duration", "domain", "sub_category", "task_type")
 LOCAL_ANNOTATIONS = ("test*.parquet", "*.parquet", "videomme*.jsonl", "*.jsonl", "videomme*.json", "*.json")
 
 
@@ -37,26 +39,20 @@ def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
         ValueError: no question can be asked at all.
         OSError: see ``VideoSource.locate``.
     """
-    questions = _questions(_annotations())
-    ids = [question["video_id"] for question in questions]
-    wanted = {video_id: (f"{video_id}.mp4", ("data", "videos")) for video_id in ids}
-    report, roots = SOURCE.locate(wanted)
-    if report.missing:
-        _log.warning("Video-MME: %s", report.summary())
-    rows = playable(questions, lambda question: str(question["video_id"]), report.found)
-    if not rows:
-        raise ValueError(
-            f"none of the {len(wanted)} videos of Video-MME is there; point {SOURCE.env} at a folder that has them"
-        )
+    rows, roots = SOURCE.ask("Video-MME", _questions(_annotations()), _video_of)
     subtitles = find_subtitles(roots)
     return tuple(
         {
             **row,
-            "subtitles": str(subtitles.get(video_id := str(row["video_id"])) or subtitles.get(video_id.casefold(), "")),
+            "subtitles": str(subtitles.get(row["video_id"]) or subtitles.get(row["video_id"].casefold(), "")),
             "last_frame_s": max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0)),
         }
         for row, info in rows
     )
+
+
+def _video_of(question: Mapping[str, Any]) -> tuple[str, Wanted]:
+    return question["video_id"], (f"{question['video_id']}.mp4", ("data", "videos"))
 
 
 def _annotations() -> list[dict[str, Any]]:
@@ -84,10 +80,8 @@ def _questions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     questions = []
     for number, row in enumerate(rows):
         video_id = first_of(row, "videoID", "video_id", "video")
-        lacking = [name for name in ("question", "options", "answer") if not row.get(name)]
-        if not video_id:
-            lacking.append("videoID")
-        if lacking:
+        needed = {name: row.get(name) for name in ("question", "options", "answer")} | {"videoID": video_id}
+        if lacking := [name for name, value in needed.items() if not value]:
             raise ValueError(f"question {number} of Video-MME lacks {', '.join(lacking)}; expected the Hub's columns")
         answer = answer_letter(str(row["answer"]), [str(option) for option in row["options"]])
         if not answer:
@@ -96,10 +90,7 @@ def _questions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "question_id": str(row.get("question_id") or number),
                 "video_id": str(video_id).removesuffix(".mp4"),
-                "duration": str(row.get("duration") or ""),
-                "domain": str(row.get("domain") or ""),
-                "sub_category": str(row.get("sub_category") or ""),
-                "task_type": str(row.get("task_type") or ""),
+                **{axis: str(row.get(axis) or "") for axis in AXES},
                 "question": str(row["question"]).strip(),
                 "options": [lettered(index, str(option)) for index, option in enumerate(row["options"])],
                 "answer": answer,

@@ -18,7 +18,10 @@ from typing import Any
 from vniah.answers import chosen_letter
 from vniah.notices import QuietDict, notice
 from vniah.tasks.errors import raise_error_of
+from vniah.tasks.videomme.data import AXES
 from vniah.tasks.videomme.subtitles import subtitle_text
+from vniah.tasks.videos.source import count as count
+from vniah.tasks.videos.source import doc_to_visual as doc_to_visual
 from vniah.visual.hosts import FRAME_ARGUMENTS
 
 INSTRUCTION = (
@@ -29,10 +32,6 @@ SUBTITLES_INTRO = "This video's subtitles are listed below:"
 ANSWER_CUE = "The best answer is:"
 # Where nothing says how many frames the model samples: the best setting of the paper's Table 6.
 SUBTITLE_FRAMES = 128
-
-
-def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
-    return [str(doc["video"])]
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
@@ -104,7 +103,7 @@ def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any
     brief = {"score": 100.0 * (letter == doc["answer"]), "video_id": doc["video_id"]}
     full = {
         **brief,
-        **{name: doc[name] for name in ("question_id", "duration", "domain", "sub_category", "task_type", "answer")},
+        **{name: doc[name] for name in ("question_id", *AXES, "answer")},
         "predicted": letter,
         "response": predicted,
         "with_subtitles": bool(doc["subtitles"]),
@@ -156,16 +155,11 @@ def accuracy(items: Iterable[Mapping[str, Any]]) -> float:
     return sum(scores) / len(scores)
 
 
-def count(items: Iterable[int]) -> int:
-    """A count that every question carries."""
-    return max(items)
-
-
 def breakdown(items: Iterable[Mapping[str, Any]]) -> QuietDict:
     """Accuracy and number of questions by every label there is, the 30 sub-categories included."""
     table: dict[str, dict[str, list[float]]] = {}
     for item in items:
-        for axis in ("duration", "domain", "sub_category", "task_type"):
+        for axis in AXES:
             if item[axis]:
                 table.setdefault(axis, {}).setdefault(item[axis], []).append(item["score"])
     return QuietDict(

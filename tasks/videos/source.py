@@ -1,8 +1,11 @@
-"""Where a video benchmark's annotations and videos come from: a local folder by environment, else the Hub.
+"""A video benchmark's annotations and videos: where they come from, and which of its questions can be asked.
 
-A local folder is taken as it is and nothing is downloaded for it that it has. From the Hub, archives are
-unpacked safely below the cache folder; what lmms-eval's own task has unpacked before is used first. What
-cannot be had is reported and counted by the caller; only "nothing at all" is an error.
+A local folder, named by the environment, is taken as it is and nothing is downloaded for it that it has. From the
+Hub, archives are unpacked safely below the cache folder; what lmms-eval's own task has unpacked before is used first.
+
+A video that is missing or broken is a line in a report and never an error: benchmarks of long videos lose files to
+take-downs and broken downloads, and a run of hours must not end for one of them. Only "nothing at all" is an error.
+Names come from data sets, so they are only ever looked up in the folders' own listing, never joined to a path.
 """
 
 from __future__ import annotations
@@ -11,22 +14,54 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from vniah.files import read_json, read_json_lines, user_path
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
 from vniah.notices import printable
 from vniah.tasks.videos.archives import unpack_archives
-from vniah.tasks.videos.files import VideoFolders, VideoInfo, VideoReport, Wanted, find_videos
 from vniah.visual.settings import cache_dir
 
 _log = logging.getLogger(__name__)
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".ts")
+# A name as an annotation gives it, and the names of parent folders to prefer.
+Wanted: TypeAlias = tuple[str, Sequence[str]]
+Question: TypeAlias = Mapping[str, Any]
 _FAILURE_KEPT_S = 30.0
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """A video that reads to its end: seconds from its first frame to the end of its last, and frames a second."""
+
+    path: Path
+    duration_s: float
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoReport:
+    """The outcome of looking for a benchmark's videos: each label is in one of the two."""
+
+    found: Mapping[str, VideoInfo] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self, limit: int = 10) -> str:
+        """One line on what is missing and why; "" when nothing is."""
+        if not self.missing:
+            return ""
+        shown = [f"{name} ({reason})" for name, reason in list(self.missing.items())[:limit]]
+        if more := len(self.missing) - len(shown):
+            shown.append(f"and {more} more")
+        total = len(self.missing) + len(self.found)
+        return printable(f"{len(self.missing)} of {total} videos missing or broken: {'; '.join(shown)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +94,11 @@ class VideoSource:
             FileNotFoundError: it is not there.
         """
         named = os.environ.get(self.env, "").strip()
-        if not named:
-            return None
-        folder = user_path(named)
-        if not folder.is_dir():
+        if named and not user_path(named).is_dir():
             raise FileNotFoundError(
-                f"{self.env} names {folder}, which is no folder; point it at the videos or unset it"
+                f"{self.env} names {user_path(named)}, which is no folder; point it at the videos or unset it"
             )
-        return folder
+        return user_path(named) if named else None
 
     def hub_annotations(self) -> list[Path]:
         """The annotation files of the Hub data set, from the cache if they are there.
@@ -74,8 +106,7 @@ class VideoSource:
         Raises:
             OSError: see ``vniah.hub.fetch_snapshot``; also when the data set has none.
         """
-        snapshot = fetch_dataset(self.hub_id, allow_patterns=self.annotations, progress=False)
-        files = matching(snapshot, self.annotations)
+        files = matching(fetch_dataset(self.hub_id, allow_patterns=self.annotations, progress=False), self.annotations)
         if not files:
             raise FileNotFoundError(f"{self.hub_id} has no file like {' or '.join(self.annotations)}")
         return files
@@ -89,40 +120,212 @@ class VideoSource:
         Raises:
             OSError: no local folder and the Hub gives nothing, or the disk is too small.
         """
-        local = self.local_folder()
-        if local is not None:
+        if local := self.local_folder():
             return find_videos(VideoFolders([local]), wanted), (local,)
-        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-        roots = [home / self.upstream] if self.upstream and (home / self.upstream).is_dir() else []
-        report = find_videos(VideoFolders(roots), wanted) if roots else None
-        if report is not None and not report.missing:
+        theirs = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / self.upstream
+        roots = [theirs] if self.upstream and theirs.is_dir() else []
+        report = find_videos(VideoFolders(roots), wanted)
+        if roots and not report.missing:
             return report, tuple(roots)
         try:
-            roots += self._from_hub()
+            snapshot = fetch_dataset(self.hub_id, allow_patterns=self.media)
         except (HubUnreachableError, RepositoryMissingError) as error:
-            if report is None or not report.found:
+            if not report.found:
                 raise
             _log.warning("%s; going on with the videos in %s", printable(error), roots[0])
             return report, tuple(roots)
-        return find_videos(VideoFolders(roots), wanted), tuple(roots)
-
-    def _from_hub(self) -> list[Path]:
-        """Fetch and unpack; the folders with the videos."""
-        snapshot = fetch_dataset(self.hub_id, allow_patterns=self.media)
         archives = [path for path in matching(snapshot, self.media) if path.suffix in (".zip", ".tar", ".gz", ".tgz")]
         folders, problems = unpack_archives(archives, cache_dir() / "videos" / self.hub_id.replace("/", "--"))
         for problem in problems:
             _log.warning("%s: %s", self.hub_id, printable(problem))
-        return [snapshot, *folders]
+        roots += [snapshot, *folders]
+        return find_videos(VideoFolders(roots), wanted), tuple(roots)
+
+    def ask(
+        self, part: str, questions: Sequence[Question], video_of: Callable[[Question], tuple[str, Wanted]]
+    ) -> tuple[list[tuple[dict[str, Any], VideoInfo]], tuple[Path, ...]]:
+        """The questions whose video is there, with their videos, grouped by video in the order of the first one.
+
+        Grouped, because questions on one video share its prefix, which a model may compute once. Each row also
+        carries the path (``video``) and how many videos and questions were left out (``missing_videos``,
+        ``missing_questions``): lmms-eval hands an aggregation nothing but what the rows give.
+
+        Args:
+            part: what to call the questions in a warning or error.
+            video_of: the label of a question's video, and the video wanted (see ``find_videos``).
+
+        Returns:
+            The rows with their videos; the folders that were searched.
+
+        Raises:
+            ValueError: none is there.
+            OSError: see ``locate``.
+        """
+        wanted = dict(map(video_of, questions))
+        report, roots = self.locate(wanted)
+        if report.missing:
+            _log.warning("%s: %s", part, report.summary())
+        if not report.found:
+            raise ValueError(
+                f"{part}: none of its {len(wanted)} videos is there; point {self.env} at a folder that has them"
+            )
+        groups: dict[str, list[Question]] = defaultdict(list)
+        for question in questions:
+            groups[video_of(question)[0]].append(question)
+        lost = sum(len(group) for label, group in groups.items() if label in report.missing)
+        counts = {"missing_videos": len(report.missing), "missing_questions": lost}
+        rows = [
+            ({**row, "video": str(info.path.absolute()), **counts}, info)
+            for label, group in groups.items()
+            if (info := report.found.get(label))
+            for row in group
+        ]
+        return rows, roots
+
+
+class VideoFolders:
+    """A listing of the videos below some folders, earlier folders first.
+
+    Raises:
+        FileNotFoundError: a folder that is not there; names it.
+    """
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        self._paths: dict[str, Path] = {}  # by the name itself, with and without what tells the kind of container
+        self._folded: dict[str, dict[Path, None]] = defaultdict(dict)  # by path, letter case and kind put aside
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for root in roots:
+            if not root.is_dir():
+                raise FileNotFoundError(f"no folder of videos at {root}; name one that exists")
+            for path in _video_files(root):
+                below = path.relative_to(root)
+                for name in (below, below.with_suffix("")):
+                    self._paths.setdefault(name.as_posix(), path)
+                self._folded[below.with_suffix("").as_posix().casefold()].setdefault(path)
+                self._by_stem[path.stem.casefold()].append(path)
+
+    def __len__(self) -> int:
+        return len(self._folded)
+
+    def find(self, name: str, folders: Sequence[str] = ()) -> Path:
+        """The file that an annotation calls ``name``, with or without a folder and an extension.
+
+        Args:
+            name: as in "zoo/abc.mp4" or "abc". A file of this very name comes first; without one, letter case and
+                the kind of container do not matter.
+            folders: names of parent folders to prefer where several files bear the name.
+
+        Raises:
+            ValueError: no such file, several, or a name that points out of the folders; says which.
+        """
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or not pure.name:
+            raise ValueError("its name would leave the folder of videos")
+        stem = pure.with_suffix("") if pure.suffix.casefold() in VIDEO_SUFFIXES else pure
+        if exact := self._paths.get(pure.as_posix()) or self._paths.get(stem.as_posix()):
+            return exact
+        candidates = list(self._folded.get(stem.as_posix().casefold(), ()))
+        if not candidates:
+            candidates = self._by_stem.get(stem.name.casefold(), [])
+            candidates = [path for path in candidates if path.stem == stem.name] or candidates
+        if len(candidates) > 1:
+            wanted = {folder.casefold() for folder in (*folders, *pure.parent.parts)}
+            candidates = [path for path in candidates if path.parent.name.casefold() in wanted] or candidates
+        # The same file reached through two roots is one file.
+        distinct = {path.resolve(): path for path in reversed(candidates)}
+        if not distinct:
+            raise ValueError("not found")
+        if len(distinct) > 1:
+            raise ValueError(f"{len(distinct)} files bear that name, such as {candidates[0]} and {candidates[1]}")
+        return next(iter(distinct.values()))
+
+
+def _video_files(root: Path) -> list[Path]:
+    """Video files below ``root`` in a fixed order. Follows links (video folders often are), but in no circle."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found.extend(Path(folder, name) for name in sorted(files) if name.casefold().endswith(VIDEO_SUFFIXES))
+    return found
+
+
+def probe(path: Path) -> VideoInfo:
+    """See that a video reads from its first frame to its last, by the timeline that a haystack is made of.
+
+    This catches a download that broke off: its header may be whole and promise frames that are not there, which
+    would fail hours later in the middle of a run. A hole in the middle is none of its business: a prompt's video is
+    shown as far as it decodes.
+
+    Raises:
+        ValueError: it does not open, has no pictures, or ends before its header says.
+    """
+    from vniah.haystack.timeline import TruncatedVideoError, read_timeline
+    from vniah.haystack.video import PromptVideo
+
+    try:
+        timeline = read_timeline(path)
+        PromptVideo(path, 1)  # decodes a frame
+    except TruncatedVideoError as error:
+        told = "it ends before its header says" if error.frames else "it does not open"
+        raise ValueError(f"{told}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"it does not open: {getattr(error, 'strerror', None) or error}") from None
+    return VideoInfo(path=path, duration_s=timeline.seconds, fps=float(timeline.rate))
+
+
+def find_videos(folders: VideoFolders, wanted: Mapping[str, Wanted]) -> VideoReport:
+    """Find and probe videos.
+
+    Args:
+        folders: where to look.
+        wanted: by whatever label the caller gives, the name and the parent folders to prefer (see
+            ``VideoFolders.find``). Labels and not names, since a benchmark may use one name twice.
+
+    Returns:
+        A report by label, in the order of ``wanted``.
+    """
+
+    def outcome_of(function: Callable[..., _Result], *args: Any) -> _Result | str:
+        try:
+            return function(*args)
+        except ValueError as error:
+            return str(error)
+
+    looked = {label: outcome_of(folders.find, *item) for label, item in wanted.items()}
+    places = {label: path for label, path in looked.items() if isinstance(path, Path)}
+    missing = {label: reason for label, reason in looked.items() if isinstance(reason, str)}
+    # Names may differ by letter case alone: the file of one of them is not another's.
+    owned = {path for label, path in places.items() if _bears(path, wanted[label][0])}
+    for label, path in list(places.items()):
+        if path in owned and not _bears(path, wanted[label][0]):
+            missing[label] = f"not found ({places.pop(label).name} is another's)"
+    # Probing waits on the disk more than on a core.
+    with ThreadPoolExecutor(4) as pool:
+        probed = dict(zip(places, pool.map(lambda path: outcome_of(probe, path), places.values()), strict=True))
+    missing |= {label: reason for label, reason in probed.items() if isinstance(reason, str)}
+    return VideoReport(
+        found={label: info for label, info in probed.items() if isinstance(info, VideoInfo)},
+        missing={label: missing[label] for label in wanted if label in missing},
+    )
+
+
+def _bears(path: Path, name: str) -> bool:
+    """Whether the file is called so to the letter, but for the kind of container."""
+    called = PurePosixPath(name.replace("\\", "/"))
+    return called.name in (path.name, path.stem) or called.stem == path.stem
 
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Files below ``folder`` whose path ends as one of ``patterns`` says, pattern by pattern and sorted."""
     every = sorted(path for path in folder.rglob("*") if path.is_file())
-    found: list[Path] = []
-    for pattern in patterns:
-        found += [path for path in every if path.relative_to(folder).match(pattern) and path not in found]
-    return found
+    found = (path for pattern in patterns for path in every if path.relative_to(folder).match(pattern))
+    return list(dict.fromkeys(found))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -154,31 +357,13 @@ def first_of(row: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), default)
 
 
-def playable(
-    questions: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str], found: Mapping[str, VideoInfo]
-) -> list[tuple[dict[str, Any], VideoInfo]]:
-    """The questions whose video is ``found``, with their videos, grouped by video in the order of the first one.
+def doc_to_visual(doc: Question) -> list[str]:
+    return [str(doc["video"])]
 
-    Grouped, because questions on one video share its prefix, which a model may compute once. Each row also
-    carries the path (``video``) and how many videos and questions were left out (``missing_videos``,
-    ``missing_questions``): lmms-eval hands an aggregation nothing but what the rows give.
 
-    Args:
-        label: the label of a question's video, as in the report.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    missing: dict[str, int] = {}
-    for question in questions:
-        if label(question) in found:
-            groups.setdefault(label(question), []).append(dict(question))
-        else:
-            missing[label(question)] = missing.get(label(question), 0) + 1
-    counts = {"missing_videos": len(missing), "missing_questions": sum(missing.values())}
-    return [
-        ({**row, "video": str(found[name].path.absolute()), **counts}, found[name])
-        for name, rows in groups.items()
-        for row in rows
-    ]
+def count(items: Iterable[int]) -> int:
+    """A count that every question carries."""
+    return max(items)
 
 
 def load_once(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
@@ -193,16 +378,16 @@ def load_once(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
     @functools.wraps(function)
     def call(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         key = (args, tuple(sorted(kwargs.items())))
-        if key in results:
-            return results[key]
-        if key in failures and time.monotonic() - failures[key][0] < _FAILURE_KEPT_S:
-            raise failures[key][1]
-        try:
-            results[key] = function(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            failures[key] = (time.monotonic(), error)
-            _log.error("%s", printable(error))
-            raise
+        failed_at, failure = failures.get(key, (-_FAILURE_KEPT_S, None))
+        if failure and time.monotonic() - failed_at < _FAILURE_KEPT_S:
+            raise failure
+        if key not in results:
+            try:
+                results[key] = function(*args, **kwargs)
+            except (ValueError, OSError) as error:
+                failures[key] = (time.monotonic(), error)
+                _log.error("%s", printable(error))
+                raise
         return results[key]
 
     return call

@@ -12,8 +12,8 @@ import yaml
 from judge_server import JudgeServer, Step
 from video_files import cut, write_video
 
-from vniah.tasks.mlvu import criteria, data, score
-from vniah.tasks.mlvu.kinds import CHOICE_CODES, GENERATION_CODES, KINDS, kind_named
+from vniah.tasks.mlvu import data, score
+from vniah.tasks.mlvu.data import CHOICE_CODES, GENERATION_CODES, NAMES, code_of
 
 FOLDER = Path(data.__file__).parent
 # The release's file, its folder of videos, its `question_type`, and the code of the paper's Table 10.
@@ -83,9 +83,7 @@ def test_seven_tasks_are_choices_and_two_are_free(folder: Path) -> None:
     assert {row["task"] for row in rows(generation=True)} == {"SSC", "VS"}
     for row in asked:
         # Every task has a "1.mp4"; each question must show its own task's.
-        assert Path(row["video"]).parent.name.split("_")[1].casefold()[:4] in "".join(
-            next(kind.names[0] for kind in KINDS if kind.code == row["task"])
-        )
+        assert Path(row["video"]).parent.name.split("_")[1].casefold()[:4] in NAMES[row["task"]][0]
 
 
 def test_what_cannot_be_scored_is_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,8 +115,7 @@ def test_questions_come_with_their_options_and_mlvus_cue(folder: Path) -> None:
 @pytest.mark.parametrize(("file", "kind", "code"), RELEASE)
 def test_tasks_are_known_by_file_folder_and_type(file: str, kind: str, code: str) -> None:
     for name in (file, kind, code, code.lower()):
-        found = kind_named(name)
-        assert found is not None and found.code == code
+        assert code_of(name) == code
 
 
 def test_an_unknown_task_is_named() -> None:
@@ -253,14 +250,14 @@ def test_a_judge_that_times_out_leaves_answers_unscored(folder: Path, monkeypatc
 
 def test_the_judge_is_asked_by_points_or_by_the_reference() -> None:
     doc = {**free("1.mp4", "subPlot"), "task": "SSC", "question_id": "7"}
-    assert "- it rains\n- a dog runs" in criteria.request(doc, "x")[1]
-    assert "- It rains and a dog runs." in criteria.request({**doc, "scoring_points": []}, "x")[1]
+    assert "- it rains\n- a dog runs" in score.request(doc, "x")[1]
+    assert "- It rains and a dog runs." in score.request({**doc, "scoring_points": []}, "x")[1]
     for task in ("SSC", "VS"):
-        system, _ = criteria.request({**doc, "task": task}, "x")
+        system, _ = score.request({**doc, "task": task}, "x")
         example = re.findall(r"\{.*\}", system)[-1]
-        assert tuple(json.loads(example)) == criteria.CRITERIA[task].names
+        assert tuple(json.loads(example)) == score.CRITERIA[task].names
     with pytest.raises(ValueError, match="question 7 has neither"):
-        criteria.request({**doc, "scoring_points": [], "answer": ""}, "x")
+        score.request({**doc, "scoring_points": [], "answer": ""}, "x")
 
 
 def test_the_test_set_is_read_from_its_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

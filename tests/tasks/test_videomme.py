@@ -238,7 +238,7 @@ def test_a_question_that_cannot_be_scored_is_named(
 def test_without_a_single_video_nothing_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test.json").write_text(json.dumps([question("v", 1)]))
     monkeypatch.setenv("VIDEOMME_VIDEOS", str(tmp_path))
-    with pytest.raises(ValueError, match="none of the 1 videos of Video-MME"):
+    with pytest.raises(ValueError, match="Video-MME: none of its 1 videos"):
         rows()
 
 

@@ -10,7 +10,7 @@ import pytest
 from video_files import write_video
 
 from vniah.haystack import open_haystack, open_video
-from vniah.tasks.videos.files import probe
+from vniah.tasks.videos.source import probe
 
 FRAMES, GROUP = 40, 4  # frames of the film, and of a group of pictures
 

@@ -23,7 +23,7 @@ from vniah.haystack import open_haystack, open_video
 from vniah.haystack.inspection import inspect_file
 from vniah.haystack.timeline import read_timeline
 from vniah.needles import open_needles
-from vniah.tasks.videos.files import VideoFolders, find_videos, probe
+from vniah.tasks.videos.source import VideoFolders, find_videos, probe
 
 EVEN = [number * 100 for number in range(100)]  # ten frames a second
 EVERY_10TH = list(range(0, 100, 10))

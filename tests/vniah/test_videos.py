@@ -10,8 +10,7 @@ import pytest
 from video_files import cut, write_video
 
 from vniah.tasks.videos.archives import unpack_archives
-from vniah.tasks.videos.files import VideoFolders, find_videos, probe
-from vniah.tasks.videos.source import VideoSource, load_once, matching, read_rows
+from vniah.tasks.videos.source import VideoFolders, VideoSource, find_videos, load_once, matching, probe, read_rows
 
 
 def test_probe_reads_length_and_rate(tmp_path: Path) -> None:
