@@ -28,12 +28,12 @@ def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
 
     Options: frames, depths, haystack, needles, decoder (V-NIAH); lengths, depths, haystack, samples, tokenizer, seed,
     shared_distractors (text NIAH); limit, output, name; and any model argument (dtype, device, chunk_tokens, ...). What
-    each is: ``help(vniah.commands.evaluation.evaluate)``.
+    each is: ``help(vniah.commands.run.evaluate)``.
 
     ``vniah.evaluate("nano", "vniah_nano", frames="16,32")`` returns a ``Run`` with ``cells`` (a pandas table),
     ``table()``, ``heatmap(path)`` and ``report(path)``. ``model`` may be a function ``(mp4_path, question) -> str``.
     """
-    from vniah.commands.evaluation import evaluate as run
+    from vniah.commands.run import evaluate as run
 
     return run(model, task, **options)
 

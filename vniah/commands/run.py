@@ -1,12 +1,19 @@
-"""``vniah run``: needle tasks on a model, without lmms-eval."""
+"""``vniah run`` and ``vniah.evaluate``: needle tasks on a model, without lmms-eval."""
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from vniah.runs.results import Run
+
+_AXES = ("frames", "depths", "lengths")
 
 
 def command(
@@ -36,7 +43,6 @@ def command(
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
     from longva_model.lmms.arguments import parse_model_args
-    from vniah.commands.evaluation import evaluate_tasks, save_heatmap
     from vniah.plots.grid_data import grid_data, to_text
 
     more = parse_model_args(model_args)
@@ -68,3 +74,163 @@ def command(
         print(f"wrote {save_heatmap(run, picture, partial=partial)}")
         told = " --partial" if partial else ""
         print(f"next: vniah report {files['samples']} -o {run.task}.html{told}")
+
+
+def evaluate(
+    model: str | Callable[[Any, str], str],
+    task: str,
+    *,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> Run:
+    """Measure a needle task on a model: ``vniah.evaluate("lmms-lab/LongVA-7B", "vniah", frames="200-3000:200")``.
+
+    Args:
+        model: a name as ``vniah run --model`` takes it, or a function ``(mp4_path, question) -> str`` that answers
+            freely (for ``vniah_generate``; the path is ``None`` for ``text_niah_generate``).
+        task: a needle task, not a group of several.
+        limit: score the first so many cells alone.
+        output: keep results files there, as ``vniah heatmap`` and lmms-eval know them.
+        name: what to call the run; the model's name otherwise.
+        options: the inputs of V-NIAH, ``frames, depths, haystack, needles, decoder``, or of text NIAH, ``lengths,
+            depths, samples, haystack, tokenizer, seed, shared_distractors``; a grid is a text such as "200-3000:200", a
+            number or a list of numbers. What is left out is read from ``VNIAH_*`` or ``TEXT_NIAH_*``, else is the
+            task's own. And more arguments of the model (see ``longva_model.lmms.arguments.ModelArgs``).
+
+    Raises:
+        ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
+        FileNotFoundError: no such model, film or needle set.
+        vniah.runs.callable_model.CellError: the function failed at a cell; names it.
+    """
+    from vniah.runs.open import INPUTS
+
+    if not callable(model) and not isinstance(model, str):
+        raise ValueError(f"a model is a name or a function, got {model!r}")
+    if not isinstance(task, str):
+        raise ValueError(f"task must be the name of one needle task, got {task!r}")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ValueError(f"name must be a text that is not empty, got {name!r}")
+    if output is not None and not str(output).strip():
+        raise ValueError("output is empty; leave it out, or give a folder")
+    try:
+        limit = None if limit is None else operator.index(limit)
+    except TypeError:
+        raise ValueError(f"limit must be a whole number of cells, got {limit!r}") from None
+    inputs = dict.fromkeys(key for family in INPUTS.values() for key in family)
+    given = {key: _spec(value) if key in _AXES else value for key, value in options.items() if key in inputs}
+    model_args = {key: value for key, value in options.items() if key not in inputs}
+    _check_options(model_args, [*inputs, "limit", "output", "name"], of_function=callable(model))
+    folder = None if output is None else Path(output).expanduser()
+    (run,) = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name, single=True)
+    return run
+
+
+def _spec(value: Any) -> str | None:
+    """A grid's axis as a text: a number or several are as good."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        raise ValueError(f"cannot read {value!r} as numbers; give a text, a number or several")
+    try:
+        return ",".join(map(str, value))
+    except TypeError:
+        return str(value)
+
+
+def _check_options(options: Iterable[str], inputs: Sequence[str], *, of_function: bool) -> None:
+    """Raise ValueError for an option that is none, naming the nearest input or model argument."""
+    from vniah.notices import did_you_mean
+
+    arguments = []
+    if not of_function and options:
+        from longva_model.lmms.arguments import ModelArgs
+
+        arguments = [one.name for one in fields(ModelArgs)]
+    for key in options:
+        if of_function:
+            raise ValueError(f"{key} is no input, and a function takes no model arguments{did_you_mean(key, inputs)}")
+        if key not in arguments:
+            near = did_you_mean(key, inputs) or did_you_mean(key, arguments)
+            what = near or f"; inputs are {', '.join(inputs)}; model arguments are {', '.join(arguments)}"
+            raise ValueError(f"{key} is no input and no model argument{what}")
+
+
+def evaluate_tasks(
+    model: str | Callable[[Any, str], str],
+    names: Sequence[str],
+    given: Mapping[str, Any],
+    model_args: Mapping[str, Any],
+    *,
+    output: Path | None = None,
+    limit: int | None = None,
+    name: str | None = None,
+    single: bool = False,
+) -> list[Run]:
+    """Measure tasks and groups; one run a task, or no more than one if ``single``. See ``evaluate``; ``given`` are
+    inputs by name.
+
+    Everything is checked before a weight is read: output, model, tasks, films, needles, lengths, memory.
+    """
+    from vniah import notices
+    from vniah.commands.run_options import with_training_length
+    from vniah.runs.callable_model import CallableModel
+    from vniah.runs.measure import Model, check_writable, measure, model_folder
+    from vniah.runs.open import open_tasks
+
+    notices.forget()
+    if output is not None:
+        check_writable(output)
+    # Before torch, which takes seconds to import: most mistakes are in here.
+    tasks = open_tasks(names, given)
+    if single and len(tasks) > 1:
+        raise ValueError(f"{', '.join(names)} stands for {', '.join(one.name for one in tasks)}; name one of them")
+    chosen: Model
+    if callable(model):
+        chosen = CallableModel(model, name or "")
+        if output is not None:
+            chosen.folder = model_folder(output, chosen.name)
+    else:
+        from longva_model.lmms.arguments import ModelArgs
+        from longva_model.run.needle_model import NeedleModel
+
+        chosen = NeedleModel(ModelArgs.read({"pretrained": model, **model_args}))
+    try:
+        runs = measure(tasks, chosen, output=output, limit=limit)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(chosen.interrupted()) from None
+    return [with_training_length(run if name is None else replace(run, name=name)) for run in runs]
+
+
+def save_heatmap(run: Run, path: str | Path, *, partial: bool = False) -> Path:
+    """See ``Run.heatmap``."""
+    from vniah.plots.grid_data import grid_data
+    from vniah.plots.heatmap import save_heatmap as save
+    from vniah.plots.style import check_image_path
+    from vniah.runs.run_reader import check_complete
+
+    target = check_image_path(path)
+    if not partial:
+        check_complete(run, run.name)
+    saved: Path = save(grid_data(run), target)
+    return saved
+
+
+def save_report(run: Run, path: str | Path, *, partial: bool = False) -> Path:
+    """See ``Run.report``."""
+    from vniah.commands.run_options import check_text_output
+    from vniah.plots.report import build_page
+    from vniah.plots.report.pictures import needle_pictures
+    from vniah.plots.run_notes import left_out, limits
+    from vniah.plots.style import save_text
+    from vniah.runs.run_reader import check_complete
+
+    target = Path(path)
+    check_text_output(target, (".html", ".htm"), ())
+    if not partial:
+        check_complete(run, run.name)
+    pictures, note = needle_pictures(run)
+    notes = [*([note] if note else []), *left_out([run]), *limits([run])]
+    saved: Path = save_text(build_page([run], pictures=[pictures], notes=notes), target)
+    return saved

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import CodeType, MethodType
+from types import CellType, CodeType, MethodType
 from typing import Any
 
 from vniah.notices import notice
@@ -76,46 +77,37 @@ class CallableModel:
         Raises:
             CellError: the function raises, or returns something else than text.
         """
-        if self.folder is None:
-            return self._answers(tasks, cells, None)
-        names = list(dict.fromkeys(name for name, _ in cells))
-        key = content_key(self.name, _code_of(self.function), [tasks[name].provenance_key for name in names])
-        self.journal = self.folder / f"journal-{key[:12]}.jsonl"
-        with Journal(self.journal) as journal:
-            for name in names:
-                journal.describe({"task": name, "measured": tasks[name].provenance(), "model": self.about()})
-            return self._answers(tasks, cells, journal)
-
-    def finished(self) -> None:
-        """The results are written: what is asked after this is asked anew."""
-        if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
-            self.journal.with_name(f"{self.journal.name}.lock").unlink(missing_ok=True)
-
-    def _answers(
-        self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]], journal: Journal | None
-    ) -> list[Answer]:
         from tqdm import tqdm
 
-        keys = [content_key(self.name, tasks[name].provenance_key, number) for name, number in cells]
-        known = [journal.get(key) if journal is not None else None for key in keys]
-        before = sum(row is not None for row in known)
-        if before and journal is not None:
-            print(f"vniah: {before} of {len(cells)} answers are in {journal.path}", file=sys.stderr)
-        answered: list[Answer] = []
-        for (name, number), key, row in zip(
-            tqdm(cells, desc="vniah", unit=" cells", file=sys.stderr), keys, known, strict=True
-        ):
-            text = row["text"] if row is not None else self._ask(tasks[name], number, answered)
-            if journal is not None and row is None:
-                doc = tasks[name].rows[number]
-                journal.put(key, {"text": text}, task=name, model=self.name, doc_id=number, doc=doc)
-            answered.append(Answer(text=text))
-        return answered
+        names = list(dict.fromkeys(name for name, _ in cells))
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if self.folder is not None:
+                code = content_key(self.name, _code_of(self.function), [tasks[name].provenance_key for name in names])
+                self.journal = self.folder / f"journal-{code[:12]}.jsonl"
+                journal = stack.enter_context(Journal(self.journal))
+                for name in names:
+                    journal.describe({"task": name, "measured": tasks[name].provenance(), "model": self.about()})
+            keys = [content_key(self.name, tasks[name].provenance_key, number) for name, number in cells]
+            known = [None if journal is None else journal.get(key) for key in keys]
+            if journal is not None and any(known):
+                print(
+                    f"vniah: {len(list(filter(None, known)))} of {len(cells)} answers are in {journal.path}",
+                    file=sys.stderr,
+                )
+            answered: list[Answer] = []
+            bar = tqdm(cells, desc="vniah", unit=" cells", file=sys.stderr)
+            for (name, number), key, result in zip(bar, keys, known, strict=True):
+                text = result["text"] if result else self._ask(tasks[name], number, answered)
+                if journal is not None and not result:
+                    doc = tasks[name].rows[number]
+                    journal.put(key, {"text": text}, task=name, model=self.name, doc_id=number, doc=doc)
+                answered.append(Answer(text=text))
+            return answered
 
     def _ask(self, task: NeedleTask, number: int, answered: Sequence[Answer]) -> str:
         row = task.rows[number]
-        where = ", ".join(f"{key} {row[key]}" for key in ("num_frames", "context_length", "needle") if key in row)
+        where = ", ".join(f"{key} {row[key]}" for key in (task.length_key, "needle"))
         where = f"{task.name}, {where}, {'no needle' if row['control'] else 'depth ' + str(row['depth_percent'])}"
         visuals = task.visuals(row)
         try:
@@ -129,10 +121,15 @@ class CallableModel:
             raise CellError(
                 f"the model {self.name} returned {type(text).__name__} at the cell {where}; expected text", answered
             )
-        clean = _whole(text)
-        if clean != text:
+        if _whole(text) != text:
             notice(f"{self.name} answered with half a character at the cell {where}; it is kept as '?'")
-        return clean
+        return _whole(text)
+
+    def finished(self) -> None:
+        """The results are written: what is asked after this is asked anew."""
+        if self.journal is not None:
+            self.journal.unlink(missing_ok=True)
+            self.journal.with_name(f"{self.journal.name}.lock").unlink(missing_ok=True)
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""
@@ -157,41 +154,38 @@ def _code_of(function: Answerer) -> str:
 
 
 def _described(value: Any, depth: int) -> Any:
+    """What tells a value apart, its class first."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    code = getattr(value, "__code__", None)
     if depth > _DEEPEST:
         return "..."
-    deeper = depth + 1
     if value is None or isinstance(value, (str, bytes, int, float, complex)):
-        return (type(value).__name__, value)
-    if isinstance(value, CodeType):
-        consts = [_described(one, deeper) for one in value.co_consts]
-        return (value.co_code, consts, value.co_names, value.co_freevars, value.co_varnames)
-    if isinstance(value, (tuple, frozenset)):
-        found = [_described(one, deeper) for one in value]
-        return (type(value).__name__, found if isinstance(value, tuple) else sorted(map(repr, found)))
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, functools.partial):
-        return (kind, [_described(one, deeper) for one in (value.func, value.args, tuple(value.keywords.items()))])
-    if isinstance(value, MethodType):
-        return (kind, _described(value.__func__, deeper), _described(value.__self__, deeper))
-    code = getattr(value, "__code__", None)
-    if isinstance(code, CodeType):
-        cells = [_content(cell) for cell in getattr(value, "__closure__", None) or ()]
-        bound = (
-            value.__defaults__,
-            tuple((value.__kwdefaults__ or {}).items()),
-            *cells,
-            getattr(value, "__wrapped__", None),
-        )
-        return (_described(code, deeper), [_described(one, deeper) for one in bound])
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return (kind, getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
-    # Attributes of a model that somebody loaded are without end; those of a small class of the user's are settings.
-    called = getattr(type(value).__dict__.get("__call__"), "__code__", None)
-    plain = {name: one for name, one in vars(value).items() if isinstance(one, _PLAIN)} if called else {}
-    return (kind, _described(called, deeper), _described(tuple(plain.items()), deeper))
+        return (kind, value)
+    if isinstance(value, frozenset):
+        return (kind, sorted(repr(_described(one, depth + 1)) for one in value))
+    if isinstance(value, tuple):
+        parts: Iterable[Any] = value
+    elif isinstance(value, CodeType):
+        names = (value.co_names, value.co_freevars, value.co_varnames)
+        parts = (value.co_code, value.co_consts, *names)
+    elif isinstance(value, functools.partial):
+        parts = (value.func, value.args, tuple(value.keywords.items()))
+    elif isinstance(value, MethodType):
+        parts = (value.__func__, value.__self__)
+    elif isinstance(code, CodeType):
+        bound = (value.__defaults__, tuple((value.__kwdefaults__ or {}).items()), getattr(value, "__wrapped__", None))
+        parts = (code, *bound, *map(_content, value.__closure__ or ()))
+    elif isinstance(value, type) or not hasattr(value, "__dict__"):
+        parts = (getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+    else:
+        # Attributes of a model that somebody loaded are without end; those of a small class of the user's are settings.
+        called = getattr(type(value).__dict__.get("__call__"), "__code__", None)
+        plain = [(name, one) for name, one in vars(value).items() if isinstance(one, _PLAIN)] if called else []
+        parts = (called, tuple(plain))
+    return (kind, [_described(one, depth + 1) for one in parts])
 
 
-def _content(cell: Any) -> Any:
+def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not yet filled

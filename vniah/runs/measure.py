@@ -1,6 +1,8 @@
 """Measure needle tasks on a model: check, answer, score, write, and read back as runs.
 
-The model is anything that answers cells (``Model``); this file knows none.
+The model is anything that answers cells (``Model``); this file knows none. Results files are laid out as lmms-eval lays
+them out, so that every reader takes both for the same: ``OUT/<model>/<date>_results.json`` and, a task,
+``OUT/<model>/<date>_samples_<task>.jsonl``.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ def measure(
         CellError: a cell that could not be answered; what was scored before it is in ``output``.
         OSError: the output cannot be written.
     """
+    from vniah.runs.run_reader import read_runs
+
     if limit is not None and limit < 1:
         raise ValueError(f"a limit of {limit} cells leaves nothing to score; give at least 1")
     output = output if model.speaks else None
@@ -83,90 +87,81 @@ def measure(
     by_name = {task.name: task for task in tasks}
     cells = [(task.name, number) for task in tasks for number in range(len(task.rows))[:limit]]
     begun = time.time()
+
+    def write(answers: Sequence[Answer], folder: Path) -> Path:
+        """Score and write what was answered, the first so many cells."""
+        samples: dict[str, list[dict[str, Any]]] = {}
+        for (name, number), answer in zip(cells, answers, strict=False):
+            samples.setdefault(name, []).append(_sample(by_name[name], number, answer))
+        results = {
+            **_results({by_name[name]: rows for name, rows in samples.items()}),
+            "config": {**model.about(), "limit": limit},
+            "host": "vniah run",
+            "model_name": model.name,
+            "total_evaluation_time_seconds": f"{time.time() - begun:.3f}",
+        }
+        return write_results(model_folder(folder, model.name), results, samples)
+
     try:
         answered = model.answers(by_name, cells)
     except CellError as error:
         kept = ""
         if output is not None and error.answered:
-            path = _write(by_name, cells, error.answered, model, output, begun, limit)
+            path = write(error.answered, output)
             kept = f"; the {len(error.answered)} of {len(cells)} cells before it are in {path}"
         raise CellError(f"{error}{kept}", error.answered) from error.__cause__
     if output is not None:
-        path = _write(by_name, cells, answered, model, output, begun, limit)
+        path = write(answered, output)
         model.finished()
-        return _read(path)
+        return read_runs(path)
     with tempfile.TemporaryDirectory() as folder:
-        runs = _read(_write(by_name, cells, answered, model, Path(folder), begun, limit))
+        runs = read_runs(write(answered, Path(folder)))
     return [replace(run, settings={key: one for key, one in run.settings.items() if key != "files"}) for run in runs]
 
 
-def _read(path: Path) -> list[Run]:
-    from vniah.runs.run_reader import read_runs
-
-    return read_runs(path)
-
-
-def _write(
-    tasks: Mapping[str, NeedleTask],
-    cells: Sequence[tuple[str, int]],
-    answers: Sequence[Answer],
-    model: Model,
-    output: Path,
-    begun: float,
-    limit: int | None,
-) -> Path:
-    """Score and write what was answered: the first ``len(answers)`` of ``cells``."""
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for (name, number), answer in zip(cells, answers, strict=False):
-        samples.setdefault(name, []).append(_sample(tasks[name], number, answer))
-    results = {
-        "results": {name: _figures(tasks[name], rows) for name, rows in samples.items()},
-        "configs": {name: _config(tasks[name]) for name in samples},
-        "versions": dict.fromkeys(samples, 1.0),
-        "higher_is_better": {
-            name: {metric: higher for metric, (_, higher) in tasks[name].metrics.items()} for name in samples
-        },
-        "n-samples": {
-            name: {"original": len(tasks[name].rows), "effective": len(rows)} for name, rows in samples.items()
-        },
-        "config": {**model.about(), "limit": limit},
-        "host": "vniah run",
-        "model_name": model.name,
-        "total_evaluation_time_seconds": f"{time.time() - begun:.3f}",
+def _results(samples: Mapping[NeedleTask, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The figures of the tasks and what they measured, as lmms-eval's results.json has them."""
+    found: dict[str, dict[str, Any]] = {
+        key: {} for key in ("results", "configs", "versions", "higher_is_better", "n-samples")
     }
-    return write_results(model_folder(output, model.name), results, samples)
+    for task, rows in samples.items():
+        values = {name: [row[name] for row in rows if name in row] for name in task.metrics}
+        figures = {f"{name},none": task.metrics[name][0](these) for name, these in values.items() if these}
+        found["results"][task.name] = {"alias": task.name, **figures}
+        found["configs"][task.name] = {
+            "task": task.name,
+            "output_type": "loglikelihood" if task.scoring == "teacher-forced" else "generate_until",
+            "generation_kwargs": dict(task.generation),
+            "metadata": task.provenance(),
+        }
+        found["versions"][task.name] = 1.0
+        found["higher_is_better"][task.name] = {name: higher for name, (_, higher) in task.metrics.items()}
+        found["n-samples"][task.name] = {"original": len(task.rows), "effective": len(rows)}
+    return found
 
 
 def _sample(task: NeedleTask, number: int, answer: Answer) -> dict[str, Any]:
-    row = task.rows[number]
-    response = answer.text
+    """A logged sample as lmms-eval writes it."""
+    row, response = task.rows[number], answer.text
     if answer.is_greedy is not None:
         details = {**answer.logged(), "prompt_tokens": answer.prompt_tokens}
         response = str(ScoredPair(float(sum(answer.answer_logprobs)), answer.is_greedy, details))
     # A text prompt of megabytes is not logged.
     question = task.question(row) if task.unit == "frames" or answer.is_greedy is not None else str(row["question"])
-    return sample_row(number, question, task.target(row), response, task.scores(row, answer))
-
-
-def _figures(task: NeedleTask, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": task.name}
-    for name, (aggregate, _) in task.metrics.items():
-        values = [row[name] for row in rows if name in row]
-        if values:
-            found[f"{name},none"] = aggregate(values)
-    return found
-
-
-def _config(task: NeedleTask) -> dict[str, Any]:
-    kind = "loglikelihood" if task.scoring == "teacher-forced" else "generate_until"
-    settings = dict(task.generation)
-    return {"task": task.name, "output_type": kind, "generation_kwargs": settings, "metadata": task.provenance()}
+    target = task.target(row)
+    return {
+        "doc_id": number,
+        "target": target,
+        "filtered_resps": response,
+        "doc_hash": hashlib.sha256(f"{question}\n{target}".encode()).hexdigest(),
+        **task.scores(row, answer),
+        "input": question,
+    }
 
 
 def model_folder(output: Path, model: str) -> Path:
     """Where the results of a model go, named as lmms-eval names it."""
-    name = "/".join(model.split("/")[-2:])
-    clean = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+    clean = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", "/".join(model.split("/")[-2:]))
     return output / (clean if clean.strip(".") else "model")
 
 
@@ -201,29 +196,18 @@ def write_results(folder: Path, results: Mapping[str, Any], samples: Mapping[str
         The results file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # All of it before any file: what JSON cannot hold must not leave half an evaluation.
-    lines = {
-        task: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for task, rows in samples.items()
-    }
     with _free_date(folder) as date:
-        whole = json.dumps({**results, "date": date}, indent=2, ensure_ascii=False)
-        for task, text in lines.items():
-            _write_text(folder / f"{date}_samples_{task}.jsonl", text)
+        # All of it before any file: what JSON cannot hold must not leave half an evaluation.
+        texts = {
+            folder / f"{date}_samples_{task}.jsonl": "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+            for task, rows in samples.items()
+        }
         path = folder / f"{date}_results.json"
-        _write_text(path, whole)
+        texts[path] = json.dumps({**results, "date": date}, indent=2, ensure_ascii=False)
+        for file, text in texts.items():
+            with replacing(file) as part:
+                part.write_text(text, encoding="utf-8")
     return path
-
-
-def sample_row(doc_id: int, question: str, target: str, response: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A logged sample as lmms-eval writes it."""
-    return {
-        "doc_id": doc_id,
-        "target": target,
-        "filtered_resps": response,
-        "doc_hash": hashlib.sha256(f"{question}\n{target}".encode()).hexdigest(),
-        **metrics,
-        "input": question,
-    }
 
 
 @contextlib.contextmanager
@@ -244,10 +228,3 @@ def _free_date(folder: Path) -> Iterator[str]:
                 return
         finally:
             claim.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -116,7 +116,7 @@ class Run:
         Raises:
             ValueError: no needle grid, cells that are missing, or another ending.
         """
-        from vniah.commands.evaluation import save_heatmap
+        from vniah.commands.run import save_heatmap
 
         return save_heatmap(self, path, partial=partial)
 
@@ -126,7 +126,7 @@ class Run:
         Raises:
             ValueError: cells that are missing, or another ending than .html.
         """
-        from vniah.commands.evaluation import save_report
+        from vniah.commands.run import save_report
 
         return save_report(self, path, partial=partial)
 
