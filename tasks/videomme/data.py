@@ -3,18 +3,24 @@
 From the Hub data set `lmms-eval/Video-MME`, or from the folder VIDEOMME_VIDEOS (videos anywhere in it; its
 own annotations, a `.parquet`, `.jsonl` or `.json` with the same columns, are used if it has them).
 Questions on a video that is missing or broken are left out and counted: they could not be scored truly.
+
+With N frames per video, Video-MME's setting with subtitles gives those shown at the N frames' times, not the whole
+transcript. Frames are N evenly spaced ones from the first to the last, as the models sample them.
 """
 
 from __future__ import annotations
 
+import functools
+import html
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from vniah.answers import answer_letter, letter_of
 from vniah.notices import printable
 from vniah.tasks.errors import rows_or_error
-from vniah.tasks.videomme.subtitles import find_subtitles
 from vniah.tasks.videos.source import VideoSource, Wanted, first_of, load_once, matching, read_rows
 
 _log = logging.getLogger(__name__)
@@ -23,6 +29,10 @@ SOURCE = VideoSource(env="VIDEOMME_VIDEOS", hub_id="lmms-eval/Video-MME", upstre
 # What a question is counted by.
 AXES = ("duration", "domain", "sub_category", "task_type")
 LOCAL_ANNOTATIONS = ("test*.parquet", "*.parquet", "videomme*.jsonl", "*.jsonl", "videomme*.json", "*.json")
+
+_TIME = r"(\d+):(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+_SPAN = re.compile(rf"{_TIME}\s*-->\s*{_TIME}")
+_TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 
 
 def process_docs(dataset: Any) -> Any:
@@ -44,7 +54,7 @@ def load(key: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {
             **row,
-            "subtitles": str(subtitles.get(row["video_id"]) or subtitles.get(row["video_id"].casefold(), "")),
+            "subtitles": subtitles.get(row["video_id"]) or subtitles.get(row["video_id"].casefold(), ""),
             "last_frame_s": max(0.0, info.duration_s - (1.0 / info.fps if info.fps else 0.0)),
         }
         for row, info in rows
@@ -104,3 +114,65 @@ def lettered(index: int, option: str) -> str:
     option = option.strip()
     start = f"{letter_of(index)}."
     return option if option.startswith(start) else f"{start} {option}"
+
+
+class Subtitle(NamedTuple):
+    """A line shown from ``start_s`` up to ``stop_s``, in seconds."""
+
+    start_s: float
+    stop_s: float
+    text: str
+
+
+def find_subtitles(roots: Iterable[Path]) -> dict[str, str]:
+    """The ``.srt`` files below some folders by video id, as written and in lower case; earlier folders win."""
+    paths = [path for root in roots for path in sorted(root.rglob("*.srt"))]
+    as_written = {path.stem: str(path) for path in reversed(paths)}
+    return {path.stem.casefold(): str(path) for path in reversed(paths)} | as_written
+
+
+def parse_srt(text: str) -> list[Subtitle]:
+    """The lines of a SubRip file, markup removed; blocks without a time or without words are passed over."""
+    subtitles = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
+        span = _SPAN.search(block)
+        if span is None:
+            continue
+        words = " ".join(html.unescape(_TAG.sub("", block[span.end() :])).split())
+        if words:
+            start, stop = _seconds(span.groups()[:4]), _seconds(span.groups()[4:])
+            subtitles.append(Subtitle(start, stop, words))
+    return subtitles
+
+
+def _seconds(parts: Sequence[str]) -> float:
+    hours, minutes, seconds, fraction = parts
+    return int(hours) * 3600 + int(minutes) * 60 + float(f"{int(seconds)}.{fraction}")
+
+
+def shown_at_frames(subtitles: Sequence[Subtitle], last_frame_s: float, num_frames: int) -> list[str]:
+    """The texts on screen at ``num_frames`` evenly spaced moments of a video, in order, none twice in a row.
+
+    Args:
+        last_frame_s: when the video's last frame is shown; where that is unknown (0), the last subtitle's end.
+        num_frames: frames that the model is given.
+    """
+    if not subtitles:
+        return []
+    end = last_frame_s or max(subtitle.stop_s for subtitle in subtitles)
+    step = end / (num_frames - 1) if num_frames > 1 else 0.0
+    moments = [min(index * step, end) for index in range(num_frames)]
+    shown: list[str] = []
+    for subtitle in sorted(subtitles, key=lambda one: one.start_s):
+        if any(subtitle.start_s <= moment < subtitle.stop_s for moment in moments) and subtitle.text not in shown[-1:]:
+            shown.append(subtitle.text)
+    return shown
+
+
+@functools.lru_cache(maxsize=64)
+def subtitle_text(path: str, last_frame_s: float, num_frames: int | None) -> str:
+    """The subtitles of a file, one a line: those shown at ``num_frames`` frames, or all for ``None``."""
+    subtitles = parse_srt(Path(path).read_text(encoding="utf-8-sig", errors="replace"))
+    if num_frames is not None:
+        return "\n".join(shown_at_frames(subtitles, last_frame_s, num_frames))
+    return "\n".join(subtitle.text for subtitle in subtitles)

@@ -8,7 +8,6 @@ evaluation script counts it, over the questions whose video could be shown.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import sys
@@ -18,8 +17,7 @@ from typing import Any
 from vniah.answers import chosen_letter
 from vniah.notices import QuietDict, notice
 from vniah.tasks.errors import raise_error_of
-from vniah.tasks.videomme.data import AXES
-from vniah.tasks.videomme.subtitles import subtitle_text
+from vniah.tasks.videomme.data import AXES, subtitle_text
 from vniah.tasks.videos.source import count as count
 from vniah.tasks.videos.source import doc_to_visual as doc_to_visual
 from vniah.visual.hosts import FRAME_ARGUMENTS
@@ -67,26 +65,24 @@ def subtitle_frames(argv: Sequence[str] | None = None) -> int | None:
     text = os.environ.get("VIDEOMME_SUBTITLE_FRAMES", "").strip().lower()
     if text and text != "all" and (not text.isdecimal() or int(text) < 1):
         raise ValueError(f"VIDEOMME_SUBTITLE_FRAMES must be a positive number of frames or 'all', got {text!r}")
-    argument, sampled = _sampled_frames(tuple(sys.argv[1:] if argv is None else argv))
-    if not text:
-        if sampled is None:
-            notice(
-                f"the subtitles are those of {SUBTITLE_FRAMES} frames of a video, since the command line does not say "
-                "how many the model samples; set VIDEOMME_SUBTITLE_FRAMES to its number of frames, or to 'all'"
-            )
-        return sampled or SUBTITLE_FRAMES
+    argument, sampled = _sampled_frames(sys.argv[1:] if argv is None else argv)
     if text == "all":
         return None
-    if sampled is not None and sampled != int(text):
+    if not text and sampled is None:
         notice(
-            f"the subtitles are those of {int(text)} frames (VIDEOMME_SUBTITLE_FRAMES) and the model samples {sampled} "
+            f"the subtitles are those of {SUBTITLE_FRAMES} frames of a video, since the command line does not say "
+            "how many the model samples; set VIDEOMME_SUBTITLE_FRAMES to its number of frames, or to 'all'"
+        )
+    frames = int(text or sampled or SUBTITLE_FRAMES)
+    if sampled not in (None, frames):
+        notice(
+            f"the subtitles are those of {frames} frames (VIDEOMME_SUBTITLE_FRAMES) and the model samples {sampled} "
             f"({argument}={sampled}); give both the same number"
         )
-    return int(text)
+    return frames
 
 
-@functools.lru_cache(maxsize=4)
-def _sampled_frames(argv: tuple[str, ...]) -> tuple[str, int | None]:
+def _sampled_frames(argv: Sequence[str]) -> tuple[str, int | None]:
     """The argument of ``--model_args`` that says how many frames the model samples, and the number."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model_args", default="")
@@ -122,31 +118,16 @@ def metric_name(label: str) -> str:
     return "videomme_" + "_".join(re.findall(r"[a-z0-9]+", label.casefold()))
 
 
-DURATIONS = ("short", "medium", "long")
-DOMAINS = (
-    "Knowledge",
-    "Film & Television",
-    "Sports Competition",
-    "Artistic Performance",
-    "Life Record",
-    "Multilingual",
-)
-TASK_TYPES = (
-    "Temporal Perception",
-    "Spatial Perception",
-    "Attribute Perception",
-    "Action Recognition",
-    "Object Recognition",
-    "OCR Problems",
-    "Counting Problem",
-    "Temporal Reasoning",
-    "Spatial Reasoning",
-    "Action Reasoning",
-    "Object Reasoning",
-    "Information Synopsis",
+# By duration, domain and question type.
+_LABELS = (
+    "short medium long "
+    "knowledge film_television sports_competition artistic_performance life_record multilingual "
+    "temporal_perception spatial_perception attribute_perception action_recognition object_recognition "
+    "ocr_problems counting_problem temporal_reasoning spatial_reasoning action_reasoning object_reasoning "
+    "information_synopsis"
 )
 # The scalar metrics besides the overall one; the YAML lists the same names, and a test keeps them equal.
-BREAKDOWNS = frozenset(metric_name(label) for label in (*DURATIONS, *DOMAINS, *TASK_TYPES))
+BREAKDOWNS = frozenset(f"videomme_{label}" for label in _LABELS.split())
 
 
 def accuracy(items: Iterable[Mapping[str, Any]]) -> float:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from vniah.files import read_json, read_json_lines, user_path
@@ -191,21 +191,20 @@ class VideoFolders:
     """
 
     def __init__(self, roots: Iterable[Path]) -> None:
-        self._paths: dict[str, Path] = {}  # by the name itself, with and without what tells the kind of container
-        self._folded: dict[str, dict[Path, None]] = defaultdict(dict)  # by path, letter case and kind put aside
-        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        # By path as it is, with and without what tells the kind of container; by path without kind and letter case;
+        # by name alone; by name without letter case.
+        self._places: list[dict[str, list[Path]]] = [defaultdict(list) for _ in range(4)]
         for root in roots:
             if not root.is_dir():
                 raise FileNotFoundError(f"no folder of videos at {root}; name one that exists")
             for path in _video_files(root):
                 below = path.relative_to(root)
-                for name in (below, below.with_suffix("")):
-                    self._paths.setdefault(name.as_posix(), path)
-                self._folded[below.with_suffix("").as_posix().casefold()].setdefault(path)
-                self._by_stem[path.stem.casefold()].append(path)
+                self._places[0][below.as_posix()].append(path)
+                for places, key in zip(self._places, _keys(below.with_suffix("")), strict=True):
+                    places[key].append(path)
 
     def __len__(self) -> int:
-        return len(self._folded)
+        return len(self._places[1])
 
     def find(self, name: str, folders: Sequence[str] = ()) -> Path:
         """The file that an annotation calls ``name``, with or without a folder and an extension.
@@ -222,12 +221,11 @@ class VideoFolders:
         if pure.is_absolute() or ".." in pure.parts or not pure.name:
             raise ValueError("its name would leave the folder of videos")
         stem = pure.with_suffix("") if pure.suffix.casefold() in VIDEO_SUFFIXES else pure
-        if exact := self._paths.get(pure.as_posix()) or self._paths.get(stem.as_posix()):
-            return exact
-        candidates = list(self._folded.get(stem.as_posix().casefold(), ()))
-        if not candidates:
-            candidates = self._by_stem.get(stem.name.casefold(), [])
-            candidates = [path for path in candidates if path.stem == stem.name] or candidates
+        exact = self._places[0].get(pure.as_posix()) or self._places[0].get(stem.as_posix())
+        if exact:
+            return exact[0]
+        found = (places.get(key) for places, key in zip(self._places, _keys(stem), strict=True))
+        candidates = next(filter(None, found), [])
         if len(candidates) > 1:
             wanted = {folder.casefold() for folder in (*folders, *pure.parent.parts)}
             candidates = [path for path in candidates if path.parent.name.casefold() in wanted] or candidates
@@ -238,6 +236,10 @@ class VideoFolders:
         if len(distinct) > 1:
             raise ValueError(f"{len(distinct)} files bear that name, such as {candidates[0]} and {candidates[1]}")
         return next(iter(distinct.values()))
+
+
+def _keys(stem: PurePath) -> tuple[str, str, str, str]:
+    return stem.as_posix(), stem.as_posix().casefold(), stem.name, stem.name.casefold()
 
 
 def _video_files(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from video_files import cut, write_video
 
 from vniah import notices
 from vniah.tasks.videomme import data, score
-from vniah.tasks.videomme.subtitles import parse_srt, shown_at_frames
+from vniah.tasks.videomme.data import parse_srt, shown_at_frames
 
 FOLDER = Path(data.__file__).parent
 
