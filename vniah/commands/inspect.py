@@ -31,20 +31,17 @@ def command(
     """
     import json
 
+    from tqdm import tqdm
+
     from vniah.haystack.inspection import inspect_file
 
-    if sys.stderr.isatty() and not quick:
-        from tqdm import tqdm
+    with tqdm(unit="frame", leave=False, disable=True if quick else None) as bar:
 
-        with tqdm(unit="frame", leave=False) as bar:
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-            def show(done: int, total: int) -> None:
-                bar.total, bar.n = total, done
-                bar.update(0)
-
-            found = inspect_file(file, decoder=decoder, progress=show)
-    else:
-        found = inspect_file(file, decoder=decoder, quick=quick)
+        found = inspect_file(file, decoder=decoder, quick=quick, progress=show)
     if as_json:
         print(json.dumps(found.as_dict()))
     elif found.kind:

@@ -36,6 +36,9 @@ class Haystack(ABC):
         size: (height, width) of every frame, in pixels.
         approximate: pixels are a little off for speed's sake; what is done with them may be too.
         endless: no length was chosen; ``len`` is more than anyone shows.
+        kind: video, images, synthetic, loop or joined.
+        rule: by which frames are taken from what it is made of.
+        warnings, notes: what was chosen or mended, or is odd; and what is not shown as elsewhere. Without its name.
     """
 
     name: str
@@ -43,6 +46,10 @@ class Haystack(ABC):
     size: tuple[int, int]
     approximate: bool = False
     endless: bool = False
+    kind: str
+    rule: str
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -82,6 +89,16 @@ class Haystack(ABC):
         self._check(start, stop)
         return self._stream(start, stop)
 
+    @property
+    def seconds(self) -> float:
+        """Length of the film."""
+        return len(self) / self.fps
+
+    @property
+    def films(self) -> list[Haystack]:
+        """The haystacks that it is made of in the end; itself where it is made of none."""
+        return [self]
+
     def reader(self) -> Haystack | None:
         """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
         return None
@@ -112,7 +129,7 @@ class LoopedHaystack(Haystack):
         self.base, self._length = base, num_frames
         self.name = base.name if hold else f"{base.name} (looped)"
         self.fps, self.size, self.approximate = base.fps, base.size, base.approximate
-        self._kind = "held" if hold else "loop"
+        self.kind = "held" if hold else "loop"
         # A lap is what is repeated: base frames from here to the end.
         self._from = len(base) - 1 if hold else 0
         height, width = self.size
@@ -123,7 +140,7 @@ class LoopedHaystack(Haystack):
         return self._length
 
     def _identify(self) -> str:
-        return f"{self._kind}-" + content_hash([self.base.fingerprint, str(len(self.base))])
+        return f"{self.kind}-" + content_hash([self.base.fingerprint, str(len(self.base))])
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         end = len(self.base)
@@ -138,6 +155,10 @@ class LoopedHaystack(Haystack):
                 yield from _in_pieces(self.base, at, until)
             start += until - at
 
+    @property
+    def films(self) -> list[Haystack]:
+        return self.base.films
+
     def reader(self) -> LoopedHaystack | None:
         base = None if self._kept else self.base.reader()
         return None if base is None else LoopedHaystack(base, self._length)
@@ -149,6 +170,8 @@ class JoinedHaystack(Haystack):
     Raises:
         ValueError: two parts of different sizes (both are named).
     """
+
+    kind = "joined"
 
     def __init__(self, parts: list[Haystack]) -> None:
         first = parts[0]
@@ -176,6 +199,10 @@ class JoinedHaystack(Haystack):
                 yield from _in_pieces(part, start, min(stop, len(part)))
             # From here on, positions count from the next part's first frame.
             start, stop = max(0, start - len(part)), stop - len(part)
+
+    @property
+    def films(self) -> list[Haystack]:
+        return [film for part in self.parts for film in part.films]
 
     def reader(self) -> JoinedHaystack | None:
         readers = [reader for part in self.parts if (reader := part.reader()) is not None]

@@ -28,6 +28,8 @@ class DecordHaystack(Haystack):
             pictures that it cannot start from, or other pictures at the two ends.
     """
 
+    kind = "video"
+
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         try:
             import decord
@@ -38,9 +40,9 @@ class DecordHaystack(Haystack):
             ) from None
         # First, since a clock that jumps would end the process inside decord.
         exact = VideoHaystack(path)
-        self.path, self.name = path, path.stem
-        self.index, self.fps = exact.index, exact.fps
-        self.size = exact.size
+        self.path, self.name, self.index = path, exact.name, exact.index
+        self.fps, self.size = exact.fps, exact.size
+        self.rule, self.warnings, self.notes = exact.rule, exact.warnings, exact.notes
         self._errors: type[Exception] = decord.DECORDError
         try:
             # By its full name: decord, too, takes one with a colon for an address.
@@ -82,11 +84,15 @@ class DecordHaystack(Haystack):
                 return f"frame {self.index.numbers[at]} does not look the same"
         return ""
 
+    @property
+    def seconds(self) -> float:
+        return self.index.timeline.seconds
+
     def __len__(self) -> int:
         return len(self.index.numbers)
 
     def _identify(self) -> str:
-        return "video-decord-" + content_hash([file_hash(self.path), self.index.sampling])
+        return "video-decord-" + content_hash([file_hash(self.path), self.rule])
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for first in range(start, stop, _GROUP):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
-from vniah.haystack.pictures import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, image_size, open_image
+from vniah.haystack.pictures import FORMATS, IMAGE_SUFFIXES, UnreadableImageError, image_notes, image_size, open_image
 from vniah.notices import notice
 
 # What people keep beside pictures; any other file might have been meant as one.
@@ -23,16 +25,13 @@ class FolderHaystack(Haystack):
     All must have one size, since a film has; they are opened as ``pictures`` says. A file that is passed over
     and is no text beside them is said.
 
-    Attributes:
-        warnings: which files were passed over.
-
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no images in it, one that cannot be read, a link to none, or two of different sizes (both are
             named).
     """
 
-    fps = 1.0
+    kind, rule, fps = "images", "image", 1.0
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -52,6 +51,11 @@ class FolderHaystack(Haystack):
                     f"images of different sizes in {folder}: {self.paths[0].name} is {_wxh(self.size)} and "
                     f"{path.name} is {_wxh(size)}; resize them to one size"
                 )
+
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        counts = Counter(note for path in self.paths for note in image_notes(path))
+        return tuple(f"{count} of {len(self)} images: {note}" for note, count in counts.items())
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vniah.files import user_path
-from vniah.haystack.base import Haystack, JoinedHaystack, LoopedHaystack
-from vniah.haystack.folder import FolderHaystack
+from vniah.haystack.base import Haystack
 from vniah.haystack.opening import open_haystack
 from vniah.haystack.pictures import image_notes, is_picture, open_image
-from vniah.haystack.synthetic import SyntheticHaystack
 
 
 @dataclass(kw_only=True)
@@ -58,7 +55,7 @@ class Inspection:
 
 
 def inspect_file(
-    spec: str, *, decoder: str = "pyav", quick: bool = False, progress: Callable[[int, int], None] | None = None
+    spec: str, *, decoder: str = "pyav", quick: bool = False, progress: Callable[[int, int], object] | None = None
 ) -> Inspection:
     """Open a haystack or a picture, and read it to its end, holding a few frames at a time.
 
@@ -75,12 +72,8 @@ def inspect_file(
         path = user_path(spec)
         if path.is_file() and is_picture(path, still=True):
             _picture(path, found)
-            return found
-        haystack = open_haystack(spec, decoder=decoder)
-        _describe(haystack, found)
-        for part in _read_parts(haystack):
-            _read(part, quick, progress)
-        found.fingerprint = haystack.fingerprint
+        else:
+            _haystack(open_haystack(spec, decoder=decoder), found, quick, progress)
         found.readable_to_end = True
     except (ValueError, OSError) as error:
         found.error = str(error)
@@ -93,63 +86,31 @@ def _picture(path: Path, found: Inspection) -> None:
     image = open_image(path)
     found.size = (image.height, image.width)
     found.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-    found.readable_to_end = True
 
 
-def _describe(haystack: Haystack, found: Inspection) -> None:
-    """Everything that is known without reading frames."""
-    parts = _parts(haystack)
-    found.kind = _kind(haystack)
-    found.num_frames = None if haystack.endless else len(haystack)
-    found.size, found.fps = haystack.size, haystack.fps
-    found.rule = "+".join(dict.fromkeys(_rule(part) for part in parts))
-    for part in parts:
-        index = getattr(part, "index", None)
-        if index is not None:
-            found.warnings += index.warnings
-            found.notes += index.timeline.notes
-            found.stream, found.codec = index.timeline.stream, index.timeline.codec
-        if isinstance(part, FolderHaystack):
-            found.warnings += part.warnings
-            counts = Counter(note for path in part.paths for note in image_notes(path))
-            found.notes += [f"{count} of {len(part)} images: {note}" for note, count in counts.items()]
-    if found.kind == "video":
-        found.seconds = float(haystack.index.timeline.seconds)  # type: ignore[attr-defined]
-    elif found.num_frames is not None:
-        found.seconds = found.num_frames / haystack.fps
-
-
-def _kind(haystack: Haystack) -> str:
-    kinds = {LoopedHaystack: "loop", JoinedHaystack: "joined", FolderHaystack: "images", SyntheticHaystack: "synthetic"}
-    return kinds.get(type(haystack), "video")
-
-
-def _rule(part: Haystack) -> str:
-    if isinstance(part, SyntheticHaystack):
-        return "drawn"
-    return "image" if isinstance(part, FolderHaystack) else str(part.index.sampling)  # type: ignore[attr-defined]
-
-
-def _parts(haystack: Haystack) -> list[Haystack]:
-    """The films that a haystack is made of."""
-    if isinstance(haystack, LoopedHaystack):
-        return _parts(haystack.base)
-    if isinstance(haystack, JoinedHaystack):
-        return [piece for part in haystack.parts for piece in _parts(part)]
-    return [haystack]
-
-
-def _read_parts(haystack: Haystack) -> list[Haystack]:
-    """Those that have to be read once: what is drawn is always there."""
-    return [part for part in _parts(haystack) if not isinstance(part, SyntheticHaystack)]
-
-
-def _read(part: Haystack, quick: bool, progress: Callable[[int, int], None] | None) -> None:
-    total = len(part)
-    if quick:
-        part.frames(0, 1)
-        part.frames(total - 1, total)
-        return
-    for done, _ in enumerate(part.stream(), 1):
-        if progress is not None:
-            progress(done, total)
+def _haystack(
+    haystack: Haystack, found: Inspection, quick: bool, progress: Callable[[int, int], object] | None
+) -> None:
+    found.kind, found.size, found.fps = haystack.kind, haystack.size, haystack.fps
+    if not haystack.endless:
+        found.num_frames, found.seconds = len(haystack), haystack.seconds
+    films = haystack.films
+    found.rule = "+".join(dict.fromkeys(film.rule for film in films))
+    for film in films:
+        found.warnings += film.warnings
+        found.notes += film.notes
+        if film.kind == "video":
+            timeline = film.index.timeline  # type: ignore[attr-defined]
+            found.stream, found.codec = timeline.stream, timeline.codec
+    for film in films:
+        total = len(film)
+        if film.kind == "synthetic":
+            continue  # what is drawn is always there
+        if quick:
+            film.frames(0, 1)
+            film.frames(total - 1, total)
+            continue
+        for done, _ in enumerate(film.stream(), 1):
+            if progress is not None:
+                progress(done, total)
+    found.fingerprint = haystack.fingerprint

@@ -52,7 +52,7 @@ class SyntheticHaystack(Haystack):
         ValueError: a length below 1, a negative seed, or a size out of range.
     """
 
-    fps = 1.0
+    kind, rule, fps = "synthetic", "drawn", 1.0
 
     def __init__(
         self,

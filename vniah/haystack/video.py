@@ -65,16 +65,18 @@ class VideoHaystack(Haystack):
             on the way, or a frame that cannot be decoded.
     """
 
+    kind = "video"
+
     def __init__(self, path: Path, *, approximate: bool = False, threads: int = 0, evenly: int | None = None) -> None:
         self.path = path
         self.name = path.stem
         self.approximate = approximate
         self.threads = threads
-        self.index = build_index(path, evenly)
+        self.index = index = build_index(path, evenly)
+        self.fps, self.rule, self.warnings, self.notes = index.fps, index.sampling, index.warnings, index.timeline.notes
         if evenly is None:
-            for warning in (*self.index.warnings, *self.index.timeline.notes):
+            for warning in (*self.warnings, *self.notes):
                 notice(f"{path}: {warning}")
-        self.fps = self.index.fps
         self._live: _Live | None = None
         self._lock = threading.Lock()
         height, width, _ = next(self._decode(0, 1)).shape
@@ -83,9 +85,13 @@ class VideoHaystack(Haystack):
     def __len__(self) -> int:
         return len(self.index.stamps)
 
+    @property
+    def seconds(self) -> float:
+        return self.index.timeline.seconds
+
     def _identify(self) -> str:
         mode = "pyav-approximate" if self.approximate else "pyav"
-        return f"video-{mode}-" + content_hash([file_hash(self.path), self.index.sampling])
+        return f"video-{mode}-" + content_hash([file_hash(self.path), self.rule])
 
     def frames(self, start: int, stop: int) -> FramesNHWC:
         """As ``Haystack.frames``. A call that goes on where the last one ended goes on decoding there."""
