@@ -26,7 +26,6 @@ class FolderHaystack(Haystack):
     and is no text beside them is said.
 
     Raises:
-        FileNotFoundError: no such folder.
         ValueError: no images in it, one that cannot be read, a link to none, or two of different sizes (both are
             named).
     """
@@ -34,15 +33,17 @@ class FolderHaystack(Haystack):
     kind, rule, fps = "images", "image", 1.0
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder of images at {folder}")
         self.name = folder.resolve().name
-        self.folder = folder
         self.paths = image_files(folder)
         if not self.paths:
             raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({', '.join(FORMATS)})")
-        self.warnings = _passed_over(folder)
-        for warning in self.warnings:
+        known = (*IMAGE_SUFFIXES, *_BESIDE_PICTURES)
+        others = sorted((path.name for path in _files(folder) if path.suffix.casefold() not in known), key=_natural_key)
+        if others:
+            more = f" and {len(others) - _NAMES_TOLD:,} more" if len(others) > _NAMES_TOLD else ""
+            told = ", ".join(others[:_NAMES_TOLD]) + more
+            warning = f"files that are no pictures by their endings are passed over, {len(others):,} of them: {told}"
+            self.warnings = (warning,)
             notice(f"{folder}: {warning}")
         self.size = _image_size(self.paths[0])
         for path in self.paths[1:]:
@@ -78,25 +79,14 @@ class FolderHaystack(Haystack):
 def image_files(folder: Path) -> list[Path]:
     """The images directly in a folder, in natural order; also links that lead nowhere, which opening names."""
     found = (path for path in _files(folder) if path.suffix.casefold() in IMAGE_SUFFIXES)
-    return sorted(found, key=lambda path: natural_key(path.name))
+    return sorted(found, key=lambda path: _natural_key(path.name))
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
 
 
-def _passed_over(folder: Path) -> tuple[str, ...]:
-    """A warning where files of the folder are no frames by their names."""
-    known = (*IMAGE_SUFFIXES, *_BESIDE_PICTURES)
-    names = sorted((path.name for path in _files(folder) if path.suffix.casefold() not in known), key=natural_key)
-    if not names:
-        return ()
-    more = f" and {len(names) - _NAMES_TOLD:,} more" if len(names) > _NAMES_TOLD else ""
-    told = ", ".join(names[:_NAMES_TOLD]) + more
-    return (f"files that are no pictures by their endings are passed over, {len(names):,} of them: {told}",)
-
-
-def natural_key(name: str) -> tuple[object, ...]:
+def _natural_key(name: str) -> tuple[object, ...]:
     """Sort key by which ``frame_10`` follows ``frame_9``; the plain name decides between equals."""
     pieces = re.split(r"(\d+)", name.casefold())
     return (tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces), name)

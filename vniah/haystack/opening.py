@@ -39,13 +39,21 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
     """
     if decoder not in DECODERS:
         raise ValueError(f"no decoder {decoder!r}; expected one of {', '.join(DECODERS)}")
-    path = _existing(spec)
-    if path is not None:
-        if _is_synthetic(spec):
-            notice(f"the haystack {spec!r} is the {path.absolute()} here and not the synthetic film of that name")
-        return _open_path(path, decoder)
-    body, loop = _split_loop(spec)
-    haystack = _open_body(body, decoder)
+    path, loop = _existing(spec), None
+    if path is None:
+        spec, loop = _split_loop(spec)
+        path = _existing(spec)
+    elif _is_synthetic(spec):
+        notice(f"the haystack {spec!r} is the {path.absolute()} here and not the synthetic film of that name")
+    if path is None and not spec.strip():
+        raise ValueError("the haystack is empty; give a video file, a folder of images or 'synthetic[:seed]'")
+    haystack: Haystack
+    if path is None and _is_synthetic(spec):
+        haystack = _open_synthetic(spec)
+    elif path is None and "+" in spec:
+        haystack = JoinedHaystack([_open_path(part, decoder) for part in _parts(spec)])
+    else:
+        haystack = _open_path(path or user_path(spec), decoder)
     return haystack if loop is None else LoopedHaystack(haystack, loop)
 
 
@@ -64,17 +72,6 @@ def open_video(path: str | Path, num_frames: int) -> Haystack:
     if not path.is_file():
         raise FileNotFoundError(f"no video at {path}")
     return PromptVideo(path, num_frames)
-
-
-def _open_body(body: str, decoder: str) -> Haystack:
-    if not body.strip():
-        raise ValueError("the haystack is empty; give a video file, a folder of images or 'synthetic[:seed]'")
-    path = _existing(body)
-    if path is None and _is_synthetic(body):
-        return _open_synthetic(body)
-    if path is None and "+" in body:
-        return JoinedHaystack([_open_path(part, decoder) for part in _parts(body)])
-    return _open_path(path or user_path(body), decoder)
 
 
 def _open_path(path: Path, decoder: str) -> Haystack:
@@ -102,9 +99,8 @@ def _existing(spec: str) -> Path | None:
     if not spec:
         return None
     path = user_path(spec)
-    if path.is_file() or (path.is_dir() and not (_is_synthetic(spec) and not image_files(path))):
-        return path
-    return None
+    is_folder = path.is_dir() and not (_is_synthetic(spec) and not image_files(path))
+    return path if is_folder or path.is_file() else None
 
 
 def _is_synthetic(spec: str) -> bool:
@@ -146,15 +142,10 @@ def _open_synthetic(body: str) -> SyntheticHaystack:
     pieces = body.split(":")[1:]
     if len(pieces) > 3:
         raise ValueError(f"cannot read {body!r}; expected synthetic[:seed[:num_frames[:WIDTHxHEIGHT]]]")
-    options: dict[str, int] = {}
-    if len(pieces) > 0 and pieces[0]:
-        options["seed"] = _whole(pieces[0], "seed", body)
-    if len(pieces) > 1 and pieces[1]:
-        options["num_frames"] = _whole(pieces[1], "num_frames", body)
-    if len(pieces) > 2 and pieces[2]:
-        width, _, height = pieces[2].casefold().partition("x")
-        options["width"], options["height"] = _whole(width, "width", body), _whole(height, "height", body)
-    return SyntheticHaystack(**options)
+    given = {name: piece for name, piece in zip(("seed", "num_frames", "size"), pieces, strict=False) if piece}
+    if "size" in given:
+        given["width"], _, given["height"] = given.pop("size").casefold().partition("x")
+    return SyntheticHaystack(**{name: _whole(text, name, body) for name, text in given.items()})
 
 
 def _whole(text: str, what: str, spec: str) -> int:
