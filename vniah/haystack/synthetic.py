@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,11 @@ VERSION = 1
 BLOCK_FRAMES, MIN_SCENE_FRAMES = 24, 4
 # A film without an end must have a length all the same (``len``): eleven days at a frame a second.
 ENDLESS_FRAMES = 1_000_000
-DEFAULT_WIDTH, DEFAULT_HEIGHT = 320, 180
 _MIN_SIDE, _MAX_SIDE = 16, 4096
 _SCENES_KEPT = 8
-_SUB, _TURN, _ONE = 16, 256, 4096
+_SUB, _TURN = 16, 256
+# Of each 1/256 turn, in 1/4096. No value lies near a rounding border, so every libm gives these.
+_SINES = tuple(round(4096 * math.sin(2 * math.pi * step / _TURN)) for step in range(_TURN))
 
 IntHW = NDArray[np.int32]
 IntHWC = NDArray[np.int32]
@@ -54,13 +56,7 @@ class SyntheticHaystack(Haystack):
 
     kind, rule, fps = "synthetic", "drawn", 1.0
 
-    def __init__(
-        self,
-        seed: int = 0,
-        num_frames: int | None = None,
-        width: int = DEFAULT_WIDTH,
-        height: int = DEFAULT_HEIGHT,
-    ) -> None:
+    def __init__(self, seed: int = 0, num_frames: int | None = None, width: int = 320, height: int = 180) -> None:
         if seed < 0:
             raise ValueError(f"the seed of a synthetic haystack must be 0 or more, got {seed}")
         if num_frames is not None and num_frames < 1:
@@ -86,7 +82,7 @@ class SyntheticHaystack(Haystack):
             block, within = divmod(index, BLOCK_FRAMES)
             cuts = scene_starts(self.seed, block)
             number = sum(1 for cut in cuts if cut <= within) - 1
-            yield _scene(self.seed, block, number, *self.size).draw(within - cuts[number])
+            yield _scene(self.seed, block, number, *self.size)(within - cuts[number])
 
 
 def scene_starts(seed: int, block: int) -> tuple[int, ...]:
@@ -131,57 +127,36 @@ class Dice:
         return np.array([self.between(low, high) for _ in range(3)], np.int32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+@functools.lru_cache(maxsize=_SCENES_KEPT)
+def _scene(seed: int, block: int, number: int, height: int, width: int) -> Callable[[int], FrameHWC]:
     """One shot: a background larger than the picture, a camera that pans and zooms over it, and actors.
 
-    Attributes:
-        canvas: (H, W, 3), the background, 3/2 of the picture's size.
-        view: width of the camera's window at first, in 1/256 of the canvas width.
-        zoom: change of ``view`` a frame.
-        origin: (x, y) of the window's corner at first, in 1/256 of the room it has to move.
-        pan: change of ``origin`` a frame.
-        actors: drawn in order, in picture coordinates.
+    Returns:
+        Draws the picture so many frames after the cut, uint8 of shape (H, W, 3).
     """
+    dice = Dice(VERSION, seed, block, number + 1)
+    canvas_h, canvas_w = height * 3 // 2, width * 3 // 2
+    canvas_HWC = paint_background(dice, canvas_h, canvas_w)
+    # The camera's window, in 1/256 of the canvas, and its corner, in 1/256 of the room it has to move; and their
+    # change a frame. Never still: neighbouring frames of a film differ.
+    window, zoom = dice.between(170, 230), dice.between(-5, 5)
+    x, y = dice.below(256), dice.below(256)
+    dx, dy = dice.sign() * dice.between(12, 40), dice.sign() * dice.between(4, 24)
+    actors = [_cast(dice, height, width) for _ in range(dice.between(3, 7))]
 
-    canvas: NDArray[np.uint8]
-    height: int
-    width: int
-    view: int
-    zoom: int
-    origin: tuple[int, int]
-    pan: tuple[int, int]
-    actors: tuple[Actor, ...]
-
-    def draw(self, time: int) -> FrameHWC:
-        """The picture ``time`` frames after the cut, uint8 of shape (H, W, 3)."""
-        canvas_h, canvas_w, _ = self.canvas.shape
-        view = min(250, max(150, self.view + self.zoom * time))
+    def draw(time: int) -> FrameHWC:
+        view = min(250, max(150, window + zoom * time))
         view_w, view_h = canvas_w * view // 256, canvas_h * view // 256
-        left = (canvas_w - view_w) * bounce(self.origin[0] + self.pan[0] * time, 256) // 256
-        top = (canvas_h - view_h) * bounce(self.origin[1] + self.pan[1] * time, 256) // 256
-        columns = left + np.arange(self.width) * view_w // self.width
-        rows = top + np.arange(self.height) * view_h // self.height
-        picture_HWC: FrameHWC = np.take(self.canvas[rows], columns, axis=1)
-        for actor in self.actors:
+        left = (canvas_w - view_w) * bounce(x + dx * time, 256) // 256
+        top = (canvas_h - view_h) * bounce(y + dy * time, 256) // 256
+        columns = left + np.arange(width) * view_w // width
+        rows = top + np.arange(height) * view_h // height
+        picture_HWC: FrameHWC = np.take(canvas_HWC[rows], columns, axis=1)
+        for actor in actors:
             actor.draw(picture_HWC, time)
         return picture_HWC
 
-
-@functools.lru_cache(maxsize=_SCENES_KEPT)
-def _scene(seed: int, block: int, number: int, height: int, width: int) -> Scene:
-    dice = Dice(VERSION, seed, block, number + 1)
-    return Scene(
-        canvas=paint_background(dice, height * 3 // 2, width * 3 // 2),
-        height=height,
-        width=width,
-        view=dice.between(170, 230),
-        zoom=dice.between(-5, 5),
-        origin=(dice.below(256), dice.below(256)),
-        # Never still: neighbouring frames of a film differ.
-        pan=(dice.sign() * dice.between(12, 40), dice.sign() * dice.between(4, 24)),
-        actors=tuple(_cast(dice, height, width) for _ in range(dice.between(3, 7))),
-    )
+    return draw
 
 
 def bounce(position: int, limit: int) -> int:
@@ -190,14 +165,7 @@ def bounce(position: int, limit: int) -> int:
     return min(folded, 2 * limit - folded)
 
 
-@functools.lru_cache(maxsize=1)
-def sines() -> tuple[int, ...]:
-    """Sine of each 1/256 turn in 1/4096. No value lies near a rounding border, so every libm gives these."""
-    return tuple(round(_ONE * math.sin(2 * math.pi * step / _TURN)) for step in range(_TURN))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """A rectangle or an ellipse in the frame of its actor: centre and half sides in 1/16 pixel."""
 
     round: bool
@@ -239,8 +207,8 @@ class Actor:
         height, width, _ = picture_HWC.shape
         x = bounce(self.x + self.dx * time, width * _SUB)
         y = bounce(self.y + self.dy * time, height * _SUB)
-        sine = sines()[(self.angle + self.spin * time) % _TURN]
-        cosine = sines()[(self.angle + self.spin * time + _TURN // 4) % _TURN]
+        sine = _SINES[(self.angle + self.spin * time) % _TURN]
+        cosine = _SINES[(self.angle + self.spin * time + _TURN // 4) % _TURN]
         left, right = max(0, (x - self.reach) // _SUB), min(width, (x + self.reach) // _SUB + 1)
         top, bottom = max(0, (y - self.reach) // _SUB), min(height, (y + self.reach) // _SUB + 1)
         if left >= right or top >= bottom:
@@ -303,20 +271,15 @@ def _slab(dice: Dice, unit: int) -> tuple[Part, ...]:
     """A box with a smaller one on its side."""
     half_w = max(_SUB, unit * dice.between(6, 16) // 100)
     half_h = max(_SUB // 2, half_w * dice.between(35, 80) // 100)
-    step = Part(
-        round=False,
-        x=dice.sign() * half_w * dice.between(30, 60) // 100,
-        y=half_h,
-        half_w=half_w // 3,
-        half_h=half_h * dice.between(30, 60) // 100,
-    )
-    return (Part(round=False, x=0, y=0, half_w=half_w, half_h=half_h), step)
+    x = dice.sign() * half_w * dice.between(30, 60) // 100
+    step = Part(False, x, half_h, half_w // 3, half_h * dice.between(30, 60) // 100)
+    return (Part(False, 0, 0, half_w, half_h), step)
 
 
 def _streak(dice: Dice, unit: int) -> tuple[Part, ...]:
     """A long thin bar."""
     half_w = unit * dice.between(14, 40) // 100
-    return (Part(round=False, x=0, y=0, half_w=half_w, half_h=max(_SUB // 2, unit * dice.between(8, 22) // 1000)),)
+    return (Part(False, 0, 0, half_w, max(_SUB // 2, unit * dice.between(8, 22) // 1000)),)
 
 
 def paint_background(dice: Dice, height: int, width: int) -> NDArray[np.uint8]:
