@@ -76,42 +76,33 @@ class TruncatedVideoError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Timeline:
-    """Attributes:
-    times: (N,) presentation times in the order of display, in units of ``base``; they never fall. None: unknown.
-    num_frames: N.
-    base: seconds a unit.
-    rate: frames a second as the header has it, or as measured where it does not say.
-    timed: whether a frame is found by its time, else by its number in the order of display.
-    keys: (K,) times, in order, of the frames that decoding can start from.
-    open_groups: frames shown before a key frame are stored behind it.
-    codec: short name of the codec.
-    stream: number of the stream in its file.
-    marks: what sets this apart from the first stream by its own clock; part of the fingerprint.
-    refusal: why it cannot be sampled by time, a whole sentence; "" if it can.
-    warnings: what was mended or chosen, without the file's name.
-    notes: what is worth knowing of its pictures.
-    """
+    """All frames of a video's stream."""
 
-    times: NDArray[np.int64] | None
-    num_frames: int
-    base: Fraction
-    rate: Fraction
-    timed: bool
-    keys: NDArray[np.int64]
-    open_groups: bool
-    codec: str
-    stream: int
-    marks: tuple[str, ...]
-    refusal: str
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
+    times: NDArray[np.int64] | None  # (N,) of presentation, in the order of display: they never fall. None: unknown
+    num_frames: int  # N
+    base: Fraction  # seconds a unit of time
+    rate: Fraction  # frames a second as the header has it, or as measured where it does not say
+    timed: bool  # whether a frame is found by its time, else by its number in the order of display
+    keys: NDArray[np.int64]  # (K,) times, in order, of the frames that decoding can start from
+    open_groups: bool  # frames shown before a key frame are stored behind it
+    codec: str  # its short name
+    stream: int  # its number in the file
+    marks: tuple[str, ...]  # what sets this apart from the first stream by its own clock; part of the fingerprint
+    refusal: str  # why it cannot be sampled by time, a whole sentence; "" if it can
+    warnings: tuple[str, ...]  # what was mended or chosen, without the file's name
+    notes: tuple[str, ...]  # what is worth knowing of its pictures
+
+    @property
+    def span(self) -> Fraction:
+        """Seconds from the first frame to the last; 0 where their times are unknown."""
+        return Fraction(0) if self.times is None else (int(self.times[-1]) - int(self.times[0])) * self.base
 
     @functools.cached_property
     def measured_rate(self) -> float | None:
         """Frames a second by their own times, where the header's rate is not believed."""
-        if self.times is None or self.times[-1] <= self.times[0]:
+        if self.times is None or not self.span:
             return None
-        measured = (len(self.times) - 1) / float((int(self.times[-1]) - int(self.times[0])) * self.base)
+        measured = (len(self.times) - 1) / float(self.span)
         return measured if abs(float(self.rate) / measured - 1) > _WRONG_RATE else None
 
     @property
@@ -122,7 +113,7 @@ class Timeline:
         last = 1 / self.rate
         if self.measured_rate is not None:
             last = Fraction(float(np.median(np.diff(self.times)))) * self.base
-        return float((int(self.times[-1]) - int(self.times[0])) * self.base + last)
+        return float(self.span + last)
 
 
 def read_timeline(path: Path) -> Timeline:
@@ -210,24 +201,17 @@ def _timeline(path: Path, key: tuple[object, ...]) -> Timeline:
 
 
 class _Packets:
-    """What the packets' headers say.
-
-    Attributes:
-        times_N: presentation times in rising order.
-        keys_K: times of key frames that no other frame shares.
-        complete: every packet is whole and has a time.
-        disordered: times fall in a way that no codec stores, so their order is not that of display.
-        open_groups: see ``Timeline``.
-        late_key: time of the first key frame where other frames are stored before it.
-    """
+    """What the packets' headers say."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         import av
 
         times, keys = array("q"), array("q")
         latest: list[int] = []  # the largest times so far
-        self.complete, self.disordered, self.open_groups = True, False, False
-        self.late_key: int | None = None
+        self.complete = True  # every packet is whole and has a time
+        self.disordered = False  # times fall in a way that no codec stores, so their order is not that of display
+        self.open_groups = False  # see ``Timeline``
+        self.late_key: int | None = None  # time of the first key frame where other frames are stored before it
         hides = stream.codec_context.name == "vp8"
         guessed = "matroska" in container.format.name
         decoded = -(1 << 63)
@@ -261,10 +245,9 @@ class _Packets:
         except av.error.FFmpegError:
             self.complete = False
         self.times_N: NDArray[np.int64] = np.sort(np.array(times, np.int64))
-        keys_K = np.unique(np.array(keys, np.int64))
-        firsts = np.searchsorted(self.times_N, keys_K, "left")
-        alone = np.searchsorted(self.times_N, keys_K, "right") - firsts == 1
-        self.keys_K: NDArray[np.int64] = keys_K[alone]
+        # Key frames that share their time with no other frame.
+        at_K, counts_K = np.unique(self.times_N, return_counts=True)
+        self.keys_K: NDArray[np.int64] = np.intersect1d(np.array(keys, np.int64), at_K[counts_K == 1])
 
 
 def packets_from(container: InputContainer, stream: VideoStream, key: int) -> Iterator[Packet]:
@@ -346,22 +329,25 @@ def _settled(
     path: Path, times_N: NDArray[np.int64], base: Fraction, may_jump: bool
 ) -> tuple[NDArray[np.int64], str, str]:
     """Decoded times made to rise; what was mended ("" if nothing); and why they cannot be ("" if they can)."""
+
+    def seconds(units: np.int64) -> float:
+        return float(int(units) * base)
+
     steps = np.diff(times_N)
     if may_jump and (jumps := _jumps(times_N, base)).any():
         usual = int(np.median(steps[~jumps])) if not jumps.all() else 1
         steps = np.where(jumps, usual, steps)
-        first = float(int(steps[: int(np.argmax(jumps))].sum()) * base)
         mended = times_N[0] + np.concatenate([[0], np.cumsum(steps)])
         often = f" {jumps.sum()} times, first" if jumps.sum() > 1 else ""
+        first = seconds(steps[: int(np.argmax(jumps))].sum())
         return mended, f"its clock jumps{often} after {first:.1f} s; mended as ffmpeg does", ""
     if not (steps < 0).any():
         return times_N, "", ""
     highest_N = np.maximum.accumulate(times_N)
     lowest = int((highest_N - times_N).argmax())
-    fall = float(int(highest_N[lowest] - times_N[lowest]) * base)
+    fall, at = seconds(highest_N[lowest] - times_N[lowest]), seconds(highest_N[lowest] - times_N[0])
     if fall <= DISORDER_S:
         return highest_N, "", ""
-    at = float(int(highest_N[lowest] - times_N[0]) * base)
     refusal = (
         f"{path}: its clock jumps back by {fall:,.1f} s after {at:,.1f} s, so it is not known which frame is shown "
         f"when; mend it first ({MEND})"
@@ -387,23 +373,15 @@ def _truncated(path: Path, short: int) -> TruncatedVideoError:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoIndex:
-    """Attributes:
-    timeline: of all frames.
-    numbers: of the sampled frames in the order of display; a slow video may show one frame for several seconds.
-    stamps: the same frames as a decoder finds them.
-    keys: times of the frames that decoding can start from; none where stamps hold no times.
-    fps: sampled frames a second.
-    sampling: how it was sampled, as it enters the fingerprint.
-    warnings: the timeline's, and what is odd about the samples.
-    """
+    """The sampled frames of a video."""
 
     timeline: Timeline
-    numbers: tuple[int, ...]
-    stamps: tuple[Stamp, ...]
-    keys: tuple[int, ...]
-    fps: float
-    sampling: str
-    warnings: tuple[str, ...]
+    numbers: tuple[int, ...]  # in the order of display; a slow video may show one frame for several seconds
+    stamps: tuple[Stamp, ...]  # the same frames as a decoder finds them
+    keys: tuple[int, ...]  # times of the frames that decoding can start from; none where stamps hold no times
+    fps: float  # sampled frames a second
+    sampling: str  # how it was sampled, as it enters the fingerprint
+    warnings: tuple[str, ...]  # the timeline's, and what is odd about the samples
 
     @functools.cached_property
     def wanted(self) -> frozenset[int]:
@@ -470,8 +448,7 @@ def _one_a_second(timeline: Timeline, path: Path) -> tuple[NDArray[np.int64], fl
     """The sampled frames' numbers, how many there are a second, by which rule, and warnings."""
     if timeline.refusal:
         raise ValueError(timeline.refusal)
-    rate, times_N = timeline.measured_rate or float(timeline.rate), timeline.times
-    span = 0 if times_N is None else int(times_N[-1] - times_N[0]) * timeline.base
+    rate, times_N, span = timeline.measured_rate or float(timeline.rate), timeline.times, timeline.span
     if times_N is not None and len(times_N) > 2 and span * _MAX_RATE < len(times_N):
         raise ValueError(
             f"{path}: its clock stands still, with {len(times_N)} frames in {float(span):.3f} s; mend it first ({MEND})"
