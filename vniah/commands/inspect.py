@@ -29,6 +29,7 @@ def command(
     rule, stream, codec, size (height, width), fps, seconds, readable_to_end, fingerprint, warnings, notes (HDR and
     alpha), error.
     """
+    import dataclasses
     import json
 
     from tqdm import tqdm
@@ -43,7 +44,7 @@ def command(
 
         found = inspect_file(file, decoder=decoder, quick=quick, progress=show)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(dataclasses.asdict(found)))
     elif found.kind:
         frames = "without end" if found.num_frames is None else f"{found.num_frames:,}"
         rows = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vniah.files import user_path
 from vniah.haystack.base import Haystack
@@ -16,42 +15,24 @@ from vniah.haystack.pictures import image_notes, is_picture, open_image
 
 @dataclass(kw_only=True)
 class Inspection:
-    """Attributes:
-    file: as it was given.
-    kind: video, images, picture, synthetic, loop or joined; "" where it does not open.
-    num_frames: that would be sampled; None of a film without an end.
-    rule: "everyN" (every N-th frame) or "clock" (the frame shown at each second), with "+streamN", "+mended" and
-        "+late" where that holds; "image" (one file a frame), "drawn", or the rules of several parts.
-    stream: number of the stream taken, of a video.
-    codec: of that stream.
-    size: (height, width) in pixels.
-    fps: sampled frames a second.
-    seconds: length of the film.
-    readable_to_end: every frame that would be sampled was read; with ``quick``, the first and the last.
-    fingerprint: as in results.
-    warnings: what was chosen or mended, or is odd.
-    notes: what is not shown as elsewhere: HDR, alpha.
-    error: why it cannot be read; "" if it can.
-    """
+    """What ``vniah inspect --json`` says."""
 
-    file: str
-    kind: str = ""
-    num_frames: int | None = None
+    file: str  # as it was given
+    kind: str = ""  # video, images, picture, synthetic, loop or joined; "" where it does not open
+    num_frames: int | None = None  # that would be sampled; None of a film without an end
+    # "everyN" (every N-th frame) or "clock" (the frame shown at each second), with "+streamN", "+mended" and "+late"
+    # where that holds; "image" (one file a frame), "drawn", or the rules of several parts.
     rule: str = ""
-    stream: int | None = None
-    codec: str = ""
-    size: tuple[int, int] | None = None
-    fps: float | None = None
-    seconds: float | None = None
-    readable_to_end: bool = False
-    fingerprint: str = ""
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    error: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+    stream: int | None = None  # number of the stream taken, of a video
+    codec: str = ""  # of that stream
+    size: tuple[int, int] | None = None  # (height, width) in pixels
+    fps: float | None = None  # sampled frames a second
+    seconds: float | None = None  # length of the film
+    readable_to_end: bool = False  # every frame that would be sampled was read; with ``quick``, the first and the last
+    fingerprint: str = ""  # as in results
+    warnings: list[str] = field(default_factory=list)  # what was chosen or mended, or is odd
+    notes: list[str] = field(default_factory=list)  # what is not shown as elsewhere: HDR, alpha
+    error: str = ""  # why it cannot be read; "" if it can
 
 
 def inspect_file(

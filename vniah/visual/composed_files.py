@@ -2,8 +2,8 @@
 
 A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of, and HASH is that of its content, of RECIPE and of
 its folder's name. So one that was changed, cut short, renamed, or moved from another haystack's folder is known and
-made again. Processes share the folder. Each keeps a list of what it uses, beside a lock that ends with the process:
-whatever the clock says, nobody deletes what stands there.
+made again. Processes share the folder. Each keeps a list of what it uses, locked until the process ends: whatever the
+clock says, nobody deletes what stands there.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class Holds:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "in-use"
         self._names: set[str] = set()
-        self._list: Path | None = None
-        self._alive: BinaryIO | None = None
+        # Let go of when this object or its process ends, however it ends.
+        self._list: BinaryIO | None = None
 
     def hold(self, name: str) -> None:
         """From now on no process deletes what is called ``name`` or begins with it and a dash."""
@@ -166,26 +166,23 @@ class Holds:
             return
         with locked(self._folder), telling(self._folder):
             if self._list is None:
-                self._list = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.txt"
-                # Let go of when this object or its process ends, however it ends.
-                self._alive = lock(self._list.with_suffix(".lock"))
-            with self._list.open("a", encoding="utf-8") as file:
-                file.write(f"{name}\n")
+                self._list = lock(self._folder / f"{os.getpid()}-{uuid.uuid4().hex}.txt")
+                assert self._list is not None
+            self._list.write(f"{name}\n".encode())
+            self._list.flush()
             self._names.add(name)
 
     @contextlib.contextmanager
     def all(self) -> Iterator[set[str]]:
         """The names that processes hold, this object's among them; while it is open nobody begins to hold another."""
         with locked(self._folder), telling(self._folder):
-            held = set(self._names)
+            held: set[str] = set()
             for path in self._folder.glob("*.txt"):
-                alive = None if path == self._list else lock(path.with_suffix(".lock"))
-                if alive is None:
+                if (ended := lock(path)) is None:
                     held.update(path.read_text(encoding="utf-8").split())
-                    continue
-                with alive:  # its process has ended
-                    path.unlink(missing_ok=True)
-                    path.with_suffix(".lock").unlink(missing_ok=True)
+                else:
+                    with ended:
+                        path.unlink(missing_ok=True)
             yield held
 
 
