@@ -1,45 +1,88 @@
-"""Checkpoints of a training run: sealed with each file's hash once they are whole, verified before one is resumed.
+"""What a run keeps on disk: which run it is, checkpoints that are verified before one is resumed, and models.
 
-The Trainer writes trainer_state.json last; behind it, when all ranks have written, stands ``hashes.json``.
+The Trainer writes trainer_state.json last; behind it, when all ranks have written, stands ``hashes.json``: the
+checkpoint is sealed with each file's hash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vniah.files import read_json
+from vniah.files import put_in_place, read_json, replacing, sha256_of
 from vniah.notices import notice
-from vniah.training.identity import write_json
-from vniah.training.ranks import rank, world_size
+from vniah.training.processes import rank, world_size
+from vniah.training.stages import WITHOUT_EFFECT, Train
 
 SEAL = "hashes.json"
-_PIECE = 8 << 20
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Write identity.json, or compare with the one there. Keys that move no weight may differ.
+
+    Raises:
+        ValueError: naming the keys that differ.
+    """
+    path = folder / "identity.json"
+    plain = json.loads(json.dumps(identity, default=str))
+    if not path.is_file():
+        write_json(path, plain)
+    elif different := sorted(_differences(read_json(path), plain)):
+        raise ValueError(
+            f"{folder} holds a run of another recipe (differs in {', '.join(different)}); "
+            "choose another output, or remove that folder to start anew"
+        )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Dotted keys in which plain data differ, leaving out what moves no weight. Lists of stages go by their names."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}.keys() - WITHOUT_EFFECT:
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif _named(old) and _named(new):
+        before, now = ({stage["name"]: stage for stage in stages} for stages in (old, new))
+        for name in {**before, **now}:
+            yield from _differences(before.get(name), now.get(name), f"{where}.{name}")
+    elif old != new:
+        yield where
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
 
 
 def seal_callback() -> Any:
     """A callback of the Trainer that seals each checkpoint behind its last write."""
+    import torch.distributed as dist
     from transformers import TrainerCallback
 
     class Sealed(TrainerCallback):
         """Writes hashes.json into a checkpoint, on the first rank."""
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            _meet()  # every rank writes a part of it
+            if dist.is_initialized():
+                dist.barrier()  # every rank writes a part of it
             if state.is_world_process_zero:
-                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                hashes = _hashes(checkpoint, _files(checkpoint))
+                write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
 
     return Sealed()
-
-
-def seal(checkpoint: Path) -> None:
-    """Write the hash of every file of a checkpoint beside them."""
-    names = _files(checkpoint)
-    hashes = dict(zip(names, _hashes(checkpoint, names), strict=True))
-    write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -48,43 +91,41 @@ def last_checkpoint(folder: Path) -> str | None:
     One that is not is told, and set aside under another name. One that was stopped before it was sealed is taken only
     where no sealed one is, which is told too.
     """
-    found = _search(folder) if rank() == 0 else None
-    if world_size() > 1:
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            box = [found]
-            dist.broadcast_object_list(box, src=0)
-            return box[0]
+    if world_size() == 1:
         return _search(folder)
-    return found
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return _search(folder)
+    box = [_search(folder) if rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _search(folder: Path) -> str | None:
     steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
     newest_first = sorted((path for path in steps if steps[path].isdigit()), key=lambda path: -int(steps[path]))
-    problems: list[tuple[Path, str]] = []
-    unsealed: Path | None = None
+    whole = [path for path in newest_first if _is_whole(path)]  # the Trainer writes one that was cut off anew
+    unsealed = next((path for path in whole if not (path / SEAL).exists()), None)
+    problems: dict[Path, str] = {}
     taken: Path | None = None
-    for path in newest_first:
-        if not _is_whole(path):
-            continue  # cut off by a kill or a full disk; the Trainer writes it anew
-        if not (path / SEAL).exists():
-            unsealed = unsealed or path
-            continue
-        problem = _problem(path)
-        if problem is None:
-            taken = path
-            break
-        problems.append((path, problem))
+    for path in whole:
+        if (path / SEAL).exists():
+            if not (problem := _problem(path)):
+                taken = path
+                break
+            problems[path] = problem
     if taken is None and unsealed is not None:
         taken = unsealed
         notice(f"{taken} was not sealed with hashes before the run ended; it is resumed without being verified")
     goes_on = f"training goes on from {taken.name}" if taken else "training starts over"
-    for path, problem in problems:
-        aside = _set_aside(path)
+    for path, problem in problems.items():
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(1)))
+        asides = (path.with_name(f"damaged-{path.name}{ending}") for ending in endings)
+        aside = next(one for one in asides if not one.exists())
+        os.replace(path, aside)
         notice(f"{path} is damaged ({problem}); it is kept as {aside.name}, and {goes_on}")
-    if taken is not None and unsealed is not None and taken != unsealed and newest_first.index(unsealed) == 0:
+    if taken is not None and taken != unsealed and unsealed == newest_first[0]:
         notice(f"{unsealed} was not sealed with hashes before the run ended; {goes_on}")
     return None if taken is None else str(taken)
 
@@ -107,53 +148,73 @@ def _problem(checkpoint: Path) -> str | None:
             return f"{SEAL} does not match its own checksum"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{SEAL} cannot be read"
-    missing = sorted(set(hashes) - set(_files(checkpoint)))
-    if missing:
+    if missing := sorted(set(hashes) - set(_files(checkpoint))):
         return f"{missing[0]} is missing"
-    names = sorted(hashes)
-    wrong = [name for name, one in zip(names, _hashes(checkpoint, names), strict=True) if one != hashes[name]]
-    return f"{wrong[0]} does not match its hash" if wrong else None
-
-
-def _set_aside(checkpoint: Path) -> Path:
-    number = 0
-    while True:
-        aside = checkpoint.with_name(f"damaged-{checkpoint.name}" + (f"-{number}" if number else ""))
-        if not aside.exists():
-            os.replace(checkpoint, aside)
-            return aside
-        number += 1
+    found = _hashes(checkpoint, sorted(hashes))
+    return next((f"{name} does not match its hash" for name in found if found[name] != hashes[name]), None)
 
 
 def _files(checkpoint: Path) -> list[str]:
-    return sorted(
-        path.relative_to(checkpoint).as_posix()
-        for path in checkpoint.rglob("*")
-        if path.is_file() and path != checkpoint / SEAL
-    )
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / SEAL)
+    return sorted(path.relative_to(checkpoint).as_posix() for path in files)
 
 
-def _hashes(checkpoint: Path, names: list[str]) -> list[str]:
+def _hashes(checkpoint: Path, names: list[str]) -> dict[str, str]:
     # Hashing leaves the interpreter's lock: several files are read at the disk's speed.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda name: _hash(checkpoint / name), names))
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return dict(zip(names, pool.map(lambda name: sha256_of(checkpoint / name), names), strict=True))
 
 
 def _digest_of(hashes: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
 
 
-def _meet() -> None:
-    if world_size() > 1:
-        import torch.distributed as dist
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or Hub id.
 
-        if dist.is_initialized():
-            dist.barrier()
+    A folder that declares a generic tokenizer gets it: for some decoders (qwen2 among them) transformers'
+    AutoTokenizer overrides the declared class with the family's own, which reads a word list as byte pairs.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(source) / "tokenizer_config.json"
+    generic = path.is_file() and read_json(path).get("tokenizer_class") in GENERIC
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
+
+
+def load_dtype(train: Train) -> Any:
+    """The dtype to load trained weights in: fp32, which bf16 mixed precision keeps as master weights.
+
+    DeepSpeed keeps its own fp32 copy and is handed bf16.
+    """
+    import torch
+
+    return torch.bfloat16 if train.deepspeed and train.precision == "bf16" else torch.float32
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Write a whole model and its tokenizer (or processor) to a fresh folder, and move it into place."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft)
+    _finish(draft, processor, folder)
+
+
+def save_trained(trainer: Any, processor: Any, folder: Path) -> None:
+    """``save_model`` of what a Trainer holds. Every rank calls it: sharded weights are gathered by all.
+
+    No rank leaves before the folder is there, since the next stage reads it.
+    """
+    draft = folder.with_name(f".{folder.name}.gathered")
+    trainer.save_model(str(draft))
+    if trainer.is_world_process_zero():
+        (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle
+        _finish(draft, processor, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _finish(draft: Path, processor: Any, folder: Path) -> None:
+    if processor is not None:
+        processor.save_pretrained(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    put_in_place(draft, folder)

@@ -1,20 +1,37 @@
-"""The DPO stage: preference optimisation on video frames, by TRL (LLaVA-Hound; reference section 5)."""
+"""The DPO stage: preference optimisation on video frames, by TRL (LLaVA-Hound; reference section 5).
+
+Its data is JSON lines of {"id", "video", "prompt", "chosen", "rejected"}; the video is a file or a folder of frames
+below the videos folder. Shape legend: P pairs; a batch holds 2P sequences, chosen first, then rejected, of T tokens;
+F frames of edge S.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.files import read_json
-from vniah.training.stages import DpoStage
+import numpy as np
 
+from vniah.files import read_json, read_json_lines
+from vniah.haystack.pictures import open_image
+from vniah.prompts import QWEN_1_5, PromptTemplate
+from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
+from vniah.training.data.labels import BadSampleError, sample_id
+from vniah.training.processes import map_parts, rank, wait_for, world_size
+from vniah.training.stages import DpoStage, as_data
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MARKS = ("<image>", "<video>")
+PART_PAIRS = 250
 _TRL = "1.16"
 
 
-def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
+def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
     """Train all parts against a frozen copy; the model goes to ``folder/model``.
 
     Raises:
@@ -28,70 +45,36 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, 
     from longva_model import LongVAForConditionalGeneration, LongVAProcessor
     from longva_model.renamed import checkpointing_keyword
     from vniah.prompts import get_template
-    from vniah.training.align import steps_and_passes
-    from vniah.training.checkpoints import last_checkpoint, seal_callback
-    from vniah.training.data.preference import PreferenceCollator
-    from vniah.training.fit import check_room, require_sharding
-    from vniah.training.fit import training_arguments as arguments_for
-    from vniah.training.identity import check_identity
-    from vniah.training.loading import load_dtype, save_trained
-    from vniah.training.metrics import METRICS, MetricsLog, last_event, log_callback
-    from vniah.training.ranks import forget_deepspeed, prepare_model
-    from vniah.training.stages import as_data
+    from vniah.training.fit import check_room, prepare_model, run_trainer, steps_and_passes, training_arguments
 
-    source, dtype = resolve(stage.model_from), load_dtype(stage.train)
-    run_folder = folder / "run"
-    run_folder.mkdir(parents=True, exist_ok=True)
+    train, run_folder, source = stage.train, folder / "run", resolve(stage.model_from)
     check_identity(run_folder, {"stage": as_data(stage), "seed": seed})
-    options = {"dtype": dtype, "attn_implementation": stage.train.attention}
-    model = LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options)
-    frozen = LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options)
+    options = {"dtype": load_dtype(train), "attn_implementation": train.attention, "trust_remote_code": False}
+    model, frozen = (LongVAForConditionalGeneration.from_pretrained(source, **options) for _ in range(2))
     prepare_model(model)
     prepare_model(frozen.requires_grad_(False))
-    check_room(model, stage.train, run_folder)
+    check_room(model, train, run_folder)
     processor = LongVAProcessor.from_pretrained(source, trust_remote_code=False)
-    collator = PreferenceCollator(
-        processor,
-        num_frames=stage.num_frames,
-        max_length=stage.max_length,
-        template=get_template(getattr(model.config, "chat_template_name", "qwen_1_5")),
-    )
-    pairs, manifest = pairs_of(stage, folder, collator)
-    steps, passes = steps_and_passes(stage.train, len(pairs))
+    template = get_template(getattr(model.config, "chat_template_name", "qwen_1_5"))
+    collator = PreferenceCollator(processor, stage.num_frames, stage.max_length, template)
+    pairs, manifest = _pairs_of(stage, folder, collator)
+    steps, passes = steps_and_passes(train, len(pairs), train.batch_size * train.accumulation * world_size())
     order = [pair for epoch in range(passes) for pair in Dataset.from_list(pairs).shuffle(seed=seed + epoch)]
-    arguments = arguments_for(
-        stage.train,
-        run_folder,
-        seed,
-        steps,
-        DPOConfig,
-        beta=stage.beta,
-        loss_type=["sigmoid"],
-        max_length=None,
-        **{checkpointing_keyword(DPOConfig): stage.train.checkpointing != "none"},
-    )
-    log = MetricsLog(run_folder / METRICS)
+    more = {"beta": stage.beta, "loss_type": ["sigmoid"], "max_length": None}
+    more[checkpointing_keyword(DPOConfig)] = train.checkpointing != "none"
     trainer = DPOTrainer(
         model=model,
         ref_model=frozen,
-        args=arguments,
+        args=training_arguments(train, run_folder, seed, steps, DPOConfig, **more),
         data_collator=collator,
         train_dataset=Dataset.from_list(order),
         processing_class=processor,
-        callbacks=[log_callback(log), seal_callback()],
     )
-    require_sharding(trainer, stage.train)
-    last = last_checkpoint(run_folder)
-    if trainer.is_world_process_zero():
-        log.rewind(last)
-    result = trainer.train(resume_from_checkpoint=last)
-    save_trained(trainer, processor, folder / "model")
-    if stage.train.deepspeed:
-        forget_deepspeed()
+    result, last = run_trainer(trainer, train, run_folder, lambda it: save_trained(it, processor, folder / "model"))
     return {
         "steps": int(result.global_step),
-        "loss": log.last_loss,
-        "margin": (last_event(run_folder / METRICS) or {}).get("rewards/margins"),
+        "loss": last.get("loss", float("nan")),
+        "margin": last.get("rewards/margins"),
         "samples": manifest["samples"],
         "num_bad": manifest["num_bad"],
     }
@@ -117,22 +100,170 @@ def check_trl() -> None:
         raise ValueError(f"DPO needs TRL {_TRL} or newer{python}; {there}: pip install 'vniah[train]'")
 
 
-def pairs_of(stage: DpoStage, folder: Path, collator: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _pairs_of(stage: DpoStage, folder: Path, collator: PreferenceCollator) -> tuple[list[dict[str, Any]], Any]:
     """The good pairs and their manifest: looked at by the first rank, read by the others.
 
     Looked at anew whenever the stage starts: a video that went bad since is left out no more silently than before.
     """
-    from vniah.training.data.preference import read_pairs
-    from vniah.training.identity import check_identity, write_json
-    from vniah.training.ranks import rank, wait_for
-
     listed, manifest_path = folder / "pairs.json", folder / "manifest.json"
-    if rank() == 0:
-        pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share, collator, stage.train.workers)
-        digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-        check_identity(listed.with_name("pairs"), {"pairs": digest})
-        write_json(listed, pairs)
-        write_json(manifest_path, manifest)
-        return pairs, manifest
-    wait_for(manifest_path)
-    return read_json(listed), read_json(manifest_path)
+    if rank() > 0:
+        wait_for(manifest_path)
+        return read_json(listed), read_json(manifest_path)
+    pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share, collator, stage.train.workers)
+    check_identity(folder / "pairs", {"pairs": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()})
+    write_json(listed, pairs)
+    write_json(manifest_path, manifest)
+    return pairs, manifest
+
+
+def read_pairs(
+    paths: Sequence[str],
+    videos: str,
+    max_bad_share: float,
+    collator: PreferenceCollator | None = None,
+    workers: int = 1,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All good pairs, and a manifest {"samples", "num_bad", "bad"}.
+
+    Args:
+        paths: JSON-lines files.
+        videos: the folder that their videos are in.
+        max_bad_share: of the pairs; the run stops above it.
+        collator: given, every pair goes through it once: its frames are decoded and its length is measured.
+        workers: processes that do so.
+
+    Raises:
+        ValueError: a file that is not JSON lines, more than ``max_bad_share`` of the pairs are bad, or none is good.
+    """
+    samples = [(sample_id(sample, line - 1), sample) for path in paths for line, sample in read_json_lines(path)]
+    parts = [samples[start : start + PART_PAIRS] for start in range(0, len(samples), PART_PAIRS)]
+    pairs: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for good_part, bad_part in map_parts(_Look(videos, collator), parts, workers):
+        pairs += good_part
+        bad += bad_part
+    if len(bad) > max_bad_share * len(samples):
+        raise ValueError(
+            f"{len(bad)} of {len(samples)} pairs are bad, more than the share of {max_bad_share:g} allowed: "
+            + "; ".join(bad[:3])
+        )
+    if not pairs:
+        raise ValueError(f"no pairs in {', '.join(paths)}")
+    return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The good pairs of a part, and why the others are bad."""
+
+    videos: str
+    collator: PreferenceCollator | None
+
+    def __call__(self, part: list[tuple[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+        pairs: list[dict[str, Any]] = []
+        bad: list[str] = []
+        for name, sample in part:
+            try:
+                pair = check_pair(sample, self.videos)
+                if self.collator is not None:
+                    self.collator([pair])
+            except (OSError, SyntaxError, ValueError) as error:
+                bad.append(f"{name}: {error}")
+            else:
+                pairs.append(pair)
+        return pairs, bad
+
+
+def check_pair(sample: Any, videos: str) -> dict[str, Any]:
+    """One pair with its video's path.
+
+    Raises:
+        BadSampleError: a field that is missing or empty, equal answers, or no video.
+    """
+    texts = {}
+    for key in ("video", "prompt", "chosen", "rejected"):
+        value = sample.get(key) if isinstance(sample, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            raise BadSampleError(f"{key} is missing or empty")
+        texts[key] = value
+    if texts["chosen"] == texts["rejected"]:
+        raise BadSampleError("the chosen and the rejected answer are the same")
+    root = Path(videos).resolve()
+    path = (root / texts["video"]).resolve()
+    if not path.is_relative_to(root):
+        raise BadSampleError(f"the video path {texts['video']!r} leaves the videos folder")
+    found = next((p for p in (path, path.with_name(path.name + ".mp4")) if p.exists()), None)
+    if found is None or (found.is_dir() and not _frame_files(found)):
+        raise BadSampleError(f"no video {texts['video']!r}")
+    prompt = texts["prompt"]
+    for mark in MARKS:
+        prompt = prompt.replace(mark, "")
+    answers = {key: texts[key] for key in ("chosen", "rejected")}
+    return {"images": [str(found)], "prompt": prompt.strip("\n"), **answers}
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """The frames of a video that is a folder, in name order."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Pairs to what TRL's DPOTrainer takes: ids, masks, and the frames of each video twice.
+
+    Attributes:
+        processor: a LongVAProcessor.
+        num_frames: frames of each video, evenly spread (reference section 5: linspace).
+        max_length: longest sequence in tokens; nothing is cut, a longer one is an error.
+        template: what stands around the prompt.
+    """
+
+    processor: Any
+    num_frames: int
+    max_length: int
+    template: PromptTemplate = QWEN_1_5
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """``input_ids``, ``attention_mask`` and ``completion_mask`` (2P, T), ``pixel_values_videos`` (2P, F, 3, S, S).
+
+        Raises:
+            ValueError: a pair longer than ``max_length``.
+        """
+        import torch
+
+        tokenizer = self.processor.tokenizer
+        texts = [f"{self.template.pre}<video>\n{pair['prompt']}{self.template.post}" for pair in pairs]
+        inputs = self.processor(text=texts, videos=[self._frames(pair["images"][0]) for pair in pairs], padding=False)
+        end = tokenizer(self.template.between.split("\n")[0] + "\n", add_special_tokens=False).input_ids
+        rows, completions = [], []
+        for key in ("chosen", "rejected"):
+            for pair, prompt in zip(pairs, inputs["input_ids"], strict=True):
+                answer = [*tokenizer(pair[key], add_special_tokens=False).input_ids, *end]
+                rows.append([*prompt, *answer])
+                completions.append([0] * len(prompt) + [1] * len(answer))
+        longest = max(len(row) for row in rows)
+        if longest > self.max_length:
+            raise ValueError(f"a pair is {longest} tokens long, above max_length {self.max_length}; use fewer frames")
+
+        def filled(values: list[list[int]], filler: int) -> Any:
+            return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in values])
+
+        batch = {
+            "input_ids": filled(rows, tokenizer.pad_token_id or 0),
+            "attention_mask": filled([[1] * len(row) for row in rows], 0),
+            "completion_mask": filled(completions, 0),
+        }
+        for key in ("pixel_values_videos", "video_num_frames"):
+            if key in inputs:
+                batch[key] = torch.from_numpy(np.concatenate([inputs[key]] * 2))
+        return batch
+
+    def _frames(self, path: str) -> Any:
+        """``num_frames`` frames of a video file or of a folder of frames."""
+        from longva_model.pictures.opening import load_frames
+
+        if not Path(path).is_dir():
+            return load_frames(path, self.num_frames)
+        files = _frame_files(Path(path))
+        chosen = np.unique(np.linspace(0, len(files) - 1, self.num_frames, dtype=int))
+        return [open_image(files[index]) for index in chosen]

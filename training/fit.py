@@ -6,93 +6,27 @@ pure function of (seed, i), so that a resumed run sees exactly what an uninterru
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from vniah.training.checkpoints import last_checkpoint, seal_callback
-from vniah.training.identity import check_identity
-from vniah.training.identity import write_json as write_json  # others take it from here
-from vniah.training.metrics import METRICS, MetricsLog, log_callback
+from vniah.files import replacing
+from vniah.training.checkpoints import check_identity, last_checkpoint, seal_callback
+from vniah.training.processes import world_size
 from vniah.training.stages import Train
 
-DONE = "done.json"
+METRICS = "metrics.jsonl"
+MINIMUM_FREE = 64 << 20
 NOT_SHARDED = (
     "sharding: fsdp2 works on CUDA devices under a launcher: torchrun --nproc-per-node GPUS -m vniah.cli train ...; "
     "without them set the stage's train.sharding=none and train.offload=false"
 )
-
-
-def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:
-    """transformers' TrainingArguments (or a ``kind`` of them, with ``more`` of its own) for a ``Train`` section."""
-    import torch
-    from transformers import TrainingArguments
-
-    from vniah.training.ranks import sharded_precision, start_group
-
-    if train.sharding == "fsdp2" and "LOCAL_RANK" not in os.environ:
-        raise ValueError(NOT_SHARDED)
-    if train.offload:
-        start_group()
-    check_trackers(train.report_to)
-    schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
-    if train.schedule == "constant" and train.warmup:
-        schedule = "constant_with_warmup"
-    warmup = math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
-    arguments = (kind or TrainingArguments)(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        learning_rate=train.lr,
-        lr_scheduler_type=schedule,
-        lr_scheduler_kwargs={"min_lr": train.min_lr} if schedule == "cosine_with_min_lr" else {},
-        warmup_steps=warmup,
-        adam_beta1=train.betas[0],
-        adam_beta2=train.betas[1],
-        adam_epsilon=train.eps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bf16",
-        torch_compile=train.compile,
-        fsdp=True if train.sharding == "fsdp2" else None,
-        fsdp_config={"version": 2, "cpu_offload": train.offload} if train.sharding == "fsdp2" else None,
-        use_cpu=not torch.cuda.is_available(),
-        deepspeed=train.deepspeed,
-        logging_strategy="steps",
-        logging_steps=train.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if train.save_every else "no",
-        save_steps=train.save_every or 500,
-        save_total_limit=train.keep,
-        report_to=list(train.report_to) or "none",
-        dataloader_num_workers=train.workers,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        # Stages that run beside each other write to their logs; the runner draws their bars.
-        disable_tqdm=not sys.stderr.isatty(),
-        seed=seed,
-        data_seed=seed,
-        **more,
-    )
-    if train.sharding == "fsdp2" and train.precision == "bf16" and arguments.fsdp_plugin_args is not None:
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = sharded_precision()
-    return arguments
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError, saying what is missing, where a tracker cannot be used."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    for callback in get_reporting_integration_callbacks(list(names)):
-        try:
-            callback()
-        except (ImportError, RuntimeError) as error:
-            raise ValueError(f"report_to: {error}") from None
 
 
 def fit(
@@ -127,51 +61,165 @@ def fit(
         ValueError: the folder holds a checkpoint of another recipe, or the loss is not finite.
         OSError: no room for the checkpoints.
     """
-    from transformers import set_seed
+    from transformers import Trainer, set_seed
 
-    from vniah.training.ranks import forget_deepspeed, prepare_model
+    from vniah.training.activations import reduce_activations
 
-    folder.mkdir(parents=True, exist_ok=True)
+    class StageTrainer(Trainer):
+        """Trainer with learning rates of their own for the vision tower and the projector."""
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if getattr(self, "optimizer", None) is None:
+                self.optimizer: Any = build_optimizer(self.model if model is None else model, train)
+            return self.optimizer
+
     check_identity(folder, identity)
     check_room(model, train, folder)
     set_seed(seed)
     prepare_model(model)
-    set_checkpointing(model, train)
-    log = MetricsLog(folder / METRICS)
-    trainer = _trainer_class()(
+    reduce_activations(model, train)
+    trainer = StageTrainer(
         model=model,
         args=training_arguments(train, folder, seed, steps),
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[log_callback(log), seal_callback()],
     )
-    trainer.train_settings = train
-    require_sharding(trainer, train)
-    last = last_checkpoint(folder)
-    if trainer.is_world_process_zero():
-        log.rewind(last)
-    result = trainer.train(resume_from_checkpoint=last)
+    result, last = run_trainer(trainer, train, folder, save)
+    seconds = round(float(result.metrics["train_runtime"]), 1)
+    return {"steps": int(result.global_step), "loss": last.get("loss", math.nan), "seconds": seconds}
+
+
+def run_trainer(trainer: Any, train: Train, folder: Path, save: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Train from the newest sound checkpoint and ``save``, with metrics.jsonl and sealed checkpoints in ``folder``.
+
+    Returns:
+        The Trainer's result, and the last event that was logged.
+
+    Raises:
+        ValueError: sharding was asked for and accelerate would silently train without; or the loss is not finite.
+    """
+    if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
+        raise ValueError(NOT_SHARDED)
+    for callback in (metrics_callback(folder / METRICS), seal_callback()):
+        trainer.add_callback(callback)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if save is not None:
         save(trainer)
     if train.deepspeed:
-        forget_deepspeed()
-    return {
-        "steps": int(result.global_step),
-        "loss": log.last_loss,
-        "seconds": round(float(result.metrics["train_runtime"]), 1),
-    }
+        # Else transformers loads the next stage's model in pieces, by the configuration of this one.
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+    events = logged_events(trainer.state.log_history)
+    return result, events[-1] if events else {}
 
 
-def require_sharding(trainer: Any, train: Train) -> None:
-    """Raise ValueError where sharding was asked for and accelerate silently trains without."""
-    if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
+def logged_events(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl for what a Trainer has logged."""
+    return [
+        {"step": logs["step"], **{key: value for key, value in logs.items() if key not in ("epoch", "step")}}
+        for logs in history
+        if "loss" in logs
+    ]
+
+
+def metrics_callback(path: Path) -> Any:
+    """A callback of the Trainer that keeps metrics.jsonl, and stops on a loss that is not finite."""
+    from transformers import TrainerCallback
+
+    class Metrics(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Begin as the run was at its checkpoint. What stands in the file is not read: it may be damaged."""
+            if state.is_world_process_zero:
+                with replacing(path) as part:
+                    lines = [json.dumps(event) + "\n" for event in logged_events(state.log_history)]
+                    part.write_text("".join(lines), encoding="utf-8")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            for event in logged_events([{**(logs or {}), "step": state.global_step}]):
+                if not math.isfinite(event["loss"]):
+                    raise ValueError(f"the loss is {event['loss']} at step {event['step']}; lower the learning rate")
+                if state.is_world_process_zero:
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(event) + "\n")
+
+    return Metrics()
+
+
+def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:
+    """transformers' TrainingArguments (or a ``kind`` of them, with ``more`` of its own) for a ``Train`` section."""
+    import torch
+    from transformers import TrainingArguments
+
+    sharded = train.sharding == "fsdp2"
+    if sharded and "LOCAL_RANK" not in os.environ:
         raise ValueError(NOT_SHARDED)
+    if train.offload:
+        start_group()
+    check_trackers(train.report_to)
+    schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
+    if train.schedule == "constant" and train.warmup:
+        schedule = "constant_with_warmup"
+    arguments = (kind or TrainingArguments)(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.lr,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs={"min_lr": train.min_lr} if schedule == "cosine_with_min_lr" else {},
+        warmup_steps=math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup),
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        adam_epsilon=train.eps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        torch_compile=train.compile,
+        fsdp=True if sharded else None,
+        fsdp_config={"version": 2, "cpu_offload": train.offload} if sharded else None,
+        use_cpu=not torch.cuda.is_available(),
+        deepspeed=train.deepspeed,
+        logging_strategy="steps",
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if train.save_every else "no",
+        save_steps=train.save_every or 500,
+        save_total_limit=train.keep,
+        report_to=list(train.report_to) or "none",
+        dataloader_num_workers=train.workers,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        # Stages that run beside each other write to their logs; the runner draws their bars.
+        disable_tqdm=not sys.stderr.isatty(),
+        seed=seed,
+        data_seed=seed,
+        **more,
+    )
+    if sharded and train.precision == "bf16" and arguments.fsdp_plugin_args is not None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # As the memory plan has it: weights gathered in bf16, gradients and loss in fp32. accelerate's own policy sums
+        # gradients in bf16 and rounds the loss to its three digits.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+    return arguments
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError, saying what is missing, where a tracker cannot be used."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for callback in get_reporting_integration_callbacks(list(names)):
+        try:
+            callback()
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"report_to: {error}") from None
 
 
 def check_room(model: Any, train: Train, folder: Path) -> None:
     """Raise OSError when the disk cannot hold the checkpoints that will be kept, before the first step."""
-    from vniah.training.preflight import check_disk
-
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * 4
     # Weights (FSDP writes them twice) and AdamW's two moments a checkpoint; one more while the oldest is still there;
@@ -181,20 +229,52 @@ def check_room(model: Any, train: Train, folder: Path) -> None:
     check_disk(folder, checkpoints + weights + (16 << 20))
 
 
-def _trainer_class() -> Any:
-    from transformers import Trainer
+def check_disk(folder: Path, needed: int = MINIMUM_FREE) -> None:
+    """Raise OSError when the disk of ``folder`` has less than ``needed`` bytes free."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OSError(f"the disk of {folder} has {free / 2**20:.0f} MiB free; {needed / 2**20:.0f} MiB are needed")
 
-    class StageTrainer(Trainer):
-        """Trainer with a learning rate of its own for the vision tower."""
 
-        train_settings: Train
+def start_group() -> None:
+    """Open the process group of several ranks on CUDA devices, before the Trainer does.
 
-        def create_optimizer(self, model: Any = None) -> Any:
-            if getattr(self, "optimizer", None) is None:
-                self.optimizer: Any = build_optimizer(self.model if model is None else model, self.train_settings)
-            return self.optimizer
+    With weights and gradients on the host, their norm is summed over ranks on the host too: NCCL alone cannot.
+    """
+    import torch
+    import torch.distributed as dist
 
-    return StageTrainer
+    if world_size() > 1 and torch.cuda.is_available() and not dist.is_initialized():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=timedelta(minutes=30))
+
+
+def prepare_model(model: Any) -> None:
+    """Make a model fit to be shared by several ranks.
+
+    *Layers to shard by.* A model made of several ones (tower and decoder) names layers of its families that it does
+    not hold, and accelerate refuses to wrap by a layer that is not there: so name those it has.
+
+    *One pass of the tower.* Sharded layers are gathered by all ranks together each time they run. Ranks with more
+    images must not run the tower more often than the others: all tiles go through it at once.
+
+    *Unused parameters.* The tower's last layers, whose output nobody reads, get no gradient, and data-parallel ranks
+    would wait for it.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    if layers:
+        model._no_split_modules = sorted(layers)
+    if world_size() == 1:
+        return
+    base: Any = getattr(model, "model", None)
+    if hasattr(base, "vision_batch_size"):
+        base.vision_batch_size = 1 << 30
+    if hasattr(base, "unused_parameters"):
+        for parameter in base.unused_parameters():
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model: Any, train: Train) -> list[dict[str, Any]]:
@@ -205,19 +285,13 @@ def parameter_groups(model: Any, train: Train) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             key = (next((part for part in own if part in name), ""), parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)
-    out = []
-    for (part, decayed), parameters in groups.items():
-        lr = own.get(part)
-        out.append(
-            {
-                "params": parameters,
-                "lr": train.lr if lr is None else lr,
-                "weight_decay": train.weight_decay if decayed else 0.0,
-            }
-        )
-    if not out:
+    if not groups:
         raise ValueError("nothing to train: every parameter is frozen")
-    return out
+    rates = {part: train.lr if lr is None else lr for part, lr in {**own, "": None}.items()}
+    return [
+        {"params": parameters, "lr": rates[part], "weight_decay": train.weight_decay if decayed else 0.0}
+        for (part, decayed), parameters in groups.items()
+    ]
 
 
 def build_optimizer(model: Any, train: Train) -> Any:
@@ -227,25 +301,30 @@ def build_optimizer(model: Any, train: Train) -> Any:
     return torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, betas=train.betas, eps=train.eps)
 
 
-def set_checkpointing(model: Any, train: Train) -> None:
-    """Switch tiling and activation checkpointing on as the settings say."""
-    if train.tile_tokens:
-        from vniah.training.tiling import enable_tiling
-
-        enable_tiling(model, train.tile_tokens)
-    if train.checkpointing == "none":
-        return
-    if train.checkpointing == "offload":
-        from vniah.training.offload import enable_offloaded_checkpointing
-
-        enable_offloaded_checkpointing(model)
-        return
-    from longva_model.renamed import enable_checkpointing
-
-    enable_checkpointing(model)
-
-
 def only_item(items: Sequence[Any]) -> Any:
     """Collator of datasets whose items are batches already."""
     (item,) = items
     return item
+
+
+class StepDataset:
+    """A map-style dataset of whole batches: item i is ``make(i)`` as tensors."""
+
+    def __init__(self, make: Callable[[int], dict[str, Any]], length: int) -> None:
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        import torch
+
+        if not 0 <= step < self._length:
+            raise IndexError(step)
+        return {key: torch.from_numpy(value) for key, value in self._make(step).items()}
+
+
+def steps_and_passes(train: Train, samples: int, per_step: int) -> tuple[int, int]:
+    """Optimizer steps, and passes over ``samples`` that they take at ``per_step`` samples each."""
+    steps = train.steps or max(1, math.ceil(samples * train.epochs / per_step))
+    return steps, math.ceil(steps * per_step / samples)

@@ -10,6 +10,7 @@ Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
 
 from __future__ import annotations
 
+import importlib.util
 import types
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vniah.training.losses_size import CHUNK_ELEMENTS
+from vniah.training.stages import CHUNK_ELEMENTS
 
 Engine = Literal["auto", "torch", "liger", "chunked"]
 IGNORE = -100
@@ -68,15 +69,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def available_engines() -> list[str]:
     """Engines that can be used here, best first."""
-    import importlib.util
-
-    engines = []
-    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
-        engines.append("liger")
-    engines.append("chunked")
-    if hasattr(F, "linear_cross_entropy"):
-        engines.append("torch")
-    return engines
+    liger = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+    return [*(["liger"] if liger else []), "chunked", *(["torch"] if hasattr(F, "linear_cross_entropy") else [])]
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, engine: Engine = "auto") -> Tensor:
@@ -128,12 +122,17 @@ def install_loss(
 ) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
 
-    The base decoder (``model.model``) runs as it is; the head is applied inside the loss, called as a module
-    so that FSDP gathers its weight. ``shift_labels``
-    (already shifted: a shard of a sequence has its next token elsewhere) wins over ``labels``.
-    ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks. With ``ring`` the
-    batch is this rank's zigzag shard of a sequence, and attention goes round all ranks. ``without_visuals`` gives a
-    zero that is added where a batch has no images: sharded towers must run on every rank or on none.
+    The base decoder (``model.model``) runs as it is; the head is applied inside the loss, called as a module so that
+    FSDP gathers its weight. ``shift_labels`` (already shifted: a shard of a sequence has its next token elsewhere) wins
+    over ``labels``. ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks.
+
+    Args:
+        model: a decoder with its head, or a LongVA; changed in place and returned.
+        engine: of the cross entropy.
+        ring: the batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
+        without_visuals: gives a zero that is added where a batch has no images, in which gradients go through tower
+            and projector. Sharded layers are gathered by all ranks together, forwards and backwards, so that ranks
+            without images must do what ranks with images do, in the same order.
     """
     extra: dict[str, Any] = {}
     if ring:
@@ -152,42 +151,31 @@ def install_loss(
         if labels is None and shift_labels is None:
             return plain_forward(*args, **kwargs)
         kwargs.pop("use_cache", None)
-        zero: Tensor | float = 0.0
         hidden_BTD = self.model(*args, use_cache=False, **extra, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
         total = self.lm_head(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), labels_N=shift_labels.reshape(-1))
         count = num_items_in_batch if num_items_in_batch is not None else (shift_labels != IGNORE).sum().clamp(min=1)
-        return {"loss": (total + zero) / count}
+        return {"loss": total / count}
 
-    def head_forward(self: Any, hidden_ND: Tensor, labels_N: Tensor | None = None) -> Tensor:
+    def head_forward(self: Any, hidden_ND: Tensor, labels_N: Tensor | None = None) -> Any:
         if labels_N is None:
-            logits: Tensor = plain_head(hidden_ND)
-            return logits
+            return plain_head(hidden_ND)
         return linear_cross_entropy(hidden_ND, self.weight, labels_N, engine)
 
+    def embed(input_ids: Tensor, *visuals: Any, **named: Any) -> Any:
+        if any(value is not None for value in (*visuals, *named.values())):
+            return plain_embed(input_ids, *visuals, **named)
+        assert without_visuals is not None
+        zero = without_visuals()
+        embeds_BLD, images, videos = plain_embed(input_ids)
+        return embeds_BLD + zero.to(embeds_BLD.dtype), images, videos
+
     assert hasattr(model, "model") and hasattr(model, "lm_head"), "a model with a decoder and a head"
-    if without_visuals is not None:
-        model.model.embed = _embed_with(model.model.embed, without_visuals)
     plain_forward, plain_head = model.forward, model.lm_head.forward
+    if without_visuals is not None:
+        plain_embed, model.model.embed = model.model.embed, embed
     model.forward = types.MethodType(forward, model)
     model.lm_head.forward = types.MethodType(head_forward, model.lm_head)
     return model
-
-
-def _embed_with(embed: Callable[..., Any], without_visuals: Callable[[], Tensor]) -> Callable[..., Any]:
-    """``LongVAModel.embed`` that runs the tower on text alone too, and lets gradients through a frozen decoder.
-
-    Sharded layers are gathered by all ranks together, forwards and backwards: so ranks without images do what ranks
-    with images do, in the same order.
-    """
-
-    def embedded(input_ids: Tensor, *visuals: Any, **named: Any) -> Any:
-        if any(value is not None for value in (*visuals, *named.values())):
-            return embed(input_ids, *visuals, **named)
-        zero = without_visuals()
-        embeds_BLD, images, videos = embed(input_ids)
-        return embeds_BLD + zero.to(embeds_BLD.dtype), images, videos
-
-    return embedded

@@ -8,22 +8,23 @@ Symbols: D hidden, F MLP width, V vocabulary, t tokens on one GPU, b bytes of an
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from vniah.contract.cost import SHAPES, ModelShape
 from vniah.files import read_json
-from vniah.training.losses_size import CHUNK_ELEMENTS
 from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
-from vniah.training.stages import AlignStage, DpoStage, Stage, TextStage, Train, inputs
-from vniah.training.tower_memory import TowerMemory, tower_of, vision_memory
+from vniah.training.stages import CHUNK_ELEMENTS, AlignStage, DpoStage, NanoSize, Stage, TextStage, Train, inputs
 
 GIB = 2**30
 KNOWN = {"Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"], "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"]}
 # What the CUDA context, the allocator's gaps and NCCL's buffers take; an assumption, printed with the plan.
 RESERVE = 3 * GIB
+Planned: TypeAlias = TextStage | AlignStage | DpoStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,98 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.gathered + self.activations
 
 
-def layer_bytes_per_token(shape: ModelShape, b: int, *, tiled: bool = False) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerShape:
+    """A CLIP tower and the width it is projected to. ``layers`` are those that run."""
+
+    layers: int
+    width: int
+    intermediate: int
+    patches: int
+    patch_size: int
+    hidden: int
+    params: int
+
+    @property
+    def projector_params(self) -> int:
+        return self.hidden * (self.width + self.hidden + 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerMemory:
+    """Bytes of tower and projector: kept until their backward pass, and worked with one layer at a time."""
+
+    kept: int
+    layer: int
+
+
+def memory(
+    shape: ModelShape,
+    train: Train,
+    *,
+    tokens: int,
+    gpus: int,
+    trained: int,
+    frozen: int = 0,
+    learnt_tokens: int | None = None,
+    vision: TowerMemory | None = None,
+) -> Memory:
+    """Bytes on one GPU.
+
+    Args:
+        shape: the decoder.
+        train: how it is trained.
+        tokens: on one GPU at once.
+        gpus: that share the work.
+        trained: parameters that are trained, in all.
+        frozen: parameters that are not.
+        learnt_tokens: of the tokens, those with a label; all unless given.
+        vision: what tower and projector take, where there is a tower.
+    """
+    b = _activation_bytes(train)
+    shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
+    on_gpu = 0 if train.offload else 1
+    per_layer, root = shape.decoder_params // shape.layers, 2 * shape.vocab * shape.hidden
+    if shards > 1 or train.offload:
+        # This layer and the next, a layer's gradient before it is scattered; embeddings and head stay, with theirs.
+        gathered = b * (3 * per_layer + 2 * root)
+    else:
+        gathered = b * (trained + frozen) if b == 2 else 0  # autocast's copies of the weights
+    tile = min(train.tile_tokens, tokens)
+    kept, flying = _layer_bytes_per_token(shape, b, tiled=bool(tile))
+    if train.attention == "ring" and gpus > 1:
+        # Blocks that travel, twice (one is received while one is used), and fp32 sums of gradients and output.
+        heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        kept += 2 * 2 * kv * b + 4 * 2 * heads + 2 * 2 * 4 * kv
+    kept_layers = {"full": shape.layers, "offload": 2, "none": 0}[train.checkpointing]
+    layer = tokens * ((shape.layers if train.checkpointing == "none" else 1) * kept + flying)
+    if tile:
+        # A tile of the MLP with its gradients, and the sums of its weights' gradients.
+        layer += tile * sum(_layer_bytes_per_token(shape, b)) + 3 * 4 * shape.hidden * shape.intermediate
+    learnt = tokens if learnt_tokens is None else learnt_tokens
+    chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
+    # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.
+    # The last norm's input, its fp32 copies and its output are there as well.
+    head = chunk * shape.vocab * (2 * b + 4) + 4 * shape.vocab * shape.hidden + 2 * learnt * shape.hidden * b
+    head += tokens * shape.hidden * (b if tile else b + 2 * 4)
+    return Memory(
+        parameters=(trained + frozen) * 4 // shards * on_gpu,
+        gradients=trained * 4 // shards * on_gpu,
+        optimizer=trained * 8 // shards * on_gpu,
+        gathered=gathered,
+        checkpoints=kept_layers * tokens * shape.hidden * b,
+        layer=layer,
+        head=head,
+        tower_kept=vision.kept if vision else 0,
+        tower_layer=vision.layer if vision else 0,
+    )
+
+
+def _activation_bytes(train: Train) -> int:
+    return 2 if train.precision == "bf16" else 4
+
+
+def _layer_bytes_per_token(shape: ModelShape, b: int, *, tiled: bool = False) -> tuple[int, int]:
     """What one decoder layer keeps of a token for its backward pass, and the gradients in flight there.
 
     ``tiled``: MLP and norms keep their inputs alone, and make their outputs anew tile by tile.
@@ -65,74 +157,41 @@ def layer_bytes_per_token(shape: ModelShape, b: int, *, tiled: bool = False) -> 
     return norms + attention + mlp, b * (3 * shape.intermediate + 2 * shape.hidden)  # in flight: the MLP's, the largest
 
 
-def ring_bytes_per_token(shape: ModelShape, ranks: int, b: int) -> int:
-    """Blocks that travel, twice (one is received while one is used), and fp32 sums of gradients and output."""
-    if ranks == 1:
-        return 0
-    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return 2 * 2 * kv * b + 4 * 2 * heads + 2 * 2 * 4 * kv
+def tower_memory(
+    shape: TowerShape, *, tiles: int, b: int, trained: bool, checkpointing: Literal["none", "full", "offload"]
+) -> TowerMemory:
+    """Memory of ``tiles`` tiles on one GPU, all in the tower at once; of one that is not trained nothing is kept."""
+    tokens, width, wide = tiles * (shape.patches + 1), shape.width, shape.intermediate
+    # Both norms' inputs and outputs, q, k, v, what attention gives, its projection; fc1, its sigmoid and product.
+    layer_kept = tokens * b * (9 * width + 3 * wide)
+    flying = tokens * b * (2 * wide + 2 * width)
+    # Features in, the first linear, its GELU, the second.
+    projector = tiles * shape.patches * b * (width + 3 * shape.hidden)
+    pixels = 4 * 3 * tiles * shape.patches * shape.patch_size**2
+    if not trained:
+        return TowerMemory(kept=projector + pixels, layer=tokens * b * (4 * width + 2 * wide))
+    if checkpointing == "none":
+        return TowerMemory(kept=projector + pixels + shape.layers * layer_kept, layer=flying)
+    layers = shape.layers if checkpointing == "full" else 2
+    return TowerMemory(kept=projector + pixels + layers * tokens * width * b, layer=layer_kept + flying)
 
 
-def memory(
-    shape: ModelShape,
-    train: Train,
-    *,
-    tokens: int,
-    gpus: int,
-    trained: int,
-    frozen: int = 0,
-    learnt_tokens: int | None = None,
-    vision: TowerMemory | None = None,
-) -> Memory:
-    """Bytes on one GPU for ``tokens`` tokens on it.
-
-    Args:
-        shape: the decoder.
-        train: how it is trained.
-        tokens: on one GPU at once.
-        gpus: that share the work.
-        trained: parameters that are trained, in all.
-        frozen: parameters that are not.
-        learnt_tokens: of them, those with a label; all unless given.
-        vision: what tower and projector take, where there is a tower.
-    """
-    b = 2 if train.precision == "bf16" else 4
-    shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
-    on_gpu = 0 if train.offload else 1
-    parameters = (trained + frozen) * 4 // shards * on_gpu
-    gradients, optimizer = trained * 4 // shards * on_gpu, trained * 8 // shards * on_gpu
-    per_layer = shape.decoder_params // shape.layers
-    root = 2 * shape.vocab * shape.hidden
-    if shards > 1 or train.offload:
-        # This layer and the next, a layer's gradient before it is scattered; embeddings and head stay, with theirs.
-        gathered = b * (3 * per_layer + 2 * root)
+def _vision_memory(stage: Planned, shape: ModelShape, tokens: int) -> TowerMemory | None:
+    """What tower and projector take when all of ``tokens`` are visual; ``None`` for text."""
+    if isinstance(stage, TextStage):
+        return None
+    tower = _tower_of(shape)
+    pooled = tower.patches // 4
+    if isinstance(stage, DpoStage):
+        tiles = min(-(-tokens // pooled), 2 * stage.num_frames * stage.train.batch_size)
     else:
-        gathered = b * (trained + frozen) if b == 2 else 0  # autocast's copies of the weights
-    tile = min(train.tile_tokens, tokens)
-    kept, flying = layer_bytes_per_token(shape, b, tiled=bool(tile))
-    kept += ring_bytes_per_token(shape, gpus if train.attention == "ring" else 1, b)
-    kept_layers = {"full": shape.layers, "offload": 2, "none": 0}[train.checkpointing]
-    checkpoints = kept_layers * tokens * shape.hidden * b
-    layer = tokens * ((shape.layers if train.checkpointing == "none" else 1) * kept + flying)
-    if tile:
-        # A tile of the MLP with its gradients, and the sums of its weights' gradients.
-        layer += tile * sum(layer_bytes_per_token(shape, b)) + 3 * 4 * shape.hidden * shape.intermediate
-    learnt = tokens if learnt_tokens is None else learnt_tokens
-    chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
-    # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.
-    # The last norm's input, its fp32 copies and its output are there as well.
-    head = chunk * shape.vocab * (2 * b + 4) + 4 * shape.vocab * shape.hidden + 2 * learnt * shape.hidden * b
-    head += tokens * shape.hidden * (b if tile else b + 2 * 4)
-    return Memory(
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=optimizer,
-        gathered=gathered,
-        checkpoints=checkpoints,
-        layer=layer,
-        head=head,
-        tower_kept=vision.kept if vision else 0,
-        tower_layer=vision.layer if vision else 0,
+        tiles = -(-tokens // (pooled if stage.data.merge == "unires" else tower.patches))
+    return tower_memory(
+        tower,
+        tiles=tiles,
+        b=_activation_bytes(stage.train),
+        trained=isinstance(stage, DpoStage) or "tower" in stage.parts,
+        checkpointing=stage.train.checkpointing,
     )
 
 
@@ -146,18 +205,17 @@ def longest_sequence(
     frozen: int = 0,
     vision_of: Callable[[int], TowerMemory | None] = lambda tokens: None,
 ) -> int:
-    """Tokens of the longest sequence whose peak is below ``capacity``; 0 when none fits.
+    """Tokens of the longest sequence whose peak is at most ``capacity``; 0 when none fits.
 
     Under ``ring`` all GPUs share it, else one GPU holds it. ``vision_of``: what the images of so many tokens take.
     """
-    share = gpus if train.attention == "ring" else 1
-    low, high = 0, 1 << 26
-    while low < high:
-        middle = (low + high + 1) // 2
-        vision = vision_of(middle)
-        need = memory(shape, train, tokens=middle, gpus=gpus, trained=trained, frozen=frozen, vision=vision).peak
-        low, high = (middle, high) if need <= capacity else (low, middle - 1)
-    return low * share // (2 * gpus) * 2 * gpus if share > 1 else low
+
+    def peak(tokens: int) -> int:
+        vision = vision_of(tokens)
+        return memory(shape, train, tokens=tokens, gpus=gpus, trained=trained, frozen=frozen, vision=vision).peak
+
+    longest = max(0, bisect.bisect_right(range(1 << 26), capacity, key=peak) - 1)
+    return longest // 2 * 2 * gpus if train.attention == "ring" and gpus > 1 else longest
 
 
 def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
@@ -178,23 +236,19 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
     for stage in recipe.stages:
         if not isinstance(stage, TextStage | AlignStage | DpoStage):
             continue
-        shape = shape_of(stage, recipe)
-        trained, frozen = parameters_of(stage, shape)
-        tokens = tokens_of(stage, gpus)
-        vision_of = functools.partial(vision_memory, stage, shape)
+        shape = _shape_of(stage, recipe)
+        trained, frozen = _parameters_of(stage, shape)
+        tokens = _tokens_of(stage, gpus)
+        vision_of = functools.partial(_vision_memory, stage, shape)
         parts = {"gpus": gpus, "trained": trained, "frozen": frozen}
         need = memory(shape, stage.train, tokens=tokens, vision=vision_of(tokens), **parts)
         longest = longest_sequence(shape, stage.train, capacity=capacity, vision_of=vision_of, **parts)
-        figures = "".join(_gib(x, w) for x, w in ((need.gathered, 9), (need.activations, 8), (need.peak, 10)))
+        kept = _gib(need.parameters, 9) + _gib(need.gradients, 8) + _gib(need.optimizer, 8)
         if stage.train.offload:
-            figures = f"{'on the host':>25}{figures}"
-            on_host = 4 * (trained + frozen) + (4 + 8) * trained
-            notes.append(
-                f"{stage.name}: weights, gradients and optimizer take{_gib(on_host, 0)} GiB of the host in all"
-            )
-        else:
-            kept = ((need.parameters, 9), (need.gradients, 8), (need.optimizer, 8))
-            figures = "".join(_gib(x, w) for x, w in kept) + figures
+            kept = f"{'on the host':>25}"
+            on_host = _gib(4 * (trained + frozen) + (4 + 8) * trained, 0)
+            notes.append(f"{stage.name}: weights, gradients and optimizer take{on_host} GiB of the host in all")
+        figures = kept + _gib(need.gathered, 9) + _gib(need.activations, 8) + _gib(need.peak, 10)
         fits = "yes" if need.peak <= capacity else "no"
         lines.append(f"{stage.name:<24}{tokens:>11,}{figures}{fits:>6}{longest:>11,}")
     lines.append(
@@ -210,7 +264,7 @@ def _gib(num_bytes: float, width: int) -> str:
     return f" {'<0.01' if 0 < gib < 0.005 else f'{gib:.2f}':>{max(0, width - 1)}}"
 
 
-def tokens_of(stage: TextStage | AlignStage | DpoStage, gpus: int) -> int:
+def _tokens_of(stage: Planned, gpus: int) -> int:
     """Tokens on one GPU at once, at the longest that the stage allows."""
     if isinstance(stage, TextStage):
         if stage.data.phases:
@@ -224,29 +278,51 @@ def tokens_of(stage: TextStage | AlignStage | DpoStage, gpus: int) -> int:
     return stage.data.max_length * stage.train.batch_size
 
 
-def parameters_of(stage: TextStage | AlignStage | DpoStage, shape: ModelShape) -> tuple[int, int]:
+def _parameters_of(stage: Planned, shape: ModelShape) -> tuple[int, int]:
     """Parameters trained and frozen."""
     decoder = shape.decoder_params + 2 * shape.vocab * shape.hidden
     if isinstance(stage, TextStage):
         return decoder, 0
-    tower = tower_of(shape)
+    tower = _tower_of(shape)
     parts = {"decoder": decoder, "tower": tower.params, "projector": tower.projector_params}
+    whole = sum(parts.values())
     if isinstance(stage, DpoStage):
-        return sum(parts.values()), sum(parts.values())  # and the reference model
+        return whole, whole  # and the reference model
     trained = sum(parts[part] for part in stage.parts)
-    return trained, sum(parts.values()) - trained
+    return trained, whole - trained
 
 
-def shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
+def _tower_of(shape: ModelShape) -> TowerShape:
+    """The tower that goes with a decoder: CLIP ViT-L/14-336, all of the paper's models', or nano's before a small one.
+
+    The last layer does not run.
+    """
+    if shape.hidden >= 1024:
+        sizes = {"layers": 23, "width": 1024, "intermediate": 4096, "patches": 576, "patch_size": 14}
+        return TowerShape(**sizes, hidden=shape.hidden, params=303_500_000)
+    nano = NanoSize()
+    layer = 4 * nano.vision_width**2 + 2 * nano.vision_width * nano.vision_intermediate
+    return TowerShape(
+        layers=nano.vision_layers - 1,
+        width=nano.vision_width,
+        intermediate=nano.vision_intermediate,
+        patches=(nano.image_size // nano.patch_size) ** 2,
+        patch_size=nano.patch_size,
+        hidden=shape.hidden,
+        params=nano.vision_layers * layer,
+    )
+
+
+def _shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
     """The decoder's shape: followed back through the stages to a new model, a folder's config.json or a known name.
 
     Raises:
         ValueError: a Hub id whose shape is not known here.
     """
-    new = getattr(stage, "new", None)
-    if isinstance(stage, TextStage) and new is not None:
+    if isinstance(stage, TextStage) and stage.new is not None:
         from vniah.training.nano.vocabulary import words
 
+        new = stage.new
         return ModelShape(
             layers=new.num_layers,
             hidden=new.hidden_size,
@@ -260,14 +336,16 @@ def shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
     source = inputs(stage)[0]
     names = {other.name: other for other in recipe.stages}
     if source in names:
-        return shape_of(names[source], recipe)
+        return _shape_of(names[source], recipe)
     if source in KNOWN:
         return KNOWN[source]
     path = Path(source) / "config.json"
     if not path.is_file():
-        writer = _writer_of(source)
-        if writer is not None:
-            return shape_of(*writer)
+        # What a stage of a shipped recipe would write there, when it has not run yet.
+        for other in map(load_recipe, shipped_recipes()):
+            for writer in other.stages:
+                if other.folder / writer.name / "model" == Path(source):
+                    return _shape_of(writer, other)
         raise ValueError(
             f"the shape of {source!r} is not known here; give a local folder, or one of {', '.join(KNOWN)}"
         )
@@ -283,13 +361,3 @@ def shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
         head_dim=config.get("head_dim") or hidden // heads,
         vocab=config["vocab_size"],
     )
-
-
-def _writer_of(source: str) -> tuple[Stage, Recipe] | None:
-    """The stage of a shipped recipe that writes the folder ``source``, when it has not run yet."""
-    for name in shipped_recipes():
-        recipe = load_recipe(name)
-        for stage in recipe.stages:
-            if recipe.folder / stage.name / "model" == Path(source):
-                return stage, recipe
-    return None

@@ -7,20 +7,23 @@ is written last. ``python -m vniah.training.runner FOLDER STAGE`` runs one stage
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from vniah.files import read_json
-from vniah.training.fit import DONE
-from vniah.training.identity import check_identity, write_json
-from vniah.training.progress import StageBars
-from vniah.training.ranks import rank, wait_for, world_size
+from vniah.training.checkpoints import check_identity, write_json
+from vniah.training.fit import METRICS
+from vniah.training.preflight import check_recipe
+from vniah.training.processes import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
 from vniah.training.stages import Stage, as_data, inputs
 
@@ -32,6 +35,7 @@ MODULES = {
     "dpo": "vniah.training.dpo",
     "evaluate": "vniah.training.nano.evaluate",
 }
+DONE = "done.json"
 # Kinds that do not share their work over ranks.
 ALONE = ("prepare_text", "evaluate")
 
@@ -47,8 +51,6 @@ def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print, only: str 
     Raises:
         ValueError: the output folder holds another recipe, or a stage failed (naming its log).
     """
-    from vniah.training.preflight import check_recipe
-
     folder = recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
     check_recipe(recipe, only=only)
@@ -60,22 +62,18 @@ def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print, only: str 
     if rank() == 0:
         write_json(folder / "recipe.json", as_data(recipe))
     else:
-        say = _nothing
-    waiting = [stage for stage in recipe.stages if only in (None, stage.name)]
-    for stage in list(waiting):
-        if is_done(folder, stage.name):
+        say = list[str]().append  # the other ranks say nothing
+    wanted = [stage for stage in recipe.stages if only in (None, stage.name)]
+    waiting = [stage for stage in wanted if not is_done(folder, stage.name)]
+    for stage in wanted:
+        if stage not in waiting:
             say(f"{stage.name}: done before")
-            waiting.remove(stage)
     if recipe.parallel == 1 or only is not None or world_size() > 1:
         for stage in waiting:
             say(f"{stage.name}: started")
             say(f"{stage.name}: {_summary(run_stage(recipe, stage))}")
         return
     _run_parallel(recipe, waiting, say)
-
-
-def _nothing(_: str) -> None:
-    """What the other ranks say."""
 
 
 def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -140,17 +138,17 @@ def is_done(folder: Path, name: str) -> bool:
 
 
 def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], None]) -> None:
-    folder = recipe.folder
+    folder, names = recipe.folder, {stage.name for stage in recipe.stages}
     running: dict[str, tuple[Any, Any]] = {}
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // recipe.parallel)))
     bars = StageBars(folder)
-    say = bars.beside(say)
+    say = tqdm.external_write_mode()(say)  # lines and bars do not write into each other
     try:
         while waiting or running:
             for stage in list(waiting):
-                links = [link for link in inputs(stage) if link in {s.name for s in recipe.stages}]
-                if len(running) < recipe.parallel and all(is_done(folder, link) for link in links):
+                ready = all(is_done(folder, link) for link in inputs(stage) if link in names)
+                if ready and len(running) < recipe.parallel:
                     (folder / stage.name).mkdir(parents=True, exist_ok=True)
                     log = (folder / stage.name / "log.txt").open("a", encoding="utf-8")
                     command = [sys.executable, "-m", "vniah.training.runner", str(folder), stage.name]
@@ -177,6 +175,67 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
             log.close()
 
 
+class StageBars:
+    """One progress bar a running stage: its optimizer steps and last loss. Nothing is drawn where no one looks on.
+
+    Args:
+        folder: the recipe's output folder, with a folder for each stage.
+        shown: draw; ``None`` asks whether the output is a terminal.
+    """
+
+    def __init__(self, folder: Path, *, shown: bool | None = None) -> None:
+        self._folder = folder
+        self._disable = None if shown is None else not shown
+        self._bars: dict[str, Any] = {}
+
+    def add(self, name: str, steps: int | None) -> None:
+        """Begin the bar of a stage; ``steps`` in all, where that is known."""
+        self._bars[name] = bar = tqdm(desc=name, total=steps or None, unit="step", leave=False, disable=self._disable)
+        # A stage that goes on does not count the steps of before in its rate.
+        bar.initial = bar.last_print_n = bar.n = (self._last(name) or {}).get("step", 0)
+        bar.refresh()
+
+    def update(self) -> None:
+        """Move every bar to the last step that its stage has logged."""
+        for name, bar in self._bars.items():
+            event = self._last(name)
+            if event is None or event.get("step", 0) == bar.n:
+                continue
+            bar.n = event["step"]
+            # It goes on from its last checkpoint, which may lie before the last step that was logged.
+            bar.initial = min(bar.initial, bar.n)
+            if "loss" in event:
+                bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=False)
+            bar.refresh()
+
+    def _last(self, name: str) -> dict[str, Any] | None:
+        return None if self._bars[name].disable else last_event(self._folder / name / "run" / METRICS)
+
+    def remove(self, name: str) -> None:
+        """End the bar of a stage."""
+        self._bars.pop(name).close()
+
+    def close(self) -> None:
+        """End the bars that are left."""
+        for name in list(self._bars):
+            self.remove(name)
+
+
+def last_event(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics.jsonl that may be being written; ``None`` where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError):
+            if isinstance(event := json.loads(line), dict):
+                return event
+    return None
+
+
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'no output'} (whole log: {path})"
@@ -186,12 +245,6 @@ def _summary(report: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, dict | list))
 
 
-def main(arguments: list[str]) -> None:
-    """Run one stage of the recipe.json in a folder."""
-    folder, name = Path(arguments[0]), arguments[1]
-    recipe = build_recipe(read_json(folder / "recipe.json"), str(folder))
-    run_stage(recipe, recipe.stage(name))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    started = build_recipe(read_json(Path(sys.argv[1]) / "recipe.json"), sys.argv[1])
+    run_stage(started, started.stage(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The stages a recipe may have: small frozen dataclasses that check themselves.
+"""What a recipe may say: the ``train`` section that its stages share, and the stages, frozen and self-checking.
 
 Sizes are tokens, learning rates are AdamW's. Where a stage reads from (``model_from`` and the like) it names a stage
 before it, a folder or a Hub id. Imports no torch.
@@ -9,9 +9,83 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from vniah.training.settings import Train as Train  # others take it from here
+# Logits of a chunk of the chunked loss, 512 MB in fp32: the loss and the memory plan go by it.
+CHUNK_ELEMENTS = 1 << 27
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How a stage is optimised. Batch sizes are per device (under ``ring``: all devices share a sequence).
+
+    Attributes:
+        steps: optimizer steps; 0 means by ``epochs``.
+        warmup: share of all steps below 1, else a number of steps.
+        schedule: "cosine_min" falls to ``min_lr`` and not to 0.
+        tower_lr: learning rate of the vision tower; ``None`` is ``lr``. ``projector_lr`` likewise.
+        checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
+        tile_tokens: run the decoder's MLPs and norms in tiles of so many tokens; 0 runs them whole.
+        loss: engine of the head's cross entropy (see ``losses``).
+        attention: transformers' attention implementation; "ring" shards every sequence over all ranks.
+        sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
+        offload: with fsdp2, keep what is sharded in host memory.
+        deepspeed: path of a DeepSpeed config; instead of ``sharding``.
+        threads: CPU threads of this stage, which sums depend on in their last bits; 0 leaves it to the machine.
+    """
+
+    lr: float
+    steps: int = 0
+    epochs: float = 0.0
+    batch_size: int = 1
+    accumulation: int = 1
+    schedule: Literal["constant", "linear", "cosine", "cosine_min"] = "constant"
+    min_lr: float = 0.0
+    warmup: float = 0.0
+    tower_lr: float | None = None
+    projector_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpointing: Literal["none", "full", "offload"] = "none"
+    tile_tokens: int = 0
+    loss: Literal["auto", "torch", "liger", "chunked"] = "auto"
+    attention: str = "sdpa"
+    compile: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
+    offload: bool = False
+    deepspeed: str | None = None
+    log_every: int = 10
+    save_every: int = 0
+    keep: int = 2
+    report_to: tuple[str, ...] = ()
+    workers: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
+            raise ValueError(f"give steps or epochs above 0, got steps={self.steps}, epochs={self.epochs}")
+        for name in ("lr", "min_lr", "tower_lr", "projector_lr"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"learning rates must not be negative, got {name}={getattr(self, name)}")
+        for name in ("batch_size", "accumulation", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.deepspeed and self.sharding != "none":
+            raise ValueError("give either sharding or deepspeed, not both")
+        if self.deepspeed and self.tile_tokens:
+            raise ValueError("tile_tokens does not go with deepspeed, which takes weights away between tiles")
+        if self.offload and self.sharding == "none":
+            raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
+        for name in ("save_every", "warmup", "workers", "threads", "tile_tokens", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.attention == "ring" and self.batch_size != 1:
+            raise ValueError(
+                f"attention: ring shares one sequence among all ranks, so batch_size is 1; got {self.batch_size}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +106,16 @@ class NanoSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseSpec:
-    """From ``start`` on: sequences of ``length`` tokens, ``batch`` a step."""
+class LengthPhase:
+    """From step ``start`` on, sequences of ``length`` tokens, ``batch`` of them a step."""
 
     start: int
     length: int
     batch: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.length < 32 or self.batch < 1:
+            raise ValueError(f"a length phase needs start >= 0, length >= 32, batch >= 1; got {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +126,7 @@ class TextData:
     """
 
     shards: str | None = None
-    phases: tuple[PhaseSpec, ...] = ()
+    phases: tuple[LengthPhase, ...] = ()
     repeat_share: float = 0.5
     number_share: float = 0.0
 
@@ -105,6 +183,11 @@ class TextStage:
             raise ValueError("give either model_from (a stage, folder or Hub id) or new (a shape to start from)")
         if self.data.phases and (self.train.batch_size != 1 or not self.train.steps):
             raise ValueError("phases say their own batch sizes: give train.steps, and no batch_size or epochs")
+
+    def sequences_per_step(self, ranks: int) -> int:
+        """Whole sequences that an optimizer step takes: under ``ring`` all ranks share each."""
+        share = 1 if self.train.attention == "ring" else ranks
+        return self.train.batch_size * self.train.accumulation * share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,16 +319,7 @@ class EvaluateStage:
 
 
 Stage: TypeAlias = PrepareTextStage | TextStage | TowerStage | AlignStage | DpoStage | EvaluateStage
-KINDS: dict[str, type[Any]] = {
-    "prepare_text": PrepareTextStage,
-    "text": TextStage,
-    "tower": TowerStage,
-    "align": AlignStage,
-    "dpo": DpoStage,
-    "evaluate": EvaluateStage,
-}
-
-
+KINDS: dict[str, type[Any]] = {kind.__dataclass_fields__["kind"].default: kind for kind in get_args(Stage)}
 # What may change between a run and its resumption: it moves no weight.
 WITHOUT_EFFECT = frozenset(
     ("about", "output", "parallel", "workers", "report_to", "log_every", "save_every", "keep", "max_bad_share")

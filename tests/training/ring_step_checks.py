@@ -32,8 +32,8 @@ def sequence() -> dict[str, torch.Tensor]:
 def one_step(checkpointing: str) -> None:
     from longva_model.attention import register, zigzag_shard
     from longva_model.renamed import enable_checkpointing
+    from vniah.training.activations import enable_offloaded_checkpointing
     from vniah.training.losses import install_loss
-    from vniah.training.offload import enable_offloaded_checkpointing
 
     rank, world = dist.get_rank(), dist.get_world_size()
     register()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vniah.training.data.labels import BadSampleError
-from vniah.training.data.preference import PreferenceCollator, check_pair, read_pairs
+from vniah.training.dpo import PreferenceCollator, check_pair, read_pairs
 from vniah.training.stages import DpoStage, Train
 
 
@@ -38,10 +38,10 @@ def nano_folder(folder: Path) -> Path:
     """An untrained nano LongVA with its processor."""
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
     from vniah.training.align import processor_for
-    from vniah.training.loading import save_model
+    from vniah.training.checkpoints import save_model
     from vniah.training.nano.tower import tower_config
     from vniah.training.nano.vocabulary import build_tokenizer
-    from vniah.training.stages import NanoSize, PhaseSpec, TextData, TextStage
+    from vniah.training.stages import LengthPhase, NanoSize, TextData, TextStage
     from vniah.training.text import new_decoder
 
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def nano_folder(folder: Path) -> Path:
         name="t",
         new=size,
         train=Train(lr=1e-3, steps=1),
-        data=TextData(phases=(PhaseSpec(start=0, length=64, batch=1),)),
+        data=TextData(phases=(LengthPhase(start=0, length=64, batch=1),)),
         sequence_length=512,
     )
     text = new_decoder(size, tokenizer, stage).config

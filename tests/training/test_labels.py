@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from vniah.training.data.labels import (
     IGNORE,
     IMAGE,
     BadSampleError,
-    Style,
     check_conversation,
     encode,
     expand_images,
     pieces,
 )
+from vniah.training.stages import VisionData
+
+Style = functools.partial(VisionData, json=("data.json",))
 
 
 def turn(role: str, value: Any) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from longva_model.pictures.layout import VisualLayout
-from vniah.training.data.index import Indexer, Source, build_index
-from vniah.training.data.labels import BadSampleError, Style
-from vniah.training.data.llava import Collator, LlavaSamples, grouped_order
+from vniah.training.data import llava
+from vniah.training.data.labels import BadSampleError
+from vniah.training.data.llava import Collator, LlavaSamples, SampleReader, Source, build_index, grouped_order
+from vniah.training.stages import VisionData
 
 LAYOUT = VisualLayout(tile_size=32, patch_size=8)
 
@@ -64,24 +65,17 @@ def data(tmp_path: Path) -> Source:
     return Source(path=str(path), images=str(images))
 
 
-def indexer(max_length: int = 1500) -> Indexer:
-    return Indexer(tokenizer=Letters(), style=Style(), measure=LAYOUT.num_image_tokens, max_length=max_length)
+def reader(source: Source, tokenizer: Any = None, **data: Any) -> SampleReader:
+    style = VisionData(json=(source.path,), **{"max_length": 1500, **data})
+    return SampleReader([source], style, tokenizer or Letters(), LAYOUT)
 
 
-def samples_of(folder: Path, source: Source, **options: Any) -> LlavaSamples:
-    return LlavaSamples(
-        folder,
-        [source],
-        style=Style(),
-        tokenizer=Letters(),
-        layout=LAYOUT,
-        placeholder=2**30,
-        **{"batch": 2, "group": True, "seed": 0, **options},
-    )
+def samples_of(folder: Path, source: Source, **data: Any) -> LlavaSamples:
+    return LlavaSamples(folder, reader(source, **data), placeholder=2**30, batch=2, seed=0)
 
 
 def test_bad_samples_are_named_and_counted(data: Source, tmp_path: Path) -> None:
-    manifest = build_index([data], indexer(), tmp_path / "index", 0.9)
+    manifest = build_index(reader(data), tmp_path / "index", 0.9)
     assert (manifest["samples"], manifest["num_bad"]) == (4, 7)
     report = "\n".join(manifest["bad"])
     for wanted in (
@@ -109,7 +103,7 @@ def test_a_data_set_with_its_images_inside(data: Source, tmp_path: Path) -> None
     (tmp_path / "set").mkdir()
     table.to_parquet(str(tmp_path / "set" / "train.parquet"))
     source = Source(path=str(tmp_path / "set"))
-    manifest = build_index([source], indexer(), tmp_path / "index", 0.0)
+    manifest = build_index(reader(source), tmp_path / "index", 0.0)
     assert (manifest["samples"], manifest["num_bad"]) == (2, 0)
     sample = samples_of(tmp_path / "index", source).sample(0)
     assert sample["image_sizes"] == [(32, 64)]
@@ -117,7 +111,7 @@ def test_a_data_set_with_its_images_inside(data: Source, tmp_path: Path) -> None
 
 def test_too_many_bad_samples_stop_the_run(data: Source, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="7 of 11 samples are bad"):
-        build_index([data], indexer(), tmp_path / "index", 0.01)
+        build_index(reader(data), tmp_path / "index", 0.01)
 
 
 def test_mended_samples_are_looked_at_again(data: Source, tmp_path: Path) -> None:
@@ -128,20 +122,20 @@ def test_mended_samples_are_looked_at_again(data: Source, tmp_path: Path) -> Non
     path.write_text(json.dumps(wanted))
     folder = tmp_path / "index"
     with pytest.raises(ValueError, match=r"1 of 2 samples are bad.*bad\.json"):
-        build_index([data], indexer(), folder, 0.0)
+        build_index(reader(data), folder, 0.0)
     images = Path(data.images)
     (images / "broken.png").write_bytes((images / "a.png").read_bytes())
-    assert build_index([data], indexer(), folder, 0.0)["samples"] == 2
+    assert build_index(reader(data), folder, 0.0)["samples"] == 2
     path.write_text(json.dumps(wanted[:1]))
     with pytest.raises(ValueError, match="differs in samples"):
-        build_index([data], indexer(), folder, 0.0)
+        build_index(reader(data), folder, 0.0)
 
 
 def test_all_bad_samples_are_listed(data: Source, tmp_path: Path) -> None:
     many = [{"id": str(i), "conversations": []} for i in range(1500)]
     good = {"id": "good", "conversations": qa("Hi", "Hello")}
     Path(data.path).write_text(json.dumps([*many, good]))
-    manifest = build_index([data], indexer(), tmp_path / "index", 1.0)
+    manifest = build_index(reader(data), tmp_path / "index", 1.0)
     assert manifest["num_bad"] == len(manifest["bad"]) == 1500
 
 
@@ -149,41 +143,37 @@ def test_all_bad_samples_are_listed(data: Source, tmp_path: Path) -> None:
 def test_the_index_does_not_depend_on_the_number_of_workers(
     data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vniah.training.data import index
     from vniah.training.nano.vocabulary import build_tokenizer
 
-    monkeypatch.setattr(index, "PART_SAMPLES", 4)
-    looks = Indexer(tokenizer=build_tokenizer(), style=Style(), measure=LAYOUT.num_image_tokens, max_length=500)
+    monkeypatch.setattr(llava, "PART_SAMPLES", 4)
     for workers in (1, 2):
-        build_index([data], looks, tmp_path / str(workers), 0.9, workers)
+        build_index(reader(data, build_tokenizer(), max_length=500), tmp_path / str(workers), 0.9, workers)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("1", "2"))
     assert one == two and len(one) > 4
 
 
 def test_an_index_goes_on_after_a_kill(data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vniah.training.data import index
-
-    monkeypatch.setattr(index, "PART_SAMPLES", 4)
+    monkeypatch.setattr(llava, "PART_SAMPLES", 4)
     looked: list[str] = []
-    real = Indexer.look
+    real = SampleReader.measure
 
-    def look(self: Indexer, sample: Any, source: Source) -> tuple[int, bool]:
+    def look(self: SampleReader, sample: Any, source: int) -> tuple[int, bool]:
         looked.append(str(sample.get("id")))
         if len(looked) == 6:
             raise KeyboardInterrupt
         measured: tuple[int, bool] = real(self, sample, source)
         return measured
 
-    monkeypatch.setattr(Indexer, "look", look)
+    monkeypatch.setattr(SampleReader, "measure", look)
     with pytest.raises(KeyboardInterrupt):
-        build_index([data], indexer(), tmp_path / "index", 0.9)
-    manifest = build_index([data], indexer(), tmp_path / "index", 0.9)
+        build_index(reader(data), tmp_path / "index", 0.9)
+    manifest = build_index(reader(data), tmp_path / "index", 0.9)
     assert (manifest["samples"], manifest["num_bad"]) == (4, 7)
     assert looked.count("one") == 1 and looked.count("no-file") == 2
 
 
 def test_samples_hold_their_tiles_and_placeholders(data: Source, tmp_path: Path) -> None:
-    build_index([data], indexer(), tmp_path / "index", 0.9)
+    build_index(reader(data), tmp_path / "index", 0.9)
     samples = samples_of(tmp_path / "index", data)
     assert len(samples) == 4
     for number in range(4):
@@ -199,15 +189,15 @@ def test_samples_hold_their_tiles_and_placeholders(data: Source, tmp_path: Path)
 
 
 def test_a_file_that_went_bad_after_indexing_is_an_error_and_not_replaced(data: Source, tmp_path: Path) -> None:
-    build_index([data], indexer(), tmp_path / "index", 0.9)
+    build_index(reader(data), tmp_path / "index", 0.9)
     (Path(data.images) / "a.png").unlink()
     with pytest.raises(BadSampleError, match=r"no image 'a\.png'"):
         samples_of(tmp_path / "index", data).sample(0)
 
 
 def test_passes_differ_in_order_and_each_holds_every_sample(data: Source, tmp_path: Path) -> None:
-    build_index([data], indexer(), tmp_path / "index", 0.9)
-    samples = samples_of(tmp_path / "index", data, group=False)
+    build_index(reader(data), tmp_path / "index", 0.9)
+    samples = samples_of(tmp_path / "index", data, group_by_length=False)
     orders = [samples.order(epoch).tolist() for epoch in range(6)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
     assert len({tuple(order) for order in orders}) > 1
@@ -249,7 +239,7 @@ def test_the_collated_batch_trains_a_model(data: Source, tmp_path: Path) -> None
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
     )
     model = LongVAForConditionalGeneration(LongVAConfig(text_config=text, vision_config=vision))
-    build_index([data], indexer(), tmp_path / "index", 0.9)
+    build_index(reader(data), tmp_path / "index", 0.9)
     samples = samples_of(tmp_path / "index", data)
     install_loss(model, without_visuals=lambda: empty_picture(model))
     called: list[str] = []

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 from vniah.training.align import load_or_assemble
-from vniah.training.nano.calibrate import calibrate_projector, caption_embeddings, filler_embedding
 from vniah.training.nano.pictures import draw_distractors, draw_icons
-from vniah.training.nano.tower import pixel_values
+from vniah.training.nano.tower import calibrate_projector, caption_embeddings, filler_embedding
 from vniah.training.recipe import load_recipe
 from vniah.training.runner import run_recipe
 
@@ -75,7 +74,8 @@ def test_a_fresh_projector_says_an_icon_in_the_decoders_words() -> None:
     """With the shipped tower and decoder, on combinations that it was not fitted on."""
     from longva_model import LongVAForConditionalGeneration
     from longva_model.backends.loading import nano_folder
-    from vniah.training.loading import load_tokenizer
+    from longva_model.pictures.preprocess import normalise
+    from vniah.training.checkpoints import load_tokenizer
 
     folder = str(nano_folder())
     model, tokenizer = LongVAForConditionalGeneration.from_pretrained(folder), load_tokenizer(folder)
@@ -92,7 +92,7 @@ def test_a_fresh_projector_says_an_icon_in_the_decoders_words() -> None:
     blank_NHWC = draw_distractors(60, 32, seed=5, film_share=0.5)
     with torch.no_grad():
         seen_NTD, empty_NTD = (
-            model.encode_frames(torch.from_numpy(pixel_values(pixels))) for pixels in (icons.pixels_NHWC, blank_NHWC)
+            model.encode_frames(torch.from_numpy(normalise(pixels))) for pixels in (icons.pixels_NHWC, blank_NHWC)
         )
         meant_ND, filler_D = caption_embeddings(model, tokenizer, icons), filler_embedding(model, tokenizer)
     # Each icon is nearest to its own caption, each other picture to filler.

@@ -10,9 +10,10 @@ import pytest
 from vniah.prompts import NANO, question_text
 from vniah.training.nano import pictures
 from vniah.training.nano.pictures import draw_distractors, draw_icons
-from vniah.training.nano.text_tasks import IGNORE, LengthPhase, TextTasks, phase_at
+from vniah.training.nano.text_tasks import IGNORE, TextTasks, phase_at
 from vniah.training.nano.vision_tasks import VisionTasks, montage
-from vniah.training.nano.vocabulary import build_tokenizer, save_tokenizer
+from vniah.training.nano.vocabulary import build_tokenizer
+from vniah.training.stages import LengthPhase
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def test_other_words_fall_apart_into_letters_and_never_into_unknown(tokenizer: A
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer: Any, tmp_path: Any) -> None:
-    from vniah.training.loading import load_tokenizer
+    from vniah.training.checkpoints import load_tokenizer
 
-    save_tokenizer(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     again = load_tokenizer(str(tmp_path))
     assert again.get_vocab() == tokenizer.get_vocab()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from vniah.training.nano.figure4 import as_runs, collect, spread, table
@@ -64,7 +65,7 @@ def test_the_shipped_model_is_small_and_complete() -> None:
 
 
 def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
-    from vniah.training.loading import load_tokenizer
+    from vniah.training.checkpoints import load_tokenizer
     from vniah.training.nano.vocabulary import build_tokenizer
 
     assert load_tokenizer(str(shipped_folder())).get_vocab() == build_tokenizer().get_vocab()
@@ -72,7 +73,7 @@ def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
 
 def test_the_shipped_tokenizer_reads_every_needle_question() -> None:
     from vniah.needles import open_needles
-    from vniah.training.loading import load_tokenizer
+    from vniah.training.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(str(shipped_folder()))
     for needle in open_needles("icons:0:60"):
@@ -80,10 +81,56 @@ def test_the_shipped_tokenizer_reads_every_needle_question() -> None:
         assert len(tokenizer(needle.answer, add_special_tokens=False).input_ids) == 1
 
 
+def score_grid(model: Any, tokenizer: Any, grid: Any, *, haystack: str, needles: str) -> list[dict[str, Any]]:
+    """As ``score_by_tree``, the plain way: one forward a cell through the model class."""
+    import numpy as np
+
+    from longva_model.pictures.preprocess import fit_frames, normalise
+    from vniah.haystack import open_haystack
+    from vniah.needles import open_needles
+    from vniah.prompts import NANO, question_text
+
+    needle_set = {needle.id: needle for needle in open_needles(needles)}
+    film, size = open_haystack(haystack), model.config.layout.tile_size
+
+    def encode(frames_NHWC: Any) -> torch.Tensor:
+        return model.encode_frames(torch.from_numpy(normalise(fit_frames(frames_NHWC, "pad", size)))).float()
+
+    def text(string: str) -> torch.Tensor:
+        ids = tokenizer(string, add_special_tokens=False).input_ids
+        return model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+
+    scored = []
+    with torch.no_grad():
+        frames_FTD = encode(film.frames(0, grid.longest))
+        for cell in grid.cells(needle_set):
+            needle, k = needle_set[cell.needle], cell.needle_index
+            seen_FTD = frames_FTD[: cell.length]
+            if k is not None:
+                needle_1TD = encode(np.asarray(needle.image)[None])
+                seen_FTD = torch.cat([frames_FTD[:k], needle_1TD, frames_FTD[k : cell.length]])
+            answer = tokenizer(needle.answer, add_special_tokens=False).input_ids
+            parts = [text(NANO.pre), seen_FTD.flatten(0, 1), text(question_text(needle.question)), text(NANO.post)]
+            prompt_TD = torch.cat([*parts, text(needle.answer)[:-1]])
+            logits = model(inputs_embeds=prompt_TD[None], logits_to_keep=len(answer), use_cache=False).logits[0]
+            predicted = logits.argmax(-1).tolist()
+            scored.append(
+                {
+                    "num_frames": cell.length,
+                    "depth_percent": cell.depth_percent,
+                    "needle": cell.needle,
+                    "correct": predicted == answer,
+                    "predicted": tokenizer.decode(predicted, skip_special_tokens=True),
+                    "answer": needle.answer,
+                }
+            )
+    return scored
+
+
 def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None:
+    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.nano.evaluate import summary
     from vniah.runs.grid import Grid
-    from vniah.training.loading import load_tokenizer
-    from vniah.training.nano.evaluate import score_grid, summary
 
     cells = score_grid(
         shipped,
@@ -97,9 +144,9 @@ def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None
 
 
 def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> None:
+    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.nano.evaluate import score_by_tree
     from vniah.runs.grid import Grid
-    from vniah.training.loading import load_tokenizer
-    from vniah.training.nano.evaluate import score_by_tree, score_grid
 
     grid = Grid.parse("3,40", "0,40,100")
     of = {"haystack": "synthetic:3", "needles": "icons:5:4"}

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from vniah.training.activations import enable_offloaded_checkpointing, enable_tiling
 from vniah.training.losses import install_loss
-from vniah.training.offload import enable_offloaded_checkpointing
-from vniah.training.tiling import enable_tiling
 
 
 def tiny() -> Any:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from vniah.contract.cost import SHAPES, ModelShape
-from vniah.training.plan import longest_sequence, memory, plan_recipe
+from vniah.training.plan import TowerShape, longest_sequence, memory, plan_recipe, tower_memory
 from vniah.training.recipe import load_recipe
 from vniah.training.stages import Train
-from vniah.training.tower_memory import TowerShape, tower_memory
 
 SHAPE = ModelShape(layers=6, hidden=128, intermediate=352, heads=4, kv_heads=2, head_dim=32, vocab=300)
 
@@ -52,16 +51,14 @@ def decoder_config(hidden: int = SHAPE.hidden) -> Any:
     )
 
 
-class OnHost:
-    """What ``offload.to_host`` keeps, where the tracker does not see it: here host and device are one memory."""
+def on_host(pin_memory: bool) -> Any:
+    """``save_on_cpu`` that keeps tensors where the tracker does not see them: here host and device are one memory."""
+    import torch
 
-    def __init__(self, tensor: Any) -> None:
-        self.values, self.dtype = tensor.detach().float().numpy().copy(), tensor.dtype
-
-    def to(self, *_: Any, **__: Any) -> Any:
-        import torch
-
-        return torch.from_numpy(self.values).to(self.dtype)
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (tensor.detach().float().numpy().copy(), tensor.dtype),
+        lambda kept: torch.from_numpy(kept[0]).to(kept[1]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,18 +71,18 @@ def test_planned_peak_is_near_the_measured_one(
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from vniah.training import offload
-    from vniah.training.fit import set_checkpointing
+    from vniah.training import activations
+    from vniah.training.activations import reduce_activations
     from vniah.training.losses import install_loss
 
-    monkeypatch.setattr(offload, "to_host", OnHost)
+    monkeypatch.setattr(activations, "save_on_cpu", on_host)
     tokens = 1024
     train = Train(lr=1e-3, steps=1, precision=precision, checkpointing=checkpointing, tile_tokens=tile)
     trained = SHAPE.decoder_params + 2 * SHAPE.vocab * SHAPE.hidden
     planned = memory(SHAPE, train, tokens=tokens, gpus=1, trained=trained).peak
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(decoder_config()).train()
-    set_checkpointing(model, train)
+    reduce_activations(model, train)
     ids = torch.randint(0, SHAPE.vocab, (1, tokens))
     measured = peak_of_a_step(install_loss(model), {"input_ids": ids, "labels": ids}, precision == "bf16")
     assert planned == pytest.approx(measured, rel=0.25), (planned, measured)
@@ -97,7 +94,7 @@ def test_planned_peak_with_images_is_near_the_measured_one(checkpointing: Any) -
     from transformers import CLIPVisionConfig
 
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
-    from vniah.training.fit import set_checkpointing
+    from vniah.training.activations import reduce_activations
     from vniah.training.losses import install_loss
 
     tiles, side = 24, 4
@@ -107,7 +104,7 @@ def test_planned_peak_with_images_is_near_the_measured_one(checkpointing: Any) -
     torch.manual_seed(0)
     model = LongVAForConditionalGeneration(LongVAConfig(text_config=decoder_config(), vision_config=vision)).train()
     train = Train(lr=1e-3, steps=1, precision="fp32", checkpointing=checkpointing)
-    set_checkpointing(model, train)
+    reduce_activations(model, train)
     tokens = tiles * (side // 2) ** 2
     ids = torch.full((1, tokens + 8), model.config.image_token_index)
     ids[:, tokens:] = 5

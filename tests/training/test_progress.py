@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm.auto import tqdm
 
-from vniah.training.metrics import last_event
-from vniah.training.progress import StageBars
 from vniah.training.recipe import load_recipe
-from vniah.training.runner import run_recipe
+from vniah.training.runner import StageBars, last_event, run_recipe
 
 SMALL = [
     "text.train.steps=3",
@@ -46,7 +45,7 @@ def test_bars_show_the_step_and_the_loss_of_each_stage(tmp_path: Path, monkeypat
     metrics(tmp_path, "text", '{"step": 40, "loss": 1.25}\n')
     bars.update()
     lines: list[str] = []
-    bars.beside(lines.append)("tower: started")
+    tqdm.external_write_mode()(lines.append)("tower: started")
     bars.remove("text")
     bars.close()
     assert "40/100" in shown.getvalue() and "loss=1.250" in shown.getvalue() and "tower" in shown.getvalue()

@@ -29,9 +29,9 @@ def recipe(folder: Path, name: str, **train: Any) -> Path:
             for _ in range(60)
         ]
         (corpus / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        from vniah.training.nano.vocabulary import save_tokenizer
+        from vniah.training.nano.vocabulary import build_tokenizer
 
-        save_tokenizer(folder / "tokenizer")
+        build_tokenizer().save_pretrained(folder / "tokenizer")
     stages: list[dict[str, Any]] = [
         {
             "name": "shards",

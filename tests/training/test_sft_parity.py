@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from vniah.training.data.labels import IMAGE, Style, check_conversation, encode, expand_images, pieces
+from vniah.training.data.labels import IMAGE, check_conversation, encode, expand_images, pieces
+from vniah.training.stages import VisionData
+
+Style = functools.partial(VisionData, json=("data.json",))
 
 REFERENCE = Style(newline_after_image="reference")
 
@@ -27,7 +31,7 @@ def processor(shared: Path) -> Any:
     return LongVAProcessor.from_pretrained(str(shared / "parity" / "LongVA-tiny-unires"))
 
 
-def encoded(case: dict[str, Any], processor: Any, style: Style) -> tuple[list[int], list[int]]:
+def encoded(case: dict[str, Any], processor: Any, style: VisionData) -> tuple[list[int], list[int]]:
     turns = check_conversation(case["conversations"], 1)
     return encode(pieces(turns, style), lambda text: processor.tokenizer(text, add_special_tokens=False).input_ids)
 

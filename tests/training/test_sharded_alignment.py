@@ -39,10 +39,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder, a tower and LLaVA-format data with one, two or no images a sample, of one to six tiles."""
     from transformers import CLIPVisionModel
 
-    from vniah.training.loading import save_model
+    from vniah.training.checkpoints import save_model
     from vniah.training.nano.tower import tower_config
     from vniah.training.nano.vocabulary import build_tokenizer
-    from vniah.training.stages import NanoSize, PhaseSpec, TextData, TextStage, Train
+    from vniah.training.stages import LengthPhase, NanoSize, TextData, TextStage, Train
     from vniah.training.text import new_decoder
 
     folder = tmp_path_factory.mktemp("world")
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="t",
         new=size,
         train=Train(lr=1e-3, steps=1),
-        data=TextData(phases=(PhaseSpec(start=0, length=64, batch=1),)),
+        data=TextData(phases=(LengthPhase(start=0, length=64, batch=1),)),
         sequence_length=2048,
     )
     save_model(new_decoder(size, tokenizer, text), tokenizer, folder / "decoder")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vniah.training.data import prepare
-from vniah.training.data.mixture import select_documents
-from vniah.training.data.packing import Packing
+from vniah.training.data.corpus import BrokenRow, read_rows
+from vniah.training.data.packing import Packing, select_documents
 from vniah.training.data.shards import RingSequences, read_arrow, read_manifest
 from vniah.training.stages import PrepareTextStage
 
@@ -146,7 +146,7 @@ def test_killed_while_writing_and_run_again_gives_the_same_shards(
 def test_the_separator_is_the_beginning_of_text_unless_named(stage: PrepareTextStage) -> None:
     import dataclasses
 
-    from vniah.training.loading import load_tokenizer
+    from vniah.training.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(stage.tokenizer)
     assert prepare.separator_id(tokenizer, stage) == tokenizer.bos_token_id
@@ -163,8 +163,6 @@ def test_every_kind_of_file_is_read_and_broken_lines_are_told_apart(tmp_path: Pa
 
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from vniah.training.data.rows import BrokenRow, read_rows
 
     good = [{"text": "a", "n": 1}, {"text": 3}]
     lines = "\n".join(map(json.dumps, good)).encode() + b"\n\n"

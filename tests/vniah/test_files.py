@@ -128,19 +128,17 @@ def _annotations(path: Path) -> list[str]:
 
 
 def _llava(path: Path) -> list[str]:
-    from vniah.training.data.index import Source
+    from vniah.training.data.llava import Source
 
     return [row["question"] for row in Source(path=str(path)).samples()]
 
 
 def _preferences(path: Path) -> list[str]:
-    from vniah.training.data.preference import _lines
-
-    return [row["question"] for _, row in _lines(str(path))]
+    return [row["question"] for _, row in read_json_lines(path)]
 
 
 def _corpus(path: Path) -> list[str]:
-    from vniah.training.data.rows import read_rows
+    from vniah.training.data.corpus import read_rows
 
     return [row["question"] for row in read_rows(path) if isinstance(row, dict)]
 

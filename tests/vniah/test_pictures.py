@@ -211,7 +211,7 @@ def test_every_way_to_show_a_picture_shows_the_same(tmp_path: Path) -> None:
     from longva_model.prompts.prompting import visual_part
     from vniah.haystack import open_haystack
     from vniah.needles.needle import Picture
-    from vniah.training.data.index import open_image as open_sample
+    from vniah.training.data.llava import open_image as open_sample
 
     exif = Image.Exif()
     exif[0x0112] = 6

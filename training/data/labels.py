@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vniah.prompts import DEFAULT_SYSTEM
+from vniah.training.stages import VisionData
 
 IGNORE = -100
 IMAGE = -200
@@ -26,16 +27,6 @@ class Piece:
 
     text: str | None
     learn: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Style:
-    """How conversations are written down; the fields of ``stages.VisionData`` of the same names."""
-
-    template: str = "qwen_1_5"
-    reference_labels: bool = True
-    newline_after_image: Literal["once", "reference"] = "once"
-    single_image_first: bool = True
 
 
 class BadSampleError(ValueError):
@@ -73,7 +64,7 @@ def check_conversation(conversations: Any, num_images: int) -> list[tuple[str, s
     return turns
 
 
-def pieces(turns: Sequence[tuple[str, str]], style: Style) -> list[Piece]:
+def pieces(turns: Sequence[tuple[str, str]], style: VisionData) -> list[Piece]:
     """The pieces of a conversation in the given style.
 
     Raises:
@@ -97,7 +88,7 @@ def pieces(turns: Sequence[tuple[str, str]], style: Style) -> list[Piece]:
     return out
 
 
-def _with_images(text: str, style: Style) -> list[Piece]:
+def _with_images(text: str, style: VisionData) -> list[Piece]:
     """A user's turn: a line end after each image, and one more where the text brings its own (reference)."""
     if style.single_image_first and text.count(PLACEHOLDER) == 1 and not text.startswith(PLACEHOLDER):
         # As the original trains, and as everybody asks.
@@ -147,4 +138,4 @@ def expand_images(
 def sample_id(sample: Any, number: int) -> str:
     """What to call a sample in reports: its id where it has one, else its number."""
     given = sample.get("id") if isinstance(sample, dict) else None
-    return re.sub(r"\s+", " ", str(given)) if given is not None else f"#{number}"
+    return f"#{number}" if given is None else re.sub(r"\s+", " ", str(given))

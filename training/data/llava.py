@@ -1,96 +1,272 @@
-"""LLaVA-format data as the alignment stages read it: ids, labels and tiles, in an order that groups lengths.
+"""LLaVA-format data as the alignment stages read it: every sample looked at once, then ids, labels and tiles.
+
+Before training every sample is indexed: what is good, how long, and what is bad. A sample with a missing or corrupt
+image, a conversation without an answer or placeholders that do not fit its images is left out, reported with its id and
+counted in manifest.json; past a stated share the run stops. Nothing is ever put in its place. Parts are looked at by
+several processes, and go on where they were after a kill.
 
 Shape legend: B samples, T tokens, N tiles of all images of a batch, S the tower's edge.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.files import read_json
-from vniah.training.data.index import MANIFEST, Indexer, Source, build_index, read_index
-from vniah.training.data.labels import Style, check_conversation, encode, expand_images, pieces
-from vniah.training.ranks import rank, wait_for, world_size
-from vniah.training.stages import AlignStage
+from vniah.files import read_json, read_json_lines
+from vniah.haystack import pictures
+from vniah.training.checkpoints import check_identity, write_json
+from vniah.training.data.labels import (
+    IGNORE,
+    BadSampleError,
+    check_conversation,
+    encode,
+    expand_images,
+    pieces,
+    sample_id,
+)
+from vniah.training.data.shards import read_arrow, write_arrow
+from vniah.training.processes import map_parts, rank, wait_for, world_size
+from vniah.training.stages import AlignStage, VisionData
 
-IGNORE = -100
+PART_SAMPLES = 5_000
+MANIFEST = "manifest.json"
 Ints = NDArray[np.int64]
 
 
-def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, folder: Path) -> tuple[Any, Any, Any, Any]:
-    """The stage's dataset and collator, its settings, and notes for the report.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One data file in LLaVA's format, or a data set that holds its images.
+
+    Attributes:
+        path: a .json (list) or .jsonl file; else what ``datasets.load_dataset`` takes (a Hub id, a folder of
+            parquet files) with columns ``conversations`` and ``image``.
+        images: folder that a file's image paths are relative to.
+    """
+
+    path: str
+    images: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.path).suffix in (".json", ".jsonl")
+
+    def samples(self) -> list[Any]:
+        """All samples, without pixels; those of a data set carry their row.
+
+        Raises:
+            ValueError: the file is not JSON, or not a list of samples.
+        """
+        if not self.is_file:
+            texts = _dataset(self.path).remove_columns("image")
+            return [{**row, "row": number} for number, row in enumerate(texts)]
+        if self.path.endswith(".jsonl"):
+            return [sample for _, sample in read_json_lines(self.path)]
+        samples = read_json(self.path, max_bytes=None)
+        if not isinstance(samples, list):
+            raise ValueError(f"{self.path}: expected a list of samples, got {type(samples).__name__}")
+        return samples
+
+    def open_images(self, sample: Any) -> list[Any]:
+        """The images of a sample, decoded to RGB.
+
+        Raises:
+            BadSampleError: one that is missing or cannot be decoded.
+        """
+        if self.is_file:
+            given = sample.get("image") if isinstance(sample, dict) else None
+            names = _listed(given)
+            if not all(isinstance(name, str) and name for name in names):
+                raise BadSampleError(f"image must be a path or a list of paths, got {given!r}")
+            return [open_image(self.images, name) for name in names]
+        try:
+            return [pictures.to_rgb(image) for image in _listed(_dataset(self.path)[int(sample["row"])]["image"])]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadSampleError(f"the image of row {sample['row']} cannot be decoded ({error})") from None
+
+
+@functools.cache
+def _dataset(path: str) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(path, split="train")
+
+
+def _listed(images: Any) -> list[Any]:
+    """None, one or several."""
+    return [] if images is None else images if isinstance(images, list) else [images]
+
+
+def open_image(folder: str, name: str) -> Any:
+    """An image under ``folder``, decoded.
+
+    Raises:
+        BadSampleError: a path that leaves the folder, no file, or one that cannot be decoded.
+    """
+    root = Path(folder).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise BadSampleError(f"the image path {name!r} leaves the images folder")
+    if not path.is_file():
+        raise BadSampleError(f"no image {name!r}")
+    try:
+        return pictures.open_image(path)
+    except (OSError, ValueError) as error:
+        raise BadSampleError(f"the image {name!r} cannot be decoded ({error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleReader:
+    """Opens the images of a sample, checks its conversation, and writes it down as tokens.
+
+    Attributes:
+        sources: where samples come from; a sample goes by the number of its source.
+        data: how conversations are written down, and the longest sample in tokens.
+        tokenizer: the decoder's.
+        layout: the model's ``VisualLayout``.
+    """
+
+    sources: list[Source]
+    data: VisionData
+    tokenizer: Any
+    layout: Any
+
+    def read(self, sample: Any, source: int) -> tuple[list[int], list[int], list[Any]]:
+        """Ids and labels, an image being one ``IMAGE``, and the images.
+
+        Raises:
+            BadSampleError: why the sample cannot be used.
+        """
+        images = self.sources[source].open_images(sample)
+        turns = check_conversation(sample.get("conversations") if isinstance(sample, dict) else None, len(images))
+        ids, labels = encode(pieces(turns, self.data), lambda t: self.tokenizer(t, add_special_tokens=False).input_ids)
+        return ids, labels, images
+
+    def measure(self, sample: Any, source: int) -> tuple[int, bool]:
+        """Length in tokens and whether there are images.
+
+        Raises:
+            BadSampleError: why the sample cannot be used. One that is too long is bad, since nothing is cut.
+        """
+        ids, labels, images = self.read(sample, source)
+        if all(label < 0 for label in labels):
+            raise BadSampleError("nothing to learn")
+        length = len(ids) - len(images) + sum(self.layout.num_image_tokens(image.size) for image in images)
+        if length > self.data.max_length:
+            raise BadSampleError(f"{length} tokens, longer than max_length {self.data.max_length}")
+        return length, bool(images)
+
+
+def build_index(reader: SampleReader, folder: Path, max_bad_share: float, workers: int = 1) -> dict[str, Any]:
+    """Index all samples to part-*.arrow (columns source, sample, num_tokens, has_image) and manifest.json.
+
+    Args:
+        reader: of the samples.
+        folder: where the index goes.
+        max_bad_share: of the samples; the run stops above it.
+        workers: processes that look at samples; what is written does not depend on it.
+
+    Raises:
+        ValueError: more than ``max_bad_share`` of the samples are bad, none is good, or the samples are others than
+            those that this folder was indexed from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[tuple[int, int, list[tuple[int, Any]]]] = []
+    for number, source in enumerate(reader.sources):
+        samples = list(enumerate(source.samples()))
+        for start in range(0, len(samples), PART_SAMPLES):
+            parts.append((len(parts), number, samples[start : start + PART_SAMPLES]))
+    reports = map_parts(functools.partial(_index_part, reader, folder), parts, workers)
+    good, bad = sum(r["good"] for r in reports), sum(r["num_bad"] for r in reports)
+    lines = [line for report in reports for line in report["bad"]]
+    manifest = {"samples": good, "num_bad": bad, "bad": lines, "parts": len(reports)}
+    if bad > max_bad_share * (good + bad):
+        # Mended samples are to be looked at again, not remembered as bad.
+        for number, report in enumerate(reports):
+            if report["num_bad"]:
+                (folder / f"part-{number:05d}.json").unlink()
+        write_json(folder / "bad.json", manifest)
+        raise ValueError(
+            f"{bad} of {good + bad} samples are bad, more than the share of {max_bad_share:g} allowed "
+            f"(all in {folder / 'bad.json'}): {'; '.join(lines[:3])}"
+        )
+    if not good:
+        raise ValueError(f"no samples in {', '.join(source.path for source in reader.sources)}")
+    check_identity(folder, {"samples": hashlib.sha256(json.dumps(reports).encode()).hexdigest()})
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _index_part(reader: SampleReader, folder: Path, part: tuple[int, int, list[tuple[int, Any]]]) -> dict[str, Any]:
+    """Index a part (its number, its source's, numbered samples) unless these very samples are indexed; its report."""
+    number, source, samples = part
+    path = folder / f"part-{number:05d}.json"
+    fingerprint = hashlib.sha256(json.dumps([source, samples]).encode()).hexdigest()
+    if path.is_file():
+        done = read_json(path)
+        if done.get("fingerprint") == fingerprint:
+            return dict(done)
+    columns: dict[str, list[Any]] = {"source": [], "sample": [], "num_tokens": [], "has_image": []}
+    bad: list[str] = []
+    for row, sample in samples:
+        try:
+            length, has_image = reader.measure(sample, source)
+        except BadSampleError as error:
+            bad.append(f"{sample_id(sample, row)}: {error}")
+            continue
+        for column, value in zip(columns.values(), (source, json.dumps(sample), length, has_image), strict=True):
+            column.append(value)
+    write_arrow(path.with_suffix(".arrow"), columns)
+    report = {"fingerprint": fingerprint, "good": len(columns["sample"]), "num_bad": len(bad), "bad": bad}
+    write_json(path, report)
+    return report
+
+
+def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, folder: Path) -> tuple[Any, Any, Any]:
+    """The stage's dataset and collator, and notes for the report.
 
     The first rank builds the index, the others wait for it.
     """
-    data = stage.data
+    data, index = stage.data, folder / "index"
     sources = [Source(path=path, images=data.images) for path in data.json]
-    style = Style(
-        template=data.template,
-        reference_labels=data.reference_labels,
-        newline_after_image=data.newline_after_image,
-        single_image_first=data.single_image_first,
-    )
-    layout = config.layout
-    indexer = Indexer(tokenizer=tokenizer, style=style, measure=layout.num_image_tokens, max_length=data.max_length)
-    index = folder / "index"
+    reader = SampleReader(sources, data, tokenizer, config.layout)
     if rank() == 0:
-        build_index(sources, indexer, index, data.max_bad_share, stage.train.workers)
+        build_index(reader, index, data.max_bad_share, stage.train.workers)
     else:
         wait_for(index / MANIFEST)
-    dataset = LlavaSamples(
-        index,
-        sources,
-        style=style,
-        tokenizer=tokenizer,
-        layout=layout,
-        placeholder=config.image_token_index,
-        batch=stage.train.batch_size * world_size(),
-        group=data.group_by_length,
-        seed=seed,
-    )
+    batch = stage.train.batch_size * world_size()
+    dataset = LlavaSamples(index, reader, placeholder=config.image_token_index, batch=batch, seed=seed)
     manifest = read_json(index / MANIFEST)
-    notes = {"samples": manifest["samples"], "num_bad": manifest["num_bad"]}
-    return dataset, Collator(tokenizer.pad_token_id or 0), stage.train, notes
+    notes = {key: manifest[key] for key in ("samples", "num_bad")}
+    return dataset, Collator(tokenizer.pad_token_id or 0), notes
 
 
 class LlavaSamples:
-    """Samples of an index in training order; as many passes over the data as are asked for.
+    """Samples of an index in training order; as many ``passes`` over the data as are asked for.
 
     Args:
         index: folder of a finished index.
-        sources: what the index was built from, in order.
-        style: how conversations are written down.
-        tokenizer: the decoder's.
-        layout: the model's ``VisualLayout``.
+        reader: what the index was built with.
         placeholder: the config's image token id.
         batch: samples that go through all ranks at once; grouping keeps such a batch of one length.
-        group: group by modality and length, else shuffle.
         seed: of the order, which differs from pass to pass.
     """
 
-    def __init__(
-        self,
-        index: Path,
-        sources: Sequence[Source],
-        *,
-        style: Style,
-        tokenizer: Any,
-        layout: Any,
-        placeholder: int,
-        batch: int,
-        group: bool,
-        seed: int,
-    ) -> None:
-        self._table = read_index(index)
-        self._sources, self._style, self._layout = list(sources), style, layout
-        self._tokenise = lambda text: tokenizer(text, add_special_tokens=False).input_ids
-        self._placeholder, self._batch, self._group, self._seed = placeholder, batch, group, seed
+    def __init__(self, index: Path, reader: SampleReader, *, placeholder: int, batch: int, seed: int) -> None:
+        import pyarrow as pa
+
+        parts = range(read_json(index / MANIFEST)["parts"])
+        tables = [read_arrow(index / f"part-{number:05d}.arrow") for number in parts]
+        self._table = pa.concat_tables([table for table in tables if table.num_rows])
+        self._reader, self._placeholder, self._batch, self._seed = reader, placeholder, batch, seed
         self._lengths = self._table["num_tokens"].to_numpy()
         self._has_image = np.array(self._table["has_image"].to_pylist(), bool)
         self._orders: dict[int, Ints] = {}
@@ -103,10 +279,10 @@ class LlavaSamples:
         """Sample numbers in the order of one pass."""
         if epoch not in self._orders:
             rng = np.random.default_rng((self._seed, epoch, 23))
-            shuffled = rng.permutation(len(self._lengths))
-            self._orders = {epoch: shuffled}
-            if self._group:
-                self._orders = {epoch: grouped_order(self._lengths, self._has_image, self._batch, rng)}
+            order = rng.permutation(len(self._lengths))
+            if self._reader.data.group_by_length:
+                order = grouped_order(self._lengths, self._has_image, self._batch, rng)
+            self._orders = {epoch: order}
         return self._orders[epoch]
 
     def __getitem__(self, item: int) -> dict[str, Any]:
@@ -123,15 +299,14 @@ class LlavaSamples:
         """
         from longva_model.pictures.preprocess import normalise
 
-        sample = json.loads(self._table["sample"][number].as_py())
-        images = self._sources[self._table["source"][number].as_py()].open_images(sample)
-        turns = check_conversation(sample["conversations"], len(images))
-        ids, labels = encode(pieces(turns, self._style), self._tokenise)
-        counts = [self._layout.num_image_tokens(image.size) for image in images]
+        sample, source = (self._table[column][number].as_py() for column in ("sample", "source"))
+        ids, labels, images = self._reader.read(json.loads(sample), source)
+        layout = self._reader.layout
+        counts = [layout.num_image_tokens(image.size) for image in images]
         ids, labels = expand_images(ids, labels, counts, self._placeholder)
         out: dict[str, Any] = {"ids": ids, "labels": labels, "pixel_values": None, "image_sizes": None}
         if images:
-            out["pixel_values"] = np.concatenate([normalise(self._layout.tiles(image)) for image in images])
+            out["pixel_values"] = np.concatenate([normalise(layout.tiles(image)) for image in images])
             out["image_sizes"] = [(image.height, image.width) for image in images]
         return out
 
@@ -157,25 +332,22 @@ def grouped_order(lengths: Ints, has_image: NDArray[np.bool_], batch: int, rng: 
     return np.concatenate([*order, *rest]).astype(np.int64)
 
 
+@dataclass(frozen=True)
 class Collator:
     """Samples to a batch, padded on the right with labels of -100; tiles of all images one after another."""
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    pad_id: int
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """``input_ids``, ``labels`` and ``attention_mask`` (B, T); with images ``pixel_values`` and ``image_sizes``."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        longest = max(len(sample["ids"]) for sample in samples)
-        ids_BT = torch.full((len(samples), longest), self.pad_id, dtype=torch.long)
-        labels_BT = torch.full_like(ids_BT, IGNORE)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, sample in enumerate(samples):
-            length = len(sample["ids"])
-            ids_BT[row, :length] = torch.tensor(sample["ids"])
-            labels_BT[row, :length] = torch.tensor(sample["labels"])
-            mask_BT[row, :length] = 1
-        batch: dict[str, Any] = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
+        def padded(key: str, filler: int) -> torch.Tensor:
+            return pad_sequence([torch.tensor(sample[key]) for sample in samples], True, filler)
+
+        mask_BT = pad_sequence([torch.ones(len(sample["ids"]), dtype=torch.long) for sample in samples], True)
+        batch = {"input_ids": padded("ids", self.pad_id), "labels": padded("labels", IGNORE), "attention_mask": mask_BT}
         tiles = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
         if tiles:
             batch["pixel_values"] = torch.from_numpy(np.concatenate(tiles))

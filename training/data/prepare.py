@@ -3,14 +3,17 @@
 Three steps, each of which goes on where it was after a kill: tokenise parts (many processes), choose documents
 (one pass over their lengths), write shards (many processes). What is written depends on the stage and the seed
 alone, and not on the number of workers.
+
+Shape legend: D documents, S selected ones in order.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,150 +21,125 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vniah.training.data.mixture import Selection, domain_shares, select_documents
-from vniah.training.data.packing import Packing
-from vniah.training.data.processes import map_parts
+from vniah.training.checkpoints import check_identity, load_tokenizer, write_json
+from vniah.training.data.corpus import corpus_files, num_parts, tokenise_part
+from vniah.training.data.packing import Packing, Selection, select_documents
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
-from vniah.training.data.tokenise import Corpus, tokenise_part
-from vniah.training.stages import PrepareTextStage
+from vniah.training.fit import MINIMUM_FREE, check_disk
+from vniah.training.processes import map_parts
+from vniah.training.stages import PrepareTextStage, as_data
 
 # Scan this many times the tokens wanted, so that long documents are upsampled by choice before repetition.
 SCAN_FACTOR = 3
 # Below so many documents a share of bad ones says little: then all are looked at before the run stops.
 JUDGED = 1_000
 ID_BYTES = 4
+Report = dict[str, Any]
 
 
-def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
+def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> Report:
     """Write ``folder/shards``: shard-*.arrow and manifest.json.
 
     Raises:
         ValueError: too many bad documents, too few tokens for one sequence, or a corpus that changed on the way.
         OSError: too little room on the disk, before anything is tokenised.
     """
-    from vniah.training.identity import check_identity, write_json
-    from vniah.training.stages import as_data
-
     identity = {key: value for key, value in as_data(stage).items() if key != "workers"}
-    folder.mkdir(parents=True, exist_ok=True)
     check_identity(folder, {**identity, "seed": seed})
     parts, shards = folder / "parts", folder / "shards"
     parts.mkdir(exist_ok=True)
     shards.mkdir(exist_ok=True)
-    corpus = Corpus(
-        source=stage.source,
-        split=stage.split,
-        text_column=stage.text_column,
-        domain_column=stage.domain_column,
-    )
-    check_room(stage, corpus, folder)
-    reports = tokenise(stage, corpus, parts, seed)
-    check_bad(reports, stage.max_bad_share, parts)
+    _check_room(stage, folder)
+    reports = _tokenise(stage, parts, seed)
+    _check_bad(reports, stage.max_bad_share, parts)
     # Shards that a killed run has left are kept only if they were cut from the same documents.
     check_identity(shards, {"corpus": hashlib.sha256(json.dumps(reports).encode()).hexdigest()})
-    job, names = plan(stage, [report["part"] for report in reports], parts, seed)
+    job, names, domains_D = _plan(stage, [report["part"] for report in reports], parts, seed)
     if not job.packing.num_sequences:
         raise ValueError(f"{job.selection.tokens} tokens do not fill one sequence of {stage.sequence_length}")
-    counts = map_parts(job.write, range(job.num_shards), stage.workers)
-    manifest = describe(stage, job, names, reports, seed)
-    manifest["shards"] = {shard_name(i): count for i, count in enumerate(counts)}
+    num_shards = -(-job.packing.num_sequences // job.per_shard)
+    counts = map_parts(job.write, range(num_shards), stage.workers)
+    manifest = _manifest(stage, job, names, domains_D, reports, seed)
+    manifest["shards"] = {_shard_name(i): count for i, count in enumerate(counts)}
     write_json(shards / MANIFEST, manifest)
     return {key: manifest[key] for key in ("sequences", "tokens_packed", "num_bad")}
 
 
-def tokenise(stage: PrepareTextStage, corpus: Corpus, folder: Path, seed: int) -> list[dict[str, Any]]:
+def _check_room(stage: PrepareTextStage, folder: Path) -> None:
+    """Raise OSError when the disk cannot hold the tokenised parts and the shards (ids of 4 bytes)."""
+    scanned, files = SCAN_FACTOR * stage.total_tokens, corpus_files(stage)
+    if files is not None:
+        # A token is a byte at least, and text shrinks eightfold at most.
+        scanned = min(scanned, 8 * sum(path.stat().st_size for path in files))
+    there = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+    check_disk(folder, max(0, ID_BYTES * (scanned + stage.total_tokens) - there) + MINIMUM_FREE)
+
+
+def _tokenise(stage: PrepareTextStage, folder: Path, seed: int) -> list[Report]:
     """Tokenise parts in an order of the seed's until enough tokens are scanned; the reports of those needed."""
-    order = np.random.default_rng((seed, 7)).permutation(corpus.num_parts())
+    order = np.random.default_rng((seed, 7)).permutation(num_parts(stage)).tolist()
     wanted = SCAN_FACTOR * stage.total_tokens
-    reports: list[dict[str, Any]] = []
+    reports: list[Report] = []
     scanned = 0
-    work = _Tokenise(corpus, stage.tokenizer, folder)
+    work = functools.partial(tokenise_part, stage, folder)
     for start in range(0, len(order), stage.workers):
-        chunk = [int(part) for part in order[start : start + stage.workers]]
-        for report in map_parts(work, chunk, stage.workers):
+        for report in map_parts(work, order[start : start + stage.workers], stage.workers):
             if scanned < wanted:
                 reports.append(report)
                 scanned += sum(report["tokens"].values())
-                if num_documents(reports) >= JUDGED:
-                    check_bad(reports, stage.max_bad_share, folder)
+                if _num_documents(reports) >= JUDGED:
+                    _check_bad(reports, stage.max_bad_share, folder)
         if scanned >= wanted:
             break
     return reports
 
 
-@dataclass(frozen=True)
-class _Tokenise:
-    """``tokenise_part`` of one corpus, in a form that other processes can be handed."""
-
-    corpus: Corpus
-    tokenizer: str
-    folder: Path
-
-    def __call__(self, part: int) -> dict[str, Any]:
-        return tokenise_part(self.corpus, part, self.tokenizer, self.folder)
-
-
-def num_documents(reports: Iterable[dict[str, Any]]) -> int:
-    """Documents looked at, bad ones included."""
+def _num_documents(reports: list[Report]) -> int:
     return sum(report["num_bad"] + sum(report["documents"].values()) for report in reports)
 
 
-def check_bad(reports: list[dict[str, Any]], max_share: float, folder: Path) -> None:
+def _check_bad(reports: list[Report], max_share: float, folder: Path) -> None:
     """Stop when more than ``max_share`` of the documents are bad, naming the first ones.
 
     What the parts with bad documents held is forgotten, so that a run after the corpus was mended reads them again.
     """
-    bad, total = sum(report["num_bad"] for report in reports), num_documents(reports)
-    if total and bad > max_share * total:
+    bad, total = [line for report in reports for line in report["bad"]], _num_documents(reports)
+    if total and len(bad) > max_share * total:
         for report in reports:
             if report["num_bad"]:
                 (folder / f"part-{report['part']:05d}.json").unlink()
-        first = "; ".join([line for report in reports for line in report["bad"]][:3])
-        raise ValueError(f"{bad} of {total} documents are bad, more than the share of {max_share:g} allowed: {first}")
+        first = "; ".join(bad[:3])
+        raise ValueError(
+            f"{len(bad)} of {total} documents are bad, more than the share of {max_share:g} allowed: {first}"
+        )
 
 
-def check_room(stage: PrepareTextStage, corpus: Corpus, folder: Path) -> None:
-    """Raise OSError when the disk cannot hold the tokenised parts and the shards (ids of 4 bytes)."""
-    from vniah.training.preflight import MINIMUM_FREE, check_disk
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Everything a process needs to write a shard; ``rows`` are the documents of each of ``parts``."""
 
-    scanned, size = SCAN_FACTOR * stage.total_tokens, corpus.num_bytes()
-    if size is not None:
-        scanned = min(scanned, 8 * size)  # a token is a byte at least, and text shrinks eightfold at most
-    there = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
-    check_disk(folder, max(0, ID_BYTES * (scanned + stage.total_tokens) - there) + MINIMUM_FREE)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a process needs to write a shard."""
-
-    parts: tuple[int, ...]
+    parts: tuple[Path, ...]
     rows: tuple[int, ...]
-    folder: Path
     out: Path
     selection: Selection
     packing: Packing
     per_shard: int
     separator: int
 
-    @property
-    def num_shards(self) -> int:
-        return -(-self.packing.num_sequences // self.per_shard)
-
     def write(self, shard: int) -> int:
         """Write a shard unless it is there; the number of its sequences."""
         first = shard * self.per_shard
         count = min(self.per_shard, self.packing.num_sequences - first)
-        path = self.out / shard_name(shard)
+        path = self.out / _shard_name(shard)
         if path.is_file():
             return count
-        tables = {part: read_arrow(self.folder / f"part-{part:05d}.arrow") for part in self.parts}
+        tables = [read_arrow(part) for part in self.parts]
         starts = np.concatenate([[0], np.cumsum(self.rows)])
 
         def document(entry: int) -> NDArray[np.int64]:
             index = int(self.selection.index_S[entry])
-            place = int(np.searchsorted(starts, index, side="right")) - 1
-            ids = tables[self.parts[place]]["input_ids"][index - int(starts[place])].values.to_numpy()
+            part = int(np.searchsorted(starts, index, side="right")) - 1
+            ids = tables[part]["input_ids"][index - int(starts[part])].values.to_numpy()
             return np.asarray(ids[: int(self.selection.take_S[entry])], np.int64)
 
         sequences = [self.packing.tokens(i, document, self.separator) for i in range(first, first + count)]
@@ -169,44 +147,37 @@ class Job:
         return count
 
 
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
+def _shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.arrow"
 
 
-def plan(stage: PrepareTextStage, parts: list[int], folder: Path, seed: int) -> tuple[Job, list[str]]:
-    """Choose and order the documents; the domain names in index order come with the job."""
-    from vniah.training.loading import load_tokenizer
-
-    lengths, domains, rows = [], [], []
-    for part in parts:
-        table = read_arrow(folder / f"part-{part:05d}.arrow")
-        offsets = table["input_ids"].combine_chunks()
-        lengths.append(np.asarray(offsets.value_lengths().to_numpy(zero_copy_only=False), np.int64))
-        domains += table["domain"].to_pylist()
-        rows.append(table.num_rows)
-    names = sorted(set(domains))
-    number = {name: i for i, name in enumerate(names)}
+def _plan(
+    stage: PrepareTextStage, parts: list[int], folder: Path, seed: int
+) -> tuple[_Job, list[str], NDArray[np.int64]]:
+    """Choose and order the documents; the names of the domains and each document's domain come with the job."""
+    paths = tuple(folder / f"part-{part:05d}.arrow" for part in parts)
+    tables = [read_arrow(path) for path in paths]
+    lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) for table in tables]
+    domains = [name for table in tables for name in table["domain"].to_pylist()]
+    names, domains_D = np.unique(domains, return_inverse=True)
     selection = select_documents(
-        np.concatenate(lengths),
-        np.array([number[name] for name in domains], np.int64),
+        np.concatenate(lengths).astype(np.int64),
+        domains_D,
         total_tokens=stage.total_tokens,
         long_document=stage.long_document,
         long_share=stage.long_share,
         seed=seed,
     )
-    separator = separator_id(load_tokenizer(stage.tokenizer), stage)
-    job = Job(
-        parts=tuple(parts),
-        rows=tuple(rows),
-        folder=folder,
+    job = _Job(
+        parts=paths,
+        rows=tuple(table.num_rows for table in tables),
         out=folder.parent / "shards",
         selection=selection,
         packing=Packing(selection.take_S, stage.sequence_length),
         per_shard=stage.shard_sequences,
-        separator=separator,
+        separator=separator_id(load_tokenizer(stage.tokenizer), stage),
     )
-    return job, names
+    return job, names.tolist(), domains_D
 
 
 def separator_id(tokenizer: Any, stage: PrepareTextStage) -> int:
@@ -226,22 +197,28 @@ def separator_id(tokenizer: Any, stage: PrepareTextStage) -> int:
     return int(found)
 
 
-def describe(
-    stage: PrepareTextStage, job: Job, names: list[str], reports: list[dict[str, Any]], seed: int
-) -> dict[str, Any]:
+def _manifest(
+    stage: PrepareTextStage, job: _Job, names: list[str], domains_D: NDArray[np.int64], reports: list[Report], seed: int
+) -> Report:
     """The manifest: tokens and documents by domain before and after, and where every token went."""
     before: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     for report in reports:
         before.update(report["tokens"])
         documents.update(report["documents"])
-    domain_of = np.concatenate([_domain_numbers(job.folder / f"part-{part:05d}.arrow", names) for part in job.parts])
-    chosen_S = domain_of[job.selection.index_S]
-    after = {name: int(job.selection.take_S[chosen_S == i].sum()) for i, name in enumerate(names)}
-    once_D = np.zeros(len(domain_of), np.int64)  # tokens of each document that are used at all
-    np.maximum.at(once_D, job.selection.index_S, job.selection.take_S)
-    once = {name: int(once_D[domain_of == i].sum()) for i, name in enumerate(names)}
-    separators = len(job.selection.take_S)
+    selection = job.selection
+    chosen_S = domains_D[selection.index_S]
+    once_D = np.zeros(len(domains_D), np.int64)  # tokens of each document that are used at all
+    np.maximum.at(once_D, selection.index_S, selection.take_S)
+
+    def by_domain(counts: NDArray[np.int64], domains: NDArray[np.int64]) -> dict[str, int]:
+        return {name: int(counts[domains == i].sum()) for i, name in enumerate(names)}
+
+    def shares(tokens: dict[str, int]) -> dict[str, float]:
+        total = sum(tokens.values())
+        return {name: count / total for name, count in tokens.items()} if total else {}
+
+    after, once = by_domain(selection.take_S, chosen_S), by_domain(once_D, domains_D)
     return {
         "source": stage.source,
         "tokenizer": stage.tokenizer,
@@ -251,23 +228,18 @@ def describe(
         "sequences": job.packing.num_sequences,
         "documents_before": dict(sorted(documents.items())),
         "tokens_before": dict(sorted(before.items())),
-        "shares_before": domain_shares(dict(before)),
-        "documents_after": {name: int((chosen_S == i).sum()) for i, name in enumerate(names)},
+        "shares_before": shares(dict(before)),
+        "documents_after": by_domain(np.ones_like(chosen_S), chosen_S),
         "tokens_after": after,
         # tokens_before - tokens_left_out + tokens_repeated = tokens_after, in each domain
         "tokens_left_out": {name: before[name] - once[name] for name in names},
         "tokens_repeated": {name: after[name] - once[name] for name in names},
-        "shares_after": domain_shares(after),
+        "shares_after": shares(after),
         # tokens_after + separators = tokens_packed + tokens_in_tail, and nothing else
         "separator_id": job.separator,
-        "separators": separators,
+        "separators": len(selection.take_S),
         "tokens_packed": job.packing.num_sequences * (stage.sequence_length + 1),
         "tokens_in_tail": job.packing.tail_tokens,
         "num_bad": sum(report["num_bad"] for report in reports),
         "bad": [line for report in reports for line in report["bad"]],
     }
-
-
-def _domain_numbers(path: Path, names: list[str]) -> NDArray[np.int64]:
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[name] for name in read_arrow(path)["domain"].to_pylist()], np.int64)

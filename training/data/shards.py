@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vniah.files import read_json, replacing
-from vniah.training import ranks
+from vniah.training import processes
 
 MANIFEST = "manifest.json"
 
 
 def write_arrow(path: Path, columns: dict[str, Any]) -> None:
-    """Write columns as one Arrow stream file, atomically. Arrays of ids become lists of int32."""
+    """Write columns as one Arrow stream file, atomically."""
     import pyarrow as pa
 
     table = pa.table(columns)
@@ -82,7 +82,7 @@ class RingSequences:
         if length > packed:
             raise ValueError(f"sequence_length is {length}, but {self.folder} was packed to {packed}; prepare it anew")
         self.length, self.ring = length, ring
-        self.world_size = ranks.world_size() if world_size is None else world_size
+        self.world_size = processes.world_size() if world_size is None else world_size
         self._where = [(name, row) for name, rows in manifest["shards"].items() for row in range(rows)]
         self.num_sequences, self.passes = len(self._where), 1
         self._seed, self._orders = seed, dict[int, NDArray[np.int64]]()
@@ -91,7 +91,7 @@ class RingSequences:
     def __len__(self) -> int:
         return self.num_sequences * self.passes * (self.world_size if self.ring else 1)
 
-    def sequence(self, index: int) -> NDArray[np.int64]:
+    def _sequence(self, index: int) -> NDArray[np.int64]:
         """The ``index``-th sequence in training order: length + 1 ids."""
         epoch, place = divmod(index, self.num_sequences)
         if epoch not in self._orders:
@@ -109,7 +109,7 @@ class RingSequences:
         if not 0 <= item < len(self):
             raise IndexError(item)
         index, rank = divmod(item, self.world_size) if self.ring else (item, 0)
-        ids_1T = torch.from_numpy(self.sequence(index))[None]
+        ids_1T = torch.from_numpy(self._sequence(index))[None]
         # Trainer counts a step's labels where there is a key of that name; those shifted are used.
         batch = {"input_ids": ids_1T[:, :-1], "labels": ids_1T[:, 1:], "shift_labels": ids_1T[:, 1:]}
         batch["position_ids"] = torch.arange(self.length)[None]

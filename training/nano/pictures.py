@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from longva_model.pictures.preprocess import fit_frames
+from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, draw_icon, is_heldout
+
 PicturesNHWC = NDArray[np.uint8]
 # Evaluation reads films of small seeds ("synthetic:0"); training starts far above.
 FILM_SEED = 1_000_000
@@ -29,43 +32,26 @@ class IconPool:
     pixels_NHWC: PicturesNHWC  # noqa: N815 - shape suffix
     labels_N3: NDArray[np.int64]  # noqa: N815
 
-    def __len__(self) -> int:
-        return len(self.labels_N3)
-
 
 def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> IconPool:
-    """Draw ``count`` icons, of held-out combinations only or of none.
-
-    Args:
-        count: how many.
-        size: edge of the tower's input in pixels.
-        seed: of combinations and drawing.
-        heldout: True for evaluation, False for training.
-    """
-    from longva_model.pictures.preprocess import fit_frames
-    from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, draw_icon, is_heldout
-
-    objects, colours, digits = list(OBJECTS), list(COLOURS), list(DIGITS)
-    combos = [
-        (o, c, d)
-        for o in range(len(objects))
-        for c in range(len(colours))
-        for d in range(len(digits))
-        if is_heldout(objects[o], colours[c], digits[d]) == heldout
-    ]
+    """Draw ``count`` icons at ``size``, of held-out combinations only (for evaluation) or of none (for training)."""
     rng = np.random.default_rng((seed, int(heldout)))
-    labels_N3 = np.array(combos, np.int64)[rng.integers(0, len(combos), count)]
+    names = (list(OBJECTS), list(COLOURS), list(DIGITS))
+    combinations = [
+        labels
+        for labels in np.ndindex(*map(len, names))
+        if is_heldout(*(kind[i] for kind, i in zip(names, labels, strict=True))) == heldout
+    ]
+    labels_N3 = np.array(combinations, np.int64)[rng.integers(0, len(combinations), count)]
     images = []
     for o, c, d in labels_N3:
         edge = int(rng.integers(64, 193))
-        images.append(draw_icon(rng, objects[o], colours[c], digits[d], edge))
+        images.append(draw_icon(rng, names[0][o], names[1][c], names[2][d], edge))
     return IconPool(pixels_NHWC=fit_frames(images, "pad", size, num_threads=1), labels_N3=labels_N3)
 
 
 def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> PicturesNHWC:
     """Frames without icons: abstract pictures, and ``film_share`` of them from the synthetic film."""
-    from longva_model.pictures.preprocess import fit_frames
-
     from_film = round(count * film_share)
     parts: list[PicturesNHWC] = []
     rng = np.random.default_rng((seed, 2))
@@ -80,7 +66,6 @@ def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> 
 
 def _film_frames(count: int, size: int, rng: np.random.Generator) -> PicturesNHWC:
     """Short pieces of many films of the synthetic haystack."""
-    from longva_model.pictures.preprocess import fit_frames
     from vniah.haystack import open_haystack
 
     pieces = []
@@ -166,3 +151,12 @@ def _scatter_shape(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: i
     else:
         end = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
         draw.line((x, y, *end), fill=fill, width=int(rng.integers(1, 8)))
+
+
+def shifted(pixels_NHWC: PicturesNHWC, rng: np.random.Generator, *, reach: int) -> PicturesNHWC:
+    """Move each picture by up to ``reach`` pixels; its edge is repeated."""
+    size = pixels_NHWC.shape[1]
+    padded_NHWC = np.pad(pixels_NHWC, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    places_N2 = rng.integers(0, 2 * reach + 1, (len(pixels_NHWC), 2))
+    moved = [padded_NHWC[index, y : y + size, x : x + size] for index, (y, x) in enumerate(places_N2)]
+    return np.stack(moved)

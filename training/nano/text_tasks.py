@@ -2,11 +2,12 @@
 
 Three kinds of sequence, all with loss only where the answer is in the context:
 
-* repeats: a random segment said again; the loss is on what is said again. It teaches copying,
-  from which retrieval grows without anything being built into the weights.
-* facts: ``colour oslo red .`` or ``7 oslo red .`` in filler words, then ``What colour is the oslo? red``;
-  the loss is on the answers. Questions are drawn independently, so that nothing follows by elimination;
-* numbers: numbers of several digits in the wording of text NIAH (``number_tasks``).
+* repeats: a random segment said again; the loss is on what is said again. It teaches copying, from which retrieval
+  grows without anything being built into the weights.
+* facts: ``colour oslo red .`` or ``7 oslo red .`` in filler words, then ``What colour is the oslo? red``; the loss is
+  on the answers. Questions are drawn independently, so that nothing follows by elimination.
+* numbers: ``The special magic oslo number is: 4711.`` in filler words and letters, the wording of text NIAH in text
+  that is not its haystack. They teach to keep a number of several digits apart from others told in the same words.
 
 Shape legend: B sequences, T tokens. ``ids_BT`` int64; ``labels_BT`` int64, -100 where there is no loss.
 Every batch is a pure function of (seed, step).
@@ -14,37 +15,35 @@ Every batch is a pure function of (seed, step).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vniah.prompts import question_text
-from vniah.training.nano.number_tasks import SHORTEST_ROW, NumberFacts, letters
+from vniah.text.puzzles import needle_text
 from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
+from vniah.training.stages import LengthPhase
 
 IGNORE = -100
-# A row of twice as many tokens holds twice as many facts and questions, up to six times as many: a long row costs
-# more and should teach more, and many facts at once ask for a sharp memory of which is which.
-ROOMY, MOST = 128, 6
-IdsBT = NDArray[np.int64]
 ATTRIBUTES = ("colour", "number")
 FACT_FORMS = ("{attribute} {key} {value} .", "{key} {attribute} {value} .", "the {attribute} of {key} is {value} .")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthPhase:
-    """From step ``start`` on, sequences of ``length`` tokens, ``batch`` of them a step."""
-
-    start: int
-    length: int
-    batch: int
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.length < 32 or self.batch < 1:
-            raise ValueError(f"a length phase needs start >= 0, length >= 32, batch >= 1; got {self}")
+# Share of facts that tell colour and number at once, in any order, other words between.
+DESCRIPTION_SHARE = 0.7
+# Facts of a row of 128 tokens at most (2 at least), and questions at its end. A row of twice as many tokens holds twice
+# as many, up to six times as many: a long row costs more and should teach more, and many facts at once ask for a sharp
+# memory of which is which.
+MAX_FACTS, MAX_QUERIES, ROOMY, MOST = 8, 8, 128, 6
+# The same of numbers, where a row holds twice as many from 1,024 tokens on. Below the shortest row none fits.
+MAX_NUMBERS, MAX_NUMBER_QUERIES, ROOMY_NUMBERS, SHORTEST_ROW = 6, 4, 1024, 64
+NUMBER_DIGITS = 7
+SPELLED_SHARE = 0.15
+# Text between pictures: tokens of a batch, about; the shortest rows; the most rows.
+REPLAY_TOKENS, REPLAY_SHORTEST, REPLAY_ROWS = 4096, 128, 24
+IdsBT = NDArray[np.int64]
+Query: TypeAlias = tuple[list[int], list[int]]  # what is asked, and the answer
 
 
 def phase_at(phases: Sequence[LengthPhase], step: int) -> LengthPhase:
@@ -53,7 +52,7 @@ def phase_at(phases: Sequence[LengthPhase], step: int) -> LengthPhase:
 
 
 class TextTasks:
-    """Batches of repeats and facts by step.
+    """Batches of repeats, facts and numbers by step.
 
     Args:
         tokenizer: the nano tokenizer.
@@ -61,9 +60,6 @@ class TextTasks:
         seed: every batch is drawn from (seed, step).
         repeat_share: share of repeat sequences in a batch.
         number_share: share of number sequences, where a row has room for them.
-        description_share: share of facts that tell colour and number at once, in any order, other words between.
-        max_facts: facts a sequence of 128 tokens has at most (2 at least), up to six times as many in a longer one.
-        max_queries: questions at its end at most, likewise.
     """
 
     def __init__(
@@ -74,9 +70,6 @@ class TextTasks:
         seed: int,
         repeat_share: float = 0.5,
         number_share: float = 0.0,
-        description_share: float = 0.7,
-        max_facts: int = 8,
-        max_queries: int = 8,
     ) -> None:
         from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
@@ -87,22 +80,17 @@ class TextTasks:
                 f"shares must not be negative nor above 1 together, got repeat {repeat_share}, number {number_share}"
             )
         self.phases, self.seed = tuple(phases), seed
-        self.repeat_share, self.number_share, self.description_share = repeat_share, number_share, description_share
-        self.max_facts, self.max_queries = max_facts, max_queries
+        self.repeat_share, self.number_share = repeat_share, number_share
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._bos, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._free = np.array([i for i in range(len(tokenizer)) if i >= len(SPECIAL_TOKENS)])
+        self._free = np.arange(len(SPECIAL_TOKENS), len(tokenizer))
         self._loose = word_list("filler")
         self._filler = np.array([self._ids(word)[0] for word in self._loose])
+        # Letters at the start of a word and within one.
+        letters = dict.fromkeys(token for a in string.ascii_lowercase for token in self._ids(f"{a}q{a}"))
+        self._filler_and_letters = np.array([*self._filler, *letters])
         self._keys = [*OBJECTS, *word_list("cities"), *word_list("animals")]
         self._values = (tuple(COLOURS), DIGITS)
-        self._numbers = NumberFacts(
-            self._ids,
-            bos=self._bos,
-            end=self._end,
-            keys=self._keys,
-            filler=[*self._filler.tolist(), *letters(self._ids)],
-        )
 
     def batch(self, step: int) -> dict[str, IdsBT]:
         """The batch of ``step``: ``input_ids`` and ``labels``, both (B, T)."""
@@ -116,7 +104,7 @@ class TextTasks:
             if kind < self.repeat_share:
                 make = self._repeat
             elif kind < self.repeat_share + self.number_share and phase.length >= SHORTEST_ROW:
-                make = self._numbers.fill
+                make = self._numbers
             make(rng, ids_BT[row], labels_BT[row])
         return {"input_ids": ids_BT, "labels": labels_BT}
 
@@ -137,38 +125,10 @@ class TextTasks:
         labels_T[-len(segment) + 2 :] = segment[2:]
 
     def _facts(self, rng: np.random.Generator, ids_T: IdsBT, labels_T: IdsBT) -> None:
-        """Fill a row with filler, facts at random places in it, and questions after it."""
+        """Fill a row with facts in filler, and questions after it."""
         length = len(ids_T)
-        facts, queries = self._draw(rng, length)
-        room = length - 1 - sum(map(len, facts)) - sum(len(ask) + len(answer) for ask, answer in queries)
-        places = np.sort(rng.integers(0, room + 1, len(facts)))
-        row: list[int] = [self._bos]
-        done = 0
-        for place, fact in zip(places, facts, strict=True):
-            row += [*rng.choice(self._filler, place - done), *fact]
-            done = place
-        row += list(rng.choice(self._filler, room - done))
-        for ask, answer in queries:
-            row += ask
-            labels_T[len(row) : len(row) + len(answer)] = answer
-            row += answer
-        ids_T[:] = row
-
-    def _fact(self, rng: np.random.Generator, key: str) -> tuple[str, list[tuple[str, int, str]]]:
-        """A fact's text, and the (key, attribute, value) it tells: one attribute, or both in any order."""
-        values = [str(rng.choice(self._values[kind])) for kind in (0, 1)]
-        if rng.random() < self.description_share:
-            between = rng.choice(self._loose, int(rng.integers(0, 3)))
-            words = rng.permutation([key, *values, *between])
-            return " ".join(words) + " .", [(key, 0, values[0]), (key, 1, values[1])]
-        kind = int(rng.integers(2))
-        form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
-        return form.format(attribute=ATTRIBUTES[kind], key=key, value=values[kind]), [(key, kind, values[kind])]
-
-    def _draw(self, rng: np.random.Generator, length: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
-        """Draw facts and questions that fit into the row; token ids."""
         many = min(max(length // ROOMY, 1), MOST)
-        num_facts = rng.integers(2, min(many * self.max_facts, len(self._keys)) + 1)
+        num_facts = rng.integers(2, min(many * MAX_FACTS, len(self._keys)) + 1)
         known: list[tuple[str, int, str]] = []
         facts: list[list[int]] = []
         room = length // 3
@@ -182,8 +142,8 @@ class TextTasks:
             known += told
         # Questions leave a long row half of its tokens, so that facts are far away.
         room = min(length - 1 - sum(map(len, facts)), length if many == 1 else length // 2)
-        queries: list[tuple[list[int], list[int]]] = []
-        for _ in range(rng.integers(1, many * self.max_queries + 1)):
+        queries: list[Query] = []
+        for _ in range(rng.integers(1, many * MAX_QUERIES + 1)):
             key, kind, value = known[rng.integers(len(known))]
             ask = self._ids(question_text(ask_about(key, kind, full=rng.random() < 0.5)))
             if len(ask) + 2 > room:
@@ -192,7 +152,90 @@ class TextTasks:
                 break
             room -= len(ask) + 2
             queries.append((ask, [*self._ids(value), self._end]))
-        return facts, queries
+        self._write(rng, ids_T, labels_T, facts, queries, self._filler)
+
+    def _fact(self, rng: np.random.Generator, key: str) -> tuple[str, list[tuple[str, int, str]]]:
+        """A fact's text, and the (key, attribute, value) it tells: one attribute, or both in any order."""
+        values = [str(rng.choice(self._values[kind])) for kind in (0, 1)]
+        if rng.random() < DESCRIPTION_SHARE:
+            between = rng.choice(self._loose, int(rng.integers(0, 3)))
+            words = rng.permutation([key, *values, *between])
+            return " ".join(words) + " .", [(key, 0, values[0]), (key, 1, values[1])]
+        kind = int(rng.integers(2))
+        form = FACT_FORMS[rng.integers(len(FACT_FORMS))]
+        return form.format(attribute=ATTRIBUTES[kind], key=key, value=values[kind]), [(key, kind, values[kind])]
+
+    def _numbers(self, rng: np.random.Generator, ids_T: IdsBT, labels_T: IdsBT) -> None:
+        """Fill a row of at least ``SHORTEST_ROW`` tokens with numbers in filler, and questions after it."""
+        many = 2 if len(ids_T) >= ROOMY_NUMBERS else 1
+        numbers = self._draw_numbers(rng, int(rng.integers(1, many * MAX_NUMBERS + 1)))
+        room = len(ids_T) - 1
+        queries: list[Query] = []
+        facts: list[list[int]] = []
+        for key, number in numbers.items():
+            fact, query = self._ids(needle_text(key, number)), self._number_query(rng, key, number, room)
+            # The first fact is asked about; further ones come while half of the row is left to filler.
+            needed = len(fact) + (0 if facts else len(query[0]) + len(query[1]))
+            if facts and room - needed < len(ids_T) // 2:
+                break
+            facts.append(fact)
+            if not queries:
+                queries.append(query)
+            room -= needed
+        told = list(numbers.items())[: len(facts)]
+        for _ in range(int(rng.integers(0, many * MAX_NUMBER_QUERIES))):
+            key, number = told[rng.integers(len(told))]
+            query = self._number_query(rng, key, number, room)
+            if room - sum(map(len, query)) < len(ids_T) // 3:
+                break
+            queries.append(query)
+            room -= sum(map(len, query))
+        queries = [queries[i] for i in rng.permutation(len(queries))]
+        self._write(rng, ids_T, labels_T, facts, queries, self._filler_and_letters, shuffle=True)
+
+    def _draw_numbers(self, rng: np.random.Generator, count: int) -> dict[str, str]:
+        """``count`` keys with a number each; some keys are spelled letter by letter."""
+        digits = NUMBER_DIGITS if rng.random() < 0.6 else int(rng.integers(1, NUMBER_DIGITS + 1))
+        numbers: dict[str, str] = {}
+        for key in rng.choice(self._keys, count, replace=False):
+            if rng.random() < SPELLED_SHARE:
+                key = "".join(rng.choice(list(string.ascii_lowercase), rng.integers(3, 6)))
+            numbers[str(key)] = "".join(str(d) for d in rng.integers(0, 10, digits))
+        return numbers
+
+    def _number_query(self, rng: np.random.Generator, key: str, number: str, room: int) -> Query:
+        ask = f"The special magic {key} number is: "
+        if room >= 2 * SHORTEST_ROW and rng.random() < 0.7:
+            ask = f"Question: What is the special magic {key} number? Answer: {ask}"
+        return self._ids(ask), [*self._ids(number), self._end]
+
+    def _write(
+        self,
+        rng: np.random.Generator,
+        ids_T: IdsBT,
+        labels_T: IdsBT,
+        facts: list[list[int]],
+        queries: list[Query],
+        filler: IdsBT,
+        *,
+        shuffle: bool = False,
+    ) -> None:
+        """Fill a row with filler, facts at random places in it (in random order too), and questions after it."""
+        room = len(ids_T) - 1 - sum(map(len, facts)) - sum(len(ask) + len(answer) for ask, answer in queries)
+        places = np.sort(rng.integers(0, room + 1, len(facts)))
+        if shuffle:
+            facts = [facts[i] for i in rng.permutation(len(facts))]
+        row: list[int] = [self._bos]
+        done = 0
+        for place, fact in zip(places, facts, strict=True):
+            row += [*rng.choice(filler, place - done), *fact]
+            done = place
+        row += list(rng.choice(filler, room - done))
+        for ask, answer in queries:
+            row += ask
+            labels_T[len(row) : len(row) + len(answer)] = answer
+            row += answer
+        ids_T[:] = row
 
 
 def ask_about(key: str, kind: int, *, full: bool) -> str:
@@ -202,3 +245,39 @@ def ask_about(key: str, kind: int, *, full: bool) -> str:
     if full:
         return icon_questions(key, "", "")[kind][0]
     return f"What {ATTRIBUTES[kind]} is {('the', 'beside the')[kind]} {key}?"
+
+
+def with_text(
+    make: Callable[[int], dict[str, Any]], tokenizer: Any, *, share: float, length: int, seed: int
+) -> Callable[[int], dict[str, Any]]:
+    """Batches by step: text alone in ``share`` of the steps, else ``make(step)``.
+
+    Alignment on pictures alone bends text retrieval, at nano scale from 0.98 to 0.2-0.4 within some 1,400 steps. The
+    original's instruction data has its text-only conversations too. No more tokens than the text stages had.
+
+    Args:
+        make: batches of pictures.
+        tokenizer: the nano tokenizer.
+        share: of steps.
+        length: tokens of a text row at most; drawn from it and its halves down to 128.
+        seed: every batch is drawn from (seed, step).
+
+    Returns:
+        step -> batch; one of text has ``input_ids``, ``labels`` and ``attention_mask`` (B, T) and no pixels.
+    """
+    lengths = [length]
+    while lengths[-1] // 2 >= REPLAY_SHORTEST:
+        lengths.append(lengths[-1] // 2)
+    tasks = []
+    for one in lengths:
+        phase = LengthPhase(start=0, length=one, batch=min(REPLAY_ROWS, max(1, REPLAY_TOKENS // one)))
+        tasks.append(TextTasks(tokenizer, [phase], seed=seed + 20, repeat_share=0.2, number_share=0.3))
+
+    def batch(step: int) -> dict[str, Any]:
+        rng = np.random.default_rng((seed, step, 7))
+        if rng.random() >= share:
+            return make(step)
+        found: dict[str, Any] = dict(tasks[rng.integers(len(tasks))].batch(step))
+        return {**found, "attention_mask": np.ones_like(found["input_ids"])}
+
+    return batch

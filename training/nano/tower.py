@@ -1,47 +1,53 @@
-"""The tower stage: the nano vision tower, trained with labels that the icons are drawn from.
+"""The nano model's tower stage, and the projector that joins the tower to a decoder.
 
 A tower of 0.4M parameters has no CLIP to start from, so it learns to name object, colour and digit, and
 whether there is an icon at all, through heads that are thrown away. Said in the model card: the nano
 tower has seen labels; no language has reached it.
 
-Shape legend: N pictures, T visual tokens of each, W width, K classes. Features are ``hidden_states[-2]`` without
-CLS, as the projector reads them.
+Shape legend: N pictures, P patches and T visual tokens of each, W the tower's width, D the decoder's, K classes.
+Features are ``hidden_states[-2]`` without CLS, as the projector reads them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vniah.training.stages import NanoSize, TowerStage
+from longva_model.pictures.preprocess import normalise
+from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
+from vniah.training.checkpoints import save_model
+from vniah.training.fit import StepDataset, fit, only_item
+from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
+from vniah.training.nano.vocabulary import word_list
+from vniah.training.stages import NanoSize, TowerStage, as_data
 
 DISTRACTOR_SHARE = 0.25
 IGNORE = -100
+CALIBRATION_STEPS, CALIBRATION_BATCH, CALIBRATION_LR = 400, 128, 3e-3
 
 
-def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Any) -> dict[str, Any]:
+def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
     """Train the tower, write it to ``folder/model`` and report its accuracy on held-out icons."""
     import torch
     from transformers import set_seed
-
-    from vniah.training.fit import fit, only_item
-    from vniah.training.loading import save_model
-    from vniah.training.nano.pictures import draw_distractors, draw_icons
-    from vniah.training.stages import as_data
-    from vniah.training.text import StepDataset
 
     set_seed(seed)
     size = stage.new.image_size
     icons = draw_icons(stage.pool_images, size, seed=seed)
     distractors_NHWC = draw_distractors(stage.pool_images // 4, size, seed=seed, film_share=stage.film_share)
     model = supervised_tower(stage.new, stage.feature_penalty)
-    batches = TowerBatches(icons, distractors_NHWC, stage.train.batch_size, seed)
+
+    def batch(step: int) -> dict[str, Any]:
+        return tower_batch(icons, distractors_NHWC, stage.train.batch_size, seed=seed, step=step)
+
     report = fit(
         model,
-        StepDataset(batches.batch, stage.train.steps),
-        _one_item(stage),
+        StepDataset(batch, stage.train.steps),
+        dataclasses.replace(stage.train, batch_size=1),  # items are whole batches
         folder / "run",
         seed=seed,
         identity={"stage": as_data(stage), "seed": seed},
@@ -51,25 +57,31 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Any) -> dict[str
     model.eval()
     test = draw_icons(1_000, size, seed=seed + 1, heldout=True)
     with torch.no_grad():
-        logits = model(torch.from_numpy(pixel_values(test.pixels_NHWC)))
-    for index, (name, scores) in enumerate(zip(("object", "colour", "digit"), logits, strict=False)):
-        report[f"heldout_{name}"] = round(float((scores.argmax(-1).numpy() == test.labels_N3[:, index]).mean()), 4)
+        logits = model(torch.from_numpy(normalise(test.pixels_NHWC)))
+    for index, name in enumerate(("object", "colour", "digit")):
+        right_N = logits[index].argmax(-1).numpy() == test.labels_N3[:, index]
+        report[f"heldout_{name}"] = round(float(right_N.mean()), 4)
     save_model(model.vision_tower, None, folder / "model")
     return report
 
 
-def _one_item(stage: TowerStage) -> Any:
-    """The stage's settings with batch size 1: its dataset's items are whole batches."""
-    import dataclasses
+def tower_batch(
+    icons: IconPool, distractors_NHWC: PicturesNHWC, batch_size: int, *, seed: int, step: int
+) -> dict[str, Any]:
+    """Icons and distractors, moved by up to two pixels.
 
-    return dataclasses.replace(stage.train, batch_size=1)
-
-
-def pixel_values(pixels_NHWC: Any) -> Any:
-    """uint8 (N, S, S, 3) to CLIP's fp32 (N, 3, S, S)."""
-    from longva_model.pictures.preprocess import normalise
-
-    return normalise(pixels_NHWC)
+    Returns:
+        ``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence.
+    """
+    rng = np.random.default_rng((seed, step, 3))
+    without = int(batch_size * DISTRACTOR_SHARE)
+    chosen = rng.integers(0, len(icons.labels_N3), batch_size - without)
+    other = rng.integers(0, len(distractors_NHWC), without)
+    pixels_NHWC = np.concatenate([icons.pixels_NHWC[chosen], distractors_NHWC[other]])
+    labels_N4 = np.full((batch_size, 4), IGNORE, np.int64)
+    labels_N4[: len(chosen), :3] = icons.labels_N3[chosen]
+    labels_N4[:, 3] = np.arange(batch_size) < len(chosen)
+    return {"pixel_values": normalise(shifted(pixels_NHWC, rng, reach=2)), "labels": labels_N4}
 
 
 def tower_config(size: NanoSize) -> Any:
@@ -97,7 +109,6 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     from transformers import CLIPVisionModel
 
     from longva_model.vision import pool_tokens
-    from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 
     class SupervisedTower(nn.Module):
         def __init__(self) -> None:
@@ -123,31 +134,90 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     return SupervisedTower()
 
 
-class TowerBatches:
-    """Batches of icons and distractors by step, moved by up to two pixels."""
+def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int = 2000) -> dict[str, float]:
+    """Let a fresh projector start in the decoder's space of words.
 
-    def __init__(self, icons: Any, distractors_NHWC: Any, batch_size: int, seed: int) -> None:
-        self.icons, self.distractors_NHWC = icons, distractors_NHWC
-        self.batch_size, self.seed = batch_size, seed
+    CLIP has seen pictures beside words before a projector meets it; the nano tower has not. Two things are missing, and
+    with them alignment of the projector alone often never finds out which of several objects a question means:
 
-    def batch(self, step: int) -> dict[str, Any]:
-        """``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence."""
-        rng = np.random.default_rng((self.seed, step, 3))
-        without = int(self.batch_size * DISTRACTOR_SHARE)
-        chosen = rng.integers(0, len(self.icons), self.batch_size - without)
-        other = rng.integers(0, len(self.distractors_NHWC), without)
-        pixels_NHWC = np.concatenate([self.icons.pixels_NHWC[chosen], self.distractors_NHWC[other]])
-        labels_N4 = np.full((self.batch_size, 4), IGNORE, np.int64)
-        labels_N4[: len(chosen), :3] = self.icons.labels_N3[chosen]
-        labels_N4[:, 3] = np.arange(self.batch_size) < len(chosen)
-        return {"pixel_values": pixel_values(shifted(pixels_NHWC, rng)), "labels": labels_N4}
+    * scale: the tower's features are a residual stream with no norm behind it, and its tokens come out of a default
+      projector about a hundred times as long as word embeddings, so that attention writes next to nothing into them;
+    * words: visual tokens begin by meaning nothing to the decoder. Here they are fitted to the sum of the embeddings of
+      the words that an icon's caption has (object, colour, digit), and those of pictures without an icon to the mean
+      embedding of filler words.
+
+    Args:
+        model: a LongVA with an untrained projector of two linear layers, changed in place.
+        tokenizer: of the decoder's words.
+        seed: of the pictures it is fitted on, training combinations and films only.
+        pictures: icons, and as many distractors.
+
+    Returns:
+        The mean square error of the "fit", and of the best "constant".
+    """
+    import torch
+    from torch import nn
+
+    from longva_model.vision import pool_tokens, tower_features
+
+    layout, size = model.config.layout, model.config.layout.tile_size
+    icons = draw_icons(pictures, size, seed=seed)
+    pixels_NHWC = np.concatenate([icons.pixels_NHWC, draw_distractors(pictures, size, seed=seed, film_share=0.5)])
+    projector = model.model.multi_modal_projector
+    first, second = (module for module in projector.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        features_NPW = torch.cat(
+            [
+                tower_features(model.model.vision_tower, torch.from_numpy(normalise(part)), model.config)
+                for part in np.array_split(pixels_NHWC, max(1, len(pixels_NHWC) // 200))
+            ]
+        )
+        _divide(first, first(features_NPW).std())
+        _divide(second, projector(features_NPW).std() / model.get_input_embeddings().weight.std())
+        filler_ND = filler_embedding(model, tokenizer).expand(pictures, -1)
+        targets_ND = torch.cat([caption_embeddings(model, tokenizer, icons), filler_ND])
+    optimizer = torch.optim.Adam(projector.parameters(), lr=CALIBRATION_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CALIBRATION_STEPS)
+    rng = np.random.default_rng((seed, 8))
+    # As the model's images are: their tiles are pooled under UniRes and not under AnyRes.
+    pooling = layout.require_pooling() if layout.pools_tiles else None
+
+    def error(chosen: Any) -> Any:
+        tokens_NTD = projector(features_NPW[chosen])
+        if pooling is not None:
+            tokens_NTD = pool_tokens(tokens_NTD, *pooling)
+        return (tokens_NTD - targets_ND[chosen, None]).square().mean()
+
+    for _ in range(CALIBRATION_STEPS):
+        optimizer.zero_grad()
+        error(rng.integers(0, len(targets_ND), CALIBRATION_BATCH)).backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        fitted, constant = error(np.arange(len(targets_ND))), (targets_ND - targets_ND.mean(0)).square().mean()
+    return {"fit": float(fitted), "constant": float(constant)}
 
 
-def shifted(pixels_NHWC: Any, rng: np.random.Generator, reach: int = 2) -> Any:
-    """Move each picture by up to ``reach`` pixels; its edge is repeated."""
-    size = pixels_NHWC.shape[1]
-    padded = np.pad(pixels_NHWC, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-    out_NHWC = np.empty_like(pixels_NHWC)
-    for index, (y, x) in enumerate(rng.integers(0, 2 * reach + 1, (len(pixels_NHWC), 2))):
-        out_NHWC[index] = padded[index, y : y + size, x : x + size]
-    return out_NHWC
+def caption_embeddings(model: Any, tokenizer: Any, icons: IconPool) -> Any:
+    """(N, D): the sum of the embeddings of an icon's object, colour and digit."""
+    kinds = [_word_embeddings(model, tokenizer, words) for words in (OBJECTS, COLOURS, DIGITS)]
+    return sum(kind[icons.labels_N3[:, i]] for i, kind in enumerate(kinds))
+
+
+def filler_embedding(model: Any, tokenizer: Any) -> Any:
+    """(D,): the mean embedding of filler words."""
+    return _word_embeddings(model, tokenizer, word_list("filler")).mean(0)
+
+
+def _word_embeddings(model: Any, tokenizer: Any, words: Iterable[Any]) -> Any:
+    """The embedding of each word's first token: (words, D)."""
+    import torch
+
+    ids = [tokenizer(str(word), add_special_tokens=False).input_ids[0] for word in words]
+    return model.get_input_embeddings()(torch.tensor(ids))
+
+
+def _divide(layer: Any, by: Any) -> None:
+    layer.weight /= by
+    layer.bias /= by

@@ -14,12 +14,34 @@ from typing import Any
 
 import numpy as np
 
+from longva_model.pictures.preprocess import normalise
+from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, icon_questions
 from vniah.prompts import NANO, question_text
-from vniah.training.nano.pictures import IconPool, PicturesNHWC
-from vniah.training.nano.tower import pixel_values, shifted
+from vniah.training.fit import StepDataset
+from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
+from vniah.training.nano.text_tasks import IGNORE, with_text
+from vniah.training.stages import AlignStage
 
-IGNORE = -100
 TILE_COUNTS = (2, 3, 4, 8, 16)
+
+
+def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> StepDataset:
+    """A stage's generated pictures, and text between them, as a dataset of whole batches."""
+    data, size = stage.data, config.layout.tile_size
+    make = VisionTasks(
+        tokenizer,
+        draw_icons(data.pool_images, size, seed=seed + 10),
+        draw_distractors(data.pool_images // 4, size, seed=seed + 10, film_share=data.film_share),
+        layout=config.layout,
+        placeholder=config.image_token_index,
+        batch_size=stage.train.batch_size,
+        max_tiles=data.max_tiles,
+        max_questions=data.max_questions,
+        seed=seed,
+    ).batch
+    if data.text_share:
+        make = with_text(make, tokenizer, share=data.text_share, length=data.text_length, seed=seed)
+    return StepDataset(make, stage.train.steps * stage.train.accumulation)
 
 
 class VisionTasks:
@@ -53,15 +75,17 @@ class VisionTasks:
         max_questions: int,
         seed: int,
     ) -> None:
-        from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
-
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._pre, self._end, self._pad = self._ids(NANO.pre), tokenizer.eos_token_id, tokenizer.pad_token_id
         self._names = ([str(o) for o in OBJECTS], [str(c) for c in COLOURS], [str(d) for d in DIGITS])
         self._icons, self._distractors_NHWC = icons, distractors_NHWC
         self._layout, self._placeholder = layout, placeholder
         self._batch_size, self._max_questions, self._seed = batch_size, max_questions, seed
-        self._shapes = canvas_shapes(layout, max_tiles)
+        self._shapes: dict[int, list[tuple[int, int]]] = {}  # (columns, rows) of canvases by their number of tiles
+        for width, height in layout.pinpoints:
+            columns, rows = width // layout.tile_size, height // layout.tile_size
+            if columns * rows in TILE_COUNTS and columns * rows <= max_tiles:
+                self._shapes.setdefault(columns * rows, []).append((columns, rows))
         if not self._shapes:
             raise ValueError(f"no canvas has 2 to {max_tiles} tiles; raise max_tiles")
 
@@ -70,23 +94,20 @@ class VisionTasks:
         rng = np.random.default_rng((self._seed, step, 5))
         counts = sorted(self._shapes)
         shapes = self._shapes[counts[rng.integers(len(counts))]]
-        rows, tiles, sizes = [], [], []
-        for _ in range(self._batch_size):
-            tiles_NHWC, size, row, labels = self._sample(rng, *shapes[rng.integers(len(shapes))])
-            tiles.append(tiles_NHWC)
-            sizes.append(size)
-            rows.append((row, labels))
-        longest = max(len(row) for row, _ in rows)
-        ids_BT = np.full((len(rows), longest), self._pad, np.int64)
-        labels_BT = np.full_like(ids_BT, IGNORE)
-        mask_BT = np.zeros_like(ids_BT)
-        for index, (row, labels) in enumerate(rows):
-            ids_BT[index, : len(row)], labels_BT[index, : len(row)] = row, labels
+        samples = [self._sample(rng, *shapes[rng.integers(len(shapes))]) for _ in range(self._batch_size)]
+        tiles, sizes, rows, labels = zip(*samples, strict=True)
+        ids_BT = np.full((len(rows), max(map(len, rows))), self._pad, np.int64)
+        labels_BT, mask_BT = np.full_like(ids_BT, IGNORE), np.zeros_like(ids_BT)
+        for index, row in enumerate(rows):
+            ids_BT[index, : len(row)] = row
+            labels_BT[index, : len(row)] = labels[index]
             mask_BT[index, : len(row)] = 1
         batch = {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
-        return {**batch, "pixel_values": pixel_values(np.concatenate(tiles)), "image_sizes": np.array(sizes)}
+        return {**batch, "pixel_values": normalise(np.concatenate(tiles)), "image_sizes": np.array(sizes)}
 
-    def _sample(self, rng: np.random.Generator, columns: int, rows: int) -> tuple[Any, Any, list[int], list[int]]:
+    def _sample(
+        self, rng: np.random.Generator, columns: int, rows: int
+    ) -> tuple[PicturesNHWC, tuple[int, int], list[int], list[int]]:
         """Tiles, (height, width), token ids and labels of one image."""
         from PIL import Image
 
@@ -99,7 +120,10 @@ class VisionTasks:
         row = [*self._pre, *[self._placeholder] * self._layout.num_image_tokens(image.size)]
         labels = [IGNORE] * len(row)
         for _ in range(int(rng.integers(1, self._max_questions + 1))):
-            question, answer = self._question(rng, chosen[rng.integers(len(chosen))])
+            icon = chosen[rng.integers(len(chosen))]
+            names = [kind[int(i)] for kind, i in zip(self._names, self._icons.labels_N3[icon], strict=True)]
+            questions = list(icon_questions(*names))
+            question, answer = questions[rng.integers(len(questions))]
             ask, tell = self._ids(question_text(question)), [*self._ids(answer), self._end]
             row += [*ask, *tell]
             labels += [*[IGNORE] * len(ask), *tell]
@@ -107,32 +131,11 @@ class VisionTasks:
 
     def _draw_icons(self, rng: np.random.Generator, count: int) -> list[int]:
         """Icons of different objects, so that a question names one of them."""
-        chosen: list[int] = []
-        seen: set[int] = set()
+        chosen: dict[int, int] = {}
         while len(chosen) < count:
-            index = int(rng.integers(len(self._icons)))
-            if int(self._icons.labels_N3[index, 0]) not in seen:
-                seen.add(int(self._icons.labels_N3[index, 0]))
-                chosen.append(index)
-        return chosen
-
-    def _question(self, rng: np.random.Generator, icon: int) -> tuple[str, str]:
-        from vniah.needles.icons import icon_questions
-
-        names = [kind[int(i)] for kind, i in zip(self._names, self._icons.labels_N3[icon], strict=True)]
-        questions = list(icon_questions(*names))
-        question, answer = questions[rng.integers(len(questions))]
-        return question, answer
-
-
-def canvas_shapes(layout: Any, max_tiles: int) -> dict[int, list[tuple[int, int]]]:
-    """(columns, rows) of the layout's canvases by their number of tiles, up to ``max_tiles``."""
-    shapes: dict[int, list[tuple[int, int]]] = {}
-    for width, height in layout.pinpoints:
-        columns, rows = width // layout.tile_size, height // layout.tile_size
-        if columns * rows in TILE_COUNTS and columns * rows <= max_tiles:
-            shapes.setdefault(columns * rows, []).append((columns, rows))
-    return shapes
+            index = int(rng.integers(len(self._icons.labels_N3)))
+            chosen.setdefault(int(self._icons.labels_N3[index, 0]), index)
+        return list(chosen.values())
 
 
 def montage(pictures_NHWC: PicturesNHWC, columns: int, rows: int) -> PicturesNHWC:

@@ -7,15 +7,23 @@ into characters (``##`` marks a continuation), so ordinary English never becomes
 from __future__ import annotations
 
 import functools
+import re
 import string
 from pathlib import Path
 from typing import Any
 
+from vniah.needles.icons import COLOURS, OBJECTS, icon_questions
+
 SPECIAL_TOKENS = ("<unk>", "<bos>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 WORDS = Path(__file__).with_name("words.txt")
-PUNCTUATION = tuple(string.punctuation)
-
+# One question after its frames, as ``vniah.prompts.NANO`` has it.
+CHAT_TEMPLATE = (
+    "<bos>{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for item in message.content %}{% if item.type == 'text' %}{{ '\n' + item.text.lstrip('\n') }}"
+    "{% else %}<{{ item.type }}>{% endif %}{% endfor %}{% endif %}"
+    "{% if message.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+)
 SPLIT = r"\n|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
 
 
@@ -26,27 +34,14 @@ def word_list(kind: str) -> tuple[str, ...]:
     return tuple(word for row in rows if row[0] == kind for word in row[1:])
 
 
-def needle_words() -> list[str]:
-    """Every word of the ``icons`` needles: objects, colours, and the wording of their questions."""
-    import re
-
-    from vniah.needles.icons import COLOURS, OBJECTS, icon_questions
-
-    names = [*OBJECTS, *COLOURS]
-    for name in OBJECTS:
-        names += [question for question, _ in icon_questions(name, "", "")]
-    return [word for name in names for word in re.findall(r"[a-z]+", name.lower())]
-
-
 def words() -> tuple[str, ...]:
     """The whole vocabulary in id order: special tokens, newline, digits, words, punctuation, characters."""
-    ordered = [*SPECIAL_TOKENS, "\n", *string.digits]
-    ordered += [
-        *needle_words(),
-        *(word for kind in ("questions", "cities", "animals", "filler") for word in word_list(kind)),
-    ]
-    ordered += [*PUNCTUATION, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
-    return tuple(dict.fromkeys(ordered))
+    names = [*OBJECTS, *COLOURS]
+    asked = [question for name in OBJECTS for question, _ in icon_questions(name, "", "")]
+    needle_words = re.findall(r"[a-z]+", " ".join([*names, *asked]).lower())
+    lists = (word for kind in ("questions", "cities", "animals", "filler") for word in word_list(kind))
+    characters = (*string.punctuation, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase))
+    return tuple(dict.fromkeys([*SPECIAL_TOKENS, "\n", *string.digits, *needle_words, *lists, *characters]))
 
 
 def build_tokenizer() -> Any:
@@ -69,10 +64,3 @@ def build_tokenizer() -> Any:
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 20,
     )
-
-
-def save_tokenizer(folder: Path) -> Any:
-    """Build the tokenizer, write it to ``folder`` and return it."""
-    tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(folder)
-    return tokenizer

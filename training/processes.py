@@ -1,0 +1,41 @@
+"""Ranks that share a stage, and worker processes that share a rank's work.
+
+The launcher (torchrun, accelerate launch) says by RANK and WORLD_SIZE who is who.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process among all; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes share the work; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for(path: Path, seconds: float = 1.0) -> None:
+    """Wait until another process has written ``path``. Should that process die, the launcher ends this one."""
+    while not path.is_file():
+        time.sleep(seconds)
+
+
+def map_parts(work: Callable[[T], Any], parts: Iterable[T], workers: int) -> list[Any]:
+    """``work`` of every part, in order, on at most ``workers`` processes (in this one where one is enough)."""
+    items = list(parts)
+    if workers <= 1 or len(items) <= 1:
+        return [work(item) for item in items]
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(work, items))
