@@ -13,7 +13,7 @@ import torch
 from vniah.notices import recorded
 from vniah.training import fit as fit_module
 from vniah.training.checkpoints import check_identity, last_checkpoint
-from vniah.training.fit import MetricsLog, fit, only_item, parameter_groups
+from vniah.training.fit import fit, logged_events, metrics_callback, only_item, parameter_groups
 from vniah.training.stages import Train
 
 STEPS = 8
@@ -268,11 +268,12 @@ def test_the_log_of_a_resumed_run_is_that_of_the_whole_one_whatever_became_of_it
 
 
 def test_the_log_of_a_run_that_begins_is_empty(tmp_path: Path) -> None:
+    from transformers import TrainerState
+
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')
-    log = MetricsLog(path)
-    log.rewind(None)
-    assert path.read_text() == "" and log.last == {}
+    metrics_callback(path).on_train_begin(None, TrainerState(), None)
+    assert path.read_text() == "" and logged_events([]) == []
 
 
 def test_the_tower_has_its_own_learning_rate_and_norms_are_not_decayed() -> None:

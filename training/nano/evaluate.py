@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vniah.runs.grid import Grid
 from vniah.training.checkpoints import write_json
 from vniah.training.stages import EvaluateStage
-from vniah.runs.grid import Grid
 
 # Beyond the trained length on purpose: what happens there is what is measured.
 _ANY_LENGTH = 1 << 20
