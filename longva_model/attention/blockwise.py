@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from longva_model.attention import kernels
+from longva_model.attention.reference import sum_dtype
 
 _named_kernel: str | None = None
 
@@ -41,7 +42,7 @@ def block_attention(
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     check_inputs(q_BHTD, k_BKSD, v_BKSD)
-    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = default_scale(q_BHTD, scale)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHTD, k_BKSD, v_BKSD)):
         return _BlockAttention.apply(q_BHTD, k_BKSD, v_BKSD, causal, scale)
     return block_forward(q_BHTD, k_BKSD, v_BKSD, causal, scale)
@@ -61,7 +62,7 @@ def merge(out_a_BHTD: Tensor, lse_a_BHT: Tensor, out_b_BHTD: Tensor, lse_b_BHT: 
             "merge is forward only, got a tensor that requires grad: train through block_attention or "
             "zigzag_ring_attention, which merge inside"
         )
-    wide = accumulation_dtype(out_a_BHTD.dtype)
+    wide = sum_dtype(out_a_BHTD.dtype)
     out_BHTD, lse_BHT = out_a_BHTD.to(wide, copy=True), lse_a_BHT.to(wide, copy=True)
     merge_(out_BHTD, lse_BHT, out_b_BHTD, lse_b_BHT)
     return out_BHTD, lse_BHT
@@ -79,16 +80,8 @@ def merge_(out_BHTD: Tensor, lse_BHT: Tensor, out_b_BHTD: Tensor, lse_b_BHT: Ten
     torch.logaddexp(lse_BHT, lse_b_BHT, out=lse_BHT)
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or fp64 for fp64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def empty_sum(q_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to no key at all, to merge into: out 0 and lse -inf, in the dtype of sums."""
-    wide = accumulation_dtype(q_BHTD.dtype)
-    out_BHTD = torch.zeros(q_BHTD.shape, dtype=wide, device=q_BHTD.device)
-    return out_BHTD, torch.full(q_BHTD.shape[:3], -torch.inf, dtype=wide, device=q_BHTD.device)
+def default_scale(q_BHTD: Tensor, scale: float | None) -> float:
+    return q_BHTD.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
 def check_inputs(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor) -> None:
@@ -178,21 +171,21 @@ def block_forward(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, 
     """``block_attention`` without checks and without autograd."""
     q_BHTD, k_BKSD, v_BKSD = _dense(q_BHTD), _dense(k_BKSD), _dense(v_BKSD)
     for kernel in usable_kernels(q_BHTD):
-        assert kernel.forward is not None
         pieces = _parts(q_BHTD.shape[2], k_BKSD.shape[2], causal, kernel.bottom_right)
         try:
             results = [(q, kernel.forward(q_BHTD[:, :, q], k_BKSD[:, :, k], v_BKSD[:, :, k], square, scale))
                        for q, k, square in pieces]  # fmt: skip
         except kernels.RefusedError:
             continue
-        wide = accumulation_dtype(q_BHTD.dtype)
+        wide = sum_dtype(q_BHTD.dtype)
         if results and results[0][1][0].shape == q_BHTD.shape:
             (_, (out_BHTD, lse_BHT)), *rest = results
             if not rest:
                 return out_BHTD, lse_BHT
             out_BHTD = out_BHTD.to(wide)
-        else:  # some queries see no key
-            out_BHTD, lse_BHT = empty_sum(q_BHTD)
+        else:  # some queries see no key: merge into attention to none
+            out_BHTD = torch.zeros_like(q_BHTD, dtype=wide)
+            lse_BHT = torch.full(q_BHTD.shape[:3], -torch.inf, dtype=wide, device=q_BHTD.device)
             rest = results
         for q, (out, lse) in rest:
             merge_(out_BHTD[:, :, q], lse_BHT[:, :, q], out, lse)
@@ -214,7 +207,7 @@ def block_backward(
     """Gradients of q, k, v through one block, given out and lse over *all* keys that these queries see.
 
     Summed over the blocks of a query set this is the gradient of the merged output. Returned in the dtype of the
-    kernel (q's or wider); callers sum in ``accumulation_dtype``.
+    kernel (q's or wider); callers sum in ``sum_dtype``.
     """
     kernel = next(usable_kernels(q_BHTD, backward=True))
     assert kernel.backward is not None
@@ -227,7 +220,7 @@ def block_backward(
     ]  # fmt: skip
     if len(results) == 1 and results[0][2][0].shape == q.shape:
         return results[0][2]
-    wide = accumulation_dtype(q.dtype)
+    wide = sum_dtype(q.dtype)
     dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
     for qs, ks, (dq_part, dk_part, dv_part) in results:
         dq[:, :, qs] += dq_part

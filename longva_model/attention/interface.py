@@ -25,6 +25,7 @@ Shapes: B batch, H query heads, K key/value heads, T new tokens, S keys on this 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def register() -> None:
     AttentionInterface.register(BLOCKWISE, blockwise_attention_forward)
     AttentionInterface.register(RING, ring_attention_forward)
     AttentionMaskInterface.register(BLOCKWISE, no_mask)
-    AttentionMaskInterface.register(RING, no_mask_of_a_shard)
+    AttentionMaskInterface.register(RING, functools.partial(no_mask, whole=False))
 
 
 def blockwise_attention_forward(
@@ -126,8 +127,7 @@ def blockwise_attention_forward(
     causal = _is_causal(module, is_causal)
     if causal:
         _refuse_window(sliding_window, key.shape[2])
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    out_BHTD, _ = block_attention(query, key, value, causal=causal, scale=scaling)
+    out_BHTD, _ = block_attention(query.to(value.dtype), key.to(value.dtype), value, causal=causal, scale=scaling)
     return out_BHTD.transpose(1, 2), None
 
 
@@ -152,19 +152,19 @@ def ring_attention_forward(
         ValueError: as for ``blockwise_attention_forward``; or if several ranks run and none of ``ring_context``
             says how the sequence lies on them; or if the cache does not fit what it says.
     """
+    context = ring_context if ring_context is not None else _active
+    causal = _is_causal(module, is_causal)
+    if context is None and causal and Ring.of().size > 1:
+        raise ValueError(
+            f"attention {RING} runs on {Ring.of().size} ranks and does not know how the sequence lies on them: "
+            "call the model inside ring_context(...), or with ring_context=RingContext(...)"
+        )
+    if context is None or not causal:
+        return blockwise_attention_forward(
+            module, query, key, value, attention_mask, scaling, dropout, causal, sliding_window, **kwargs
+        )
     _refuse_extras(attention_mask, dropout, kwargs)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    context = ring_context if ring_context is not None else _active
-    if not _is_causal(module, is_causal):
-        return block_attention(query, key, value, causal=False, scale=scaling)[0].transpose(1, 2), None
-    if context is None:
-        if Ring.of().size > 1:
-            raise ValueError(
-                f"attention {RING} runs on {Ring.of().size} ranks and does not know how the sequence lies on them: "
-                "call the model inside ring_context(...), or with ring_context=RingContext(...)"
-            )
-        _refuse_window(sliding_window, key.shape[2])
-        return block_attention(query, key, value, causal=True, scale=scaling)[0].transpose(1, 2), None
     size = Ring.of(context.group).size
     if context.layout == "replicated":
         split = key.shape[2] - (context.num_new or query.shape[2])
@@ -202,11 +202,16 @@ def no_mask(
     mask_function: Any = None,
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
+    *,
+    whole: bool = True,
     **kwargs: Any,
 ) -> None:
     """In place of a mask: None, after making sure that none is needed.
 
     Padding on the right is harmless to a causal model (no real query sees it); padding anywhere else is not.
+
+    Args:
+        whole: tokens are the whole sequence, not a shard of it, whose positions jump, so that packing does not show.
 
     Raises:
         ValueError: for left padding, packed sequences, custom mask functions, and caches with unused slots.
@@ -214,7 +219,7 @@ def no_mask(
     import torch
     from transformers.masking_utils import causal_mask_function
 
-    if mask_function not in (None, causal_mask_function) and kv_length and q_length:
+    if whole and mask_function not in (None, causal_mask_function) and kv_length and q_length:
         # Causal over the whole sequence: the last query sees the first key. Packed sequences and windows differ here.
         device = kwargs.get("device")
         rows, zero = torch.arange(batch_size, device=device), torch.zeros((), dtype=torch.long, device=device)
@@ -224,19 +229,6 @@ def no_mask(
                 "packed sequences (position_ids that start anew) and sliding windows need another "
                 "attn_implementation, such as 'sdpa'"
             )
-    no_mask_of_a_shard(q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask, use_vmap=use_vmap)
-
-
-def no_mask_of_a_shard(
-    q_length: int,
-    kv_length: int,
-    q_offset: Any = 0,
-    kv_offset: Any = 0,
-    attention_mask: Tensor | None = None,
-    use_vmap: bool = False,
-    **kwargs: Any,
-) -> None:
-    """``no_mask`` where tokens are a shard of the sequence: positions jump, so that packing cannot be told apart."""
     if use_vmap:
         raise ValueError("block and ring attention take no custom mask functions: use attn_implementation='sdpa'")
     if isinstance(q_offset, int) and isinstance(kv_offset, int) and kv_length + kv_offset > q_offset + q_length:

@@ -29,8 +29,13 @@ def reference_attention(
     return out_BKGTD.flatten(1, 2), lse_BKGT.flatten(1, 2)
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(sum_dtype(x.dtype))
 
 
 def _scores(q_BHTD: Tensor, k_BKSD: Tensor, causal: bool, scale: float | None) -> Tensor:

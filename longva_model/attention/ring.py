@@ -33,13 +33,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longva_model.attention.blockwise import (
-    accumulation_dtype,
     block_attention,
     block_backward,
     block_forward,
     check_inputs,
+    default_scale,
     merge_,
 )
+from longva_model.attention.reference import sum_dtype
 from longva_model.attention.zigzag import Layout
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def zigzag_ring_attention(
         )
     ring = Ring.of(group)
     layout = Layout.of(q_BHTD.shape[2], ring.rank, ring.size, valid_length)
-    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = default_scale(q_BHTD, scale)
     if ring.size == 1 and layout.length == q_BHTD.shape[2]:
         return block_attention(q_BHTD, k_BKTD, v_BKTD, causal=True, scale=scale)[0]
     return _ZigzagRing.apply(q_BHTD, k_BKTD, v_BKTD, ring, layout, scale)
@@ -150,14 +151,14 @@ def ring_forward(
     here = (k_BKND.contiguous(), v_BKND.contiguous())
     coming, works = receive_next(here, ring, 0, layout.lengths)
     out_BHND, lse_BHN = block_forward(q_BHND, k_BKND, v_BKND, True, scale)
-    out_BHND = out_BHND.to(accumulation_dtype(q_BHND.dtype))
+    out_BHND = out_BHND.to(sum_dtype(q_BHND.dtype))
     for step in range(1, ring.size):
         wait(works)
         here = coming
         coming, works = receive_next(here, ring, step, layout.lengths)
         block = layout.block(ring.rank, ring.owner(step))
         if block is not None:
-            q, k = slice(*block.q), slice(*block.k)
+            q, k = block.q, block.k
             out, lse = block_forward(q_BHND[:, :, q], here[0][:, :, k], here[1][:, :, k], block.causal, scale)
             merge_(out_BHND[:, :, q], lse_BHN[:, :, q], out, lse)
     return out_BHND, lse_BHN
@@ -195,7 +196,7 @@ def ring_backward(
     computes its share while the sum so far is on its way, adds, and passes it on; after the last share one more
     shift brings it home.
     """
-    wide, lengths = accumulation_dtype(q_BHND.dtype), layout.lengths
+    wide, lengths = sum_dtype(q_BHND.dtype), layout.lengths
     dq_BHND = torch.zeros_like(q_BHND, dtype=wide)
     B, K, _, D = k_BKND.shape
 
@@ -211,7 +212,7 @@ def ring_backward(
         block = layout.block(ring.rank, ring.owner(step))
         shares = None
         if block is not None:
-            q, k = slice(*block.q), slice(*block.k)
+            q, k = block.q, block.k
             dq, *shares = block_backward(
                 grad_BHND[:, :, q], q_BHND[:, :, q], here[0][:, :, k], here[1][:, :, k],
                 out_BHND[:, :, q], lse_BHN[:, :, q], block.causal, scale,
@@ -220,7 +221,7 @@ def ring_backward(
         wait(grads_works)
         if block is not None and shares is not None:
             for total, share in zip(grads_here, shares, strict=True):
-                total[:, :, slice(*block.k)] += share
+                total[:, :, block.k] += share
         leaving, grads_here = grads_here, sums(ring.owner(step + 1))
         grads_works = ring.shift(leaving, grads_here)
         wait(works)
@@ -239,8 +240,7 @@ class _ZigzagRing(torch.autograd.Function):
         real = slice(0, layout.lengths[ring.rank])
         q, k, v = (x[:, :, real] for x in (q_BHTD, k_BKTD, v_BKTD))
         out, lse_BHN = ring_forward(q, k, v, ring, layout, scale)
-        out_BHTD = torch.zeros_like(q_BHTD)
-        out_BHTD[:, :, real] = out
+        out_BHTD = _padded(out, q_BHTD)
         ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD, out_BHTD, lse_BHN)
         ctx.ring, ctx.layout, ctx.scale, ctx.real = ring, layout, scale, real
         return out_BHTD
@@ -251,12 +251,14 @@ class _ZigzagRing(torch.autograd.Function):
         *qkv, out_BHTD, lse_BHN = ctx.saved_tensors
         q, k, v, out, grad = (x[:, :, ctx.real] for x in (*qkv, out_BHTD, grad_BHTD.to(out_BHTD.dtype)))
         grads = ring_backward(grad, q, k, v, out, lse_BHN, ctx.ring, ctx.layout, ctx.scale)
-        padded = []
-        for whole, part in zip(qkv, grads, strict=True):
-            dx = torch.zeros_like(whole)
-            dx[:, :, ctx.real] = part
-            padded.append(dx)
-        return *padded, None, None, None
+        return *(_padded(part, whole) for part, whole in zip(grads, qkv, strict=True)), None, None, None
+
+
+def _padded(part: Tensor, like: Tensor) -> Tensor:
+    """The real tokens of a tensor shaped and typed as ``like``, with zeros behind them."""
+    whole = torch.zeros_like(like)
+    whole[:, :, : part.shape[2]] = part
+    return whole
 
 
 def ring_attention_with_past(
@@ -302,7 +304,7 @@ def ring_attention_with_past(
             f"{ring.rank}, got {list(past_lengths)}"
         )
     layout = Layout.of(q_BHTD.shape[2], ring.rank, ring.size, valid_length)
-    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = default_scale(q_BHTD, scale)
     if travel == "auto":
         travel = cheaper_to_send(
             past_tokens=sum(past_lengths), new_tokens=layout.length, num_heads=q_BHTD.shape[1],
@@ -313,14 +315,17 @@ def ring_attention_with_past(
     with torch.no_grad():
         sums = ring_forward(q, k, v, ring, layout, scale)
         if any(past_lengths):
-            past = (k_past_BKPD, v_past_BKPD)
-            if travel == "keys":
-                _keys_travel(sums, q, past, ring, past_lengths, scale)
+            here = (k_past_BKPD, v_past_BKPD)
+            if travel == "queries":
+                merge_(*sums, *_queries_travel(q, here, ring, layout.lengths, scale))
             else:
-                merge_(*sums, *_queries_travel(q, past, ring, layout.lengths, scale))
-        out_BHTD = torch.zeros_like(q_BHTD)
-        out_BHTD[:, :, real] = sums[0]
-    return out_BHTD
+                here = (here[0].contiguous(), here[1].contiguous()) if ring.size > 1 else here
+                for step in range(ring.size):
+                    coming, works = receive_next(here, ring, step, past_lengths)
+                    merge_(*sums, *block_forward(q, *here, False, scale))
+                    wait(works)
+                    here = coming
+        return _padded(sums[0], q_BHTD)
 
 
 def cheaper_to_send(
@@ -332,23 +337,6 @@ def cheaper_to_send(
     return "queries" if queries < keys else "keys"
 
 
-def _keys_travel(
-    sums: tuple[Tensor, Tensor],
-    q: Tensor,
-    past: tuple[Tensor, Tensor],
-    ring: Ring,
-    past_lengths: Sequence[int],
-    scale: float,
-) -> None:
-    """Merge attention to the past into ``sums`` (out, lse) while the past goes round."""
-    here = (past[0].contiguous(), past[1].contiguous()) if ring.size > 1 else past
-    for step in range(ring.size):
-        coming, works = receive_next(here, ring, step, past_lengths)
-        merge_(*sums, *block_forward(q, *here, False, scale))
-        wait(works)
-        here = coming
-
-
 def _queries_travel(
     q: Tensor, past: tuple[Tensor, Tensor], ring: Ring, lengths: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -357,7 +345,7 @@ def _queries_travel(
     Their sums follow one step behind: each rank computes its share while the sum so far is on its way.
     """
     B, H, _, D = q.shape
-    wide = accumulation_dtype(q.dtype)
+    wide = sum_dtype(q.dtype)
     here, sums = q.contiguous(), None
     sums_works: list[Work] = []
     for step in range(ring.size):
@@ -423,10 +411,10 @@ def sharded_past_attention(
     ring = Ring.of(group)
     if not 0 <= new_on < ring.size:
         raise ValueError(f"new_on must be a rank of the group, 0 to {ring.size - 1}, got {new_on}")
-    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = default_scale(q_BHTD, scale)
     with torch.no_grad():
         out, lse_BHT = block_forward(q_BHTD, k_past_BKPD, v_past_BKPD, False, scale)
-        out_BHTD = out.to(accumulation_dtype(out.dtype))
+        out_BHTD = out.to(sum_dtype(out.dtype))
         if new and ring.rank == new_on:
             merge_(out_BHTD, lse_BHT, *block_forward(q_BHTD, *new, True, scale))
         if ring.size > 1:

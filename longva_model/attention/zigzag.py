@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,40 +133,15 @@ def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Ten
     return torch.cat([x, x.new_full(shape, value)], dim)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Local queries ``q`` of one rank that meet local keys ``k`` of another, as half-open spans.
+class Block(NamedTuple):
+    """Local queries ``q`` of one rank that meet local keys ``k`` of another.
 
     ``causal`` blocks are square with the diagonal in them; others are full.
     """
 
-    q: tuple[int, int]
-    k: tuple[int, int]
+    q: slice
+    k: slice
     causal: bool
-
-
-def visible_block(rank: int, owner: int, lengths: Sequence[int], chunk: int) -> Block | None:
-    """What the queries of ``rank`` see of the keys of ``owner``: one rectangle, or None where nothing is visible.
-
-    Own keys: the local order is the global order, so the causal square. A lower rank: its early chunk lies before
-    all our queries, its late chunk after. A higher rank: all its keys lie between our two chunks, so our late
-    queries see all of them and our early ones none. With full chunks the last two have the same size: this is why
-    zigzag is balanced.
-
-    Args:
-        lengths: real tokens of every rank (``local_lengths``).
-        chunk: tokens of a full chunk.
-    """
-    num_queries, num_keys = lengths[rank], lengths[owner]
-    if owner == rank:
-        q, k = (0, num_queries), (0, num_keys)
-    elif owner < rank:
-        q, k = (0, num_queries), (0, min(chunk, num_keys))
-    else:
-        q, k = (chunk, num_queries), (0, num_keys)
-    if q[0] >= q[1] or k[0] >= k[1]:
-        return None
-    return Block(q=q, k=k, causal=owner == rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,5 +187,16 @@ class Layout:
         return local_lengths(self.length, self.world_size, self.chunk)
 
     def block(self, rank: int, owner: int) -> Block | None:
-        """What the queries of ``rank`` see of the keys of ``owner``."""
-        return visible_block(rank, owner, self.lengths, self.chunk)
+        """What the queries of ``rank`` see of the keys of ``owner``: one rectangle, or None where nothing is visible.
+
+        Own keys: the local order is the global order, so the causal square. A lower rank: its early chunk lies before
+        all our queries, its late chunk after. A higher rank: all its keys lie between our two chunks, so our late
+        queries see all of them and our early ones none. With full chunks the last two have the same size: this is why
+        zigzag is balanced.
+        """
+        lengths = self.lengths
+        first_query = self.chunk if owner > rank else 0
+        last_key = min(self.chunk, lengths[owner]) if owner < rank else lengths[owner]
+        if first_query >= lengths[rank] or not last_key:
+            return None
+        return Block(slice(first_query, lengths[rank]), slice(0, last_key), causal=owner == rank)

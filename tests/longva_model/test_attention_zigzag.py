@@ -17,7 +17,7 @@ from longva_model.attention import (
     zigzag_spans,
     zigzag_unshard,
 )
-from longva_model.attention.zigzag import Layout, chunk_length, visible_block
+from longva_model.attention.zigzag import Layout, chunk_length
 
 worlds = st.integers(1, 6)
 lengths = st.integers(0, 70)
@@ -30,6 +30,7 @@ def test_the_layout_of_two_ranks_by_hand() -> None:
     # Five tokens in chunks of two: the last chunk is empty, the one before short.
     assert zigzag_spans(5, 0, 2) == ((0, 2), (5, 5))
     assert zigzag_spans(5, 1, 2) == ((2, 4), (4, 5))
+    assert zigzag_positions(5, 1, 2).tolist() == [2, 3, 4]  # the sequence begins at 0
 
 
 @given(lengths, worlds)
@@ -70,7 +71,7 @@ def test_padded_shards_are_equal_and_begin_with_the_real_tokens(length: int, wor
 @given(lengths, worlds, st.integers(0, 2))
 def test_the_blocks_of_all_steps_are_the_causal_mask_exactly_once(length: int, world: int, extra: int) -> None:
     chunk = chunk_length(length, world) + extra
-    held = local_lengths(length, world, chunk)
+    layout = Layout(length=length, world_size=world, chunk=chunk)
     positions = [
         [p for start, stop in zigzag_spans(length, rank, world, chunk) for p in range(start, stop)]
         for rank in range(world)
@@ -78,11 +79,11 @@ def test_the_blocks_of_all_steps_are_the_causal_mask_exactly_once(length: int, w
     seen = torch.zeros(length, length, dtype=torch.int64)
     for rank in range(world):
         for owner in range(world):
-            block = visible_block(rank, owner, held, chunk)
+            block = layout.block(rank, owner)
             if block is None:
                 continue
-            queries, keys = positions[rank][slice(*block.q)], positions[owner][slice(*block.k)]
-            assert len(queries) == block.q[1] - block.q[0] and len(keys) == block.k[1] - block.k[0]
+            queries, keys = positions[rank][block.q], positions[owner][block.k]
+            assert len(queries) == block.q.stop - block.q.start and len(keys) == block.k.stop - block.k.start
             inside = torch.ones(len(queries), len(keys), dtype=torch.int64)
             seen[torch.tensor(queries)[:, None], torch.tensor(keys)] += inside.tril() if block.causal else inside
     assert torch.equal(seen, torch.ones(length, length, dtype=torch.int64).tril())
@@ -90,12 +91,12 @@ def test_the_blocks_of_all_steps_are_the_causal_mask_exactly_once(length: int, w
 
 @given(worlds, st.integers(1, 9))
 def test_full_chunks_give_every_rank_the_same_work(world: int, chunk: int) -> None:
-    held = (2 * chunk,) * world
+    layout = Layout(length=2 * chunk * world, world_size=world, chunk=chunk)
 
     def area(rank: int, owner: int) -> int:
-        block = visible_block(rank, owner, held, chunk)
+        block = layout.block(rank, owner)
         assert block is not None
-        return (block.q[1] - block.q[0]) * (block.k[1] - block.k[0])
+        return int(block.q.stop - block.q.start) * int(block.k.stop - block.k.start)
 
     for step in range(1, world):
         assert len({area(rank, (rank - step) % world) for rank in range(world)}) == 1
@@ -110,5 +111,6 @@ def test_bad_shards_are_named() -> None:
         zigzag_unshard([torch.arange(5)], 2, 0)
     with pytest.raises(ValueError, match="two equal chunks, got 5"):
         Layout.of(5, 0, 2, None)
-    with pytest.raises(ValueError, match="must hold 6 of 9 tokens"):
-        Layout.of(4, 1, 2, 9)
+    for held in (4, 7):  # too few; and two chunks are of equal length, however far they are padded
+        with pytest.raises(ValueError, match="must hold 6 of 9 tokens"):
+            Layout.of(held, 1, 2, 9)
