@@ -66,7 +66,7 @@ class Conversation:
             segments: tuple[Segment, ...] = prompt.request.segments
         else:
             segments = (Text(template.answer + self._answer), Text(template.between + question + template.post))
-        new = sum(self.engine.embedder.segment_tokens(segment) for segment in segments)
+        new = self.engine.embedder.tokens(segments)
         limit = self.engine.backend.max_length
         if limit and self.length + new + leaf.max_new_tokens > limit:
             raise ValueError(

@@ -2,14 +2,14 @@
 
 Each shared prefix is computed once: extend the cache along a branch, score the leaves there, crop back
 to where the branch began. Prefill goes in chunks; logits are made at answer positions only. The plain
-way (one forward a request, no cache) stands beside it in ``plain.py`` as its reference.
+way (one forward a request, no cache) stands beside it as its reference.
 
 Shapes: T tokens, D hidden size, V vocabulary, L answer tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from longva_model.engine.steps import Step, steps
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
 from longva_model.renamed import cache_keyword
-from vniah.contract.cost import ModelShape
+from vniah.contract.cost import answer_flops, answer_tokens
 from vniah.contract.requests import Generate, Request, RequestTree, Segment, Target
 
 OnResult = Callable[[int, LeafResult], None]
@@ -72,9 +72,6 @@ class TreeEngine:
         self.cache: Any = None
         self.peak_kv_bytes = 0
 
-    def shape(self) -> ModelShape:
-        return self.backend.shape
-
     @torch.inference_mode()
     def run(
         self,
@@ -98,7 +95,9 @@ class TreeEngine:
         """
         self.embedder.media = dict(media)
         self.requests = tree.requests
-        self._check_answers(tree)
+        for request in tree.requests:
+            if isinstance(request.leaf, Target) and not self.backend.token_ids(request.leaf.text):
+                raise ValueError(f"the answer {request.leaf.text!r} has no tokens; give a non-empty answer")
         results: dict[int, LeafResult] = dict(known or {})
         self.embedder.frames.expect(request for index, request in enumerate(tree.requests) if index not in results)
 
@@ -112,12 +111,13 @@ class TreeEngine:
 
     def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
         """What ``run`` will tell ``on_flops`` in all; the media must be known (see ``show``)."""
-        return sum(step.flops(self.shape(), self._count) for step in steps(tree, self.embedder.segment_tokens, known))
+        shape = self.backend.shape
+        return sum(step.flops(shape, self._count) for step in steps(tree, self.embedder.segment_tokens, known))
 
     def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
         """Compute what is not known, depth-first in one cache."""
         count = self.embedder.segment_tokens
-        room = max((self._leaf_room(leaf) for _, leaf in _leaves(tree)), default=0)
+        room = max((answer_tokens(request.leaf, self._count) for request in tree.requests), default=0)
         longest = max((step.past + step.new for step in steps(tree, count)), default=0)
         self.check_reach(longest)
         self.cache = self.new_cache(longest + room)
@@ -129,7 +129,7 @@ class TreeEngine:
             end = self._finish(step, done)
             starts += [end] * len(step.segments)
             if tick is not None:
-                tick(step.flops(self.shape(), self._count))
+                tick(step.flops(self.backend.shape, self._count))
         self.peak_kv_bytes = max(self.peak_kv_bytes, self.cache.num_bytes)
         self.cache = None
 
@@ -138,9 +138,6 @@ class TreeEngine:
 
     def new_cache(self, room: int) -> Any:
         return CroppableCache(self.backend.shape.layers, room)
-
-    def _leaf_room(self, leaf: Target | Generate) -> int:
-        return self._count(leaf.text) if isinstance(leaf, Target) else leaf.max_new_tokens
 
     def show(self, prompt: Prompt) -> None:
         """Make a prompt's media known, and how their frames are fitted."""
@@ -160,16 +157,11 @@ class TreeEngine:
         Args:
             before: the segments that the cache holds.
         """
-        last_1D = self._extend(segments, keep=1)
+        last_1D = self._extend(segments)
         end = self.cache.length
         result = self._generate(leaf, last_1D, [*before, *segments], on_text)
         self.cache.crop_to(end)
         return result
-
-    def _check_answers(self, tree: RequestTree) -> None:
-        for _, leaf in _leaves(tree):
-            if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
-                raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
 
     def check_length(self, request: Request) -> None:
         """Refuse a prompt that the model was not made for; nothing is ever cut.
@@ -177,8 +169,8 @@ class TreeEngine:
         Raises:
             ValueError: naming both lengths.
         """
-        limit, answer = self.backend.max_length, self._leaf_room(request.leaf)
-        prompt = sum(self.embedder.segment_tokens(segment) for segment in request.segments)
+        limit, answer = self.backend.max_length, answer_tokens(request.leaf, self._count)
+        prompt = self.embedder.tokens(request.segments)
         if limit and prompt + answer > limit:
             raise ValueError(
                 f"a prompt of {prompt} tokens and {answer} for its answer does not fit the context of {limit} tokens "
@@ -188,44 +180,34 @@ class TreeEngine:
 
     def _finish(self, step: Step, done: OnResult) -> int:
         """Extend the cache by a step and score the leaves at its end; returns the prompt's length."""
-        node = step.node
-        lone = node.leaves[0][1] if len(node.leaves) == 1 and not node.children else None
+        lone = step.node.leaves[0][1] if len(step.node.leaves) == 1 and not step.node.children else None
+        # A target that is the only leaf rides in the same forward; the walk crops its tokens away with the branch.
+        ahead = self.backend.token_ids(lone.text)[:-1] if isinstance(lone, Target) else []
+        hidden_LD = self._extend(step.segments, ahead, keep=len(ahead) + 1)
+        end: int = self.cache.length - len(ahead)
         if isinstance(lone, Target):
-            # The only leaf: its forced tokens ride in the same forward.
-            answer = self.backend.token_ids(lone.text)
-            hidden_LD = self._extend(step.segments, extra_ids=answer[:-1], keep=len(answer))
-            # The walk crops the forced tokens away with the branch.
-            end = self.cache.length - (len(answer) - 1)
-            index = node.leaves[0][0]
-            done(index, self._target(answer, hidden_LD, end, self.requests[index].segments))
-            return int(end)
-        last_1D = self._extend(step.segments, keep=1)
-        end = self.cache.length
+            index = step.node.leaves[0][0]
+            done(index, self._target(lone, hidden_LD, end, self.requests[index].segments))
+            return end
         scored: dict[Target | Generate, LeafResult] = {}
         for index, leaf in step.leaves:
             if leaf not in scored:
                 prompt = self.requests[index].segments
                 if isinstance(leaf, Target):
-                    scored[leaf] = self._target_after(leaf, last_1D, prompt)
+                    forced = self.backend.token_ids(leaf.text)[:-1]
+                    rest = [self._extend((), forced, keep=len(forced))] if forced else []
+                    scored[leaf] = self._target(leaf, torch.cat([hidden_LD, *rest]), end, prompt)
                 else:
-                    scored[leaf] = self._generate(leaf, last_1D, prompt)
+                    scored[leaf] = self._generate(leaf, hidden_LD, prompt)
                 self.cache.crop_to(end)
             done(index, scored[leaf])
-        return int(end)
-
-    def _target_after(self, leaf: Target, last_1D: torch.Tensor, prompt: Sequence[Segment]) -> LeafResult:
-        """Score a forced answer behind the cache, whose last hidden state is at hand."""
-        answer = self.backend.token_ids(leaf.text)
-        start = self.cache.length
-        hidden_LD = last_1D
-        if len(answer) > 1:
-            more = self._extend((), extra_ids=answer[:-1], keep=len(answer) - 1)
-            hidden_LD = torch.cat([last_1D, more])
-        return self._target(answer, hidden_LD, start, prompt)
+        return end
 
     def _target(
-        self, answer: list[int], hidden_LD: torch.Tensor, prompt_tokens: int, prompt: Sequence[Segment]
+        self, leaf: Target, hidden_LD: torch.Tensor, prompt_tokens: int, prompt: Sequence[Segment]
     ) -> LeafResult:
+        """Score an answer from the hidden states that predict its tokens."""
+        answer = self.backend.token_ids(leaf.text)
         scored: tuple[list[int], list[float]] | None
         try:
             scored = score_answer(self.backend.logits(hidden_LD), answer)
@@ -233,7 +215,7 @@ class TreeEngine:
             scored = None
         scored = self.agree(scored)
         if scored is None:
-            raise self._not_finite(prompt, answer[:-1])
+            raise self.not_finite(prompt, answer[:-1])
         predicted, logprobs = scored
         return LeafResult(
             text=self.backend.decode(predicted),
@@ -254,7 +236,7 @@ class TreeEngine:
         prompt_tokens = self.cache.length
 
         def step(token: int) -> torch.Tensor:
-            return self.backend.logits(self._extend((), extra_ids=[token], keep=1))[-1]
+            return self.backend.logits(self._extend((), [token]))[-1]
 
         try:
             if leaf.num_beams > 1:
@@ -273,18 +255,18 @@ class TreeEngine:
                     self.agree,
                 )
         except NotFiniteError as error:
-            raise self._not_finite(prompt, error.ids) from None
+            raise self.not_finite(prompt, error.ids) from None
         return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt_tokens)
 
     def agree(self, value: T) -> T:
         """What all processes that walk a tree in step take for ``value``; here there is one."""
         return value
 
-    def _not_finite(self, prompt: Sequence[Segment], ids: Sequence[int]) -> ValueError:
+    def not_finite(self, prompt: Sequence[Segment], ids: Sequence[int]) -> ValueError:
         """The error for NaN or infinite logits behind a prompt and ``ids``; uses the cache up. Collective."""
 
         def rerun() -> None:
-            self.cache = self.new_cache(sum(map(self.embedder.segment_tokens, prompt)) + len(ids))
+            self.cache = self.new_cache(self.embedder.tokens(prompt) + len(ids))
             self._extend(prompt, ids)
 
         return not_finite(self.backend, self.embedder.stream(prompt, ids), rerun)
@@ -294,17 +276,12 @@ class TreeEngine:
         embeds_TD = torch.cat(list(self.embedder.stream(prompt)))
         return beam_search(leaf, self.backend, embeds_TD, self.embedder.prompt_ids(prompt))
 
-    def _extend(self, segments: Sequence[Segment], extra_ids: Sequence[int] = (), keep: int = 1) -> torch.Tensor:
+    def _extend(self, segments: Sequence[Segment], ids: Sequence[int] = (), keep: int = 1) -> torch.Tensor:
         """Append segments and then ids to the cache; returns the last ``keep`` hidden states, (keep, D)."""
         tail: list[torch.Tensor] = []
-        kept = 0
-        for chunk_TD in rechunk(self.embedder.stream(segments, extra_ids), self.options.chunk_tokens):
-            hidden_TD = self.hidden(chunk_TD, keep)
-            tail.append(hidden_TD)
-            kept += hidden_TD.shape[0]
-            while kept - tail[0].shape[0] >= keep:
-                kept -= tail.pop(0).shape[0]
-        return torch.cat(tail)[-keep:]
+        for chunk_TD in rechunk(self.embedder.stream(segments, ids), self.options.chunk_tokens):
+            tail = [torch.cat([*tail, self.hidden(chunk_TD, keep)])[-keep:]]
+        return tail[0]
 
     def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
         """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D).
@@ -313,15 +290,17 @@ class TreeEngine:
             ValueError: more tokens than the model gives the same states for in parts as in one forward.
         """
         start = self.cache.length
-        self.check_reach(start + chunk_TD.shape[0])
-        positions = torch.arange(start, start + chunk_TD.shape[0], device=chunk_TD.device)
+        self.check_reach(start + len(chunk_TD))
+        positions_T = torch.arange(start, start + len(chunk_TD), device=chunk_TD.device)
+        return self._decode(chunk_TD, positions_T, self.cache)[-keep:]
+
+    def _decode(self, embeds_TD: torch.Tensor, positions_T: torch.Tensor, cache: Any) -> torch.Tensor:
+        """The decoder's hidden states of new tokens behind a cache, or of a whole prompt without one, (T, D)."""
+        given = {} if cache is None else {cache_keyword(self.backend.decoder): cache}
         out = self.backend.decoder(
-            inputs_embeds=chunk_TD[None],
-            position_ids=positions[None],
-            use_cache=True,
-            **{cache_keyword(self.backend.decoder): self.cache},
+            inputs_embeds=embeds_TD[None], position_ids=positions_T[None], use_cache=cache is not None, **given
         )
-        hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
+        hidden_TD: torch.Tensor = out.last_hidden_state[0]
         return hidden_TD
 
     def check_reach(self, tokens: int, *, in_parts: bool = True) -> None:
@@ -348,39 +327,28 @@ class PlainEngine(TreeEngine):
     """Scores each request on its own. Generation leaves have a cache of their own, unshared."""
 
     def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
-        todo = (request for index, request in enumerate(tree.requests) if index not in known)
-        return sum(self._request_flops(request) for request in todo)
+        return sum(self._flops(request) for index, request in enumerate(tree.requests) if index not in known)
 
-    def _request_flops(self, request: Request) -> int:
-        prompt, answer = self._prompt_tokens(request), self._leaf_room(request.leaf)
-        return self.shape().forward_flops(prompt + max(0, answer - 1)) + self.shape().logits_flops(answer)
-
-    def _prompt_tokens(self, request: Request) -> int:
-        return sum(self.embedder.segment_tokens(segment) for segment in request.segments)
+    def _flops(self, request: Request) -> int:
+        prompt, shape = self.embedder.tokens(request.segments), self.backend.shape
+        return shape.forward_flops(prompt) + answer_flops(request.leaf, prompt, shape, self._count)
 
     def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
-        todo = [index for index in range(len(tree.requests)) if index not in known]
-        for index in todo:
+        for index in [index for index in range(len(tree.requests)) if index not in known]:
             request = tree.requests[index]
             done(index, self._score(request))
             if tick is not None:
-                tick(self._request_flops(request))
+                tick(self._flops(request))
         self.cache = None
 
     def _score(self, request: Request) -> LeafResult:
         leaf = request.leaf
         if isinstance(leaf, Target):
-            answer = self.backend.token_ids(leaf.text)
-            embeds_TD = torch.cat(list(self.embedder.stream(request.segments, answer[:-1])))
+            forced = self.backend.token_ids(leaf.text)[:-1]
+            embeds_TD = torch.cat(list(self.embedder.stream(request.segments, forced)))
             self.check_reach(len(embeds_TD), in_parts=False)
-            positions = torch.arange(embeds_TD.shape[0], device=embeds_TD.device)
-            out = self.backend.decoder(inputs_embeds=embeds_TD[None], position_ids=positions[None], use_cache=False)
-            hidden_LD = out.last_hidden_state[0, -len(answer) :]
-            return self._target(answer, hidden_LD, embeds_TD.shape[0] - (len(answer) - 1), request.segments)
-        self.cache = self.new_cache(self._prompt_tokens(request) + leaf.max_new_tokens)
-        return self._generate(leaf, self._extend(request.segments, keep=1), request.segments)
-
-
-def _leaves(tree: RequestTree) -> Iterator[tuple[int, Target | Generate]]:
-    for _, node in tree.walk():
-        yield from node.leaves
+            hidden_TD = self._decode(embeds_TD, torch.arange(len(embeds_TD), device=embeds_TD.device), None)
+            prompt = len(embeds_TD) - len(forced)
+            return self._target(leaf, hidden_TD[prompt - 1 :], prompt, request.segments)
+        self.cache = self.new_cache(self.embedder.tokens(request.segments) + leaf.max_new_tokens)
+        return self._generate(leaf, self._extend(request.segments), request.segments)

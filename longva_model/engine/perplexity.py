@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from longva_model.engine.engine import TreeEngine
-from longva_model.engine.logits import is_finite, not_finite
+from longva_model.engine.logits import is_finite
 from longva_model.run import processes as work
 
 # Rows of logits at a time: 512 x 152,064 in fp32 is 311 MB.
@@ -89,13 +89,7 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
         count += keep
     total = total if engine.world_size == 1 else sum(work.gather(total))
     if not math.isfinite(total):
-
-        def rerun() -> None:
-            engine.cache = engine.new_cache(len(ids))
-            for start in range(0, len(ids), size):
-                engine.hidden(engine.backend.embed_ids(ids[start : start + size]), 1)
-
-        raise not_finite(engine.backend, [engine.backend.embed_ids(ids)], rerun)
+        raise engine.not_finite((), ids)
     engine.cache = None
     return total, count
 

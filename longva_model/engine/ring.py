@@ -20,7 +20,6 @@ from longva_model.backends.backend import Backend
 from longva_model.engine.engine import EngineOptions, T, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.renamed import cache_keyword
 from longva_model.run import processes as work
 from longva_model.run.sharing import SharedFrames
 from vniah.contract.requests import Generate, Segment
@@ -110,7 +109,7 @@ class RingEngine(TreeEngine):
         keeper = min(range(self.world_size), key=lambda rank: self.cache.shares[rank])
         positions = torch.arange(start, start + new, device=chunk_TD.device)
         with ring_context(layout="replicated", new_on=keeper, num_new=new):
-            hidden_TD = self._decode(chunk_TD, positions)
+            hidden_TD = self._decode(chunk_TD, positions, self.cache.local)
         self.cache.extend([new if rank == keeper else 0 for rank in range(self.world_size)])
         return hidden_TD
 
@@ -120,7 +119,7 @@ class RingEngine(TreeEngine):
         positions_n = zigzag_positions(new, self.rank, self.world_size, offset=start, device=chunk_TD.device)
         share_nD = zigzag_shard(chunk_TD, self.rank, self.world_size, dim=0)
         with ring_context(layout="zigzag", past_lengths=list(self.cache.shares), valid_length=new):
-            hidden_nD = self._decode(share_nD, positions_n)
+            hidden_nD = self._decode(share_nD, positions_n, self.cache.local)
         self.cache.extend(local_lengths(new, self.world_size))
         kept = min(keep, new)
         tail_LD = hidden_nD.new_zeros(kept, hidden_nD.shape[1])
@@ -130,13 +129,3 @@ class RingEngine(TreeEngine):
         # Each row is non-zero on one process only, so the sum is a copy.
         dist.all_reduce(tail_LD)
         return tail_LD
-
-    def _decode(self, embeds_nD: torch.Tensor, positions_n: torch.Tensor) -> torch.Tensor:
-        out = self.backend.decoder(
-            inputs_embeds=embeds_nD[None],
-            position_ids=positions_n[None],
-            use_cache=True,
-            **{cache_keyword(self.backend.decoder): self.cache.local},
-        )
-        hidden_nD: torch.Tensor = out.last_hidden_state[0]
-        return hidden_nD

@@ -6,7 +6,7 @@ Shapes: n tokens of a piece, D hidden size.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,41 +56,36 @@ class Embedder:
             return self.backend.tokens_per_frame
         return self.backend.image_tokens(self._source(segment.source).size)
 
+    def tokens(self, segments: Iterable[Segment]) -> int:
+        """Tokens that segments take in all."""
+        return sum(map(self.segment_tokens, segments))
+
+    def _ids(self, segment: Text | Tokens) -> Sequence[int]:
+        if isinstance(segment, Text):
+            return self.token_ids(segment.text)
+        ids: Sequence[int] = self._source(segment.source).token_ids(segment.start, segment.stop)
+        return ids
+
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
         """One id a token of the prompt; where a visual stands, the prompt's first id (visual tokens have none)."""
-        pieces: list[list[int] | None] = []
-        for segment in segments:
-            if isinstance(segment, Text):
-                pieces.append(list(self.token_ids(segment.text)))
-            elif isinstance(segment, Tokens):
-                ids = self._source(segment.source).token_ids(segment.start, segment.stop)
-                pieces.append([int(token) for token in ids])
-            else:
-                pieces.append(None)
-        first = next((ids[0] for ids in pieces if ids), 0)
+        pieces = [self._ids(segment) if isinstance(segment, (Text, Tokens)) else None for segment in segments]
+        first = next((ids[0] for ids in pieces if ids is not None and len(ids)), 0)
         found: list[int] = []
-        for segment, piece in zip(segments, pieces, strict=True):
-            found += [first] * self.segment_tokens(segment) if piece is None else piece
+        for segment, ids in zip(segments, pieces, strict=True):
+            found += map(int, [first] * self.segment_tokens(segment) if ids is None else ids)
         return found
 
     def stream(self, segments: Sequence[Segment], extra_ids: Sequence[int] = ()) -> Iterator[torch.Tensor]:
         """Yield the embeddings of ``segments`` and then of ``extra_ids`` in order, as (n, D) pieces."""
         for segment in segments:
-            if isinstance(segment, Text):
-                ids = self.token_ids(segment.text)
-                if ids:
-                    yield self.backend.embed_ids(ids)
-            elif isinstance(segment, Tokens):
-                source = self._source(segment.source)
+            if isinstance(segment, (Text, Tokens)):
+                ids = self._ids(segment)
                 # A span may be half a million tokens: never embedded at once.
-                for start in range(segment.start, segment.stop, _TOKENS_AT_ONCE):
-                    stop = min(start + _TOKENS_AT_ONCE, segment.stop)
-                    yield self.backend.embed_ids(source.token_ids(start, stop))
+                for start in range(0, len(ids), _TOKENS_AT_ONCE):
+                    yield self.backend.embed_ids(ids[start : start + _TOKENS_AT_ONCE])
             elif isinstance(segment, Frames):
-                source = self._source(segment.source)
-                for tokens_NtD in self.frames.get(
-                    source, segment.start, segment.stop, self._preprocess_of(segment.source)
-                ):
+                source, fitted = self._source(segment.source), self._preprocess_of(segment.source)
+                for tokens_NtD in self.frames.get(source, segment.start, segment.stop, fitted):
                     yield tokens_NtD.flatten(0, 1)
                 suffix = self._suffix(segment)
                 if suffix is not None:
@@ -105,7 +100,7 @@ class Embedder:
         if segment.as_frame:
             # A source of length 1: so a needle passes the frame pipeline and its cache.
             still = HeldFrames(np.asarray(image.convert("RGB"))[None], f"still:{segment.source}")
-            return self.frames.image(still, self._preprocess_of(segment.source))
+            return next(self.frames.get(still, 0, 1, self._preprocess_of(segment.source)))[0]
         if segment.source not in self._image_cache:
             if len(self._image_cache) >= 16:
                 self._image_cache.pop(next(iter(self._image_cache)))
@@ -119,9 +114,7 @@ class Embedder:
         return self.backend.video_suffix()
 
     def _preprocess_of(self, source: str) -> str:
-        if self.preprocess != "auto":
-            return self.preprocess
-        return self.source_preprocess.get(source, "crop")
+        return self.preprocess if self.preprocess != "auto" else self.source_preprocess.get(source, "crop")
 
     def _source(self, name: str) -> Any:
         try:

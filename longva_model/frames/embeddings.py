@@ -72,10 +72,6 @@ class FrameTokens(Protocol):
         """Yield the visual tokens of frames ``start`` to ``stop`` in order, as (n, t, D) pieces on the device."""
         ...
 
-    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
-        """A single frame, such as a needle: (t, D)."""
-        ...
-
     def expect(self, requests: Iterable[Request]) -> None:
         """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
         ...
@@ -140,10 +136,6 @@ class FrameEmbeddings:
         size = (until - start) * self.backend.tokens_per_frame * shape.hidden * self.backend.dtype.itemsize
         # Half, since other runs may be using the folder.
         return self.missing(source, block_range(start, until), preprocess) if 2 * size < self.store.max_bytes else []
-
-    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
-        """A single frame, such as a needle: (t, D)."""
-        return next(self.get(source, 0, 1, preprocess))[0]
 
     def block(self, source: FrameSource, index: int, preprocess: str) -> torch.Tensor:
         """One whole block on the CPU, encoded when it is neither in memory nor on disk: (n, t, D)."""

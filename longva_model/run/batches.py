@@ -59,16 +59,13 @@ class Costs:
 
     def longest(self, requests: Sequence[Request]) -> int:
         """Tokens of the longest prompt with its answer."""
-        return max((self._total(request) for request in requests), default=0)
+        totals = (sum(map(self._tokens, each.segments)) + answer_tokens(each.leaf, self._count) for each in requests)
+        return max(totals, default=0)
 
     def deal_out(self, requests: Sequence[Request], parts: int) -> list[list[int]]:
         """Indices of ``requests``, in ``parts`` runs of about equal FLOPs that share as much as they can."""
         costs = leaf_costs(RequestTree(requests), self._shape, self._tokens, self._count, shared=self._shared)
         return [[leaf.index for leaf in run] for run in deal_out(costs, parts)]
-
-    def _total(self, request: Request) -> int:
-        answer = answer_tokens(request.leaf, self._count)
-        return sum(self._tokens(segment) for segment in request.segments) + answer
 
     def _tokens(self, segment: Segment) -> int:
         if isinstance(segment, Image) and not segment.as_frame:

@@ -115,10 +115,6 @@ class SharedFrames:
             low, high = max(start - block.number * BLOCK, 0), min(stop - block.number * BLOCK, BLOCK)
             yield tokens[low:high].to(self.frames.backend.device)
 
-    def image(self, source: FrameSource, preprocess: str) -> torch.Tensor:
-        """As ``FrameEmbeddings.image``. Collective."""
-        return next(self.get(source, 0, 1, preprocess))[0]
-
     def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
         owner = self._elsewhere.get(block, -1)
         if owner < 0:
