@@ -28,28 +28,24 @@ class CroppableLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+        """Buffers without room, as yet: heads of values may be of another size than heads of keys."""
+        like_values = key_states if value_states is None else value_states
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(0)
-        self.values = key_states.new_empty(0)
+        self.keys, self.values = key_states[:, :, :0], like_values[:, :, :0]
         self.is_initialized = True
 
-    def _reserve(self, needed: int, keys_BKTD: torch.Tensor, values_BKTD: torch.Tensor) -> None:
-        """Make room for ``needed`` rows, keeping the first ``length``; heads of values may be of another size."""
-        assert self.keys is not None and self.values is not None
-        capacity = self.keys.shape[-2] if self.keys.ndim == 4 else 0
+    def _reserve(self, needed: int) -> None:
+        """Make room for ``needed`` rows, keeping the first ``length``."""
+        capacity = self.keys.shape[-2]
         if needed <= capacity:
             return
-        if self.max_length is not None and needed <= self.max_length:
-            grown = self.max_length
-        else:
-            grown = needed + max(capacity // 8, 256)
-        for name, like_BKTD in (("keys", keys_BKTD), ("values", values_BKTD)):
-            old = getattr(self, name)
-            batch, heads, _, size = like_BKTD.shape
-            new = like_BKTD.new_empty(batch, heads, grown, size)
-            if self.length:
-                new[:, :, : self.length] = old[:, :, : self.length]
-            setattr(self, name, new)
+        planned = self.max_length is not None and needed <= self.max_length
+        room = self.max_length if planned else needed + max(capacity // 8, 256)
+        for name in ("keys", "values"):
+            old_BKSD = getattr(self, name)
+            new_BKSD = old_BKSD.new_empty((*old_BKSD.shape[:2], room, old_BKSD.shape[3]))
+            new_BKSD[:, :, : self.length] = old_BKSD[:, :, : self.length]
+            setattr(self, name, new_BKSD)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -58,8 +54,7 @@ class CroppableLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
-        self._reserve(end, key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        self._reserve(end)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -80,8 +75,7 @@ class CroppableLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    def get_max_cache_shape(self) -> int:
-        return -1
+    get_max_cache_shape = get_max_length  # transformers' older name
 
     def reset(self) -> None:
         self.length = 0
@@ -95,26 +89,21 @@ class CroppableCache(Cache):
         max_length: rows that will be needed at most; past it, or without it, buffers grow by an eighth at least.
     """
 
+    layers: list[CroppableLayer]
+
     def __init__(self, num_layers: int, max_length: int | None = None) -> None:
         super().__init__(layers=[CroppableLayer(max_length) for _ in range(num_layers)])
 
     @property
     def length(self) -> int:
-        layer = self.layers[0]
-        assert isinstance(layer, CroppableLayer)
-        return layer.length
+        return self.layers[0].length
 
     def crop_to(self, length: int) -> None:
         """Forget every row from ``length`` on, in every layer."""
         for layer in self.layers:
-            assert isinstance(layer, CroppableLayer)
             layer.crop_to(length)
 
     @property
     def num_bytes(self) -> int:
         """Bytes held by the buffers."""
-        total = 0
-        for layer in self.layers:
-            for tensor in (layer.keys, layer.values):
-                total += tensor.numel() * tensor.element_size() if tensor is not None else 0
-        return total
+        return sum(x.nbytes for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values))

@@ -68,30 +68,6 @@ def score_answer(logits_LV: torch.Tensor, answer_ids: Sequence[int]) -> tuple[li
     return logits_LV.argmax(dim=-1).tolist(), chosen.tolist()
 
 
-def logits_processors(
-    leaf: Generate, eos_ids: Sequence[int], device: torch.device, num_before: int = 0
-) -> LogitsProcessorList:
-    """transformers' own processors for the options of a leaf, in the order ``generate`` applies them.
-
-    Args:
-        num_before: ids that stand before the generated ones in what the processors are shown.
-    """
-    chain = LogitsProcessorList()
-    if leaf.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(leaf.repetition_penalty))
-    if leaf.min_new_tokens > 0 and eos_ids:
-        chain.append(
-            MinNewTokensLengthLogitsProcessor(num_before, leaf.min_new_tokens, list(eos_ids), device=str(device))
-        )
-    if leaf.temperature > 0:
-        chain.append(TemperatureLogitsWarper(leaf.temperature))
-        if leaf.top_k > 0:
-            chain.append(TopKLogitsWarper(leaf.top_k))
-        if leaf.top_p < 1.0:
-            chain.append(TopPLogitsWarper(leaf.top_p))
-    return chain
-
-
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop string, and whether one was found."""
     places = [place for place in (text.find(word) for word in stop if word) if place >= 0]
@@ -126,13 +102,26 @@ def generate_ids(
     """
     device = first_logits_V.device
     before = list(prompt_ids) if leaf.repetition_penalty != 1.0 else []
-    chain = logits_processors(leaf, eos_ids, device, len(before))
+    # transformers' own processors, in the order in which its ``generate`` applies them.
+    chain = LogitsProcessorList()
+    if leaf.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(leaf.repetition_penalty))
+    if leaf.min_new_tokens > 0 and eos_ids:
+        chain.append(
+            MinNewTokensLengthLogitsProcessor(len(before), leaf.min_new_tokens, list(eos_ids), device=str(device))
+        )
+    if leaf.temperature > 0:
+        chain.append(TemperatureLogitsWarper(leaf.temperature))
+        if leaf.top_k > 0:
+            chain.append(TopKLogitsWarper(leaf.top_k))
+        if leaf.top_p < 1.0:
+            chain.append(TopPLogitsWarper(leaf.top_p))
     chooser = torch.Generator(device="cpu").manual_seed(leaf.seed)
     ids: list[int] = []
     logits_V = first_logits_V
     while len(ids) < leaf.max_new_tokens:
         so_far = torch.tensor([before + ids], dtype=torch.long, device=device)
-        scores_V = chain(so_far, logits_V.float()[None])[0] if chain else logits_V.float()
+        scores_V = chain(so_far, logits_V.float()[None])[0]
         if not is_finite(logits_V):
             token = _NO_TOKEN
         elif leaf.temperature > 0:

@@ -66,15 +66,11 @@ class Ahead(Generic[T], Iterator[T]):
 
 
 class FrameTokens(Protocol):
-    """Where the engine takes the visual tokens of frames from."""
+    """Where the engine takes the visual tokens of frames from: ``FrameEmbeddings``, which says more, or like it."""
 
-    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
-        """Yield the visual tokens of frames ``start`` to ``stop`` in order, as (n, t, D) pieces on the device."""
-        ...
+    def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]: ...
 
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
-        ...
+    def expect(self, requests: Iterable[Request]) -> None: ...
 
 
 class FrameEmbeddings:
@@ -120,8 +116,7 @@ class FrameEmbeddings:
         with closing(self._encode_blocks(source, sorted(missing), preprocess)) as fresh:
             for index in blocks:
                 tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
-                low, high = max(start - index * BLOCK, 0), min(stop - index * BLOCK, BLOCK)
-                yield tokens[low:high].to(self.backend.device)
+                yield tokens[max(start - index * BLOCK, 0) : stop - index * BLOCK].to(self.backend.device)
 
     def expect(self, requests: Iterable[Request]) -> None:
         """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
@@ -163,10 +158,12 @@ class FrameEmbeddings:
         """Take in a block that another process encoded, if it is missing here."""
         key = self._key(source, preprocess)
         if not self._has(key, index, tokens_NtD.shape[0]):
-            tokens_NtD = tokens_NtD.cpu()
-            self._remember(key, index, tokens_NtD)
-            if self.store is not None:
-                self.store.store(key, index, tokens_NtD)
+            self._keep(key, index, tokens_NtD.cpu())
+
+    def _keep(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
+        self._remember(key, index, tokens_NtD)
+        if self.store is not None:
+            self.store.store(key, index, tokens_NtD)
 
     def _key(self, source: FrameSource, preprocess: str) -> str:
         parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), _FORMAT)
@@ -208,9 +205,7 @@ class FrameEmbeddings:
                     left -= len(pixels_NHWC)
                     self.frames_encoded += len(pixels_NHWC)
                 tokens = torch.cat(parts)
-                self._remember(key, index, tokens)
-                if self.store is not None:
-                    self.store.store(key, index, tokens)
+                self._keep(key, index, tokens)
                 yield tokens
 
     def _lanes(
@@ -237,7 +232,8 @@ class FrameEmbeddings:
         return found
 
     def _read_alone(self, reader: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
-        piece = _raw_frames(reader, self.batch_size)
+        height, width = reader.size
+        piece = max(1, min(self.batch_size, _RAW_BYTES // (height * width * 3)))
         with alone():
             for start, stop in self._batches(reader, blocks):
                 spans = [(first, min(first + piece, stop)) for first in range(start, stop, piece)]
@@ -274,12 +270,6 @@ def block_range(start: int, stop: int) -> range:
 
 def _rows(source: FrameSource, index: int) -> int:
     return min(BLOCK, len(source) - index * BLOCK)
-
-
-def _raw_frames(source: FrameSource, most: int) -> int:
-    """How many frames of a source to read at once, up to ``most``."""
-    height, width = source.size
-    return max(1, min(most, _RAW_BYTES // (height * width * 3)))
 
 
 def _readers(source: FrameSource, count: int) -> list[FrameSource]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longva_model.lmms.arguments import ModelArgs
 from vniah.contract.requests import Leaf
-from vniah.runs.task import Answer, NeedleTask, Row
+from vniah.runs.task import Answer, NeedleTask
 
 if TYPE_CHECKING:
     from longva_model.prompts.prompting import Prompt
@@ -89,6 +89,7 @@ class NeedleModel:
             cells: (task, number of the row) in the order of the tasks.
         """
         from longva_model.lmms.arguments import generate_leaf
+        from longva_model.prompts.prompting import build_prompt
         from longva_model.run.runner import Job, Runner
 
         runner = self._runner = self._runner or Runner.load(self.args)
@@ -103,27 +104,24 @@ class NeedleModel:
             row = task.rows[number]
             leaf = free.get(name) or task.leaf(row)
             assert leaf is not None, "a task is forced or free"
-            return Job(
-                task=name,
-                split="test",
-                doc_id=number,
-                index=0,
-                context=task.question(row),
-                leaf=leaf,
-                every_frame=task.scoring == "generated" and task.unit == "frames",
-            )
+            whole = task.scoring == "generated" and task.unit == "frames"
+            question = task.question(row)
+            return Job(task=name, split="test", doc_id=number, index=0, context=question, leaf=leaf, every_frame=whole)
 
         def build(job: Job) -> Prompt:
-            task = tasks[job.task]
-            return self._prompt(runner, task, task.rows[job.doc_id], job)
+            visuals = tasks[job.task].visuals(tasks[job.task].rows[job.doc_id])
+            for visual in visuals:
+                if hasattr(visual, "bind_tokenizer"):
+                    visual.bind_tokenizer(runner.backend.token_ids)
+            # A needle's film is shown whole: sampling it would skip the one-frame needle.
+            frames = 10**9 if job.every_frame else self.args.max_frames_num
+            template, system = runner.backend.template, self.args.system_text()
+            prompt = build_prompt(job.context or "", visuals, job.leaf, template, max_frames=frames, system=system)
+            return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
 
         def about(job: Job) -> dict[str, Any]:
-            return {
-                "task": job.task,
-                "model": self.name,
-                "doc_id": job.doc_id,
-                "doc": tasks[job.task].rows[job.doc_id],
-            }
+            row = tasks[job.task].rows[job.doc_id]
+            return {"task": job.task, "model": self.name, "doc_id": job.doc_id, "doc": row}
 
         found: dict[tuple[str, int], Answer] = {}
         # lmms-eval asks for all forced answers in one call and for all free ones in another.
@@ -145,26 +143,6 @@ class NeedleModel:
 
     def finished(self) -> None:
         """The journal stays: another run of the same cells has them at once."""
-
-    def _prompt(self, runner: Runner, task: NeedleTask, row: Row, job: Job) -> Prompt:
-        from longva_model.prompts.prompting import build_prompt
-
-        visuals = task.visuals(row)
-        for visual in visuals:
-            if hasattr(visual, "bind_tokenizer"):
-                visual.bind_tokenizer(runner.backend.token_ids)
-        # A needle's film is shown whole: sampling it would skip the one-frame needle.
-        frames = 10**9 if job.every_frame else self.args.max_frames_num
-        assert job.context is not None
-        prompt = build_prompt(
-            job.context,
-            visuals,
-            job.leaf,
-            runner.backend.template,
-            max_frames=frames,
-            system=self.args.system_text(),
-        )
-        return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""

@@ -72,13 +72,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, what PyTorch holds and does not use included; a quarter of the host's memory
-    for the CPU.
-    """
+    """Free memory of the device, with what PyTorch holds and does not use; for the CPU a quarter of the host's."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return total_bytes(device) // 4
 
 
 def total_bytes(device: torch.device) -> int:
@@ -154,14 +152,6 @@ def contiguous_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     """A rank's contiguous run of ``items``: neighbours share prefixes, so they stay together."""
     start, stop = len(items) * rank // world_size, len(items) * (rank + 1) // world_size
     return list(items[start:stop])
-
-
-def embeddings_folder() -> Path:
-    return Settings.read().cache_dir / "embeddings"
-
-
-def cache_bytes() -> int:
-    return Settings.read().cache_bytes
 
 
 def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:

@@ -28,6 +28,7 @@ from longva_model.run.sharing import Block, encode_together
 from vniah.contract.requests import Frames, Image, Leaf, Request, RequestTree
 from vniah.notices import identify
 from vniah.runs.journal import Journal, content_key
+from vniah.visual.settings import Settings
 
 # Runs below so many FLOPs are over before a bar is read.
 _WORTH_SHOWING = 1e9
@@ -75,8 +76,9 @@ class Runner:
         self.rank, self.world_size = work.rank_and_world()
         self.device = backend.device
         self._attention = backend.decoder.config._attn_implementation
+        cache = Settings.read()
         self.frames = FrameEmbeddings(
-            backend, work.embeddings_folder(), work.cache_bytes(), args.frame_batch, show=self.rank == 0
+            backend, cache.cache_dir / "embeddings", cache.cache_bytes, args.frame_batch, show=self.rank == 0
         )
         self.options = EngineOptions(chunk_tokens=args.chunk_tokens, preprocess=args.preprocess)
         self._noun = "answers"
@@ -110,7 +112,8 @@ class Runner:
         union = [by_order[order] for order in sorted(by_order)]
         if not union:
             return []
-        with work.open_journal(self.args, self._run_key(union), self.rank, self.world_size) as journal:
+        run_key = content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
+        with work.open_journal(self.args, run_key, self.rank, self.world_size) as journal:
             self._noun = "cells" if measured else "answers"
             self.journal_path = None if journal is None else journal.path
             identify(self.identity())
@@ -181,13 +184,11 @@ class Runner:
                 continue
             prompt = build(jobs[index])
             for name in named:
-                source, fitted = prompt.media[name], self._preprocess(prompt, name)
-                wanted.update({Block(name, fitted, block): source for block in block_range(0, until[name])})
+                fitted = self.args.preprocess
+                fitted = prompt.preprocess.get(name, "crop") if fitted == "auto" else fitted
+                wanted |= {Block(name, fitted, block): prompt.media[name] for block in block_range(0, until[name])}
             left -= named
         encode_together(self.frames, wanted)
-
-    def _preprocess(self, prompt: Prompt, source: str) -> str:
-        return prompt.preprocess.get(source, "crop") if self.args.preprocess == "auto" else self.args.preprocess
 
     def _key(self, job: Job, prompt: Prompt) -> str:
         """The journal key: all that decides the result, up to rounding."""
@@ -216,11 +217,13 @@ class Runner:
         if not prompt.beyond_context:
             engine.check_length(prompt.request)
 
-    def _run_key(self, union: Sequence[Job]) -> str:
-        return content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
-
     def identity(self) -> dict[str, Any]:
         """The model and how it is run, for whoever reads the results."""
+        kernels = None
+        if str(self._attention).startswith("longva_"):
+            from longva_model.attention.blockwise import kernel_names
+
+            kernels = kernel_names(self.device, self.backend.dtype, self.backend.shape.head_dim)
         found = {
             "pretrained": self.args.pretrained,
             "revision": self.args.revision,
@@ -231,18 +234,10 @@ class Runner:
             "rope_theta": self.args.rope_theta,
             "template": self.backend.template.name,
             "attention": str(self._attention),
-            "kernels": self._kernels(),
+            "kernels": kernels,
             "settings": content_key(self.settings_key())[:8],
         }
         return {key: value for key, value in found.items() if value is not None}
-
-    def _kernels(self) -> str | None:
-        """What computes attention in blocks; None where transformers' own attention is used."""
-        if not str(self._attention).startswith("longva_"):
-            return None
-        from longva_model.attention.blockwise import kernel_names
-
-        return kernel_names(self.device, self.backend.dtype, self.backend.shape.head_dim)
 
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""
@@ -267,10 +262,8 @@ class Runner:
         """
         if self.args.parallel != "auto":
             return self.args.parallel
-        need, room = (
-            longest * self.backend.shape.kv_bytes_per_token,
-            0.7 * min(work.gather(work.free_bytes(self.device))),
-        )
+        need = longest * self.backend.shape.kv_bytes_per_token
+        room = 0.7 * min(work.gather(work.free_bytes(self.device)))
         # The plain way is for one device.
         if self.args.scoring == "plain" or need < room:
             return "branch"

@@ -112,18 +112,17 @@ class SharedFrames:
             self._agreed.update(new)
         for block in blocks:
             tokens = self._block(source, block)
-            low, high = max(start - block.number * BLOCK, 0), min(stop - block.number * BLOCK, BLOCK)
-            yield tokens[low:high].to(self.frames.backend.device)
+            rows = slice(max(start - block.number * BLOCK, 0), stop - block.number * BLOCK)
+            yield tokens[rows].to(self.frames.backend.device)
 
     def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
-        owner = self._elsewhere.get(block, -1)
-        if owner < 0:
-            return self.frames.block(source, block.number, block.preprocess)
-        tokens = (
-            self.frames.block(source, block.number, block.preprocess) if owner == work.rank_and_world()[0] else None
-        )
-        tokens = send(tokens, owner, self.frames.backend.device)
-        self.frames.keep(source, block.number, block.preprocess, tokens)
+        owner, tokens = self._elsewhere.get(block, -1), None
+        if owner in (-1, work.rank_and_world()[0]):
+            tokens = self.frames.block(source, block.number, block.preprocess)
+        if owner >= 0:
+            tokens = send(tokens, owner, self.frames.backend.device)
+            self.frames.keep(source, block.number, block.preprocess, tokens)
+        assert tokens is not None
         return tokens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from longva_model.engine.kv import CroppableCache
@@ -24,6 +25,11 @@ def test_rows_come_back_in_order_after_crops() -> None:
     for keys in append(cache, 10, 12):
         assert keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 10, 11]
     assert cache.length == 6
+    for length in (-1, 7):
+        with pytest.raises(AssertionError, match=f"cannot crop 6 rows to {length}"):
+            cache.crop_to(length)
+    cache.crop_to(0)
+    assert cache.length == cache.get_seq_length() == 0 and cache.num_bytes == 2 * 2 * 2 * 600 * 4 * 4
 
 
 def test_buffers_of_a_known_length_are_made_once_and_others_grow() -> None:
