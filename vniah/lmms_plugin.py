@@ -9,11 +9,10 @@ only warns, and every model and task of ours would be gone.
 from __future__ import annotations
 
 import functools
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,11 +59,8 @@ def host_classes() -> dict[str, tuple[str, str]]:
         from lmms_eval.models import MODEL_REGISTRY_V2
     except ImportError as error:
         raise ValueError(f"lmms-eval does not load ({error}); pip install 'lmms-eval>=0.7.3,<0.8'") from error
-    found = {}
-    for name in MODEL_REGISTRY_V2.list_model_names():
-        resolved = MODEL_REGISTRY_V2.resolve(name)
-        found[name] = (resolved.model_id, resolved.class_path)
-    return found
+    known = {name: MODEL_REGISTRY_V2.resolve(name) for name in MODEL_REGISTRY_V2.list_model_names()}
+    return {name: (found.model_id, found.class_path) for name, found in known.items()}
 
 
 def install_task_hook() -> None:
@@ -100,43 +96,26 @@ def _extend(module: ModuleType) -> None:
     module.TaskManager.initialize_tasks = initialize_tasks
 
 
-class _TaskFinder(importlib.abc.MetaPathFinder):
-    """Wraps the loader of ``lmms_eval.tasks``; that loader removes it once the module is really imported.
+class _TaskFinder:
+    """Has ``lmms_eval.tasks`` extended once it is really imported, and is gone then.
 
     Looking the module up (``importlib.util.find_spec``) imports nothing and must not use the hook up.
     """
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TARGET:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if fullname == _TARGET else None
         if spec is not None and spec.loader is not None:
-            spec.loader = _ExtendingLoader(spec.loader)
+            # The loader was made for this look-up alone.
+            spec.loader.exec_module = functools.partial(self._load, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
-
-class _ExtendingLoader(importlib.abc.Loader):
-    """Runs the module's own loader, then extends it."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._inner.create_module(spec)  # type: ignore[no-any-return]
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._inner.exec_module(module)
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TaskFinder)]
+    def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        load(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         try:
             _extend(module)
         except Exception as error:
             _warn(error)
-
-    def __getattr__(self, name: str) -> Any:
-        # Resource readers and the like ask the loader for more than the two methods above.
-        return getattr(self._inner, name)
 
 
 def _warn(error: Exception) -> None:

@@ -13,7 +13,7 @@ import typer
 from vniah.files import read_json, replacing
 
 if TYPE_CHECKING:
-    from vniah.runs.results import ScoredCell
+    from vniah.runs.results import Run, ScoredCell
     from vniah.runs.task import NeedleTask
 
 # The bases that the paper chooses from (section 5.1).
@@ -58,8 +58,8 @@ def command(
     for base in bases:
         folder = output / f"rope_theta_{label(base)}"
         args = {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
-        cells, speaks = _score(task, args)
-        scores[base] = summary(cells)
+        run, speaks = _score(task, args)
+        scores[base] = summary(run.scored)
         if not speaks:
             continue  # another process has the same and prints
         print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
@@ -101,28 +101,18 @@ def label(base: float) -> str:
     return f"{text[0]}e{len(text) - 1}" if text.isdigit() and set(text[1:]) == {"0"} else text
 
 
-def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[list[ScoredCell], bool]:
-    """Score every cell of the grid at one base; also whether this process is the one that prints."""
+def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[Run, bool]:
+    """The run of the grid at one base; also whether this process is the one that prints."""
     from longva_model.lmms.arguments import ModelArgs
     from longva_model.run.needle_model import NeedleModel
-    from vniah.runs.results import ScoredCell
+    from vniah.runs.measure import measure
 
     # The model of the base before must be gone by now: two of 7B do not fit one device.
     gc.collect()
-    name = f"{args['pretrained']}, RoPE base {label(float(args['rope_theta']))}"
+    name = f"{args['pretrained']}, RoPE base {label(args['rope_theta'])}"
     model = NeedleModel(ModelArgs.read(dict(args)), name=name)
-    answers = model.answers({task.name: task}, [(task.name, number) for number in range(len(task.rows))])
-    cells = [
-        ScoredCell(
-            num_frames=row["num_frames"],
-            depth_percent=None if row["control"] else row["depth_percent"],
-            needle=row["needle"],
-            correct=bool(answer.is_greedy),
-            control=row["control"],
-        )
-        for row, answer in zip(task.rows, answers, strict=True)
-    ]
-    return cells, model.speaks
+    (run,) = measure([task], model)
+    return run, model.speaks
 
 
 def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
@@ -139,31 +129,28 @@ def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
 
 def best(scores: Mapping[float, Mapping[str, Any]]) -> float:
     """The base with the highest mean; of equals the one with more effective frames, then the smallest."""
-    return max(scores, key=lambda base: (scores[base]["mean"], scores[base]["effective_frames"], -base))
+    return max(scores, key=lambda base: (*_figures(scores[base]), -base))
 
 
 def verdict(scores: Mapping[float, Mapping[str, Any]]) -> str:
     """The best base, and which others did as well: a tie is no finding."""
     first = best(scores)
-
-    def figures(base: float) -> tuple[float, int]:
-        return scores[base]["mean"], scores[base]["effective_frames"]
-
-    tied = [label(base) for base in scores if base != first and figures(base) == figures(first)]
+    tied = [label(base) for base in scores if base != first and _figures(scores[base]) == _figures(scores[first])]
     return label(first) + (f" (a tie with {', '.join(tied)}; the smallest is named)" if tied else "")
+
+
+def _figures(found: Mapping[str, Any]) -> tuple[float, int]:
+    return found["mean"], found["effective_frames"]
 
 
 def table(scores: Mapping[float, Mapping[str, Any]]) -> str:
     """Bases down; mean, effective frames, control, and the mean of each frame count across."""
-    frames = list(next(iter(scores.values()))["by_frames"])
-    heads = ["RoPE base", "mean", "effective", "control", *frames]
-    lines = ["  ".join(f"{head:>9}" for head in heads)]
+    rows = [["RoPE base", "mean", "effective", "control", *next(iter(scores.values()))["by_frames"]]]
     for base, found in scores.items():
         control = "-" if found["control"] is None else f"{found['control']:.3f}"
-        row = [label(base), f"{found['mean']:.3f}", str(found["effective_frames"]), control]
-        row += [f"{found['by_frames'][one]:.2f}" for one in frames]
-        lines.append("  ".join(f"{value:>9}" for value in row))
-    return "\n".join(lines)
+        means = [f"{mean:.2f}" for mean in found["by_frames"].values()]
+        rows.append([label(base), f"{found['mean']:.3f}", str(found["effective_frames"]), control, *means])
+    return "\n".join("  ".join(f"{value:>9}" for value in row) for row in rows)
 
 
 def _check_folder(output: Path, about: Mapping[str, Any]) -> None:

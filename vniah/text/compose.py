@@ -6,7 +6,7 @@ inside another insertion. Positions are token counts from the measured haystack 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vniah.contract.requests import Request, Segment, Target, Text, Tokens
@@ -57,16 +57,10 @@ class ComposedText:
 
     def segments(self) -> tuple[Segment, ...]:
         """The complete raw prompt. With an estimate for a measure it can be planned, not run."""
-        found: list[Segment] = [Text(PREFIX)]
-        before = 0
-        for one in self.placed:
-            if one.at > before:
-                found.append(Tokens(self.source.fingerprint, before, one.at))
-            found.append(Text(one.insert.text))
-            before = one.at
-        if self.haystack_tokens > before:
-            found.append(Tokens(self.source.fingerprint, before, self.haystack_tokens))
-        return (*found, Text(self.puzzle.question))
+        source = self.source.fingerprint
+        return tuple(
+            Text(one) if isinstance(one, str) else Tokens(source, one.start, one.stop) for one in self._parts() if one
+        )
 
     def request(self) -> Request:
         """The prompt with the answer to be scored."""
@@ -74,12 +68,19 @@ class ComposedText:
 
     def text(self) -> str:
         """The same prompt as one string."""
-        pieces = [PREFIX]
+        parts = self._parts()
+        return "".join(one if isinstance(one, str) else self.source.text(one.start, one.stop) for one in parts)
+
+    def _parts(self) -> Iterator[str | range]:
+        """The texts of the prompt, and the spans of the haystack between them."""
+        yield PREFIX
         before = 0
         for one in self.placed:
-            pieces += [self.source.text(before, one.at), one.insert.text]
+            yield range(before, one.at)
+            yield one.insert.text
             before = one.at
-        return "".join([*pieces, self.source.text(before, self.haystack_tokens), self.puzzle.question])
+        yield range(before, self.haystack_tokens)
+        yield self.puzzle.question
 
 
 def compose(source: MeasuredHaystack, cell: Cell, puzzle: Puzzle) -> ComposedText:

@@ -1,7 +1,7 @@
 """The text a needle is hidden in: essays from the Hub, a folder of .txt files, or built-in prose.
 
 A haystack is sentences in a fixed order; one that is too short for a length is read again from its
-beginning. Knows nothing about tokens.
+beginning. Knows nothing about tokens. The same texts are the whole documents that perplexity is measured on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,30 +55,31 @@ def open_text_haystack(spec: str = "") -> TextHaystack:
     """
     if not spec:
         try:
-            return from_hub(ESSAYS)
+            return _from_hub(ESSAYS)
         except OSError as error:
             note = f"{ESSAYS} could not be had ({error}); built-in prose stands in for it"
             print(f"text NIAH: {note}", file=sys.stderr)
-            return from_prose(0, note=note)
+            return _from_prose(0, note=note)
     name, _, seed = spec.partition(":")
-    folder = user_path(spec)
-    if folder.is_file():
-        return from_texts(str(folder), [read_text(folder)])
+    path = user_path(spec)
     # A folder without texts counts for nothing where the spec means the prose of that name.
-    if folder.is_dir() and (name != BUILTIN or text_files(folder)):
-        return from_folder(folder)
+    if path.is_file() or (path.is_dir() and (name != BUILTIN or text_files(path))):
+        texts = [text for _, text in _from_files(path)]
+        if not texts:
+            raise FileNotFoundError(f"no .txt files in {path}; a text haystack is a folder with at least one")
+        return from_texts(str(path), texts)
     if name == BUILTIN:
         if seed and not seed.isdecimal():
             raise ValueError(f"the seed of the built-in haystack is a whole number, as in 'builtin:7'; got {spec!r}")
-        return from_prose(int(seed or 0))
-    if not folder.exists() and is_hub_id(spec):
-        return from_hub(spec)
+        return _from_prose(int(seed or 0))
+    if not path.exists() and is_hub_id(spec):
+        return _from_hub(spec)
     raise FileNotFoundError(
         f"no text haystack {spec!r}; give a folder of .txt files, a Hub dataset such as {ESSAYS}, or {BUILTIN!r}"
     )
 
 
-def from_texts(name: str, texts: Sequence[str], *, note: str = "") -> TextHaystack:
+def from_texts(name: str, texts: Iterable[str]) -> TextHaystack:
     """A haystack of documents in the given order, a blank line between them.
 
     Raises:
@@ -94,47 +95,14 @@ def from_texts(name: str, texts: Sequence[str], *, note: str = "") -> TextHaysta
         fingerprint=hashlib.sha256(whole.encode("utf-8")).hexdigest(),
         num_chars=len(whole),
         sentences=lambda: iter(sentences),
-        note=note,
     )
 
 
-def from_folder(folder: Path) -> TextHaystack:
-    """Every .txt file of a folder, by file name (the reference's order was the file system's).
-
-    Raises:
-        FileNotFoundError: no .txt file there.
-        ValueError: naming a file that is not UTF-8.
-    """
-    paths = text_files(folder)
-    if not paths:
-        raise FileNotFoundError(f"no .txt files in {folder}; a text haystack is a folder with at least one")
-    return from_texts(str(folder), [read_text(path) for path in paths])
+def _from_hub(repo: str) -> TextHaystack:
+    return from_texts(repo, (text for text in _column(repo, "text") if text))
 
 
-def from_hub(repo_id: str) -> TextHaystack:
-    """The ``text`` column of a Hub dataset's parquet files, in file and row order.
-
-    Raises:
-        OSError: it cannot be fetched, or has no parquet file.
-        ValueError: its files have no ``text`` column; names the columns there are.
-    """
-    folder = hub.fetch_snapshot(repo_id, "dataset", allow_patterns=("*.parquet",))
-    paths = sorted(folder.rglob("*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"the dataset {repo_id} has no parquet file; save its text in a folder of .txt files")
-    import pyarrow.parquet
-
-    texts: list[str] = []
-    for path in paths:
-        columns = pyarrow.parquet.read_schema(path).names
-        if "text" not in columns:
-            raise ValueError(f"the dataset {repo_id} has no column 'text' ({path.name} has {', '.join(columns)})")
-        column = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
-        texts.extend(text for text in column if text)
-    return from_texts(repo_id, texts)
-
-
-def from_prose(seed: int = 0, *, note: str = "") -> TextHaystack:
+def _from_prose(seed: int, *, note: str = "") -> TextHaystack:
     """Built-in prose (see ``prose.py``): endless, hence never read twice."""
     beginning = "".join(itertools.islice(prose.sentences(seed), 256))
     key = f"prose {prose.VERSION} {seed}\n{beginning}"
@@ -158,33 +126,39 @@ def read_documents(spec: str) -> list[tuple[str, str]]:
         ValueError: a file that is not UTF-8, or a dataset without that column (names those it has).
     """
     path = user_path(spec)
-    if path.is_file() or path.is_dir():
-        files = [path] if path.is_file() else text_files(path)
-        found = [(file.name, read_text(file)) for file in files]
-        found = [(name, text) for name, text in found if text.strip()]
-        if not found:
-            raise FileNotFoundError(f"{spec} holds no .txt file with text in it")
-        return found
     repo, _, column = spec.partition(":")
-    if not is_hub_id(repo):
+    if path.is_file() or path.is_dir():
+        found = list(_from_files(path))
+    elif is_hub_id(repo):
+        found = [(f"{repo}[{number}]", text) for number, text in enumerate(_column(repo, column or "text"))]
+    else:
         raise FileNotFoundError(f"{spec!r} is no folder or file here; expected one, or a Hub dataset owner/name:column")
-    return list(_from_hub(repo, column or "text"))
+    found = [(name, text) for name, text in found if text.strip()]
+    if not found and path.exists():
+        raise FileNotFoundError(f"{spec} holds no .txt file with text in it")
+    return found
 
 
-def _from_hub(repo: str, column: str) -> Iterator[tuple[str, str]]:
-    import pyarrow.parquet as parquet
+def _from_files(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of a file, or of every .txt file of a folder by name (the reference's order was the disk's)."""
+    return ((file.name, read_text(file)) for file in ([path] if path.is_file() else text_files(path)))
 
-    from vniah.hub import fetch_dataset
 
-    files = sorted(Path(fetch_dataset(repo)).rglob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"the dataset {repo} has no parquet files to read")
-    number = 0
-    for file in files:
-        names = parquet.read_schema(file).names
+def _column(repo: str, column: str) -> Iterator[str]:
+    """A column of a Hub dataset's parquet files, in file and row order; "" for a row without a text.
+
+    Raises:
+        OSError: it cannot be fetched, or has no parquet file.
+        ValueError: its files have no such column; names the columns there are.
+    """
+    import pyarrow.parquet
+
+    paths = sorted(hub.fetch_dataset(repo, allow_patterns=("*.parquet",)).rglob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"the dataset {repo} has no parquet file; save its text in a folder of .txt files")
+    for path in paths:
+        names = pyarrow.parquet.read_schema(path).names
         if column not in names:
-            raise ValueError(f"the dataset {repo} has no column {column!r}; it has {', '.join(names)}")
-        for text in parquet.read_table(file, columns=[column]).column(column).to_pylist():
-            if text and str(text).strip():
-                yield f"{repo}[{number}]", str(text)
-            number += 1
+            raise ValueError(f"the dataset {repo} has no column {column!r} ({path.name} has {', '.join(names)})")
+        for text in pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist():
+            yield str(text or "")

@@ -113,22 +113,39 @@ def make_puzzle(
         Insert(city, n, False, common.place(city))
         for city, n in zip(DISTRACTOR_CITIES[:num_distractors], distracting, strict=True)
     ]
-    if variant == "multi":
-        question, answer = _ask_many(asked), ", ".join(values)
-    elif variant == "keys":
-        question, answer = _ask_keys(first, len(asked)), ", ".join(sorted(asked))
-    elif variant == "absent":
-        question, answer = _ask_or_absent(), ABSENT_ANSWER if cell.is_control else first
-    else:
-        question, answer = question_text(), first
-    others = distractors if cell.is_control else [*needles[1:], *distractors]
+    answers = {
+        "single": first,
+        "multi": ", ".join(values),
+        "keys": ", ".join(sorted(asked)),
+        "absent": ABSENT_ANSWER if cell.is_control else first,
+    }
     return Puzzle(
         needle=None if cell.is_control else needles[0],
-        others=tuple(others),
-        question=question,
-        answer=answer,
+        others=tuple(distractors if cell.is_control else [*needles[1:], *distractors]),
+        question=_question_of(variant, asked, first),
+        answer=answers[variant],
         number=first,
     )
+
+
+def _question_of(variant: str, asked: Sequence[str], number: str) -> str:
+    if variant == "multi":
+        cities = ", ".join(asked[:-1]) + " and " + asked[-1]
+        return (
+            f"{_QUESTION}What are the special magic {cities} numbers, in this order? "
+            f"Answer: The special magic {cities} numbers are: "
+        )
+    if variant == "keys":
+        return (
+            f"{_QUESTION}Which {len(asked)} cities have the special magic number {number}, in alphabetical order? "
+            f"Answer: The cities with the special magic number {number} are: "
+        )
+    if variant == "absent":
+        return (
+            f"{_QUESTION}What is the special magic {NEEDLE_CITY} number? If the book does not say, the answer is "
+            f'"{ABSENT_ANSWER}". Answer: The special magic {NEEDLE_CITY} number is: '
+        )
+    return question_text()
 
 
 def check_puzzle(num_distractors: int, variant: str, num_needles: int) -> None:
@@ -145,32 +162,6 @@ def check_puzzle(num_distractors: int, variant: str, num_needles: int) -> None:
     least = 2 if most > 1 else 1
     if not least <= num_needles <= most:
         raise ValueError(f"num_needles of variant {variant!r} must be {least} to {most}, got {num_needles}")
-
-
-def _list(cities: tuple[str, ...]) -> str:
-    return ", ".join(cities[:-1]) + " and " + cities[-1]
-
-
-def _ask_many(cities: tuple[str, ...]) -> str:
-    asked = _list(cities)
-    return (
-        f"{_QUESTION}What are the special magic {asked} numbers, in this order? "
-        f"Answer: The special magic {asked} numbers are: "
-    )
-
-
-def _ask_keys(number: str, count: int) -> str:
-    return (
-        f"{_QUESTION}Which {count} cities have the special magic number {number}, in alphabetical order? "
-        f"Answer: The cities with the special magic number {number} are: "
-    )
-
-
-def _ask_or_absent() -> str:
-    return (
-        f"{_QUESTION}What is the special magic {NEEDLE_CITY} number? If the book does not say, the answer is "
-        f'"{ABSENT_ANSWER}". Answer: The special magic {NEEDLE_CITY} number is: '
-    )
 
 
 class _Draws:

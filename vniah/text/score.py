@@ -31,10 +31,8 @@ def stated_number(text: str) -> str:
     for part in parts_to_read(text):
         numbers = list(_NUMBER.finditer(part))
         for among in ([one for one in numbers if len(_digits(one)) == 7], numbers):
-            offered = {
-                numbers_in(part[slice(*place)])[0] for place in offered_first(part, [one.span() for one in among])
-            }
-            if offered:
+            places = offered_first(part, [one.span() for one in among])
+            if offered := {_digits(one) for one in among if one.span() in places}:
                 return offered.pop() if len(offered) == 1 else ""
     return ""
 

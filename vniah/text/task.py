@@ -23,7 +23,6 @@ from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import Encode, MeasuredHaystack
 from vniah.text.puzzles import Puzzle, make_puzzle
 from vniah.text.score import (
-    CORRECT,
     DISTRACTOR,
     OTHER,
     classify_generated,
@@ -138,15 +137,13 @@ class TextTask(NeedleTask):
 
     def _mistake(self, composed: ComposedText, correct: bool, answer: Answer) -> tuple[str, str]:
         """(kind, city) of a wrong answer, from token ids where there are some, else from the text."""
-        if correct:
-            return CORRECT, ""
         puzzle, source = composed.puzzle, composed.source
-        one_number = self.settings.variant in ("single", "absent")
-        if answer.is_greedy is not None and one_number and answer.predicted_ids and not source.is_estimate:
-            ids = {one.city: source.encode(one.number) for one in puzzle.distractors}
-            kind, city = classify_teacher_forced(answer.predicted_ids, answer.answer_ids, ids)
-            return kind or OTHER, city
-        return classify_generated(answer.text, puzzle, correct=False)
+        forced = answer.is_greedy is not None and answer.predicted_ids and not source.is_estimate
+        if correct or not forced or self.settings.variant not in ("single", "absent"):
+            return classify_generated(answer.text, puzzle, correct=correct)
+        ids = {one.city: source.encode(one.number) for one in puzzle.distractors}
+        kind, city = classify_teacher_forced(answer.predicted_ids, answer.answer_ids, ids)
+        return kind or OTHER, city
 
     @property
     def _more_metrics(self) -> Metrics:
