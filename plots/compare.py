@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vniah.notices import did_you_mean
-from vniah.plots.grid_data import EFFECTIVE_AT, effective_length, long_label
+from vniah.plots.grid_data import EFFECTIVE_AT, GridData, long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
 from vniah.plots.run_notes import (
     control_note,
     differences,
     distinct_grids,
+    frames_of,
     left_out,
     limits,
     measured_lines,
@@ -23,9 +24,8 @@ from vniah.plots.run_notes import (
     warned,
 )
 from vniah.plots.table_formats import TextTable
-from vniah.runs.results import NOT_SCORED, Run
-from vniah.runs.run_reader import model_args
-from vniah.runs.scoring import column_means, control_mean, grid_mean, grid_scores
+from vniah.runs.run import NOT_SCORED, Run
+from vniah.runs.scoring import grid_scores
 
 MISSING = "-"
 
@@ -71,9 +71,8 @@ class Comparison:
         Kinds keep to themselves, unless none of ours has a partner of its own.
         """
         ours = [one for one in self.columns if not one.published]
-        published = [one for one in self.columns if one.published]
-        if published:
-            every = [(one, other) for one in ours for other in published]
+        every = [(one, other) for one in ours for other in self.columns if other.published]
+        if every:
             return [(one, other) for one, other in every if other.kind in (None, one.kind)] or every
         first: dict[str | int | None, Measured] = {}
         for one in ours:
@@ -83,25 +82,23 @@ class Comparison:
     def table(self) -> TextTable:
         """The comparison as strings, differences last."""
         pairs = self.pairs()
-        head = ["", *(one.name for one in self.columns)]
-        head += [f"{one.name} \N{MINUS SIGN} {other.name}" for one, other in pairs]
+        heads = [one.name for one in self.columns]
+        heads += [f"{one.name} \N{MINUS SIGN} {other.name}" for one, other in pairs]
         rows = []
         for label, digits in self.rows.items():
             cells = [one.cell(label, digits) for one in self.columns]
             for one, other in pairs:
-                a, b = one.values.get(label), other.values.get(label)
-                if a is None or b is None or label in self.apart:
-                    cells.append(MISSING)
-                else:
-                    cells.append(_number(a - b, digits, sign=True))
+                known = label in one.values and label in other.values and label not in self.apart
+                difference = one.values[label] - other.values[label] if known else None
+                cells.append(_number(difference, digits, sign="+"))
             rows.append((label, *cells))
-        return TextTable(title=self.title, head=tuple(head), rows=tuple(rows), notes=self.notes)
+        return TextTable(title=self.title, head=("", *heads), rows=tuple(rows), notes=self.notes)
 
 
-def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
+def _number(value: float | None, digits: int, *, sign: str = "") -> str:
     if value is None:
         return MISSING
-    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    text = f"{value:{sign},.{digits}f}"
     # A difference that rounds to nothing has no sign.
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
 
@@ -118,9 +115,8 @@ def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: fl
     Raises:
         ValueError: a published name that does not exist, or that nothing of ours can be put beside.
     """
-    names = list(published)
-    grids = [name for name in names if name in grid_names()]
-    labels = [name for name in names if name not in grids]
+    grids = {name: read_published(name) for name in published if name in grid_names()}
+    labels = [name for name in published if name not in grids]
     known = {name for table in tables() for row in table.rows for name in (row.label, row.model)}
     for label in labels:
         if label not in known:
@@ -130,22 +126,21 @@ def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: fl
             )
     made, used = [], set()
     for unit, title in (("frames", "V-NIAH"), ("tokens", "Text NIAH")):
-        ours = [run for run in runs if run.placed and run.unit == unit]
-        theirs = [run for name in grids if (run := read_published(name)).unit == unit]
+        ours = [run for run in runs if run.is_grid and run.unit == unit]
+        theirs = {name: run for name, run in grids.items() if run.unit == unit}
         if ours:
-            used |= {name for name in grids if read_published(name).unit == unit}
-            made.append(compare_grids(title, ours, theirs, threshold))
+            used |= set(theirs)
+            made.append(compare_grids(title, ours, list(theirs.values()), threshold))
     for table in tables():
         comparison, taken = _compare_table(table, runs, labels)
         used |= taken
-        if comparison is not None:
-            made.append(comparison)
-    unused = [name for name in names if name not in used]
+        made += [comparison] if comparison is not None else []
+    unused = [name for name in published if name not in used]
     if unused:
         tasks = ", ".join(dict.fromkeys(run.task for run in runs)) or "none"
         raise ValueError(f"nothing to put beside the published {', '.join(unused)}: the runs' tasks are {tasks}")
-    in_tables = {task for table in tables() for column in table.columns for task in column.tasks}
-    made += _plain_metrics([run for run in runs if not run.placed and run.task not in in_tables])
+    in_tables = {task for table in tables() for task in table.tasks}
+    made += _plain_metrics([run for run in runs if not run.is_grid and run.task not in in_tables])
     made = made or _plain_metrics(runs)
     if not made:
         raise ValueError("the runs have neither needle cells nor metrics to compare")
@@ -157,27 +152,25 @@ def compare_grids(
 ) -> Comparison:
     """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
     everyone = [*distinct_grids(ours), *theirs]
-    scores = [grid_scores(run.scored) for run in everyone]
-    shared = set.intersection(*(set(one) for one in scores))
+    scores = [grid_scores(run.cells) for run in everyone]
+    shared = set.intersection(*map(set, scores))
     differ = any(set(one) != shared for one in scores)
     unit = everyone[0].unit
     effective = f"effective {unit} (columns >= {threshold:g})"
-    common = f"mean of {len(shared)} shared cells"
-    lengths = sorted({length for run in everyone for length in run.frames})
+    common = {f"mean of {len(shared)} shared cells": 3} if differ and shared else {}
+    controls: dict[str, int] = {}
     columns = []
     for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
-        values: dict[str, float] = {"mean": grid_mean(run.scored), effective: effective_length(run, threshold)}
-        if differ and shared:
-            values[common] = sum(cells[place] for place in shared) / len(shared)
-        control = control_mean(run.scored)
-        if control is not None:
-            values[control_note(run)] = control
-        values |= {long_label(length, unit): mean for length, mean in column_means(run.scored).items()}
+        data = GridData(run, threshold)
+        values: dict[str, float] = {"mean": data.mean, effective: data.effective}
+        values |= {row: sum(cells[place] for place in shared) / len(shared) for row in common}
+        if data.control is not None:
+            values[control_note(run)] = data.control
+            controls[control_note(run)] = 3
+        values |= {long_label(length, unit): mean for length, mean in data.column_means.items()}
         columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
-    rows = {"mean": 3, **({common: 3} if differ and shared else {}), effective: 0}
-    controls = dict.fromkeys(control_note(run) for run in everyone)
-    rows |= {note: 3 for note in controls if any(note in column.values for column in columns)}
-    rows |= {long_label(length, unit): 3 for length in lengths}
+    lengths = sorted({length for run in everyone for length in run.frames})
+    rows = {"mean": 3, **common, effective: 0, **controls, **{long_label(length, unit): 3 for length in lengths}}
     notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
     notes += [*measured_lines(ours), *differences(everyone), *unfinished(ours), *warned(ours), *limits(ours)]
     if differ:
@@ -196,15 +189,15 @@ def _kind(run: Run) -> str | None:
 
 def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> tuple[Comparison | None, set[str]]:
     """The table's columns for the runs that have any of its metrics, and which labels it used."""
-    tasks = {task for column in table.columns for task in column.tasks}
-    runs = [run for run in runs if run.task in tasks]
+    runs = [run for run in runs if run.task in table.tasks]
+    # The published rows, each with the number of frames whose runs it goes with, if with these alone.
     theirs: dict[TableRow, int | None] = {}
     used = set()
     for label in labels if runs else ():
-        rows: dict[TableRow, int | None] = {row: None for row in table.rows if label == row.label}
-        rows = rows or _rows_of_model(table, label, runs)
-        used |= {label} if rows else set()
-        theirs = {**rows, **theirs}
+        named: dict[TableRow, int | None] = {row: None for row in table.rows if label == row.label}
+        if rows := named or _rows_of_model(table, label, runs):
+            used.add(label)
+            theirs = {**rows, **theirs}
     columns = _ours(table, runs, by_frames=any(theirs.values()))
     if not columns:
         return None, set()
@@ -212,11 +205,12 @@ def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> 
         values = {column.name: score for column, score in zip(table.columns, row.scores, strict=True)}
         columns.append(Measured(name=f"{row.label} (published)", values=values, published=True, kind=frames))
     shown = {name for measured in columns for name in (*measured.values, *measured.unscored)}
-    rows_shown = {column.name: column.digits for column in table.columns if column.name in shown}
-    notes = [f"Published: {table.source}."] if theirs else []
-    notes += [*left_out(runs), *limits(runs)]
-    title = f"{table.title} ({table.unit})"
-    return Comparison(title=title, rows=rows_shown, columns=tuple(columns), notes=tuple(notes)), used
+    return Comparison(
+        title=f"{table.title} ({table.unit})",
+        rows={column.name: column.digits for column in table.columns if column.name in shown},
+        columns=tuple(columns),
+        notes=(*([f"Published: {table.source}."] if theirs else []), *left_out(runs), *limits(runs)),
+    ), used
 
 
 def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableRow, int | None]:
@@ -227,25 +221,12 @@ def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableR
     """
     rows = [row for row in table.rows if row.model == model]
     wanted = {frames_of(run) for run in runs}
-    matching: dict[TableRow, int | None] = {
-        row: row.frames for row in rows if isinstance(row.frames, int) and row.frames in wanted
-    }
-    if matching:
-        return matching
-    if len(rows) <= 1:
-        return dict.fromkeys(rows)
-    raise ValueError(
-        f"{table.source} has several rows of {model}; choose one of {', '.join(row.label for row in rows)}"
-    )
-
-
-def frames_of(run: Run) -> int | None:
-    """How many frames the model was given (``max_frames_num`` or a built-in model's name for it), if known."""
-    arguments = model_args(run)
-    for key in ("max_frames_num", "max_num_frames", "nframes", "num_frames"):
-        if arguments.get(key, "").isdigit():
-            return int(arguments[key])
-    return None
+    matching = {row: row.frames for row in rows if isinstance(row.frames, int) and row.frames in wanted}
+    if not matching and len(rows) > 1:
+        raise ValueError(
+            f"{table.source} has several rows of {model}; choose one of {', '.join(row.label for row in rows)}"
+        )
+    return dict(matching) or dict.fromkeys(rows)
 
 
 def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measured]:
@@ -261,11 +242,9 @@ def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measure
         unscored: set[str] = set()
         for run in mine:
             for column in table.columns:
-                if run.task not in column.tasks or column.metric is None:
-                    continue
-                if column.metric in run.metrics:
-                    values[column.name] = run.metrics[column.metric] * column.factor
-                elif column.metric in run.unscored:
+                if (value := column.of(run)) is not None:
+                    values[column.name] = value
+                elif run.task in column.tasks and column.metric in run.unscored:
                     unscored.add(column.name)
         if values or unscored:
             kind = frames_of(mine[0]) if by_frames else None
@@ -276,15 +255,13 @@ def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measure
 def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
     """Tasks that the paper does not have: their own metrics side by side."""
     made = []
-    for task in dict.fromkeys(run.task for run in runs):
-        these = [run for run in runs if run.task == task and (run.metrics or run.unscored)]
-        if these:
-            columns = tuple(
-                Measured(name=run.name, values=dict(run.metrics), unscored=frozenset(run.unscored)) for run in these
-            )
-            rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
-            notes = (*left_out(these), *limits(these))
-            made.append(Comparison(title=task, rows=rows, columns=columns, notes=notes))
+    told = [run for run in runs if run.metrics or run.unscored]
+    for task in dict.fromkeys(run.task for run in told):
+        these = [run for run in told if run.task == task]
+        columns = [Measured(name=run.name, values=run.metrics, unscored=frozenset(run.unscored)) for run in these]
+        rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
+        notes = (*left_out(these), *limits(these))
+        made.append(Comparison(title=task, rows=rows, columns=tuple(columns), notes=notes))
     return made
 
 

@@ -1,73 +1,64 @@
 """What a heatmap shows, before it is drawn: the grid of means, its summary, its text and CSV forms.
 
-Plain Python, no matplotlib: the terminal table and the CSV come from here alone.
+No matplotlib: the terminal table and the CSV come from here alone.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 
-from vniah.plots.run_notes import control_name, control_note, grid_of, measured_line, warnings_of
+from vniah.plots.run_notes import control_name, control_note, measured_line, warnings_of
 from vniah.plots.table_formats import csv_text
-from vniah.runs.results import Run
-from vniah.runs.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
+from vniah.runs.run import Run
+from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
 from vniah.text.score import DISTRACTOR
 
 EFFECTIVE_AT = 0.9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GridData:
-    """A run's grid.
+    """A run's grid, columns and rows that were never scored included.
 
     Attributes:
-        name: the run's name.
-        unit: what ``frames`` counts, "frames" or "tokens".
-        frames: columns, rising.
-        depths: rows in percent, rising.
-        scores: [depth][frames] mean over needles, 0..1; ``None`` where nothing was scored.
-        counts: [depth][frames] how many needles were scored.
-        controls: mean without a needle by frames; empty where no control was scored.
-        mean: mean over the grid's cells.
+        run: whose it is; ``name``, ``unit`` and ``train_length`` are the run's.
+        frames, depths: columns and rows (percent), rising.
+        scores, counts: mean over needles, 0 to 1, and how many needles were scored, as tables of depths by frames;
+            NaN where nothing was.
+        mean: over the grid's cells.
         column_means: by frames, over depths and needles.
-        threshold: what a column's mean must be at least to be effective.
-        effective: the longest frames up to which every column is whole and effective; 0 if none.
+        controls: mean without a needle by frames; empty where no control was scored.
         control: mean over all controls; ``None`` where none was scored.
-        control_name: what that mean is: "no-needle control", or "abstained".
-        control_note: the same with what it counts.
-        train_length: the backbone's training length in ``unit``; ``None`` if not known.
-        missing: how many scores the grid lacks, of ``whole``.
+        threshold: what a column's mean must be at least to be effective.
+        effective: the longest frames up to which every column is whole and effective; 0 if none. A column that lacks
+            scores ends it: of what was not scored nobody knows that it would have been found.
+        missing: how many scores the grid lacks, of ``whole``, controls left out.
         in_part: (frames, depth) of the places where some scores are there and some are not.
-        whole: how many scores the whole grid has, controls left out.
-        measured: on which haystack and needles, in a line; empty where nothing is known.
-        warnings: what the run itself warned of.
-        mistakes: wrong answers, and those of them that were a distractor's; ``None`` where there were no
-            distractors, or nothing says what was answered.
+        mistakes: wrong answers, and those of them that were a distractor's (paper section 9); ``None`` where there were
+            no distractors, or nothing says what was answered.
+
+    Raises:
+        ValueError: the run has no scored cells.
     """
 
-    name: str
-    unit: str
-    frames: tuple[int, ...]
-    depths: tuple[int, ...]
-    scores: tuple[tuple[float | None, ...], ...]
-    counts: tuple[tuple[int, ...], ...]
-    controls: dict[int, float]
-    mean: float
-    column_means: dict[int, float]
-    threshold: float
-    effective: int
-    control: float | None
-    control_name: str
-    control_note: str
-    train_length: float | None
-    missing: int
-    whole: int
-    in_part: frozenset[tuple[int, int]] = frozenset()
-    measured: str = ""
-    warnings: tuple[str, ...] = ()
-    mistakes: tuple[int, int] | None = None
+    def __init__(self, run: Run, threshold: float = EFFECTIVE_AT) -> None:
+        if not run.is_grid:
+            raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
+        self.run, self.threshold = run, threshold
+        self.name, self.unit, self.train_length = run.name, run.unit, run.train_frames
+        self.frames, self.depths = run.axes
+        self.scores, self.counts = run.table(), run.by_place("size")
+        self.mean, self.column_means = grid_mean(run.cells), column_means(run.cells)
+        self.controls, self.control = control_means(run.cells), control_mean(run.cells)
+        missing = run.missing()
+        short = min((length for length, _ in missing), default=math.inf)
+        self.effective = effective_frames(run.cells[run.cells["num_frames"] < short], threshold)
+        self.missing = sum(missing.values())
+        self.whole = self.missing + len(run.placed)
+        self.in_part = {(length, depth) for length, depth in missing if self.counts.at[depth, length] > 0}
+        tempted = run.placed[run.placed["mistake"].notna()]
+        wrong = tempted["mistake"][~tempted["correct"]]
+        self.mistakes = (len(wrong), int((wrong == DISTRACTOR).sum())) if len(tempted) else None
 
     @property
     def summary(self) -> str:
@@ -85,7 +76,7 @@ class GridData:
         """What the figure's small print says of its numbers: control, kinds of mistakes, training length, holes."""
         parts = []
         if self.control is not None:
-            parts.append(f"{self.control_note} {self.control:.3f}")
+            parts.append(f"{control_note(self.run)} {self.control:.3f}")
         if self.mistakes is not None:
             wrong, distracted = self.mistakes
             share = f"{distracted:,} of {wrong:,} wrong answers were" if wrong else "no wrong answer was"
@@ -102,102 +93,30 @@ class GridData:
     @property
     def notes(self) -> tuple[str, ...]:
         """All small print, a sentence each: the caption, what was measured, and what the run warned of."""
-        return tuple(_sentence(one) for one in (self.caption, self.measured, *self.warnings) if one)
+        told = (self.caption, measured_line(self.run), *warnings_of(self.run))
+        return tuple(one[:1].upper() + one[1:] + ("" if one.endswith((".", "!", "?")) else ".") for one in told if one)
 
     def line_position(self) -> float | None:
-        """Where the training length falls among the columns, column ``i`` being centred at ``i + 0.5``.
-
-        Linear by value between the two columns around it; ``None`` if it is unknown or would fall
-        outside the drawn columns (0 to their number).
-        """
-        if self.train_length is None or not self.frames:
-            return None
-        value, columns = self.train_length, self.frames
-        if len(columns) == 1:
-            return 0.5 if value == columns[0] else None
-        left = max(0, min(sum(column <= value for column in columns) - 1, len(columns) - 2))
-        step = columns[left + 1] - columns[left]
-        position = left + 0.5 + (value - columns[left]) / step
-        return position if 0 <= position <= len(columns) else None
+        """Where the training length falls among the columns; see ``place_among``."""
+        return None if self.train_length is None else place_among(self.frames, self.train_length)
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+def place_among(columns: Sequence[int], value: float) -> float | None:
+    """Where a length falls among columns, column ``i`` being centred at ``i + 0.5``.
 
-
-def check_threshold(threshold: float) -> float:
-    """A threshold of effective lengths.
-
-    Raises:
-        ValueError: not above 0 and at most 1.
+    Linear by value between the two columns around it; ``None`` if it would fall outside (0 to their number).
     """
+    if len(columns) == 1:
+        return 0.5 if value == columns[0] else None
+    left = max(0, min(sum(column <= value for column in columns) - 1, len(columns) - 2))
+    position = left + 0.5 + (value - columns[left]) / (columns[left + 1] - columns[left])
+    return position if 0 <= position <= len(columns) else None
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise ValueError unless a threshold of effective lengths is above 0 and at most 1."""
     if not 0 < threshold <= 1:
         raise ValueError(f"--threshold is a share above 0 and at most 1, such as {EFFECTIVE_AT}, got {threshold:g}")
-    return threshold
-
-
-def effective_length(run: Run, threshold: float = EFFECTIVE_AT) -> int:
-    """The longest length up to which every column is whole and its mean at least ``threshold``; 0 if none is.
-
-    A column that lacks scores ends it: of what was not scored nobody knows that it would have been found.
-    """
-    short = min((length for length, _ in run.missing()), default=None)
-    return effective_frames((cell for cell in run.scored if short is None or cell.num_frames < short), threshold)
-
-
-def grid_data(run: Run, threshold: float = EFFECTIVE_AT) -> GridData:
-    """The grid of a run, columns and rows that were never scored included.
-
-    Args:
-        run: what is drawn.
-        threshold: what a column's mean must be at least to be effective.
-
-    Raises:
-        ValueError: the run has no scored cells.
-    """
-    if not run.placed:
-        raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
-    lengths, depths = grid_of(run)
-    missing = sum(run.missing().values())
-    means = grid_scores(run.scored)
-    counts: dict[tuple[int, int | None], int] = defaultdict(int)
-    controls: dict[int, list[float]] = defaultdict(list)
-    for cell in run.scored:
-        counts[cell.num_frames, cell.depth_percent] += 1
-        if cell.control:
-            controls[cell.num_frames].append(float(cell.correct))
-    return GridData(
-        name=run.name,
-        unit=run.unit,
-        frames=lengths,
-        depths=depths,
-        scores=tuple(tuple(means.get((frames, depth)) for frames in lengths) for depth in depths),
-        counts=tuple(tuple(counts[frames, depth] for frames in lengths) for depth in depths),
-        controls={frames: sum(values) / len(values) for frames, values in sorted(controls.items())},
-        mean=grid_mean(run.scored),
-        column_means=column_means(run.scored),
-        threshold=threshold,
-        effective=effective_length(run, threshold),
-        control=control_mean(run.scored),
-        control_name=control_name(run),
-        control_note=control_note(run),
-        train_length=run.train_frames,
-        missing=missing,
-        whole=missing + len(run.placed),
-        in_part=frozenset(place for place in run.missing() if counts[place]),
-        measured=measured_line(run),
-        warnings=warnings_of(run),
-        mistakes=_mistakes(run),
-    )
-
-
-def _mistakes(run: Run) -> tuple[int, int] | None:
-    """Wrong answers of text NIAH, and how many of them gave a distractor's number (paper section 9)."""
-    tempted = [cell for cell in run.placed if cell.extra.get("distractors") and "mistake" in cell.extra]
-    if not tempted:
-        return None
-    wrong = [cell for cell in tempted if not cell.correct]
-    return len(wrong), sum(cell.extra["mistake"] == DISTRACTOR for cell in wrong)
 
 
 def length_label(value: int, unit: str) -> str:
@@ -214,22 +133,22 @@ def long_label(value: float, unit: str) -> str:
 def to_text(data: GridData) -> str:
     """The grid as a table for a terminal, depth down and frames across, with the columns' means."""
     heads = [length_label(frames, data.unit) for frames in data.frames]
-    width = max(4, *(len(head) for head in heads)) + 1
+    width = max(4, *map(len, heads)) + 1
+    rows = {f"{depth} %": row for depth, row in zip(data.depths, data.scores.to_numpy(), strict=True)}
+    rows["mean"] = [data.column_means.get(frames, math.nan) for frames in data.frames]
     # The last word of its name is short enough for the first column: "control", "abstained".
-    control = data.control_name.rpartition(" ")[2]
-    first = max(7, len(control) if data.controls else 0)
-
-    def line(label: str, values: Sequence[float | None]) -> str:
-        return f"{label:>{first}}" + "".join(f"{'-' if one is None else f'{one:.2f}':>{width}}" for one in values)
-
-    lines = [data.summary, f"{data.unit:>{first}}" + "".join(f"{head:>{width}}" for head in heads)]
-    lines += [line(f"{depth} %", row) for depth, row in zip(data.depths, data.scores, strict=True)]
-    lines.append(line("mean", [data.column_means.get(frames) for frames in data.frames]))
+    control = control_name(data.run).rpartition(" ")[2]
     if data.controls:
-        lines.append(line(control, [data.controls.get(frames) for frames in data.frames]))
-    lines += [one for one in (data.caption, data.measured) if one]
-    lines += [f"warning: {one}" for one in data.warnings]
-    return "\n".join(lines)
+        rows[control] = [data.controls.get(frames, math.nan) for frames in data.frames]
+    first = max(7, *map(len, rows))
+
+    def line(label: str, cells: Iterable[str]) -> str:
+        return f"{label:>{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+    lines = [data.summary, line(data.unit, heads)]
+    lines += [line(label, ("-" if math.isnan(one) else f"{one:.2f}" for one in row)) for label, row in rows.items()]
+    lines += [one for one in (data.caption, measured_line(data.run)) if one]
+    return "\n".join([*lines, *(f"warning: {one}" for one in warnings_of(data.run))])
 
 
 def to_csv(grids: Sequence[GridData]) -> str:
@@ -238,9 +157,7 @@ def to_csv(grids: Sequence[GridData]) -> str:
     head = ["run", f"num_{units.pop()}" if len(units) == 1 else "length", "depth_percent", "score", "needles"]
     rows: list[tuple[object, ...]] = []
     for data in grids:
-        for depth, row, counts in zip(data.depths, data.scores, data.counts, strict=True):
-            for frames, score, count in zip(data.frames, row, counts, strict=True):
-                if score is not None:
-                    rows.append((data.name, frames, depth, score, count))
-        rows += [(data.name, frames, "control", score, "") for frames, score in data.controls.items()]
+        scored = data.run.placed.groupby(["depth_percent", "num_frames"])["correct"].agg(["mean", "size"])
+        rows += [(data.name, length, depth, mean, needles) for (depth, length), mean, needles in scored.itertuples()]
+        rows += [(data.name, length, "control", mean, "") for length, mean in data.controls.items()]
     return csv_text(head, rows)

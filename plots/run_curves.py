@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vniah.plots.compare import frames_of
 from vniah.plots.curves import Bars, Curve
 from vniah.plots.published import Table
-from vniah.runs.results import Run
+from vniah.plots.run_notes import frames_of
+from vniah.runs.run import Run
 
 _COUNTS = ("_missing_videos", "_missing_questions", "_unusable_questions", "_unscored")
 # A metric's name has no room for an ampersand.
@@ -65,7 +65,7 @@ def category_bars(runs: Sequence[Run]) -> list[Bars]:
     Raises:
         ValueError: no run has such metrics, or the runs are of several tasks.
     """
-    measured = [run for run in runs if run.metrics and not run.placed]
+    measured = [run for run in runs if run.metrics and not run.is_grid]
     tasks = dict.fromkeys(run.task for run in measured)
     if not measured:
         raise ValueError(

@@ -1,4 +1,5 @@
-"""What a reader of runs must know beside their figures: what each was measured on, and where runs differ in that.
+"""What a reader of runs must know beside their figures: what each was measured on, where runs differ in that, and
+what tells two runs of one model apart.
 
 A figure of a model says something only beside what it was measured on, so every drawing, table and page of runs
 takes its words from here. What a run does not say (an old one, a journal) is called unknown and never assumed.
@@ -9,12 +10,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vniah.notices import shortened
-from vniah.runs.results import Run
+from vniah.runs.run import Run
 
 # Without these nobody can say what was measured.
 _NEEDED = {"frames": ("haystack", "needles"), "tokens": ("haystack",)}
@@ -28,7 +29,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16,}")
 _LONGEST_NAME, _LONGEST_WARNING = 200, 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """One thing that a run was measured on: what to call it, and the fingerprint that proves it, if there is one."""
 
@@ -65,27 +66,43 @@ def measured_on(run: Run) -> dict[str, Input]:
     found: dict[str, Input | None] = {"haystack": _named(task, "haystack")}
     if run.unit == "frames":
         found["needles"] = _named(task, "needles")
-    if run.placed:
-        lengths, depths = grid_of(run)
-        found["grid"] = Input(name=f"{spans(lengths)} {run.unit} x {spans(depths)} %")
-    found["scoring"] = _scoring(run)
+    if run.is_grid:
+        lengths, depths = run.axes
+        found["grid"] = Input(f"{spans(lengths)} {run.unit} x {spans(depths)} %")
+    found["scoring"] = _value(_scoring(run))
     if run.unit == "frames":
         # Two decoders that give one fingerprint give the same pictures, and a drawn film has none.
         haystack = found["haystack"]
         drawn = haystack is not None and haystack.fingerprint.startswith(("synthetic", "images"))
-        found["decoder"] = None if drawn else _value(task, "decoder")
-        found["presentation"] = _value(task, "presentation")
+        found["decoder"] = None if drawn else _value(task.get("decoder"))
+        found["presentation"] = _value(task.get("presentation"))
     else:
-        found |= {key: _value(task, key) for key in ("samples", "seed", "shared_distractors", "tokenizer")}
+        found |= {key: _value(task.get(key)) for key in ("samples", "seed", "shared_distractors", "tokenizer")}
     return {what: one for what, one in found.items() if one is not None}
 
 
-def grid_of(run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and depths of the whole grid: what was scored, and what is missing."""
-    missing = run.missing()
-    lengths = {*run.frames, *(length for length, _ in missing)}
-    depths = {*run.depths, *(depth for _, depth in missing)}
-    return tuple(sorted(lengths)), tuple(sorted(depths))
+def _told(run: Run) -> Mapping[str, Any]:
+    task = run.settings.get("task")
+    return task if isinstance(task, Mapping) else {}
+
+
+def _named(task: Mapping[str, Any], what: str) -> Input | None:
+    name = shortened(task.get(f"{what}_name") or task.get(what) or "", _LONGEST_NAME)
+    proof = shortened(task.get(f"{what}_fingerprint") or task.get(f"{what}_sha256") or "", _LONGEST_NAME)
+    return Input(name or short(proof), proof) if name or proof else None
+
+
+def _value(value: Any) -> Input | None:
+    return None if value in (None, "") else Input(shortened(value, _LONGEST_NAME))
+
+
+def _scoring(run: Run) -> Any:
+    """As the run says; an older one by its task's name or the ids that only teacher forcing has."""
+    if told := _told(run).get("scoring"):
+        return told
+    if "_generate" in run.task:
+        return "generated"
+    return "teacher-forced" if any(run.cells["answer_ids"]) else None
 
 
 def spans(values: Sequence[int]) -> str:
@@ -105,33 +122,29 @@ def measured_line(run: Run) -> str:
     parts = [f"{what} {known[what].proven}" for what in ("haystack", "needles") if what in known]
     if not parts:
         return ""
-    parts += [known["scoring"].name] if "scoring" in known else []
-    line = ", ".join(parts)
+    line = ", ".join(parts + ([known["scoring"].name] if "scoring" in known else []))
     return line[:1].upper() + line[1:]
 
 
 def measured_lines(runs: Sequence[Run]) -> list[str]:
     """What each needle grid of ours was measured on, those that share it on one line."""
-    told = ((run.name, measured_line(run)) for run in runs if run.placed and not is_published(run))
+    told = ((run.name, measured_line(run)) for run in runs if run.is_grid and not is_published(run))
     return [f"{names}: {line[:1].lower()}{line[1:]}." for names, line in _by_names(told) if line]
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:
     """Which needle grids are not whole: "out: 35 of 840 cells"."""
-    lines = []
-    for run in runs:
-        missing = sum(run.missing().values())
-        if run.placed and missing:
-            lines.append(f"{run.name}: partial, {len(run.placed):,} of {len(run.placed) + missing:,} cells.")
-    return lines
+    lacking = [(run, len(run.placed), sum(run.missing().values())) for run in runs if run.is_grid]
+    return [
+        f"{run.name}: partial, {scored:,} of {scored + missing:,} cells." for run, scored, missing in lacking if missing
+    ]
 
 
 def warnings_of(run: Run) -> tuple[str, ...]:
     """What the run itself warned of: needles that stood in for the paper's, and the like."""
     told = _told(run).get("warnings") or []
-    return tuple(
-        dict.fromkeys(shortened(one, _LONGEST_WARNING) for one in (told if isinstance(told, list) else [told]))
-    )
+    lines = (shortened(one, _LONGEST_WARNING) for one in (told if isinstance(told, list) else [told]))
+    return tuple(dict.fromkeys(lines))
 
 
 def warned(runs: Sequence[Run]) -> list[str]:
@@ -144,65 +157,61 @@ def differences(runs: Sequence[Run]) -> list[str]:
     """Whether needle grids beside each other were measured on the same: a line where they were not, a line where
     nobody knows; nothing where they were. Published grids are compared with ours, and not among themselves."""
     lines = []
-    for unit in dict.fromkeys(run.unit for run in runs if run.placed):
-        these = [run for run in runs if run.placed and run.unit == unit]
-        ours = [run for run in these if not is_published(run)]
-        lines += _differing(ours) + _unknown(ours, unit)
+    for unit in dict.fromkeys(run.unit for run in runs if run.is_grid):
+        these = [run for run in runs if run.is_grid and run.unit == unit]
+        ours = [(run.name, measured_on(run)) for run in these if not is_published(run)]
+        lines += _differing(ours)
+        if len(ours) > 1:
+            lines += _unknown(ours, unit)
         if len(ours) < len(these):
             lines += _beside_the_papers(ours, unit)
     return lines
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
-    known = {id(run): measured_on(run) for run in runs}
+# Runs by name, each with what it was measured on.
+_Known = Sequence[tuple[str, Mapping[str, Input]]]
+
+
+def _differing(runs: _Known) -> list[str]:
     parts = []
-    for what in dict.fromkeys(what for one in known.values() for what in one):
-        having = [(run, known[id(run)][what]) for run in runs if what in known[id(run)]]
-        values = [one for _, one in having]
-        if all(one.same(values[0]) for one in values):
+    for what in dict.fromkeys(what for _, known in runs for what in known):
+        having = [(name, known[what]) for name, known in runs if what in known]
+        if all(one.same(having[0][1]) for _, one in having):
             continue
         # Two films of one name are told apart by their fingerprints.
-        names_say = len({one.name for one in values}) > 1
-        texts = [one.name if names_say else one.proven for one in values]
-        if all(run.name.endswith(f"{what} {text}") for (run, _), text in zip(having, texts, strict=True)):
-            parts.append(f"{what} ({', '.join(dict.fromkeys(texts))})")
+        names_say = len({one.name for _, one in having}) > 1
+        texts = [(name, one.name if names_say else one.proven) for name, one in having]
+        if all(name.endswith(f"{what} {text}") for name, text in texts):
+            parts.append(f"{what} ({', '.join(dict.fromkeys(text for _, text in texts))})")
             continue
-        told = _by_names((run.name, text) for (run, _), text in zip(having, texts, strict=True))
+        told = _by_names(texts)
         apart = "; " if any("," in names for names, _ in told) else ", "
         parts.append(f"{what} ({apart.join(f'{names}: {text}' for names, text in told)})")
-    if not parts:
-        return []
-    return [f"The runs differ in {_listed(parts)}: differences are not of the model alone."]
+    return [f"The runs differ in {_listed(parts)}: differences are not of the model alone."] if parts else []
 
 
-def _unknown(runs: Sequence[Run], unit: str) -> list[str]:
+def _unknown(runs: _Known, unit: str) -> list[str]:
     """Runs that stand beside others and do not say what they were measured on."""
-    lines = []
     silent: dict[tuple[str, ...], list[str]] = {}
-    for run in runs if len(runs) > 1 else ():
-        known = measured_on(run)
-        lacking = tuple(what for what in _NEEDED[unit] if what not in known)
-        if lacking:
-            silent.setdefault(lacking, []).append(run.name)
-    for lacking, names in silent.items():
-        lines.append(
-            f"Unknown: the {_listed(lacking)} of {_listed(dict.fromkeys(names))}; whether the runs were measured on "
-            "the same is not known."
-        )
-    return lines
+    for name, known in runs:
+        if lacking := tuple(what for what in _NEEDED[unit] if what not in known):
+            silent.setdefault(lacking, []).append(name)
+    return [
+        f"Unknown: the {_listed(lacking)} of {_listed(dict.fromkeys(names))}; whether the runs were measured on the "
+        "same is not known."
+        for lacking, names in silent.items()
+    ]
 
 
-def _beside_the_papers(ours: Sequence[Run], unit: str) -> list[str]:
+def _beside_the_papers(runs: _Known, unit: str) -> list[str]:
     """On what ours was measured, where it stands beside the paper's."""
     told = []
-    for run in ours:
-        known = measured_on(run)
+    for name, known in runs:
         if unit == "tokens" and "haystack" in known and known["haystack"].name == _PAPERS_TEXT:
             continue
         parts = [f"{what} {known[what].name}" for what in _NEEDED[unit] if what in known]
         lacking = [what for what in _NEEDED[unit] if what not in known]
-        parts += [f"{_listed(lacking)} unknown"] if lacking else []
-        told.append((run.name, ", ".join(parts)))
+        told.append((name, ", ".join(parts + ([f"{_listed(lacking)} unknown"] if lacking else []))))
     if not told:
         return []
     lines = "; ".join(f"{names}: {text}" for names, text in _by_names(told))
@@ -224,32 +233,6 @@ def _listed(parts: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _told(run: Run) -> Mapping[str, Any]:
-    task = run.settings.get("task")
-    return task if isinstance(task, Mapping) else {}
-
-
-def _named(task: Mapping[str, Any], what: str) -> Input | None:
-    name = shortened(task.get(f"{what}_name") or task.get(what) or "", _LONGEST_NAME)
-    proof = shortened(task.get(f"{what}_fingerprint") or task.get(f"{what}_sha256") or "", _LONGEST_NAME)
-    return Input(name=name or short(proof), fingerprint=proof) if name or proof else None
-
-
-def _value(task: Mapping[str, Any], key: str) -> Input | None:
-    value = task.get(key)
-    return None if value in (None, "") else Input(name=shortened(value, _LONGEST_NAME))
-
-
-def _scoring(run: Run) -> Input | None:
-    """As the run says; an older one by its task's name or the ids that only teacher forcing has."""
-    told = _told(run).get("scoring")
-    if not told and "_generate" in run.task:
-        told = "generated"
-    if not told and any(cell.answer_ids for cell in run.scored):
-        told = "teacher-forced"
-    return Input(name=shortened(told, _LONGEST_NAME)) if told else None
-
-
 def is_absent(run: Run) -> bool:
     """Whether the right answer without the needle is that it is not there: then saying so is no guess."""
     return "absent" in run.task or _told(run).get("variant") == "absent"
@@ -265,19 +248,17 @@ def control_note(run: Run) -> str:
     return "abstained (right to say 'not there')" if is_absent(run) else "no-needle control"
 
 
-def distinct_grids(runs: Sequence[Run]) -> list[Run]:
-    """The runs, grids of one name told apart by their tasks: one run of text NIAH has three."""
-    names = Counter(run.name for run in runs if run.placed)
-    return [replace(run, name=f"{run.name}, {run.task}") if run.placed and names[run.name] > 1 else run for run in runs]
+def _limit(run: Run) -> float | None:
+    """How many documents it took at most, or what share of them below 1 (lmms-eval's ``--limit``)."""
+    limit = run.settings.get("model", {}).get("limit")
+    return limit if isinstance(limit, (int, float)) and limit > 0 else None
 
 
 def limits(runs: Sequence[Run]) -> list[str]:
-    """Which runs took but the first of their documents (lmms-eval's ``--limit``)."""
+    """Which runs took but the first of their documents."""
     notes = []
     for run in runs:
-        limit = run.settings.get("model", {}).get("limit")
-        if isinstance(limit, (int, float)) and limit > 0:
-            # Below 1 it is a share of them.
+        if (limit := _limit(run)) is not None:
             part = f"the first {limit:g}" if limit >= 1 else f"{limit:.0%} of the"
             notes.append(f"{run.name}: --limit, {part} documents of each task.")
     return list(dict.fromkeys(notes))
@@ -291,3 +272,92 @@ def left_out(runs: Sequence[Run]) -> list[str]:
         if count:
             notes.append(f"{run.name}: {count:g} questions of {run.task} left out, their videos missing or broken.")
     return list(dict.fromkeys(notes))
+
+
+def frames_of(run: Run) -> int | None:
+    """How many frames the model was given (``max_frames_num`` or a built-in model's name for it), if known."""
+    told = (run.model_args.get(key, "") for key in ("max_frames_num", "max_num_frames", "nframes", "num_frames"))
+    return next((int(one) for one in told if one.isdigit()), None)
+
+
+def distinct_grids(runs: Sequence[Run]) -> list[Run]:
+    """The runs, grids of one name told apart by their tasks: one run of text NIAH has three."""
+    names = Counter(run.name for run in runs if run.is_grid)
+    return [
+        replace(run, name=f"{run.name}, {run.task}") if run.is_grid and names[run.name] > 1 else run for run in runs
+    ]
+
+
+_Groups = Sequence[Sequence[Run]]
+
+
+def distinct_names(groups: _Groups, *, by_frames: bool = True) -> list[list[Run]]:
+    """Groups of runs (one a RUN argument) with a name of their own each, told apart by what differs between them.
+
+    That is the frames that the model was given, the haystack, the needles, a model argument, the task, the settings of
+    the grid or ``--limit``: the first that tells all of a name apart, else as many as it takes. Where nothing of that
+    differs, the date; and a number at the last.
+    """
+    named = [list(group) for group in groups]
+    if by_frames:
+        twice = _repeated(named)
+        for group in named:
+            for at, run in enumerate(group):
+                if run.name in twice and (frames := frames_of(run)):
+                    group[at] = replace(run, name=f"{run.name}@{frames}")
+    for tell in (_telling, _dates, _numbers):
+        for name in _repeated(named):
+            places = [at for at, group in enumerate(named) if any(run.name == name for run in group)]
+            tails = tell([[run for run in named[at] if run.name == name] for at in places], places)
+            for at, tail in zip(places, tails, strict=True):
+                named[at] = [replace(run, name=f"{name}{tail}") if run.name == name else run for run in named[at]]
+    return named
+
+
+def _repeated(groups: _Groups) -> list[str]:
+    """The names that several groups have."""
+    names = Counter(name for group in groups for name in dict.fromkeys(run.name for run in group))
+    return [name for name, count in names.items() if count > 1]
+
+
+def _telling(groups: _Groups, _: Sequence[int] = ()) -> list[str]:
+    """For groups of one name, what to put behind it: ", haystack synthetic:0" and ", haystack synthetic:3"."""
+    columns = [column for column in _traits(groups) if len(set(column)) > 1]
+    if len(groups) < 2 or not columns:
+        return [""] * len(groups)
+    chosen = next((column for column in columns if len(set(column)) == len(groups)), columns[0])
+    tails = [""] * len(groups)
+    for value in dict.fromkeys(chosen):
+        places = [at for at, one in enumerate(chosen) if one == value]
+        further = _telling([groups[at] for at in places])
+        for at, tail in zip(places, further, strict=True):
+            tails[at] = (f", {value}" if value else "") + tail
+    return tails
+
+
+def _dates(groups: _Groups, _: Sequence[int]) -> list[str]:
+    dates = [str(group[0].settings.get("timing", {}).get("date", "")) for group in groups]
+    return [f", of {date}" if date else "" for date in dates] if len(set(dates)) > 1 else [""] * len(groups)
+
+
+def _numbers(_: _Groups, places: Sequence[int]) -> list[str]:
+    return [f" ({place + 1})" for place in places]
+
+
+def _traits(groups: _Groups) -> Iterator[list[str]]:
+    """One trait after the other, as each group has it; the most telling first. The date tells nothing but the run."""
+    firsts = [next((run for run in group if run.is_grid), group[0]) for group in groups]
+    measured = [measured_on(run) for run in firsts]
+    for what in ("haystack", "needles"):
+        known = [one.get(what) for one in measured]
+        yield [f"{what} {one.name}" if one else "" for one in known]
+        yield [f"{what} {one.proven}" if one else "" for one in known]
+    arguments = [run.model_args for run in firsts]
+    # What was written where tells nothing of what was measured, unless it is the model.
+    paths = {key for one in arguments for key, value in one.items() if "/" in value or key == "journal"}
+    for key in dict.fromkeys(key for one in arguments for key in one if key == "pretrained" or key not in paths):
+        yield [f"{key}={one[key]}" if key in one else f"no {key}" for one in arguments]
+    yield ["task " + "+".join(dict.fromkeys(run.task for run in group)) for group in groups]
+    for what in dict.fromkeys(what for one in measured for what in one):
+        yield [f"{what} {one[what].name}" if what in one else "" for one in measured]
+    yield [f"--limit {limit:g}" if (limit := _limit(run)) is not None else "" for run in firsts]

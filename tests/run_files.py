@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vniah.runs.results import Run, ScoredCell
-from vniah.runs.task import Answer
-from vniah.visual import metrics
+from vniah.runs.run import Run, cells_table
+from vniah.runs.task import Answer, NeedleTask
+from vniah.visual.task import VisualTask
 
 FRAMES, DEPTHS, NEEDLES = (4, 8, 16), (0, 50, 100), ("cat", "dog")
 DATE = "20250102_030405"
+# The task by which cells are scored, without the film that it shows.
+TASK = VisualTask.__new__(VisualTask)
+NeedleTask.__init__(TASK, "vniah", "teacher-forced")
+vars(TASK)["provenance_key"] = "0"
 # (num_frames, depth_percent or None, needle) -> was it found
 Found = Callable[[int, "int | None", str], bool]
 
@@ -53,6 +58,7 @@ def sample_rows(
                     "answer_ids": [7, 8],
                     "answer_logprobs": [-0.25, -0.5 if correct else -4.0],
                 }
+                scores = TASK.scores(cell, Answer.forced(correct, details))
                 rows.append(
                     {
                         "doc_id": len(rows),
@@ -60,7 +66,7 @@ def sample_rows(
                         "filtered_resps": f"(-0.5, {correct})",
                         "doc_hash": "0",
                         "input": cell["question"],
-                        **metrics.cell_metrics(cell, correct, Answer.forced(correct, details)),
+                        **{name: value for name, value in scores.items() if name != TASK.provenance_name},
                     }
                 )
     return rows
@@ -71,7 +77,8 @@ def results_of(rows: Iterable[Mapping[str, Any]], *, model: str, model_args: str
     rows = list(rows)
     scores = {
         f"{name},none": function([row[name] for row in rows if name in row])
-        for name, (function, _) in metrics.METRICS.items()
+        for name, (function, _) in TASK.metrics.items()
+        if name != TASK.provenance_name
     }
     return {
         "results": {"vniah": {"alias": "vniah", "samples": len(rows), **scores, "vniah_acc_stderr,none": "N/A"}},
@@ -127,18 +134,18 @@ def write_metrics(
     return out
 
 
+def without(run: Run, **place: Any) -> Run:
+    """The run without the cells of a place, such as ``num_frames=8, depth_percent=50``."""
+    gone = run.cells[list(place)].isin({key: [value] for key, value in place.items()}).all(axis=1)
+    return replace(run, cells=run.cells[~gone])
+
+
 def small_run(found: Found = found_near_the_end, *, name: str = "tiny", train_frames: float | None = None) -> Run:
     """The run of ``sample_rows`` without any files."""
-    cells = tuple(
-        ScoredCell(
-            num_frames=num_frames,
-            depth_percent=depth,
-            needle=needle,
-            correct=found(num_frames, depth, needle),
-            control=depth is None,
-        )
-        for num_frames in FRAMES
+    cells = cells_table(
+        {"num_frames": frames, "depth_percent": depth, "needle": needle, "correct": found(frames, depth, needle)}
+        for frames in FRAMES
         for depth in (*DEPTHS, None)
         for needle in NEEDLES
     )
-    return Run(name=name, task="vniah", model=name, scored=cells, train_frames=train_frames)
+    return Run(name=name, task="vniah", model=name, cells=cells, train_frames=train_frames)

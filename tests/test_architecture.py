@@ -99,7 +99,7 @@ def test_only_the_glue_knows_lmms_eval() -> None:
 
 def test_importing_vniah_brings_in_nothing_heavy() -> None:
     code = (
-        "import sys, vniah, vniah.runs.grid, vniah.contract.requests, vniah.runs.scoring, vniah.runs.results\n"
+        "import sys, vniah, vniah.runs.grid, vniah.contract.requests, vniah.runs.scoring, vniah.runs.run\n"
         "import vniah.cli, vniah.needles, vniah.haystack\n"
         "import vniah.visual.compose, vniah.runs.journal, vniah.contract.cost, vniah.lmms_plugin\n"
         f"print(sorted({sorted(HEAVY)!r} & sys.modules.keys()))".replace(

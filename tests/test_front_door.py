@@ -18,7 +18,7 @@ import vniah
 from vniah.cli import app
 from vniah.runs.callable_model import CallableModel, CellError, _code_of
 from vniah.runs.measure import write_results
-from vniah.runs.run_reader import read_run, read_runs
+from vniah.runs.read import read_run, read_runs
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
 FLAGS = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
@@ -44,8 +44,8 @@ def run(*arguments: str) -> str:
 def scores(path: Path) -> list[tuple[Any, ...]]:
     """Every cell with its ids and log-probabilities, to the bit."""
     return sorted(
-        (cell.num_frames, cell.depth_percent or -1, cell.control, cell.needle, cell.predicted_ids, cell.answer_logprobs)
-        for cell in read_run(path).scored
+        (cell.num_frames, cell.depth_percent, cell.control, cell.needle, cell.predicted_ids, cell.answer_logprobs)
+        for cell in read_run(path).cells.fillna({"depth_percent": -1}).itertuples()
     )
 
 
@@ -85,8 +85,8 @@ def test_numbers_are_lmms_evals_to_the_bit_on_the_parity_cells(
         verbosity="ERROR",
     )
     samples = [sample.get("vniah_acc") or sample["vniah_control"] for sample in theirs["samples"]["vniah"]]
-    assert len(samples) == len(ours.scored) == 16
-    for cell, sample in zip(ours.scored, samples, strict=True):
+    assert len(samples) == len(ours.cells) == 16
+    for cell, sample in zip(ours.cells.itertuples(), samples, strict=True):
         assert list(cell.predicted_ids) == sample["predicted_ids"]
         assert list(cell.answer_logprobs) == sample["answer_logprobs"]
         assert cell.correct == sample["correct"]
@@ -157,7 +157,7 @@ def test_an_interrupted_run_goes_on_and_its_journal_says_what_it_was_to_be(
     monkeypatch.setattr(TreeEngine, "_finish", original)
     run(*arguments)
     assert scores(tmp_path / "out") == scores(whole)
-    assert read_run(journal).placed
+    assert read_run(journal).is_grid
 
 
 def test_a_function_is_a_model(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_function_that_fails_keeps_what_was_scored_and_goes_on(tmp_path: Path)
     with pytest.raises(CellError, match=r"vniah_generate, num_frames 4.*RuntimeError: server gone; the 3 of 12 cells"):
         vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
     (part,) = read_runs(tmp_path)
-    assert len(part.scored) == 3 and sum(part.missing().values()) == 5
+    assert len(part.cells) == 3 and sum(part.missing().values()) == 5
     found = vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
-    assert len(found.scored) == 12 and len(calls) == 4 + 9, "what was answered is not asked again"
+    assert len(found.cells) == 12 and len(calls) == 4 + 9, "what was answered is not asked again"
     assert not list(tmp_path.rglob("journal*"))
     vniah.evaluate(model, "vniah_generate", **SMALL, output=tmp_path)
     assert len(calls) == 4 + 9 + 12, "a run that ended is asked anew"
@@ -222,7 +222,7 @@ def test_a_function_loses_no_answer_to_another_grid_or_a_full_disk(
         with pytest.raises(OSError, match="No space left"):
             vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path)
     assert len(asked) == 3 + 6 + 4, "two of six were answered before"
-    assert len(vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path).scored) == 6
+    assert len(vniah.evaluate(model, "vniah_generate", **grid, output=tmp_path).cells) == 6
     assert len(asked) == 3 + 6 + 4, "nothing is asked again"
     # Another function of the same name has a journal of its own.
     first, second = (lambda mp4, question: "red"), (lambda mp4, question: "blue")
@@ -416,7 +416,7 @@ def test_two_results_of_one_second_are_two(tmp_path: Path) -> None:
 def test_half_a_character_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = vniah.evaluate(lambda *_: "red \ud83d", "vniah_generate", **SMALL, output=tmp_path, name="m\ud800")
     assert set(found.cells["predicted"]) == {"red ?"} and "half a character" in capsys.readouterr().err
-    assert all(cell.predicted == "red ?" for cell in vniah.load(tmp_path).scored)
+    assert set(vniah.load(tmp_path).cells["predicted"]) == {"red ?"}
 
     def fails(*_: object) -> str:
         raise ValueError("\ud83d")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
-    from vniah.runs.results import Run as _Run
+    from vniah.runs.run import Run as _Run
 
 __version__ = "0.2.0.dev0"
 
@@ -45,6 +45,6 @@ def load(path: str | _os.PathLike[str], *, task: str | None = None, partial: boo
         task: which, where there are several.
         partial: accept a grid that is not complete.
     """
-    from vniah.runs.run_reader import read_run
+    from vniah.runs.read import read_run
 
     return read_run(_os.fspath(path), task=task, partial=partial)

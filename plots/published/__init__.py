@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from vniah.notices import did_you_mean
-from vniah.runs.results import Run, cells_from_scores
+from vniah.runs.run import Run, cells_from_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,12 @@ class Column:
     metric: str | None
     factor: float
     digits: int
+
+    def of(self, run: Run) -> float | None:
+        """The run's own score in this column, if it has one."""
+        if self.metric is None or run.task not in self.tasks or self.metric not in run.metrics:
+            return None
+        return run.metrics[self.metric] * self.factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +59,23 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that fill its columns."""
+        return tuple(dict.fromkeys(task for column in self.columns for task in column.tasks))
+
 
 @functools.cache
-def _files() -> Mapping[str, Mapping[str, Any]]:
-    """Every data file by name."""
-    folder = resources.files(__name__)
-    found = (json.loads(file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".json"))
-    return {whole["name"]: whole for whole in sorted(found, key=lambda whole: str(whole["name"]))}
+def _files(kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """The data files of grids ("grid") or tables ("table") by name."""
+    files = (file for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
+    found = [json.loads(file.read_text("utf-8")) for file in files]
+    return {whole["name"]: whole for whole in sorted(found, key=lambda one: str(one["name"])) if whole["kind"] == kind}
 
 
 def grid_names() -> tuple[str, ...]:
     """The names that ``read_published`` takes."""
-    return tuple(name for name, whole in _files().items() if whole["kind"] == "grid")
+    return tuple(_files("grid"))
 
 
 def read_published(name: str) -> Run:
@@ -73,29 +84,37 @@ def read_published(name: str) -> Run:
     Raises:
         ValueError: no such grid; names those there are.
     """
-    whole = _files().get(name)
-    if whole is None or whole["kind"] != "grid":
+    if name not in grid_names():
         near = did_you_mean(name, grid_names())
         raise ValueError(f"no published grid {name!r}; expected one of {', '.join(grid_names())}{near}")
-    scores: dict[tuple[int, int | None], float] = {
-        (frames, depth): score
+    whole = _files("grid")[name]
+    scores = {
+        (frames, depth): row[at]
+        for at, frames in enumerate(whole["num_frames"])
         for depth, row in zip(whole["depths_percent"], whole["scores_by_depth"], strict=True)
-        for frames, score in zip(whole["num_frames"], row, strict=True)
     }
     return Run(
         name=f"{whole['title']} (published)",
         task=whole["task"],
         model=whole["model"],
-        scored=cells_from_scores(dict(sorted(scores.items())), whole["scores_per_cell"]),
+        cells=cells_from_scores(scores, whole["scores_per_cell"]),
         train_frames=whole["train_length"],
         unit=whole.get("unit", "frames"),
         settings={"published": {"source": whole["source"], "training length": whole["train_note"]}},
     )
 
 
+@functools.cache
 def tables() -> tuple[Table, ...]:
     """Every published table, in the paper's order."""
-    found = [_table(whole) for whole in _files().values() if whole["kind"] == "table"]
+    found = [
+        Table(
+            **{key: whole[key] for key in ("name", "title", "source", "unit")},
+            columns=tuple(Column(**{**column, "tasks": tuple(column["tasks"])}) for column in whole["columns"]),
+            rows=tuple(TableRow(**{**row, "scores": tuple(row["scores"])}) for row in whole["rows"]),
+        )
+        for whole in _files("table").values()
+    ]
     return tuple(sorted(found, key=lambda table: int(table.name.removeprefix("table"))))
 
 
@@ -105,28 +124,18 @@ def read_table(name: str) -> Table:
     Raises:
         ValueError: no such table; names those there are.
     """
-    for table in tables():
-        if table.name == name:
-            return table
-    raise ValueError(f"no published table {name!r}; expected one of {', '.join(table.name for table in tables())}")
-
-
-def _table(whole: Mapping[str, Any]) -> Table:
-    return Table(
-        name=whole["name"],
-        title=whole["title"],
-        source=whole["source"],
-        unit=whole["unit"],
-        columns=tuple(Column(**{**column, "tasks": tuple(column["tasks"])}) for column in whole["columns"]),
-        rows=tuple(TableRow(**{**row, "scores": tuple(row["scores"])}) for row in whole["rows"]),
-    )
+    known = {table.name: table for table in tables()}
+    if name not in known:
+        raise ValueError(f"no published table {name!r}; expected one of {', '.join(known)}")
+    return known[name]
 
 
 def known_train_length(model: str, unit: str = "frames") -> float | None:
     """The backbone's training length of a published model, by the last part of its path; else ``None``."""
     wanted = model.rstrip("/").rpartition("/")[2].casefold()
-    for name in grid_names():
-        run = read_published(name)
-        if run.model.casefold() == wanted and run.unit == unit:
-            return run.train_frames
-    return None
+    lengths = (
+        whole["train_length"]
+        for whole in _files("grid").values()
+        if whole["model"].casefold() == wanted and whole.get("unit", "frames") == unit
+    )
+    return next(lengths, None)

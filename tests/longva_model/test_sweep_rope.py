@@ -15,7 +15,7 @@ from longva_model.backends.llava_next_video import LlavaNextVideoBackend
 from longva_model.engine.engine import TreeEngine
 from vniah.cli import app
 from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table, verdict
-from vniah.runs.run_reader import read_run
+from vniah.runs.read import read_run
 
 torch.set_num_threads(1)
 
@@ -67,11 +67,11 @@ def test_each_base_is_a_run_and_frames_are_encoded_once(
     summary = json.loads((out / "sweep.json").read_text())
     for base, run in runs.items():
         assert run.name == f"{folder.name}, RoPE base {base}" and run.task == "vniah"
-        assert len(run.placed) == 2 * 2 * 2 and len(run.scored) == 8 + 4
-        mean = sum(cell.correct for cell in run.placed) / 8
+        assert len(run.placed) == 2 * 2 * 2 and len(run.cells) == 8 + 4
+        mean = run.placed["correct"].sum() / 8
         assert summary["bases"][base]["mean"] == pytest.approx(mean)
         assert f"RoPE base {base}: mean {mean:.3f}" in said
-    logprobs = {base: [cell.answer_logprobs for cell in run.scored] for base, run in runs.items()}
+    logprobs = {base: list(run.cells["answer_logprobs"]) for base, run in runs.items()}
     assert logprobs["1e6"] != logprobs["3e6"] != logprobs["1e8"], "the base changes what the model says"
     assert "best RoPE base:" in said and summary["haystack_fingerprint"] and summary["frames"] == "3,6"
 

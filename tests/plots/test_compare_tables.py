@@ -8,12 +8,12 @@ import io
 from typing import Any
 
 import pytest
-from run_files import small_run
+from run_files import small_run, without
 
 from vniah.plots.compare import Comparison, compare, published_names
 from vniah.plots.published import read_published, tables
 from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_markdown, as_text, csv_text
-from vniah.runs.results import Run
+from vniah.runs.run import Run
 
 
 def metrics_run(
@@ -28,7 +28,7 @@ def metrics_run(
     model: dict[str, Any] = {"model_args": f"pretrained=x,max_frames_num={frames}"} if frames else {}
     model |= {"limit": limit} if limit else {}
     settings = {"model": model} if model else {}
-    return Run(name=name, task=task, model="x", scored=(), metrics=metrics, unscored=unscored, settings=settings)
+    return Run(name=name, task=task, model="x", metrics=metrics, unscored=unscored, settings=settings)
 
 
 def rows_of(comparison: Comparison) -> dict[str, list[str]]:
@@ -58,8 +58,7 @@ def test_no_difference_is_taken_of_means_over_different_grids() -> None:
 
 
 def test_partly_equal_grids_are_compared_over_the_shared_cells() -> None:
-    short = small_run(name="short")
-    short = dataclasses.replace(short, scored=tuple(cell for cell in short.scored if cell.num_frames != 4))
+    short = without(small_run(name="short"), num_frames=4)
     rows = rows_of(compare([small_run(lambda *_: True, name="all"), short])[0])
     assert rows["mean of 6 shared cells"] == ["1.000", "0.667", "-0.333"]
     assert rows["16 frames"] == ["1.000", "0.333", "-0.667"]

@@ -6,20 +6,28 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from run_files import small_run
+from run_files import DEPTHS, small_run, without
 
 from vniah.plots.curves import Bars, Curve, bars_csv, bars_figure, curves_csv, curves_figure
-from vniah.plots.grid_data import grid_data
-from vniah.plots.heatmap import beside_line, heatmap_figure, save_heatmap
-from vniah.plots.panels import FIGURE_4, FIGURE_7, panels_figure
+from vniah.plots.grid_data import GridData
+from vniah.plots.heatmap import FIGURE_4, FIGURE_7, beside_line, heatmap_figure, panels_figure, save_heatmap
 from vniah.plots.published import read_published
-from vniah.plots.report.page import _score_classes
+from vniah.plots.report import score_classes
 from vniah.plots.style import Look, ink_on, paper_style, save_figure, save_text, score_colormap, score_colour, wrapped
+from vniah.runs.run import Run, cells_from_scores
+
+
+def small_grid(frames: Iterable[int], depths: Iterable[int], score: float, **more: Any) -> Run:
+    """A run with one score at every place."""
+    cells = cells_from_scores({(length, depth): score for length in frames for depth in depths}, 100)
+    return Run(name="grid", task="vniah", model="grid", cells=cells, **more)
 
 
 def quad_values(axes: object) -> np.ndarray:
@@ -29,7 +37,7 @@ def quad_values(axes: object) -> np.ndarray:
 
 
 def test_a_heatmap_draws_its_scores_with_depth_0_on_top_and_the_line_by_value() -> None:
-    data = grid_data(read_published("LongVA-7B"))
+    data = GridData(read_published("LongVA-7B"))
     axes, bar = heatmap_figure(data).axes
     assert quad_values(axes) == pytest.approx(np.array(data.scores, dtype=float))
     low, high = axes.get_ylim()
@@ -51,16 +59,16 @@ def test_the_line_is_whole_and_the_values_on_it_stand_clear() -> None:
     assert beside_line(4.5, 4.0, 0.4, 0.05) == 4.5, "far enough as it is"
     assert beside_line(4.5, 4.5, 0.8, 0.05) is None, "its cell has no room"
     # Through the middle of a column of ones; beside them, where columns are wide.
-    narrow = panels_figure([grid_data(read_published(name)) for name in FIGURE_7]).axes[1]
-    wide = heatmap_figure(grid_data(read_published("LongVA-7B"))).axes[0]
+    narrow = panels_figure([GridData(read_published(name)) for name in FIGURE_7]).axes[1]
+    wide = heatmap_figure(GridData(read_published("LongVA-7B"))).axes[0]
     assert [*narrow.lines[-1].get_ydata(), *wide.lines[-1].get_ydata()] == [0, 11, 0, 6]
     for axes, rows in ((narrow, 11), (wide, 0)):
         moved = [text for text in axes.texts if text.get_position()[0] % 1 != 0.5]
         assert len(moved) == rows
         assert all(text.get_position()[0] < axes.lines[-1].get_xdata()[0] for text in moved)
     # Three figures fill their narrow cell: there they stand in a rim of its colour, above the line.
-    data = grid_data(read_published(FIGURE_7[0]))
-    full = dataclasses.replace(data, scores=((0.83,) * 16,) * 11)
+    data = GridData(read_published(FIGURE_7[0]))
+    full = GridData(small_grid(data.frames, data.depths, 0.83, train_frames=data.train_length))
     axes = panels_figure([full, full]).axes[1]
     rimmed = [text for text in axes.texts if text.get_path_effects()]
     assert {int(text.get_position()[0]) for text in rimmed} == {int(axes.lines[-1].get_xdata()[0])}
@@ -69,26 +77,24 @@ def test_the_line_is_whole_and_the_values_on_it_stand_clear() -> None:
 
 def test_values_stand_out_from_their_cells() -> None:
     assert [ink_on(score) for score in (0, 0.4, 1)] == ["white", "black", "black"]
-    axes = heatmap_figure(grid_data(small_run())).axes[0]
+    axes = heatmap_figure(GridData(small_run())).axes[0]
     assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
 
 
 def test_no_line_without_a_training_length_or_outside_the_grid() -> None:
-    assert heatmap_figure(grid_data(small_run())).axes[0].lines[:] == []
-    assert heatmap_figure(grid_data(small_run(train_frames=1000))).axes[0].lines[:] == []
+    assert heatmap_figure(GridData(small_run())).axes[0].lines[:] == []
+    assert heatmap_figure(GridData(small_run(train_frames=1000))).axes[0].lines[:] == []
 
 
 def test_a_hole_is_masked_and_its_label_goes_to_no_other_cell() -> None:
-    run = small_run()
-    cells = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent) != (4, 0))
-    axes = heatmap_figure(grid_data(dataclasses.replace(run, scored=cells))).axes[0]
+    axes = heatmap_figure(GridData(without(small_run(), num_frames=4, depth_percent=0))).axes[0]
     assert np.isnan(quad_values(axes)).tolist() == [[True, False, False]] + [[False] * 3] * 2
     assert [text.get_text() for text in axes.texts] == ["1", "0", "1", "1", "0", "1", "1", "1"]
 
 
 @pytest.mark.parametrize("names", [FIGURE_4, FIGURE_7])
 def test_panels_hold_each_run_and_its_line(names: tuple[str, ...]) -> None:
-    grids = [grid_data(read_published(name)) for name in names]
+    grids = [GridData(read_published(name)) for name in names]
     _bar, *panels = panels_figure(grids).axes
     assert len(panels) == 3
     for numeral, data, axes in zip(("i", "ii", "iii"), grids, panels, strict=True):
@@ -98,7 +104,7 @@ def test_panels_hold_each_run_and_its_line(names: tuple[str, ...]) -> None:
 
 
 def test_panels_of_different_grids_keep_their_own_columns() -> None:
-    grids = [grid_data(small_run()), grid_data(read_published("LongVA-7B"))]
+    grids = [GridData(small_run()), GridData(read_published("LongVA-7B"))]
     _, ours, theirs = panels_figure(grids).axes
     assert [label.get_text() for label in ours.get_xticklabels()] == ["4", "8", "16"]
     assert quad_values(theirs).shape == (6, 15)
@@ -107,10 +113,7 @@ def test_panels_of_different_grids_keep_their_own_columns() -> None:
 
 
 def test_very_wide_grids_leave_out_labels_that_would_touch() -> None:
-    data = grid_data(small_run())
-    frames = tuple(range(10, 610, 10))
-    wide = dataclasses.replace(data, frames=frames, scores=((0.5,) * 60,) * 3, counts=((1,) * 60,) * 3)
-    axes = heatmap_figure(wide).axes[0]
+    axes = heatmap_figure(GridData(small_grid(range(10, 610, 10), DEPTHS, 0.5))).axes[0]
     assert axes.texts[:] == []
     assert 5 < len(axes.get_xticks()) < 30
 
@@ -139,9 +142,9 @@ def test_pages_and_figures_share_the_scale() -> None:
 
 
 def test_figures_are_saved_whole_in_the_format_asked_for(tmp_path: Path) -> None:
-    data = grid_data(small_run(name="costs $5 and $6"))
+    data = GridData(small_run(name="costs $5 and $6"))
     for name in ("a.png", "a.pdf", "a.svg"):
-        save_heatmap(data, tmp_path / name)
+        save_heatmap([data], tmp_path / name)
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG" and image.width > 800
         assert image.text["Title"] == data.summary  # type: ignore[attr-defined]
@@ -149,7 +152,7 @@ def test_figures_are_saved_whole_in_the_format_asked_for(tmp_path: Path) -> None
     assert "costs $5 and $6" in (tmp_path / "a.svg").read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg"], "no temporary file is left"
     before = (tmp_path / "a.png").read_bytes()
-    save_heatmap(data, tmp_path / "a.png")
+    save_heatmap([data], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before, "the same data gives the same bytes"
 
 
@@ -168,14 +171,14 @@ def test_a_figure_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def test_outputs_that_cannot_be_written_are_clear_errors(tmp_path: Path) -> None:
-    data = grid_data(small_run())
+    data = GridData(small_run())
     with pytest.raises(ValueError, match=r"format of 'a.txt'; expected a name ending in .png, .pdf, .svg"):
-        save_heatmap(data, tmp_path / "a.txt")
+        save_heatmap([data], tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
-        save_heatmap(data, tmp_path / "no" / "a.png")
+        save_heatmap([data], tmp_path / "no" / "a.png")
     (tmp_path / "b.png").mkdir()
     with pytest.raises(IsADirectoryError, match="it is a folder"):
-        save_heatmap(data, tmp_path / "b.png")
+        save_heatmap([data], tmp_path / "b.png")
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
         with pytest.raises(PermissionError, match="cannot write"):
@@ -188,8 +191,8 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
         # Asking for the backend would choose one, with pyplot.
         "settings = lambda: {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != 'backend'}\n"
         "before = settings()\n"
-        "from vniah.plots.published import read_published; from vniah.plots.grid_data import grid_data\n"
-        "data = grid_data(read_published('LongVA-7B'))\n"
+        "from vniah.plots.published import read_published; from vniah.plots.grid_data import GridData\n"
+        "data = GridData(read_published('LongVA-7B'))\n"
         "assert not {'torch', 'seaborn', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "from vniah.plots.heatmap import heatmap_figure; heatmap_figure(data)\n"
         "import matplotlib.pyplot as plt; assert plt.get_fignums() == []\n"
@@ -269,11 +272,11 @@ def right_edges(figure: object) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("name", [LONG, f"{LONG}, haystack /data/films/one_very_long_name_without_any_space.mp4"])
 def test_long_names_stay_over_their_own_axes(name: str) -> None:
     run = dataclasses.replace(read_published("LongVA-7B"), name=name)
-    seven = dataclasses.replace(run, scored=tuple(cell for cell in run.scored if cell.num_frames <= 1400))
+    seven = dataclasses.replace(run, cells=run.cells[run.cells["num_frames"] <= 1400])
     for figure in (
-        panels_figure([grid_data(run), grid_data(run)]),
-        heatmap_figure(grid_data(seven)),
-        heatmap_figure(grid_data(seven), Look(width=3, title="A title that is far too long for three inches")),
+        panels_figure([GridData(run), GridData(run)]),
+        heatmap_figure(GridData(seven)),
+        heatmap_figure(GridData(seven), Look(width=3, title="A title that is far too long for three inches")),
     ):
         for title, axes in right_edges(figure):
             assert title <= axes + 2, "within a hair of the axes"
@@ -293,12 +296,12 @@ def test_a_title_breaks_at_spaces_and_marks_and_keeps_brackets_whole() -> None:
 def test_values_stand_out_on_every_colour_map() -> None:
     look = Look(cmap="viridis")
     assert [look.ink(score) for score in (0, 0.4, 1)] == ["white", "white", "black"]
-    axes = heatmap_figure(grid_data(small_run()), look).axes[0]
+    axes = heatmap_figure(GridData(small_run()), look).axes[0]
     assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
 
 
 def test_pages_and_figures_choose_the_same_ink() -> None:
-    rules = dict(rule.rstrip("}").split("{") for rule in _score_classes())
+    rules = dict(rule.rstrip("}").split("{") for rule in score_classes())
     for percent in range(101):
         assert rules[f".s{percent}"].endswith(f"color:{ink_on(percent / 100)}")
 

@@ -9,22 +9,18 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_files import small_run
+from run_files import small_run, without
 
-from vniah.plots.grid_data import GridData, grid_data, to_csv, to_text
+from vniah.plots.grid_data import GridData, place_among, to_csv, to_text
 from vniah.plots.published import read_published
-from vniah.runs.results import Run, ScoredCell
-
-
-def with_line(frames: tuple[int, ...], length: float) -> GridData:
-    return dataclasses.replace(grid_data(small_run()), frames=frames, train_length=length)
+from vniah.runs.run import Run
 
 
 def test_scores_lie_by_depth_and_frames() -> None:
-    data = grid_data(small_run(train_frames=10))
+    data = GridData(small_run(train_frames=10))
     assert (data.frames, data.depths) == ((4, 8, 16), (0, 50, 100))
-    assert data.scores == ((1, 1, 0), (1, 1, 0), (1, 1, 1))
-    assert data.counts == ((2, 2, 2),) * 3
+    assert data.scores.to_numpy().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    assert data.counts.to_numpy().tolist() == [[2, 2, 2]] * 3
     assert data.column_means == {4: 1, 8: 1, 16: pytest.approx(1 / 3)}
     assert data.controls == {4: 0.5, 8: 0, 16: 0}
     assert (data.mean, data.effective) == (pytest.approx(7 / 9), 8)
@@ -33,16 +29,15 @@ def test_scores_lie_by_depth_and_frames() -> None:
 
 
 def test_longva_is_drawn_as_published() -> None:
-    data = grid_data(read_published("LongVA-7B"))
+    data = GridData(read_published("LongVA-7B"))
     assert data.summary == "LongVA (published): mean 0.909, effective 2,200 frames (columns >= 0.9)"
-    at_60 = data.scores[data.depths.index(60)]
-    assert at_60[data.frames.index(2000)] == pytest.approx(0.4)
+    assert data.scores.at[60, 2000] == pytest.approx(0.4)
     # 1,555.6 lies 78 % of the way from the 1,400 column (centre 6.5) to the 1,600 column (7.5).
     assert data.line_position() == pytest.approx(7.278)
 
 
 def test_a_grid_that_fails_everywhere_has_no_effective_length() -> None:
-    data = grid_data(small_run(lambda *_: False))
+    data = GridData(small_run(lambda *_: False))
     assert data.effective == 0
     assert data.summary == "tiny: mean 0.000, effective at no length (columns >= 0.9)"
 
@@ -62,7 +57,7 @@ def test_a_grid_that_fails_everywhere_has_no_effective_length() -> None:
     ],
 )
 def test_the_line_is_placed_by_value(frames: tuple[int, ...], length: float, position: float | None) -> None:
-    found = with_line(frames, length).line_position()
+    found = place_among(frames, length)
     assert found == (position if position is None else pytest.approx(position))
 
 
@@ -70,17 +65,17 @@ def test_the_line_is_placed_by_value(frames: tuple[int, ...], length: float, pos
 def test_the_line_keeps_the_order_of_columns_and_lengths(columns: list[int], data: st.DataObject) -> None:
     frames = tuple(sorted(columns))
     short, long = sorted(data.draw(st.tuples(*[st.floats(frames[0], frames[-1])] * 2)))
-    a, b = with_line(frames, short).line_position(), with_line(frames, long).line_position()
+    a, b = place_among(frames, short), place_among(frames, long)
     assert a is not None and b is not None and 0.5 <= a <= b <= len(frames) - 0.5 + 1e-9
     assert sum(frame <= short for frame in frames) - 0.5 <= a + 1e-9, "not left of a column that it has passed"
 
 
 def test_the_caption_says_when_the_line_is_outside() -> None:
-    assert "outside this grid" in grid_data(small_run(train_frames=1556)).caption
+    assert "outside this grid" in GridData(small_run(train_frames=1556)).caption
 
 
 def test_the_terminal_table_fits_80_columns_and_holds_every_number() -> None:
-    text = to_text(grid_data(read_published("LongVA-7B")))
+    text = to_text(GridData(read_published("LongVA-7B")))
     lines = text.splitlines()
     assert lines[0].startswith("LongVA (published): mean 0.909")
     assert lines[1].split() == ["frames", *(str(frames) for frames in range(200, 3001, 200))]
@@ -92,28 +87,23 @@ def test_the_terminal_table_fits_80_columns_and_holds_every_number() -> None:
 
 def test_mistakes_are_told_where_there_were_distractors() -> None:
     run = small_run()
-
-    def as_text(cell: ScoredCell, distractors: list[str]) -> ScoredCell:
-        kind = "" if cell.correct else "distractor" if cell.depth_percent == 0 else "other"
-        return dataclasses.replace(cell, extra={"mistake": kind, "distractors": distractors})
-
-    tempted = dataclasses.replace(run, scored=tuple(as_text(cell, ["London"]) for cell in run.scored))
-    assert grid_data(tempted).mistakes == (4, 2)
-    assert "; 2 of 4 wrong answers were a distractor's" in grid_data(tempted).caption
-    right = dataclasses.replace(tempted, scored=tuple(cell for cell in tempted.scored if cell.num_frames < 16))
-    assert "no wrong answer was a distractor's" in grid_data(right).caption
-    alone = dataclasses.replace(run, scored=tuple(as_text(cell, []) for cell in run.scored))
-    assert "distractor" not in grid_data(alone).caption
+    kinds = ["" if cell.correct else "other" if cell.control or cell.depth_percent else "distractor"
+             for cell in run.cells.itertuples()]  # fmt: skip
+    tempted = dataclasses.replace(run, cells=run.cells.assign(mistake=kinds))
+    assert GridData(tempted).mistakes == (4, 2)
+    assert "; 2 of 4 wrong answers were a distractor's" in GridData(tempted).caption
+    assert "no wrong answer was a distractor's" in GridData(without(tempted, num_frames=16)).caption
+    assert "distractor" not in GridData(run).caption
 
 
 def test_text_grids_count_in_thousands_of_tokens() -> None:
-    data = grid_data(read_published("Qwen2-7B-224K-distractors-5"))
+    data = GridData(read_published("Qwen2-7B-224K-distractors-5"))
     assert to_text(data).splitlines()[1].split()[:3] == ["tokens", "32K", "64K"]
     assert data.figures == "mean 0.920, effective 32K tokens (columns >= 0.9)"
 
 
 def test_csv_holds_every_cell_and_control() -> None:
-    grids = [grid_data(small_run(name="a,b")), grid_data(read_published("LongVA-7B"))]
+    grids = [GridData(small_run(name="a,b")), GridData(read_published("LongVA-7B"))]
     rows = list(csv.DictReader(io.StringIO(to_csv(grids))))
     assert len(rows) == 9 + 3 + 90
     assert rows[2] == {"run": "a,b", "num_frames": "16", "depth_percent": "0", "score": "0", "needles": "2"}
@@ -121,10 +111,8 @@ def test_csv_holds_every_cell_and_control() -> None:
 
 
 def test_holes_are_told() -> None:
-    run = small_run()
-    cells = tuple(cell for cell in run.scored if not (cell.num_frames == 8 and cell.depth_percent == 0))
-    data = grid_data(dataclasses.replace(run, scored=cells))
-    assert data.scores[0] == (1, None, 0)
+    data = GridData(without(small_run(), num_frames=8, depth_percent=0))
+    assert data.scores.loc[0].isna().tolist() == [False, True, False] and data.scores.at[0, 4] == 1
     assert data.missing == 2
     assert "partial: 16 of 18 cells" in data.caption
     assert to_text(data).splitlines()[2].split() == ["0", "%", "1.00", "-", "0.00"]
@@ -132,4 +120,4 @@ def test_holes_are_told() -> None:
 
 def test_a_run_without_cells_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match=r"run 'x' \(task ai2d\) has no scored needle cells"):
-        grid_data(Run(name="x", task="ai2d", model="x", scored=()))
+        GridData(Run(name="x", task="ai2d", model="x"))

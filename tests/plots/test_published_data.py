@@ -40,7 +40,7 @@ def test_a_grid_is_whole_and_averages_as_published(name: str) -> None:
     run = read_published(name)
     assert run.missing() == {}
     assert (len(run.frames), len(run.depths)) == ((15, 6) if run.unit == "frames" else (16, 11))
-    assert round(grid_mean(run.scored), 3) == pytest.approx(MEANS[name])
+    assert round(grid_mean(run.cells), 3) == pytest.approx(MEANS[name])
     assert run.settings["published"]["source"]
 
 
@@ -48,15 +48,15 @@ def test_a_grid_is_whole_and_averages_as_published(name: str) -> None:
 def test_a_grid_holds_the_released_scores(name: str, file: str, shared: Path) -> None:
     released = json.loads((shared / "data" / "published" / f"{file}.json").read_text())
     scores = {tuple(int(value) for value in list(row.values())[:2]): row["Score"] for row in released}
-    assert grid_scores(read_published(name).scored) == pytest.approx(scores)
+    assert grid_scores(read_published(name).cells) == pytest.approx(scores)
 
 
 def test_longva_is_perfect_to_1200_frames_and_effective_to_2200() -> None:
     run = read_published("LongVA-7B")
-    means = column_means(run.scored)
+    means = column_means(run.cells)
     assert all(means[frames] == 1 for frames in range(200, 1201, 200))
     assert (means[2000], means[3000]) == (pytest.approx(0.9), pytest.approx(0.7667, abs=1e-4))
-    assert effective_frames(run.scored) == 2200
+    assert effective_frames(run.cells) == 2200
 
 
 def test_training_lengths_are_the_papers() -> None:

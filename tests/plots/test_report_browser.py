@@ -14,7 +14,7 @@ from run_files import sample_rows, write_evaluation
 
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
-from vniah.runs.run_reader import read_run
+from vniah.runs.read import read_run
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -178,14 +178,12 @@ def test_a_published_cell_says_that_only_its_mean_is_known(page: Any) -> None:
 def test_frames_and_tokens_are_not_mixed_up(browser: Any, tmp_path: Path) -> None:
     """Both grids have the place 4/0; text NIAH's control asked for another number."""
     frames = read_run(write_evaluation(tmp_path / "a", sample_rows(), model="me/first"))
+    cats = frames.cells[frames.cells["needle"] == "cat"]
     tokens = dataclasses.replace(
         frames,
         task="text_niah_0",
-        scored=tuple(
-            dataclasses.replace(cell, needle=f"{cell.needle} {cell.depth_percent}")
-            for cell in frames.scored
-            if cell.needle == "cat"
-        ),
+        unit="tokens",
+        cells=cats.assign(needle=[f"cat {None if cell.control else cell.depth_percent}" for cell in cats.itertuples()]),
     )
     file = tmp_path / "report.html"
     file.write_text(build_page([frames, tokens]), encoding="utf-8")

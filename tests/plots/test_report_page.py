@@ -17,15 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from run_files import sample_rows, small_run, write_evaluation, write_metrics
+from run_files import sample_rows, small_run, without, write_evaluation, write_metrics
 
 from vniah import cli
 from vniah.plots.published import read_published
-from vniah.plots.report import build_page
-from vniah.plots.report.payload import THUMBNAIL, script_json
-from vniah.plots.report.pictures import needle_pictures
-from vniah.runs.results import Run, ScoredCell
-from vniah.runs.run_reader import read_run
+from vniah.plots.report import THUMBNAIL, build_page, needle_pictures, script_json
+from vniah.runs.read import read_run
+from vniah.runs.run import Run, cells_table
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>@@DATA@@"\'&\u2028\ud800'
 
@@ -67,8 +65,8 @@ def test_a_page_holds_a_bounded_number_of_pictures() -> None:
     from vniah.needles import open_needles
 
     ids = open_needles("icons:0:2000").ids
-    cells = tuple(ScoredCell(num_frames=4, depth_percent=0, needle=needle, correct=True) for needle in ids)
-    run = with_task(dataclasses.replace(small_run(), scored=cells), needles="icons:0:2000")
+    cells = cells_table({"num_frames": 4, "depth_percent": 0, "needle": needle, "correct": True} for needle in ids)
+    run = with_task(dataclasses.replace(small_run(), cells=cells), needles="icons:0:2000")
     pictures, note = needle_pictures(run)
     assert len(pictures) == 300 and note.endswith("the frames of 300 of its 2,000 needles are shown")
 
@@ -97,11 +95,10 @@ def test_the_data_holds_needles_predictions_log_probabilities_and_controls(tmp_p
 
 
 def test_nothing_a_run_says_can_leave_its_place() -> None:
-    cell = ScoredCell(
-        num_frames=4, depth_percent=0, needle=HOSTILE, correct=False, predicted=HOSTILE, extra={"question": HOSTILE}
-    )
+    cell = {"num_frames": 4, "depth_percent": 0, "correct": False}
+    cells = cells_table([{**cell, **dict.fromkeys(("needle", "predicted", "question"), HOSTILE)}])
     settings = {HOSTILE: {HOSTILE: HOSTILE, "nested": {"a": [HOSTILE]}}}
-    run = Run(name=HOSTILE, task=HOSTILE, model=HOSTILE, scored=(cell,), metrics={HOSTILE: 1.0}, settings=settings)
+    run = Run(name=HOSTILE, task=HOSTILE, model=HOSTILE, cells=cells, metrics={HOSTILE: 1.0}, settings=settings)
     text = build_page([run], title=HOSTILE, notes=[HOSTILE])
     text.encode("utf-8")
     page = Page(text)
@@ -137,8 +134,8 @@ def test_the_policy_allows_one_script_and_one_style_and_no_address() -> None:
 
 def test_infinite_log_probabilities_are_valid_json() -> None:
     run = small_run()
-    cells = (dataclasses.replace(run.scored[0], answer_logprobs=(-0.5, -float("inf"))), *run.scored[1:])
-    page = Page(build_page([dataclasses.replace(run, scored=cells)]))
+    run.cells.at[0, "answer_logprobs"] = (-0.5, -float("inf"))
+    page = Page(build_page([run]))
     assert page.data["runs"][0]["cells"]["4/0"][0]["logprobs"] == [-0.5, None]
 
 
@@ -154,7 +151,7 @@ def test_pictures_are_small_and_shared_between_runs() -> None:
 
 def test_tasks_without_a_grid_stand_side_by_side() -> None:
     def run(name: str, metrics: dict[str, float], *unscored: str, task: str = "mlvu") -> Run:
-        return Run(name=name, task=task, model="m", scored=(), metrics=metrics, unscored=unscored)
+        return Run(name=name, task=task, model="m", metrics=metrics, unscored=unscored)
 
     runs = [run("a", {"vs": 3.25, "n": 123456.0}), run("x", {"acc": 1.0}, task="x"), run("b", {"n": 0.0}, "vs")]
     text = build_page(runs)
@@ -173,7 +170,7 @@ def test_grids_of_one_run_are_told_apart_and_kept_by_task() -> None:
 
 
 def test_runs_of_other_kinds_are_shown_too(tmp_path: Path) -> None:
-    metrics = Run(name="m", task="ai2d", model="m", scored=(), metrics={"exact_match": 0.7071})
+    metrics = Run(name="m", task="ai2d", model="m", metrics={"exact_match": 0.7071})
     text = build_page([metrics, read_published("LongVA-7B"), read_published("Qwen2-7B-224K-distractors-0")])
     page = Page(text)
     assert "<td>0.7071</td>" in text and "Figure 4 (i)" in text
@@ -182,9 +179,7 @@ def test_runs_of_other_kinds_are_shown_too(tmp_path: Path) -> None:
 
 
 def test_a_hole_is_a_cell_that_cannot_be_chosen() -> None:
-    run = small_run()
-    cells = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent) != (4, 0))
-    page = Page(build_page([dataclasses.replace(run, scored=cells)]))
+    page = Page(build_page([without(small_run(), num_frames=4, depth_percent=0)]))
     (hole,) = page.having(aria_label="4 frames, depth 0 %, not scored")
     assert "data-place" not in hole
 
@@ -204,9 +199,7 @@ def test_pictures_come_from_the_runs_own_needles_if_they_are_still_the_same() ->
     needles = open_needles("builtin")
     run = small_run()
     ids = dict(zip(("cat", "dog"), needles.ids, strict=False))
-    run = dataclasses.replace(
-        run, scored=tuple(dataclasses.replace(cell, needle=ids[cell.needle]) for cell in run.scored)
-    )
+    run = dataclasses.replace(run, cells=run.cells.replace({"needle": ids}))
     same = with_task(run, needles="builtin", needles_fingerprint=needles.fingerprint)
     pictures, note = needle_pictures(same)
     assert set(pictures) == set(ids.values()) and note == ""
@@ -233,5 +226,5 @@ def test_the_command_writes_the_page_and_shows_other_tasks(tmp_path: Path, monke
     assert caught.value.code == 0
     note, wrote = capsys.readouterr().out.splitlines()
     assert note.startswith("Not measured on what the paper's were (a: haystack f00d, needles unknown; ")
-    assert wrote == f"wrote {page}" and note.replace("'", "&#x27;") in page.read_text("utf-8")
+    assert wrote == f"wrote {page}" and note.replace("'", "&#39;") in page.read_text("utf-8")
     assert [run["name"] for run in Page(page.read_text("utf-8")).data["runs"]] == ["a", "b", "LongVA (published)"]

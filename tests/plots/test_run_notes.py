@@ -6,18 +6,16 @@ import dataclasses
 from typing import Any
 
 import pytest
-from run_files import small_run
+from run_files import DEPTHS, FRAMES, small_run, without
 
 from vniah.plots.compare import compare
-from vniah.plots.grid_data import grid_data, to_text
-from vniah.plots.heatmap import heatmap_figure
-from vniah.plots.panels import panel_notes, panels_figure
+from vniah.plots.grid_data import GridData, to_text
+from vniah.plots.heatmap import heatmap_figure, panel_notes, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
-from vniah.plots.run_names import distinct_names
-from vniah.plots.run_notes import differences, measured_line, short, spans, warned
+from vniah.plots.run_notes import differences, distinct_names, measured_line, short, spans, warned
 from vniah.plots.style import _inches, wrapped
-from vniah.runs.results import Run
+from vniah.runs.run import IntendedGrid, Run
 
 FILM, OTHER_FILM = "video-pyav-" + "1a2b3c4d" * 4, "video-pyav-" + "99887766" * 4
 SYNTHETIC = {
@@ -53,14 +51,14 @@ def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
     line = "Haystack synthetic:0 (synthetic-v1-0-320x180), needles icons:0:3 (83d55fa8), teacher-forced"
     assert measured_line(run) == line
     warning = "The built-in needles stand in for the paper's"
-    data = grid_data(run)
+    data = GridData(run)
     assert data.notes[1:] == (f"{line}.", f"{warning}.")
     printed = to_text(data).splitlines()
     assert printed[-2:] == [line, "warning: the built-in needles stand in for the paper's"]
     drawn = figure_text(panels_figure([data, data])).replace("\n", " ")
     assert line in drawn and warning in drawn
     page = build_page([run])
-    assert line in page and "The built-in needles stand in for the paper&#x27;s." in page
+    assert line in page and "The built-in needles stand in for the paper&#39;s." in page
     (comparison,) = compare([run, dataclasses.replace(run, name="b")])
     assert comparison.notes == (
         f"tiny and b: {line[:1].lower()}{line[1:]}.",
@@ -69,13 +67,13 @@ def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
 
 
 def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
-    assert measured_line(small_run()) == "" and grid_data(small_run()).measured == ""
+    assert measured_line(small_run()) == ""
     assert measured_line(told(small_run(), haystack_fingerprint=FILM)) == "Haystack 1a2b3c4d"
     assert short("synthetic-v1-0-320x180") == "synthetic-v1-0-320x180"
 
 
 def test_published_grids_say_where_they_are_from() -> None:
-    assert grid_data(read_published("LongVA-7B")).notes[-1] == (
+    assert GridData(read_published("LongVA-7B")).notes[-1] == (
         "Published: Long Context Transfer from Language to Vision (TMLR), Figure 4 (i)."
     )
 
@@ -95,7 +93,7 @@ def test_runs_on_other_films_or_needles_are_said_to_differ() -> None:
     assert differences([a, dataclasses.replace(a, name="again")]) == []
     (comparison,) = compare([a, b])
     assert differences([a, b])[0] in comparison.notes
-    drawn = panels_figure([grid_data(a), grid_data(b)], notes=panel_notes([a, b]))
+    drawn = panels_figure([GridData(a), GridData(b)], notes=panel_notes([GridData(a), GridData(b)]))
     assert "The runs differ in haystack (i: synthetic:0, ii: synthetic:3)" in figure_text(drawn).replace("\n", " ")
 
 
@@ -128,7 +126,7 @@ def test_the_decoder_of_a_film_that_is_drawn_makes_no_difference() -> None:
 
 def test_grids_differ_by_lengths_and_depths() -> None:
     a = told(small_run(name="a"), **SYNTHETIC)
-    b = dataclasses.replace(a, name="b", scored=tuple(cell for cell in a.scored if cell.num_frames != 4))
+    b = dataclasses.replace(without(a, num_frames=4), name="b")
     assert "grid (a: 4,8,16 frames x 0-100:50 %; b: 8,16 frames x 0-100:50 %)" in differences([a, b])[0].replace(
         ", b:", "; b:"
     )
@@ -203,7 +201,7 @@ def test_runs_of_one_name_are_named_by_what_differs() -> None:
 @pytest.mark.parametrize("task", ["text_niah_absent", "text_niah_generate_absent"])
 def test_abstention_is_never_called_a_control(task: str) -> None:
     run = text_run(task)
-    data = grid_data(run)
+    data = GridData(run)
     assert data.caption.startswith("abstained (right to say 'not there') 0.167")
     page = build_page([run])
     (comparison,) = compare([run])
@@ -216,23 +214,17 @@ def test_abstention_is_never_called_a_control(task: str) -> None:
 
 
 def test_a_partial_grid_says_how_many_cells_it_has_and_reaches_no_further_than_its_whole_columns() -> None:
-    run = small_run(lambda *_: True)
-    cells = tuple(cell for cell in run.scored if not (cell.num_frames == 8 and cell.depth_percent == 50))
-    holed = dataclasses.replace(run, scored=cells)
-    data = grid_data(holed)
+    holed = without(small_run(lambda *_: True), num_frames=8, depth_percent=50)
+    data = GridData(holed)
     assert "partial: 16 of 18 cells" in data.caption and data.effective == 4
     (comparison,) = compare([holed])
     assert "tiny: partial, 16 of 18 cells." in comparison.notes
 
 
-def test_columns_that_were_never_scored_are_drawn_as_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = small_run(lambda *_: True)
-    cells = tuple(cell for cell in run.scored if cell.num_frames == 4)
-    stopped = dataclasses.replace(run, scored=cells)
-    holes = {(frames, depth): 2 for frames in (8, 16) for depth in (0, 50, 100)}
-    monkeypatch.setattr(Run, "missing", lambda self: holes)
-    data = grid_data(stopped)
-    assert data.frames == (4, 8, 16) and data.scores == ((1, None, None),) * 3
+def test_columns_that_were_never_scored_are_drawn_as_holes() -> None:
+    run = without(without(small_run(lambda *_: True), num_frames=8), num_frames=16)
+    data = GridData(dataclasses.replace(run, intended=IntendedGrid(frames=FRAMES, depths=DEPTHS, per_place=2)))
+    assert data.frames == (4, 8, 16) and data.scores.fillna(-1).to_numpy().tolist() == [[1, -1, -1]] * 3
     assert "partial: 6 of 18 cells" in data.caption and data.effective == 4
     assert to_text(data).splitlines()[5].split() == ["mean", "1.00", "-", "-"]
 
@@ -242,17 +234,16 @@ def test_a_place_that_is_scored_in_part_is_drawn_as_such() -> None:
     from matplotlib.patches import Rectangle
 
     run = small_run(lambda *_: True)
-    part = tuple(cell for cell in run.scored if (cell.num_frames, cell.depth_percent, cell.needle) != (8, 50, "dog"))
-    data = grid_data(dataclasses.replace(run, scored=part))
+    data = GridData(without(run, num_frames=8, depth_percent=50, needle="dog"))
     assert data.in_part == {(8, 50)} and "hatched: not all needles" in data.caption
     striped = [one for one in heatmap_figure(data).axes[0].patches if isinstance(one, Rectangle) and one.get_hatch()]
     assert [one.get_xy() for one in striped] == [(1, 1)]
-    assert not grid_data(run).in_part and "hatched" not in grid_data(run).caption
+    assert not GridData(run).in_part and "hatched" not in GridData(run).caption
 
 
 def test_the_threshold_of_effective_lengths_is_shown_and_chosen() -> None:
     run = small_run()
-    assert grid_data(run, 0.3).figures == "mean 0.778, effective 16 frames (columns >= 0.3)"
+    assert GridData(run, 0.3).figures == "mean 0.778, effective 16 frames (columns >= 0.3)"
     (comparison,) = compare([run], threshold=0.3)
     assert dict(comparison.columns[0].values)["effective frames (columns >= 0.3)"] == 16
     assert "effective 16 frames (columns &gt;= 0.3)" in build_page([run], threshold=0.3)
@@ -264,7 +255,7 @@ def test_warnings_of_any_type_are_shown(value: Any) -> None:
     count = len(value) if isinstance(value, list) else 1
     assert len(warned([run])) == count and all(line.startswith("tiny: warning: ") for line in warned([run]))
     assert build_page([run], pictures=[{}], notes=warned([run]))
-    assert len(grid_data(run).notes) > count
+    assert len(GridData(run).notes) > count
 
 
 @pytest.mark.parametrize("key", ["haystack_name", "needles_name", "scoring"])
@@ -273,7 +264,7 @@ def test_what_is_written_at_length_is_shown_in_short_and_stays_distinct(key: str
     runs = [told(small_run(name=end), **{**bare, key: "9" * 5000 + end}) for end in "ab"]
     (line,) = (line for line in differences(runs) if "differ" in line)
     assert len(line) < 1000 and key.removesuffix("_name") in line
-    data = grid_data(runs[0])
+    data = GridData(runs[0])
     assert all(len(note) < 1000 for note in data.notes)
     heatmap_figure(data)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vniah.contract.requests import Tokens
-from vniah.runs.scored_rows import read_cells
+from vniah.runs.read import read_run
 from vniah.runs.scoring import ScoredPair
 from vniah.text.puzzles import PREFIX
 from vniah.text.task import TextPrompt
@@ -172,9 +172,9 @@ def test_the_group_with_a_perfect_reader(oracle: Any, manager: Any, tmp_path: Pa
     path = tmp_path / "samples.jsonl"
     rows = [{key: value for key, value in row.items() if key != "doc"} for row in results["samples"]["text_niah_5"]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cells = read_cells(path, last_wins=False)
-    assert len(cells) == 14 and sum(cell.control for cell in cells) == 2
-    assert {cell.num_frames for cell in cells} == {1000, 3000} and all(cell.correct != cell.control for cell in cells)
+    cells = read_run(path).cells
+    assert len(cells) == 14 and sum(cells["control"]) == 2
+    assert set(cells["num_frames"]) == {1000, 3000} and all(cells["correct"] != cells["control"])
     assert max(len(str(row["arguments"])) for row in rows) < 1000
     assert len({row["arguments"][0] for row in rows}) == len(rows), "caches keyed by the context tell cells apart"
 

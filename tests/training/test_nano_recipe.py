@@ -183,7 +183,7 @@ def test_the_panels_hold_every_seed_and_the_length_of_their_text(tmp_path: Path)
         (tmp_path / str(seed) / "recipe.json").write_text(recipe)
     long, short = as_runs([tmp_path / "1", tmp_path / "2"])
     assert (long.train_frames, short.train_frames) == (1024, 32)
-    assert len(long.scored) == 6 and len(long.needles) == 2 and not long.missing()
+    assert len(long.cells) == 6 and len(long.needles) == 2 and not long.missing()
     done = CliRunner().invoke(
         figure_app(), ["nano", str(tmp_path / "1"), str(tmp_path / "2"), "--csv", str(tmp_path / "f.csv")]
     )

@@ -23,8 +23,8 @@ from run_files import (
 )
 
 from vniah.runs.journal import Journal
-from vniah.runs.results import cells_from_scores
-from vniah.runs.run_reader import model_args, read_run, read_runs
+from vniah.runs.read import read_run, read_runs
+from vniah.runs.run import cells_from_scores
 from vniah.runs.scoring import column_means, control_mean, effective_frames, grid_mean, grid_scores
 
 
@@ -32,21 +32,25 @@ def test_an_output_folder_gives_every_cell_with_all_that_was_logged(tmp_path: Pa
     run = read_run(write_evaluation(tmp_path, sample_rows()))
     assert (run.name, run.model, run.task) == ("LongVA-7B", "lmms-lab/LongVA-7B", "vniah")
     assert (run.frames, run.depths, run.needles) == (FRAMES, DEPTHS, NEEDLES)
-    assert len(run.scored) == len(FRAMES) * (len(DEPTHS) + 1) * len(NEEDLES)
-    for cell in run.scored:
-        assert cell.correct == found_near_the_end(cell.num_frames, cell.depth_percent, cell.needle)
-        assert cell.control == (cell.depth_percent is None)
-    cell = next(c for c in run.scored if (c.num_frames, c.depth_percent, c.needle) == (16, 50, "dog"))
+    assert len(run.cells) == len(FRAMES) * (len(DEPTHS) + 1) * len(NEEDLES)
+    assert list(run.cells["control"]) == list(run.cells["depth_percent"].isna())
+    for cell in run.cells.itertuples():
+        assert cell.correct == found_near_the_end(
+            cell.num_frames, None if cell.control else cell.depth_percent, cell.needle
+        )
+    (cell,) = (
+        one for one in run.placed.itertuples() if (one.num_frames, one.depth_percent, one.needle) == (16, 50, "dog")
+    )
     assert (cell.needle_index, cell.predicted, cell.answer) == (8, "no idea", "dog")
     assert (cell.predicted_ids, cell.answer_ids, cell.answer_logprobs) == ((7, 9), (7, 8), (-0.25, -4.0))
-    assert cell.extra["question"] == "Find the frame of a dog. What is it?"
-    assert run.metrics["vniah_acc"] == pytest.approx(grid_mean(run.scored)) == pytest.approx(7 / 9)
-    assert run.metrics["vniah_effective_frames"] == effective_frames(run.scored) == 8
-    assert control_mean(run.scored) == pytest.approx(1 / 6)
+    assert cell.question == "Find the frame of a dog. What is it?"
+    assert run.metrics["vniah_acc"] == pytest.approx(grid_mean(run.cells)) == pytest.approx(7 / 9)
+    assert run.metrics["vniah_effective_frames"] == effective_frames(run.cells) == 8
+    assert control_mean(run.cells) == pytest.approx(1 / 6)
     assert run.settings["task"]["haystack_fingerprint"] == "f00d"
     assert run.settings["versions"]["lmms_eval"] == "0.7.3"
     assert run.settings["timing"]["seconds"] == "12.5"
-    assert model_args(run) == {"pretrained": "lmms-lab/LongVA-7B"}
+    assert run.model_args == {"pretrained": "lmms-lab/LongVA-7B"}
 
 
 def test_files_written_by_lmms_eval_itself_read_the_same(tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_files_written_by_lmms_eval_itself_read_the_same(tmp_path: Path) -> None
     own.save_results_aggregated(results=results, samples={"vniah": logged}, datetime_str=DATE)
     own.save_results_samples("vniah", logged)
     theirs, ours = read_run(tmp_path / "theirs"), read_run(write_evaluation(tmp_path / "ours", rows))
-    assert theirs.scored == ours.scored
+    assert theirs.cells.equals(ours.cells)
     assert (theirs.name, theirs.model, theirs.metrics) == (ours.name, ours.model, ours.metrics)
 
 
@@ -78,7 +82,7 @@ def test_a_run_is_named_by_its_folder_or_any_of_its_files(tmp_path: Path, which:
     }
     run = read_run(paths[which], "my name")
     assert run.name == "my name"
-    assert grid_mean(run.scored) == pytest.approx(7 / 9)
+    assert grid_mean(run.cells) == pytest.approx(7 / 9)
 
 
 def test_the_newest_of_several_runs_is_read_whatever_the_files_ages(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_the_newest_of_several_runs_is_read_whatever_the_files_ages(tmp_path: Pa
     write_evaluation(tmp_path, sample_rows(lambda *_: False), date="20240301_000000")
     for file in tmp_path.rglob("2024*"):
         os.utime(file, (4e9, 4e9))
-    assert grid_mean(read_run(tmp_path).scored) == 1
+    assert grid_mean(read_run(tmp_path).cells) == 1
 
 
 def test_a_task_is_found_in_an_older_run_when_it_is_named(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_other_tasks_are_runs_with_scalar_metrics_alone(tmp_path: Path) -> None:
     }
     (run,) = read_runs(write_metrics(tmp_path, "videomme_longva", values))
     assert run.metrics == {"videomme_overall": 52.0, "by/short": 1.0}
-    assert run.scored == ()
+    assert run.cells.empty and not run.is_grid
     with pytest.raises(ValueError, match=r"no scored needle cells \(tasks in it: videomme_longva\).*--log_samples"):
         read_run(tmp_path)
 
@@ -127,10 +131,10 @@ def test_groups_without_figures_are_no_runs_and_what_nobody_scored_is_known(tmp_
 def test_without_logged_samples_the_grid_metric_gives_unnamed_cells(tmp_path: Path) -> None:
     whole = read_run(write_evaluation(tmp_path / "logged", sample_rows()))
     bare = read_run(write_evaluation(tmp_path / "bare", sample_rows(), log_samples=False))
-    assert grid_scores(bare.scored) == pytest.approx(grid_scores(whole.scored))
-    assert column_means(bare.scored) == pytest.approx(column_means(whole.scored))
-    assert control_mean(bare.scored) == pytest.approx(control_mean(whole.scored))
-    assert all(cell.extra["aggregate"] for cell in bare.scored)
+    assert grid_scores(bare.cells) == pytest.approx(grid_scores(whole.cells))
+    assert column_means(bare.cells) == pytest.approx(column_means(whole.cells))
+    assert control_mean(bare.cells) == pytest.approx(control_mean(whole.cells))
+    assert bare.cells["aggregate"].all()
 
 
 def test_a_grid_with_holes_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
@@ -183,11 +187,11 @@ def journal_of(path: Path) -> Path:
 def test_a_journal_gives_the_same_grid_as_the_samples(tmp_path: Path) -> None:
     ours = read_run(write_evaluation(tmp_path / "run", sample_rows()))
     run = read_run(journal_of(tmp_path / "run2" / "journal.jsonl"))
-    assert {(c.num_frames, c.depth_percent, c.needle, c.correct, c.predicted) for c in run.scored} == {
-        (c.num_frames, c.depth_percent, c.needle, c.correct, c.predicted) for c in ours.scored
-    }
-    assert read_run(tmp_path / "run2").scored == run.scored, "a folder with a journal and nothing else"
-    assert read_run((tmp_path / "run2" / "journal.jsonl").rename(tmp_path / "j")).scored == run.scored, "of any name"
+    told = ["num_frames", "depth_percent", "needle", "correct", "predicted"]
+    assert run.cells[told].equals(ours.cells[told])
+    assert read_run(tmp_path / "run2").cells.equals(run.cells), "a folder with a journal and nothing else"
+    named = (tmp_path / "run2" / "journal.jsonl").rename(tmp_path / "j")
+    assert read_run(named).cells.equals(run.cells), "of any name"
 
 
 def test_a_journal_of_free_answers_is_matched_by_word_or_letter(tmp_path: Path) -> None:
@@ -204,7 +208,7 @@ def test_a_journal_of_free_answers_is_matched_by_word_or_letter(tmp_path: Path) 
 
     lines = [line("B", "(B) a panda", choice=True), line("B", "A", choice=True), line("white", "White.", choice=False)]
     run = read_run(write_lines(tmp_path / "j.jsonl", lines))
-    assert [cell.correct for cell in run.scored] == [True, False, True]
+    assert list(run.cells["correct"]) == [True, False, True]
 
 
 def test_a_journal_of_a_killed_run_loses_its_torn_line_only(tmp_path: Path) -> None:
@@ -212,13 +216,13 @@ def test_a_journal_of_a_killed_run_loses_its_torn_line_only(tmp_path: Path) -> N
     text = path.read_text()
     path.write_text(text[:-20])
     run = read_run(path, partial=True)
-    assert len(run.scored) == len(text.splitlines()) - 1
+    assert len(run.cells) == len(text.splitlines()) - 1
 
 
 def test_the_later_of_two_journal_lines_counts(tmp_path: Path) -> None:
     row = {"num_frames": 4, "depth_percent": 0, "needle": "a", "correct": False}
     run = read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, "correct": True}]))
-    assert [cell.correct for cell in run.scored] == [True]
+    assert list(run.cells["correct"]) == [True]
 
 
 def test_the_journals_of_a_runs_other_processes_are_read_with_the_first(tmp_path: Path) -> None:
@@ -227,14 +231,13 @@ def test_the_journals_of_a_runs_other_processes_are_read_with_the_first(tmp_path
         (tmp_path / name).write_text("".join(part))
     (tmp_path / "j.jsonl.rank1.lock").touch()
     (tmp_path / "j.jsonlx").write_text("not this")
-    parts, whole = read_run(tmp_path / "j.jsonl").scored, read_run(tmp_path / "whole.jsonl").scored
-    assert len(parts) == len(whole) and all(cell in parts for cell in whole)
+    assert read_run(tmp_path / "j.jsonl").cells.equals(read_run(tmp_path / "whole.jsonl").cells)
 
 
 @pytest.mark.parametrize("other", [{"key": "b"}, {"settings": "bf16", "depth_percent": 100}])
 def test_a_journal_of_several_runs_is_no_grid(tmp_path: Path, other: dict[str, object]) -> None:
     row = {"key": "a", "settings": "fp32", "num_frames": 4, "depth_percent": 0, "needle": "a", "correct": False}
-    assert len(read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, "depth_percent": 50}])).scored) == 2
+    assert len(read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, "depth_percent": 50}])).cells) == 2
     with pytest.raises(ValueError, match=r"line 2: lines before it are of another model.*own journal=PATH"):
         read_run(write_lines(tmp_path / "j.jsonl", [row, {**row, **other}]), partial=True)
 
@@ -243,7 +246,7 @@ def test_two_different_scores_for_one_cell_in_samples_are_an_error(tmp_path: Pat
     rows = sample_rows()
     other = json.loads(json.dumps(rows[0]))
     write_evaluation(tmp_path, [*rows, other])
-    assert len(read_run(tmp_path).scored) == len(rows), "the same score twice is one cell"
+    assert len(read_run(tmp_path).cells) == len(rows), "the same score twice is one cell"
     other["vniah_acc"]["correct"] = False
     path = write_lines(next(tmp_path.rglob("*samples*")), [*rows, other])
     with pytest.raises(ValueError, match=rf"line {len(rows) + 1}: a second, different score for 4 frames"):
@@ -312,8 +315,8 @@ def test_a_text_grid_without_samples_is_read_by_what_the_run_says_of_itself(tmp_
     path = tmp_path / f"{DATE}_results.json"
     path.write_text(json.dumps(whole))
     run = read_run(path)
-    assert grid_scores(run.scored) == {(1000, 0): 0.5, (1000, 100): 1.0, (2000, 0): 0.0, (2000, 100): 1.0}
-    assert control_mean(run.scored) == 0.5 and not run.missing() and "text_niah_provenance/cells" not in run.metrics
+    assert grid_scores(run.cells) == {(1000, 0): 0.5, (1000, 100): 1.0, (2000, 0): 0.0, (2000, 100): 1.0}
+    assert control_mean(run.cells) == 0.5 and not run.missing() and "text_niah_provenance/cells" not in run.metrics
     # A part of it: over how many samples each mean was taken is not known, and nothing is made up.
     path.write_text(json.dumps({**whole, "n-samples": {"text_niah_0": {"effective": 7}}}))
     with pytest.raises(ValueError, match="--log_samples"):
@@ -392,7 +395,7 @@ def test_a_hostile_results_file_ends_in_one_line(tmp_path: Path, change: dict[st
     try:
         for run in read_runs(path):
             run.missing()
-            assert len(run.scored) <= 1_000_000
+            assert len(run.cells) <= 1_000_000
     except ValueError as error:
         assert len(str(error).splitlines()) == 1
 

@@ -7,11 +7,11 @@ import pickle
 import pytest
 
 from vniah.runs import scoring
-from vniah.runs.results import ScoredCell
+from vniah.runs.run import cells_table
 
 
-def cell(frames: int, depth: int | None, correct: bool, needle: str = "n") -> ScoredCell:
-    return ScoredCell(num_frames=frames, depth_percent=depth, needle=needle, correct=correct, control=depth is None)
+def cell(frames: int, depth: int | None, correct: bool, needle: str = "n") -> dict[str, object]:
+    return {"num_frames": frames, "depth_percent": depth, "needle": needle, "correct": correct}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_a_foreign_pair_has_no_details() -> None:
 
 
 def test_aggregation_leaves_controls_out() -> None:
-    cells = [cell(4, 0, True), cell(4, 50, False), cell(8, 0, True), cell(8, 50, True), cell(8, None, True)]
+    rows = [cell(4, 0, True), cell(4, 50, False), cell(8, 0, True), cell(8, 50, True), cell(8, None, True)]
+    cells = cells_table(rows)
     assert scoring.grid_scores(cells) == {(4, 0): 1.0, (4, 50): 0.0, (8, 0): 1.0, (8, 50): 1.0}
     assert scoring.column_means(cells) == {4: 0.5, 8: 1.0}
     assert scoring.grid_mean(cells) == 0.75
@@ -52,9 +53,9 @@ def test_aggregation_leaves_controls_out() -> None:
 
 @pytest.mark.parametrize(("scores", "frames"), [((10, 9, 9), 12), ((10, 8, 10), 4), ((8, 10, 10), 0), ((9, 9, 8), 8)])
 def test_effective_frames_end_at_the_first_weak_column(scores: tuple[int, ...], frames: int) -> None:
-    cells = [
+    cells = cells_table(
         cell(column, 0, number < right, str(number))
         for column, right in zip((4, 8, 12), scores, strict=True)
         for number in range(10)
-    ]
+    )
     assert scoring.effective_frames(cells) == frames

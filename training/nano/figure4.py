@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.files import read_json
-from vniah.runs.results import Run, ScoredCell
+from vniah.runs.run import Run, cells_table
 
 ROWS = {
     "longva": "Long text, UniRes (LongVA-nano)",
@@ -37,7 +37,11 @@ def as_runs(folders: Sequence[Path]) -> list[Run]:
             name=ROWS[row],
             task="vniah",
             model=row,
-            scored=tuple(cell for seed, report in enumerate(reports) for cell in _cells(seed, report)),
+            cells=cells_table(
+                {**cell, "needle": f"run {seed}: {cell['needle']}"}
+                for seed, report in enumerate(reports)
+                for cell in report["cells"]
+            ),
             train_frames=text_length(recipe, row) / tokens_per_frame(recipe),
         )
         for row, reports in found.items()
@@ -57,21 +61,6 @@ def tokens_per_frame(recipe: dict[str, Any]) -> int:
     """Visual tokens of a frame: the tower's patches, pooled two by two."""
     tower = next(stage["new"] for stage in recipe["stages"] if stage["kind"] == "tower")
     return int(tower["image_size"] // tower["patch_size"] // 2) ** 2
-
-
-def _cells(seed: int, report: dict[str, Any]) -> list[ScoredCell]:
-    return [
-        ScoredCell(
-            num_frames=cell["num_frames"],
-            depth_percent=cell["depth_percent"],
-            needle=f"run {seed}: {cell['needle']}",
-            correct=cell["correct"],
-            control=cell["depth_percent"] is None,
-            predicted=cell["predicted"],
-            answer=cell["answer"],
-        )
-        for cell in report["cells"]
-    ]
 
 
 def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:

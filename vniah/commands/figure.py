@@ -118,8 +118,8 @@ _Made = tuple[Callable[[], Any], str]
 
 def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
     from vniah.commands.run_options import grid_runs
-    from vniah.plots.grid_data import grid_data, to_csv
-    from vniah.plots.panels import panel_notes, panels_figure
+    from vniah.plots.grid_data import GridData, to_csv
+    from vniah.plots.heatmap import panel_notes, panels_figure
 
     published = asked.published or ([] if asked.sources else list(default))
     runs = grid_runs(
@@ -131,23 +131,23 @@ def _panels(asked: _Asked, default: tuple[str, ...], unit: str) -> _Made:
         partial=asked.partial,
         unit=unit,
     )
-    grids = [grid_data(run, asked.threshold) for run in runs if run.unit == unit]
+    grids = [GridData(run, asked.threshold) for run in runs if run.unit == unit]
     if not grids:
         raise ValueError(
             f"no grid over {unit} among {', '.join(run.name for run in runs)}; figure 4 takes V-NIAH, 7 text NIAH"
         )
-    notes = panel_notes([run for run in runs if run.unit == unit])
+    notes = panel_notes(grids)
     return lambda: panels_figure(grids, notes=notes, look=asked.look), to_csv(grids)
 
 
 def _figure_4(asked: _Asked) -> _Made:
-    from vniah.plots.panels import FIGURE_4
+    from vniah.plots.heatmap import FIGURE_4
 
     return _panels(asked, FIGURE_4, "frames")
 
 
 def _figure_7(asked: _Asked) -> _Made:
-    from vniah.plots.panels import FIGURE_7
+    from vniah.plots.heatmap import FIGURE_7
 
     return _panels(asked, FIGURE_7, "tokens")
 
@@ -189,7 +189,7 @@ def _categories(asked: _Asked) -> _Made:
 
     runs = all_runs(asked.sources, names=asked.names, task=asked.task)
     bars = category_bars(runs)
-    label = value_label(next(run.task for run in runs if run.metrics and not run.placed))
+    label = value_label(next(run.task for run in runs if run.metrics and not run.is_grid))
     return lambda: bars_figure(bars, value_label=label, look=asked.look), bars_csv(bars, label.partition(" ")[0])
 
 
@@ -211,14 +211,14 @@ def _perplexity(asked: _Asked) -> _Made:
 
 
 def _nano(asked: _Asked) -> _Made:
-    from vniah.plots.grid_data import grid_data, to_csv
-    from vniah.plots.panels import panels_figure
+    from vniah.plots.grid_data import GridData, to_csv
+    from vniah.plots.heatmap import panels_figure
     from vniah.training.nano.figure4 import as_runs, collect, table
 
     if not asked.sources:
         raise ValueError("name at least one folder that `vniah train nano_figure4 seed=N output=FOLDER` wrote")
     folders = [Path(source) for source in asked.sources]
-    grids = [grid_data(run, asked.threshold) for run in as_runs(folders)]
+    grids = [GridData(run, asked.threshold) for run in as_runs(folders)]
     print(table(collect(folders)))
     return lambda: panels_figure(grids, look=asked.look), to_csv(grids)
 

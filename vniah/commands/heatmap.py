@@ -37,7 +37,7 @@ def command(
     Several runs become panels of one figure. The table is always printed; without -o, only the table.
     """
     from vniah.commands.run_options import check_text_output, grid_runs
-    from vniah.plots.grid_data import check_threshold, grid_data, to_csv, to_text
+    from vniah.plots.grid_data import GridData, check_threshold, to_csv, to_text
     from vniah.plots.published import grid_names
     from vniah.plots.run_notes import differences
     from vniah.plots.style import Look, check_image_path, save_text
@@ -57,18 +57,13 @@ def command(
     if train_length is None:
         train_length = train_frames
     read = grid_runs(inputs, published or [], names=name or [], task=task, train_length=train_length, partial=partial)
-    grids = [grid_data(run, threshold) for run in read]
+    grids = [GridData(run, threshold) for run in read]
     notes = differences(read)
     print("\n\n".join([*(to_text(data) for data in grids), *(["\n".join(notes)] if notes else [])]))
     if images:
         from vniah.plots.heatmap import save_heatmap
-        from vniah.plots.panels import panel_notes, save_panels
 
         for path in dict.fromkeys(images):
-            if len(grids) == 1:
-                save_heatmap(grids[0], path, look)
-            else:
-                save_panels(grids, path, columns=columns, notes=panel_notes(read), look=look)
-            print(f"wrote {path}")
+            print(f"wrote {save_heatmap(grids, path, columns=columns, look=look)}")
     if csv is not None:
         print(f"wrote {save_text(to_csv(grids), csv)}")

@@ -31,8 +31,7 @@ def command(
     from vniah.commands.run_options import check_text_output, run_groups
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.published import read_published
-    from vniah.plots.report import build_page
-    from vniah.plots.report.pictures import needle_pictures
+    from vniah.plots.report import build_page, needle_pictures
     from vniah.plots.run_notes import differences, left_out, limits, warned
     from vniah.plots.style import save_text
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vniah.runs.results import Run
+from vniah.runs.run import Run
 
 _AXES = ("frames", "depths", "lengths")
 
@@ -43,7 +43,7 @@ def command(
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
     from longva_model.lmms.arguments import parse_model_args
-    from vniah.plots.grid_data import grid_data, to_text
+    from vniah.plots.grid_data import GridData, to_text
 
     more = parse_model_args(model_args)
     if "pretrained" in more:
@@ -65,10 +65,10 @@ def command(
     for run in runs if int(os.environ.get("RANK") or 0) == 0 else ():
         files = run.settings["files"]
         print(f"wrote {files['results']}")
-        if not run.placed:
+        if not run.is_grid:
             print(f"{run.task}: no cell with a needle was scored (--limit {limit})")
             continue
-        print(to_text(grid_data(run)))
+        print(to_text(GridData(run)))
         partial = bool(run.missing())
         picture = Path(files["results"]).with_name(f"{Path(files['samples']).stem.replace('_samples_', '_')}.png")
         print(f"wrote {save_heatmap(run, picture, partial=partial)}")
@@ -205,31 +205,28 @@ def evaluate_tasks(
 
 def save_heatmap(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     """See ``Run.heatmap``."""
-    from vniah.plots.grid_data import grid_data
+    from vniah.plots.grid_data import GridData
     from vniah.plots.heatmap import save_heatmap as save
     from vniah.plots.style import check_image_path
-    from vniah.runs.run_reader import check_complete
 
     target = check_image_path(path)
     if not partial:
-        check_complete(run, run.name)
-    saved: Path = save(grid_data(run), target)
+        run.check_complete(run.name)
+    saved: Path = save([GridData(run)], target)
     return saved
 
 
 def save_report(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     """See ``Run.report``."""
     from vniah.commands.run_options import check_text_output
-    from vniah.plots.report import build_page
-    from vniah.plots.report.pictures import needle_pictures
+    from vniah.plots.report import build_page, needle_pictures
     from vniah.plots.run_notes import left_out, limits
     from vniah.plots.style import save_text
-    from vniah.runs.run_reader import check_complete
 
     target = Path(path)
     check_text_output(target, (".html", ".htm"), ())
     if not partial:
-        check_complete(run, run.name)
+        run.check_complete(run.name)
     pictures, note = needle_pictures(run)
     notes = [*([note] if note else []), *left_out([run]), *limits([run])]
     saved: Path = save_text(build_page([run], pictures=[pictures], notes=notes), target)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.runs.results import Run
+from vniah.runs.run import Run
 
 RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
 # Options of one meaning wherever they are taken.
@@ -40,8 +40,8 @@ def run_groups(
     Raises:
         ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
     """
-    from vniah.plots.run_names import distinct_names
-    from vniah.runs.run_reader import check_complete, read_runs
+    from vniah.plots.run_notes import distinct_names
+    from vniah.runs.read import read_runs
 
     if not paths:
         raise ValueError("nothing to read: name a RUN (an lmms-eval output folder)")
@@ -51,7 +51,7 @@ def run_groups(
         group = read_runs(path, names[index] if index < len(names) else None, task=task)
         for run in group:
             if not partial:
-                check_complete(run, path)
+                run.check_complete(path)
         groups.append([with_training_length(run) for run in group])
     return distinct_names(groups) if distinct else groups
 
@@ -89,9 +89,8 @@ def grid_runs(
             and what ``read_run`` and ``read_published`` raise.
     """
     from vniah.plots.published import read_published
-    from vniah.plots.run_names import distinct_names
-    from vniah.plots.run_notes import distinct_grids
-    from vniah.runs.run_reader import check_complete, read_run, read_runs
+    from vniah.plots.run_notes import distinct_grids, distinct_names
+    from vniah.runs.read import read_run, read_runs
 
     if not paths and not published:
         raise ValueError("nothing to show: name a RUN (an lmms-eval output folder) or --published NAME")
@@ -101,13 +100,13 @@ def grid_runs(
     groups = []
     for index, path in enumerate(paths):
         name = names[index] if index < len(names) else None
-        grids = [run for run in read_runs(path, name, task=task) if run.placed]
+        grids = [run for run in read_runs(path, name, task=task) if run.is_grid]
         if not grids:
             grids = [read_run(path, name, task=task)]  # which says what is wrong
         grids = distinct_grids([run for run in grids if unit in (None, run.unit)] or grids)
         for run in grids:
             if not partial:
-                check_complete(run, path)
+                run.check_complete(path)
         groups.append([with_training_length(run, train_length) for run in grids])
     # A grid has every length: how many frames an ordinary video would get tells nothing about it.
     ours = [run for group in distinct_names(groups, by_frames=False) for run in group]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,9 @@ import typer
 from vniah.files import read_json, replacing
 
 if TYPE_CHECKING:
-    from vniah.runs.results import Run, ScoredCell
+    import pandas
+
+    from vniah.runs.run import Run
     from vniah.runs.task import NeedleTask
 
 # The bases that the paper chooses from (section 5.1).
@@ -59,7 +61,7 @@ def command(
         folder = output / f"rope_theta_{label(base)}"
         args = {"pretrained": model, **extra, "rope_theta": base, "journal": str(folder / "journal.jsonl")}
         run, speaks = _score(task, args)
-        scores[base] = summary(run.scored)
+        scores[base] = summary(run.cells)
         if not speaks:
             continue  # another process has the same and prints
         print(f"RoPE base {label(base)}: mean {scores[base]['mean']:.3f}", flush=True)
@@ -115,7 +117,7 @@ def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[Run, bool]:
     return run, model.speaks
 
 
-def summary(cells: Sequence[ScoredCell]) -> dict[str, Any]:
+def summary(cells: pandas.DataFrame) -> dict[str, Any]:
     """The figures of one base."""
     from vniah.runs import scoring
 

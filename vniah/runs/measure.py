@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from vniah.files import replacing
 from vniah.runs.callable_model import CellError
-from vniah.runs.results import Run
+from vniah.runs.run import Run
 from vniah.runs.scoring import ScoredPair
 from vniah.runs.task import Answer, NeedleTask
 
@@ -69,14 +69,14 @@ def measure(
         limit: the first so many cells of each task alone, controls counted: what comes of it is a partial run.
 
     Returns:
-        One run a task, as ``vniah.runs.run_reader`` reads them.
+        One run a task, as ``vniah.runs.read`` reads them.
 
     Raises:
         ValueError: what the model's check finds.
         CellError: a cell that could not be answered; what was scored before it is in ``output``.
         OSError: the output cannot be written.
     """
-    from vniah.runs.run_reader import read_runs
+    from vniah.runs.read import read_runs
 
     if limit is not None and limit < 1:
         raise ValueError(f"a limit of {limit} cells leaves nothing to score; give at least 1")

@@ -1,4 +1,4 @@
-"""Scores as pure functions: of token ids and of scored cells.
+"""Scores as pure functions: of token ids and of a table of scored cells (``runs/run.py``).
 
 A teacher-forced answer is correct only if every answer token is the argmax (paper section 4); ``answers`` reads a free
 one. Knows nothing about models.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from vniah.runs.results import ScoredCell
+if TYPE_CHECKING:
+    import pandas
 
 
 class ScoredPair(tuple):  # type: ignore[type-arg]
@@ -79,43 +79,40 @@ def teacher_forced_match(predicted_ids: Sequence[int], answer_ids: Sequence[int]
     return len(answer_ids) > 0 and list(predicted_ids) == list(answer_ids)
 
 
-def _placed(cells: Iterable[ScoredCell]) -> Iterable[ScoredCell]:
-    return (cell for cell in cells if not cell.control)
+def grid_scores(cells: pandas.DataFrame) -> dict[tuple[int, int], float]:
+    """Mean correctness over needles by (num_frames, depth_percent); controls, which have no depth, are left out."""
+    means = cells.groupby(["num_frames", "depth_percent"])["correct"].mean()
+    return {(int(frames), int(depth)): score for (frames, depth), score in means.items()}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def grid_scores(cells: Iterable[ScoredCell]) -> dict[tuple[int, int], float]:
-    """Mean correctness over needles by (num_frames, depth_percent); controls are left out."""
-    found: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for cell in _placed(cells):
-        assert cell.depth_percent is not None, "a placed cell has a depth"
-        found[cell.num_frames, cell.depth_percent].append(float(cell.correct))
-    return {key: _mean(values) for key, values in sorted(found.items())}
-
-
-def column_means(cells: Iterable[ScoredCell]) -> dict[int, float]:
+def column_means(cells: pandas.DataFrame) -> dict[int, float]:
     """Mean correctness by num_frames over depths and needles; controls are left out."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for cell in _placed(cells):
-        found[cell.num_frames].append(float(cell.correct))
-    return {frames: _mean(values) for frames, values in sorted(found.items())}
+    return _by_length(cells[~cells["control"]])
 
 
-def grid_mean(cells: Iterable[ScoredCell]) -> float:
-    """Mean over the grid's cells (frames by depths), each the mean over its needles."""
-    return _mean(list(grid_scores(cells).values()))
+def control_means(cells: pandas.DataFrame) -> dict[int, float]:
+    """Mean correctness without a needle by num_frames, where controls were scored."""
+    return _by_length(cells[cells["control"]])
 
 
-def control_mean(cells: Iterable[ScoredCell]) -> float | None:
+def _by_length(cells: pandas.DataFrame) -> dict[int, float]:
+    found: dict[int, float] = cells.groupby("num_frames")["correct"].mean().to_dict()
+    return found
+
+
+def grid_mean(cells: pandas.DataFrame) -> float:
+    """Mean over the grid's cells (frames by depths), each the mean over its needles; 0 for no cells."""
+    scores = grid_scores(cells)
+    return sum(scores.values()) / len(scores) if scores else 0.0
+
+
+def control_mean(cells: pandas.DataFrame) -> float | None:
     """Mean correctness without any needle (guessing); ``None`` where no control was scored."""
-    values = [float(cell.correct) for cell in cells if cell.control]
-    return _mean(values) if values else None
+    controls = cells[cells["control"]]
+    return float(controls["correct"].mean()) if len(controls) else None
 
 
-def effective_frames(cells: Iterable[ScoredCell], threshold: float = 0.9) -> int:
+def effective_frames(cells: pandas.DataFrame, threshold: float = 0.9) -> int:
     """The longest num_frames up to which every column's mean is at least ``threshold``; 0 if none is."""
     best = 0
     for frames, mean in column_means(cells).items():
