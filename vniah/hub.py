@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from vniah.files import check_relative_name, flush, lock, replacing
+from vniah.files import check_relative_name, lock, put_in_place, replacing
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -330,8 +330,7 @@ def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> N
         if digest.hexdigest() != _hash(file):
             partial.unlink()
             raise OSError(f"{file.path} arrived damaged: its hash is {digest.hexdigest()}, expected {_hash(file)}")
-        flush(partial)
-        os.replace(partial, blob)
+        put_in_place(partial, blob)
 
 
 def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse, bar: Any) -> None:

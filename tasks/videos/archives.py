@@ -120,17 +120,20 @@ def safe_extract(archive: Path, dest: Path) -> list[Path]:
 @contextlib.contextmanager
 def _plain_errors(archive: Path) -> Iterator[None]:
     """What the libraries say of a damaged or odd archive as one line of ours."""
-    damaged = f"{archive} is damaged ({{}}); delete it and download it again"
+
+    def damaged(reason: object) -> ValueError:
+        return ValueError(f"{archive} is damaged ({reason}); delete it and download it again")
+
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(damaged.format(error)) from None
+        raise damaged(error) from None
     except (RecursionError, OverflowError, MemoryError, NotImplementedError, UnicodeError) as error:
-        raise ValueError(damaged.format(f"its headers cannot be read, {type(error).__name__}")) from None
+        raise damaged(f"its headers cannot be read, {type(error).__name__}") from None
     except OSError as error:
         # Damaged data, of which some libraries say ``OSError``, names no file.
         if error.filename is None and error.errno in (None, errno.EINVAL):
-            raise ValueError(damaged.format(error)) from None
+            raise damaged(error) from None
         if error.errno not in _NAME_ERRORS:
             raise
         name = str(error.filename)
@@ -199,17 +202,17 @@ def _members(
     for path in members:
         if folder := next((parent for parent in path.parents if parent in members), None):
             refuse(f"holds {str(folder)!r} as a file and as a folder")
-    total, packed = sum(size for size, _ in members.values()), max(1, archive.stat().st_size)
-    if total > max(_RATIO_APPLIES_FROM, _MAX_RATIO * packed):
-        raise ValueError(_bomb(archive, packed, f"{total:,} bytes"))
+    _check_growth(archive, sum(size for size, _ in members.values()))
     return members
 
 
-def _bomb(archive: Path, packed: int, grown: str) -> str:
-    return (
-        f"{archive} ({packed:,} bytes) would unpack to {grown}, more than {_MAX_RATIO} times its size; "
-        "refused as a decompression bomb"
-    )
+def _check_growth(archive: Path, size: int) -> None:
+    packed = archive.stat().st_size
+    if size > max(_RATIO_APPLIES_FROM, _MAX_RATIO * packed):
+        raise ValueError(
+            f"{archive} ({packed:,} bytes) would unpack to {size:,} bytes or more, more than {_MAX_RATIO} times its "
+            "size; refused as a decompression bomb"
+        )
 
 
 class _TarContent:
@@ -217,7 +220,7 @@ class _TarContent:
     bytes come than the ratio allows, however small the file that holds them."""
 
     def __init__(self, archive: Path, raw: IO[bytes]) -> None:
-        self._archive, self._packed = archive, os.fstat(raw.fileno()).st_size
+        self._archive = archive
         start = raw.read(6)
         raw.seek(0)
         self._file: Any = raw
@@ -233,7 +236,7 @@ class _TarContent:
         if not 0 <= size <= self.largest_read:
             told = f"of {size:,} bytes" if size >= 0 else "without a size"
             raise ValueError(f"{self._archive} holds a header {told}, which is no file's name; nothing was unpacked")
-        self._check(self._file.tell() + size)
+        self._check_place(self._file.tell() + size)
         self._latest = bytes(self._file.read(size))
         return self._latest
 
@@ -253,10 +256,9 @@ class _TarContent:
     def seek(self, offset: int) -> int:
         if offset < 0:
             raise tarfile.ReadError("a negative size")
-        self._check(offset)
+        self._check_place(offset)
         return int(self._file.seek(offset))
 
-    def _check(self, place: int) -> None:
+    def _check_place(self, place: int) -> None:
         # A file that is not packed ends by itself; reading behind its end gives nothing.
-        if place > max(_RATIO_APPLIES_FROM, self._packed * _MAX_RATIO) + _CHUNK:
-            raise ValueError(_bomb(self._archive, self._packed, f"{place:,} bytes or more"))
+        _check_growth(self._archive, place - _CHUNK)

@@ -5,6 +5,7 @@ Each check looks at one thing and yields findings; none raises for what it finds
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -132,9 +133,9 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
         yield Finding("missing", "vniah itself is not installed", "pip install .")
         return
     version = platform.python_version()
-    fits = SpecifierSet(bound).contains(version, prereleases=True)
-    unfit = Finding("missing", f"Python {version} (needs {bound})", f"make an environment with Python {bound}")
-    yield Finding("ok", unfit.text) if fits else unfit
+    text = f"Python {version} (needs {bound})"
+    unfit = Finding("missing", text, f"make an environment with Python {bound}")
+    yield _either(SpecifierSet(bound).contains(version, prereleases=True), text, unfit)
     core, optional = _split(required)
     quiet = 0
     for name, needs in core.items():
@@ -149,8 +150,8 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
     for name, purpose in OPTIONAL.items():
         if name in optional:
             found = _compare(name, optional[name])
-            bad = found.state != "ok"
-            yield Finding("note", f"{found.text}; it is for {purpose}", found.fix) if bad else found
+            absent = Finding("note", f"{found.text}; it is for {purpose}", found.fix)
+            yield _either(found.state == "ok", found.text, absent)
 
 
 def locked(required: Iterable[str] | None = None, lock: Path | None = None) -> Iterator[Finding]:
@@ -223,25 +224,19 @@ def decoders() -> Iterator[Finding]:
     """Video decoders and the formats they read."""
     try:
         import av
+        from av.codec import Codec
     except (ImportError, OSError) as error:
         yield Finding("missing", f"PyAV does not load: {error}", "pip install av")
     else:
-        known = [name for name in DECODED if _decodes(name)]
+        known = []
+        for name in DECODED:
+            with contextlib.suppress(Exception):  # PyAV has an exception type of its own for an unknown codec
+                known.append(Codec(name, "r").name)
         lacking = ", ".join(name for name in DECODED if name not in known)
         text = f"PyAV {av.__version__}: {', '.join(known)}" + (f"; not {lacking}" if lacking else "")
         yield Finding("ok" if "h264" in known else "note", text)
     if importlib.util.find_spec("decord") is not None:
         yield Finding("ok", "decord (VNIAH_DECODER=decord)")
-
-
-def _decodes(name: str) -> bool:
-    from av.codec import Codec
-
-    try:
-        Codec(name, "r")
-    except Exception:  # PyAV has an exception type of its own for an unknown codec
-        return False
-    return True
 
 
 def harness() -> Iterator[Finding]:
@@ -281,10 +276,8 @@ def caches() -> Iterator[Finding]:
     from vniah.hub import hub_cache_dir
     from vniah.visual.settings import cache_dir
 
-    for name, folder, variable in (
-        ("Hub cache", hub_cache_dir(), "HF_HOME"),
-        ("our cache", cache_dir(), "VNIAH_CACHE"),
-    ):
+    places = {"HF_HOME": ("Hub cache", hub_cache_dir()), "VNIAH_CACHE": ("our cache", cache_dir())}
+    for variable, (name, folder) in places.items():
         # It is made when first used: what counts is the nearest folder that is there.
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -292,11 +285,9 @@ def caches() -> Iterator[Finding]:
             continue
         free = shutil.disk_usage(there).free / 1e9
         text = f"{name} {folder}: {free:.0f} GB free"
-        if free < LOW_DISK_GB:
-            fix = f"make room, or export {variable}=/a/larger/disk"
-            yield Finding("note", f"{text}; a 7B model takes {LOW_DISK_GB} GB", fix)
-        else:
-            yield Finding("ok", text)
+        fix = f"make room, or export {variable}=/a/larger/disk"
+        low = Finding("note", f"{text}; a 7B model takes {LOW_DISK_GB} GB", fix)
+        yield _either(free >= LOW_DISK_GB, text, low)
 
 
 def hub(*, online: bool = False, timeout: float = 5.0) -> Iterator[Finding]:
@@ -311,37 +302,34 @@ def hub(*, online: bool = False, timeout: float = 5.0) -> Iterator[Finding]:
         yield _answer(hub_endpoint(), timeout)
     else:
         yield Finding("ok", f"{hub_endpoint()} (not asked; --online asks)")
-    if cached_snapshot(DEFAULT_NEEDLES, "dataset", allow_patterns=PATTERNS):
-        yield Finding("ok", f"needles {DEFAULT_NEEDLES}: cached")
-    else:
-        text = f"needles {DEFAULT_NEEDLES}: not cached; without a network the built-in ones are used"
-        yield Finding("note", text, "vniah download needles")
-    if cached_snapshot(MODEL, "model", allow_patterns=MODEL_FILES):
-        yield Finding("ok", f"model {MODEL}: cached")
-    else:
-        yield Finding("note", f"model {MODEL}: not cached", f"vniah download {MODEL}")
+    needles, model = f"needles {DEFAULT_NEEDLES}", f"model {MODEL}"
+    none = Finding(
+        "note", f"{needles}: not cached; without a network the built-in ones are used", "vniah download needles"
+    )
+    yield _either(cached_snapshot(DEFAULT_NEEDLES, "dataset", allow_patterns=PATTERNS), f"{needles}: cached", none)
+    none = Finding("note", f"{model}: not cached", f"vniah download {MODEL}")
+    yield _either(cached_snapshot(MODEL, "model", allow_patterns=MODEL_FILES), f"{model}: cached", none)
     spec = importlib.util.find_spec("longva_model")
     places = (spec.submodule_search_locations or []) if spec else []
-    if any(any(Path(place, "nano").glob("*.safetensors")) for place in places):
-        yield Finding("ok", "model nano: comes with the package (pretrained=nano)")
-    else:
-        yield Finding("note", "model nano: its weights are not in this installation")
+    weights = [file for place in places for file in Path(place, "nano").glob("*.safetensors")]
+    none = Finding("note", "model nano: its weights are not in this installation")
+    yield _either(weights, "model nano: comes with the package (pretrained=nano)", none)
 
 
 def _answer(endpoint: str, timeout: float) -> Finding:
-    import urllib.error
-    import urllib.request
+    from huggingface_hub import get_session
 
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout).close()
-    except urllib.error.HTTPError as error:
-        # It answered: a server may well refuse a HEAD of its front page.
-        if error.code >= 500:
-            return Finding("note", f"{endpoint} answers with error {error.code}")
-    except (OSError, ValueError) as error:
+        status = get_session().head(endpoint, timeout=timeout).status_code
+    except Exception as error:  # the HTTP library, and its errors, differ between versions of the Hub's
         fix = "check the network, or set HF_ENDPOINT to a mirror"
-        return Finding("note", f"{endpoint} does not answer: {getattr(error, 'reason', error)}", fix)
-    return Finding("ok", f"{endpoint} answers")
+        return Finding("note", f"{endpoint} does not answer: {error}", fix)
+    # A refusal is an answer too: a server may well refuse a HEAD of its front page.
+    return _either(status < 500, f"{endpoint} answers", Finding("note", f"{endpoint} answers with error {status}"))
+
+
+def _either(good: object, text: str, otherwise: Finding) -> Finding:
+    return Finding("ok", text) if good else otherwise
 
 
 def _split(required: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
