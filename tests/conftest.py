@@ -39,6 +39,17 @@ def loopback_hub() -> Iterator[LoopbackHub]:
     hub.stop()
 
 
+@pytest.fixture
+def online(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The loopback Hub as this process's Hub, with an empty cache."""
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VNIAH_NEEDLES", "TEXT_NIAH_HAYSTACK"):
+        monkeypatch.delenv(name, raising=False)
+    return loopback_hub
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip ``gpu`` tests where there is no CUDA device."""
     marked = [item for item in items if "gpu" in item.keywords]

@@ -20,16 +20,6 @@ from vniah.runs.open import expand, read_index
 from vniah.visual.settings import DEFAULT_NEEDLES
 
 
-@pytest.fixture
-def online(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VNIAH_NEEDLES", "TEXT_NIAH_HAYSTACK"):
-        monkeypatch.delenv(name, raising=False)
-    return loopback_hub
-
-
 def download(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(command)

@@ -1,10 +1,13 @@
-"""What is said on a terminal: nothing of it steers the terminal."""
+"""What is said on a terminal: nothing of it steers the terminal. And a dict that lmms-eval's table leaves out."""
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 
-from vniah.notices import printable
+from vniah.notices import QuietDict, printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,23 @@ def test_warnings_and_errors_are_printable(capsys: pytest.CaptureFixture[str], m
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and not any("\x1b" in line or "\x07" in line for line in lines)
     assert lines[0].startswith("vniah: warning: ") and lines[1].startswith("vniah: error: ")
+
+
+CONTENT = {"short": {"accuracy": 50.0, "questions": 2}, "long": {}}
+
+
+def test_content_is_that_of_a_plain_dict() -> None:
+    quiet = QuietDict(CONTENT)
+    assert quiet == CONTENT and list(quiet) == list(CONTENT) and bool(quiet)
+    assert copy.deepcopy(quiet) == CONTENT
+    assert json.loads(json.dumps({"r": quiet})) == json.loads(json.dumps({"r": quiet}, indent=2)) == {"r": CONTENT}
+    assert not QuietDict()
+
+
+def test_lmms_evals_table_passes_over_it() -> None:
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.utils import make_table
+
+    results = {"task": {"alias": "task", "plain,none": 1.0, "wide,none": QuietDict(CONTENT)}}
+    table = make_table({"results": results, "n-shot": {"task": 0}})
+    assert "plain" in table and "wide" not in table and "accuracy" not in table
