@@ -1,4 +1,4 @@
-"""What a user may pass to ``longva_ring``: checked once, where it enters.
+"""What a user may pass to ``longva_ring``, and a task's generation settings: checked once, where they enter.
 
 lmms-eval hands over ``--model_args key=value,...`` with its own guess of each type; everything is read
 again here, and an unknown key is an error that names the nearest one.
@@ -6,7 +6,6 @@ again here, and an unknown key is an error that names the nearest one.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.contract.requests import Generate
-from vniah.notices import notice
+from vniah.notices import did_you_mean, notice
 
 _CHOICES = {
     "parallel": ("auto", "branch", "ring"),
@@ -25,6 +24,17 @@ _CHOICES = {
 }
 # What lmms-eval adds to the arguments of every model.
 _FROM_LMMS_EVAL = ("max_batch_size", "use_cache")
+
+
+# What lmms-eval puts into every task that names no stop string. Its own models drop it, and an answer of
+# several paragraphs (video_dc499) must not end at the first.
+_NO_STOP = ["\n\n"]
+_HONOURED = {"until", "do_sample", "max_new_tokens", "max_gen_toks", "min_new_tokens", "temperature", "top_p", "top_k"}
+_HONOURED |= {"num_beams", "repetition_penalty", "seed"}
+# Settings of other models, or of lmms-eval itself, that mean nothing here.
+_IGNORED = {"image_aspect_ratio", "use_cache", "return_dict", "truncation", "max_length", "max_agentic_steps"}
+_DEFAULT_MAX_NEW_TOKENS = 1024  # of lmms-eval's LongVA
+_DEFAULT_TOP_K = 50  # of transformers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +97,7 @@ class ModelArgs:
             if key in _FROM_LMMS_EVAL or value is None:
                 continue
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+                hint = did_you_mean(key, known) or f"; expected one of {', '.join(known)}"
                 raise ValueError(f"unknown model argument {key}={value!r}{hint}")
             read[key] = _convert(key, str(known[key].type), value)
         args = cls(**read)
@@ -137,10 +146,7 @@ def parse_model_args(text: str) -> dict[str, str]:
 def _convert(key: str, kind: str, value: Any) -> Any:
     if kind.startswith("str"):
         return str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key}={value!r}: expected a number") from None
+    number = _number({key: value}, key, 0.0)
     if not math.isfinite(number):
         raise ValueError(f"{key}={value!r}: expected a finite number")
     if kind.startswith("int"):
@@ -150,28 +156,6 @@ def _convert(key: str, kind: str, value: Any) -> Any:
     if number <= 0:
         raise ValueError(f"{key}={value!r}: must be positive")
     return number
-
-
-# What lmms-eval puts into every task that names no stop string. Its own models drop it, and an answer of
-# several paragraphs (video_dc499) must not end at the first.
-_NO_STOP = ["\n\n"]
-_KNOWN = {
-    "until",
-    "max_new_tokens",
-    "max_gen_toks",
-    "min_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "num_beams",
-    "repetition_penalty",
-    "seed",
-}
-# Settings of other models, or of lmms-eval itself, that mean nothing here.
-_IGNORED = {"image_aspect_ratio", "use_cache", "return_dict", "truncation", "max_length", "max_agentic_steps"}
-_DEFAULT_MAX_NEW_TOKENS = 1024  # of lmms-eval's LongVA
-_DEFAULT_TOP_K = 50  # of transformers
 
 
 def generate_leaf(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Generate:
@@ -188,25 +172,20 @@ def generate_leaf(settings: Mapping[str, Any], defaults: Mapping[str, Any] | Non
     Raises:
         ValueError: a setting that is no number where one is needed, or out of its range.
     """
-    unknown = [key for key in settings if key not in _KNOWN | _IGNORED]
-    if unknown:
-        notice(f"generation settings that are not honoured: {', '.join(sorted(unknown))}")
+    if unknown := sorted(settings.keys() - _HONOURED - _IGNORED):
+        notice(f"generation settings that are not honoured: {', '.join(unknown)}")
     own = {key: value for key, value in settings.items() if value is not None}
     values = {**(defaults or {}), **own}
     until = own.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(str(word) for word in until) if until != _NO_STOP else ()
     temperature = _number(own, "temperature", 0.0)
-    sampled = own.get("do_sample")
-    if sampled is None:
-        sampled = temperature > 0
-    if not sampled:
-        temperature = 0.0
-    elif temperature == 0.0:
+    sampled = own.get("do_sample", temperature > 0)
+    if sampled and temperature == 0:
         temperature = _number(defaults or {}, "temperature", 1.0) or 1.0
     leaf = Generate(
         max_new_tokens=int(_number(own, "max_new_tokens", _number(own, "max_gen_toks", _DEFAULT_MAX_NEW_TOKENS))),
         min_new_tokens=int(_number(values, "min_new_tokens", 0)),
-        temperature=temperature,
+        temperature=temperature if sampled else 0.0,
         top_p=_number(values, "top_p", 1.0) if sampled else 1.0,
         top_k=int(_number(values, "top_k", _DEFAULT_TOP_K)) if sampled else 0,
         num_beams=int(_number(own, "num_beams", 1)),

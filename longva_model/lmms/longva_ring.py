@@ -1,6 +1,6 @@
 """The lmms-eval model ``longva_ring``; the one file of this room that knows lmms_eval.
 
-Turns lmms-eval's requests into jobs and hands them all to one runner (``engine/runner.py``), so that
+Turns lmms-eval's requests into jobs and hands them all to one runner (``run/runner.py``), so that
 requests which share a video or a haystack share its prefix.
 """
 
@@ -36,8 +36,7 @@ class LongVARing(lmms):
         self._rank, self._world_size = self.runner.rank, self.runner.world_size
         # By task: doc_to_visual, or doc_to_messages of a chat task. Every rank has every task, so that it can
         # build a prompt of another rank's document.
-        self._visuals: dict[str, Callable[..., Any] | None] = {}
-        self._messages: dict[str, Callable[..., Any]] = {}
+        self._showing: dict[str, Callable[..., Any] | None] = {}
 
     @property
     def device(self) -> Any:
@@ -66,23 +65,14 @@ class LongVARing(lmms):
         for request in requests:
             context, target, doc_to_visual, doc_id, task, split = request.args
             answer = target if isinstance(target, str) else target(self._doc(task, split, doc_id))
-            self._visuals[task] = doc_to_visual
+            self._showing[task] = doc_to_visual
             jobs.append(_job(request, task, split, doc_id, context, Target(str(answer))))
-        results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
-        return [
-            ScoredPair(
-                result.logprob,
-                result.is_greedy,
-                {
-                    "predicted": result.text,
-                    "predicted_ids": result.predicted_ids,
-                    "answer_ids": result.answer_ids,
-                    "answer_logprobs": result.answer_logprobs,
-                    "prompt_tokens": result.prompt_tokens,
-                },
-            )
-            for result in results
-        ]
+        pairs: list[tuple[float, bool]] = []
+        for result in self.runner.run(jobs, self._build, self._about, self._measured(jobs)):
+            names = ("predicted_ids", "answer_ids", "answer_logprobs", "prompt_tokens")
+            details = {"predicted": result.text, **{name: getattr(result, name) for name in names}}
+            pairs.append(ScoredPair(result.logprob, result.is_greedy, details))
+        return pairs
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Generate an answer to each request; sampling settings of the task are honoured.
@@ -90,68 +80,51 @@ class LongVARing(lmms):
         Requests of chat tasks and of others may come together. A request that comes several times (``--repeats``)
         is answered once if greedy, and with a seed for each time if sampled.
         """
-        jobs = numbered_samples([self._generation(request) for request in requests])
+        jobs = []
+        for request in requests:
+            if callable(request.args[1]):
+                _, show, settings, doc_id, task, split = request.args
+                context = None
+            else:
+                context, settings, show, doc_id, task, split = request.args
+            self._showing[task] = show
+            jobs.append(_job(request, task, split, doc_id, context, self._leaf(settings)))
+        jobs = numbered_samples(jobs)
         results = self.runner.run(jobs, self._build, self._about, self._measured(jobs))
         return [result.text.strip() for result in results]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Rounds of questions, each told the answers before it; one list of answers a request."""
-        answers = []
-        for request in requests:
-            chat = callable(request.args[1])
-            answers.append(self._chat_rounds(request) if chat else self._simple_rounds(request))
-        return answers
+        return [self._rounds(request) for request in requests]
 
-    def _generation(self, request: Instance) -> Job:
-        """The job of a request, of either protocol."""
-        if callable(request.args[1]):
-            _, doc_to_messages, settings, doc_id, task, split = request.args
-            self._messages[task] = doc_to_messages
-            context = None
+    def _rounds(self, request: Instance) -> list[str]:
+        """lmms-eval asks for what comes next, whether to stop, the answers so far, and what to tell it next time.
+
+        What comes next is visuals and text; of a chat task messages, which stand alone in the first round, and in
+        every round of a task that has one.
+        """
+        is_chat = callable(request.args[1])
+        if is_chat:
+            _, ask, settings, doc_id, task, split = request.args
         else:
-            context, settings, doc_to_visual, doc_id, task, split = request.args
-            self._visuals[task] = doc_to_visual
-        return _job(request, task, split, doc_id, context, self._leaf(settings))
-
-    def _simple_rounds(self, request: Instance) -> list[str]:
-        """lmms-eval asks ``doc_to_text`` for (visuals, text, whether to stop, answers so far, what to tell it next)."""
-        context, settings, doc_to_visual, doc_to_text, doc_id, task, split = request.args
-        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
-        visuals, text = _as_list(doc_to_visual(doc) if doc_to_visual is not None else None), context
+            context, settings, doc_to_visual, ask, doc_id, task, split = request.args
+        doc, leaf, frames = self._doc(task, split, doc_id), self._leaf(settings), self.args.max_frames_num
+        visuals = None if is_chat or doc_to_visual is None else doc_to_visual(doc)
+        shown = [ask(doc)] if is_chat else [visuals, context]
         answers: list[str] = []
         told: Any = None
         while True:
-            answers.append(self._one_round(self._prompt(text, visuals, leaf)))
-            visuals, text, stop, so_far, told = doc_to_text(
-                doc, previous_output=list(answers), round_idx=len(answers), previous_round_info=told
-            )
-            answers, visuals = list(answers if so_far is None else so_far), _as_list(visuals)
-            if stop:
+            answers.append(self.runner.run_one(self._prompt(shown, leaf, frames)).text.strip())
+            turn = ask(doc, previous_output=list(answers), round_idx=len(answers), previous_round_info=told)
+            if is_chat and not (isinstance(turn, tuple) and len(turn) == 4):
                 return answers
-
-    def _chat_rounds(self, request: Instance) -> list[str]:
-        """``doc_to_messages`` gives messages, later (messages, whether to stop, answers so far, what to tell it)."""
-        _, doc_to_messages, settings, doc_id, task, split = request.args
-        doc, leaf = self._doc(task, split, doc_id), self._leaf(settings)
-        messages = doc_to_messages(doc)
-        answers: list[str] = []
-        told: Any = None
-        while True:
-            prompt = self._chat(messages, leaf, self.args.max_frames_num)
-            answers.append(self._one_round(prompt))
-            turn = doc_to_messages(doc, round_idx=len(answers), previous_output=list(answers), previous_round_info=told)
-            if not (isinstance(turn, tuple) and len(turn) == 4):
-                return answers  # a task of one round
-            messages, stop, so_far, told = turn
+            *shown, stop, so_far, told = turn
             answers = list(answers if so_far is None else so_far)
             if stop:
                 return answers
 
     def _leaf(self, settings: Mapping[str, Any] | None) -> Generate:
         return generate_leaf(settings or {}, self.backend.generation_defaults)
-
-    def _one_round(self, prompt: Prompt) -> str:
-        return self.runner.run_one(prompt).text.strip()
 
     def _doc(self, task: str, split: str, doc_id: int) -> Mapping[str, Any]:
         doc: Mapping[str, Any] = self.task_dict[task][split][doc_id]
@@ -163,33 +136,31 @@ class LongVARing(lmms):
         Raises:
             ValueError: this rank was given no document of the task, and so does not know how its prompts look.
         """
-        if job.task not in (self._messages if job.context is None else self._visuals):
+        if job.task not in self._showing:
             raise ValueError(
                 f"process {self._rank} of {self._world_size} was given no document of {job.task}; "
                 "a task needs a document for each process, so use fewer processes or raise --limit"
             )
-        doc = self._doc(job.task, job.split, job.doc_id)
-        if job.context is None:
-            messages = self._messages[job.task](doc)
-            prompt = self._chat(messages, job.leaf, self._max_frames(job))
-            return replace(prompt, beyond_context=job.every_frame)
-        doc_to_visual = self._visuals[job.task]
-        return self._prompt(job.context, _as_list(doc_to_visual(doc) if doc_to_visual else None), job.leaf, job)
+        show = self._showing[job.task]
+        shown = [show(self._doc(job.task, job.split, job.doc_id)) if show is not None else None]
+        # A V-NIAH video is shown whole: sampling it would skip the one-frame needle.
+        frames = 10**9 if job.every_frame else self.args.max_frames_num
+        prompt = self._prompt(shown if job.context is None else [*shown, job.context], job.leaf, frames)
+        return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
 
-    def _chat(self, messages: Sequence[Mapping[str, Any]], leaf: Leaf, max_frames: int) -> Prompt:
-        return build_chat(messages, leaf, self.backend.template, max_frames=max_frames, system=self._system)
-
-    def _prompt(self, text: str, visuals: Sequence[Any], leaf: Leaf, job: Job | None = None) -> Prompt:
+    def _prompt(self, shown: Sequence[Any], leaf: Leaf, max_frames: int) -> Prompt:
+        """The prompt of a chat task's messages, or of visuals and a text."""
+        template, system = self.backend.template, self._system
+        if len(shown) == 1:
+            return build_chat(shown[0], leaf, template, max_frames=max_frames, system=system)
+        visuals, text = shown
+        # Some tasks return one visual, or nothing, or holes.
+        several = visuals if isinstance(visuals, (list, tuple)) else [visuals]
+        visuals = [visual for visual in several if visual is not None]
         for visual in visuals:
             if hasattr(visual, "bind_tokenizer"):
                 visual.bind_tokenizer(self.backend.token_ids)
-        frames = self._max_frames(job) if job is not None else self.args.max_frames_num
-        prompt = build_prompt(text, visuals, leaf, self.backend.template, max_frames=frames, system=self._system)
-        return replace(prompt, beyond_context=prompt.beyond_context or (job is not None and job.every_frame))
-
-    def _max_frames(self, job: Job) -> int:
-        """A V-NIAH video is shown whole: sampling it would skip the one-frame needle."""
-        return 10**9 if job.every_frame else self.args.max_frames_num
+        return build_prompt(text, visuals, leaf, template, max_frames=max_frames, system=system)
 
     def _measured(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What the needle tasks among the jobs' are to measure; their documents say it."""
@@ -227,13 +198,6 @@ def numbered_samples(jobs: Sequence[Job]) -> list[Job]:
             job = replace(job, sample=number, leaf=replace(job.leaf, seed=job.leaf.seed + number))
         numbered.append(job)
     return numbered
-
-
-def _as_list(visuals: Any) -> list[Any]:
-    """What ``doc_to_visual`` returned as a list of visuals: some tasks return one, or nothing, or holes."""
-    if visuals is None:
-        return []
-    return [one for one in (visuals if isinstance(visuals, (list, tuple)) else [visuals]) if one is not None]
 
 
 def _job(request: Instance, task: str, split: str, doc_id: int, context: Any, leaf: Leaf) -> Job:
