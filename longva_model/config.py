@@ -6,7 +6,6 @@ RoPE base and scaling. ``from_pretrained`` reads the released ``llava_qwen`` lay
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -35,12 +34,8 @@ class LongVAConfig(PreTrainedConfig):
         projector_hidden_act: between the projector's two linear layers.
         vision_feature_layer: which hidden state of the tower is used; -2 is the one before the last.
         vision_feature_select_strategy: "patch": the class token is dropped.
-        mm_patch_merge_type: "unires" (LongVA), "spatial_unpad" (AnyRes) or "flat" (all tokens as they come).
-        image_aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; None crops
-            the centre to one tile.
-        image_grid_pinpoints: the canvases, [width, height] in pixels; the default follows the merge type.
-        mm_spatial_pool_stride: edge of the pool over a video frame's patches; None is unknown.
-        mm_spatial_pool_mode: "average" or "max"; None is unknown.
+        mm_patch_merge_type, image_aspect_ratio, image_grid_pinpoints, mm_spatial_pool_stride, mm_spatial_pool_mode:
+            see ``VisualLayout``.
         mm_resampler_type: must be None: the released "spatial_pool" would pool a frame twice.
         tokenizer_model_max_length: carried over; it limits nothing here.
         released_config: config.json of the released layout this came from, word for word, so that converting
@@ -76,11 +71,7 @@ class LongVAConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "qwen2", {})
         self.vision_config = _sub_config(self.vision_config, "clip_vision_model", layouts.CLIP_VIT_L_14_336)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
-        """Refuse what would run and be wrong."""
+        # What would run and be wrong is refused.
         if self.mm_resampler_type is not None:
             raise ValueError(
                 f"mm_resampler_type is {self.mm_resampler_type!r}: the tower's output would be pooled before the "
@@ -95,14 +86,11 @@ class LongVAConfig(PreTrainedConfig):
                 f"out as a square and the class token is none; got {self.vision_feature_select_strategy!r}"
             )
         self.image_grid_pinpoints = [list(size) for size in self.layout.pinpoints]
+        super().__post_init__(**kwargs)
 
     @property
     def layout(self) -> VisualLayout:
-        """How images and videos become visual tokens, and how many.
-
-        Raises:
-            ValueError: an unknown merge type or pool mode, or canvases that are not made of whole tiles.
-        """
+        """How images and videos become visual tokens, and how many."""
         return VisualLayout(
             merge_type=self.mm_patch_merge_type,
             aspect_ratio=self.image_aspect_ratio,
@@ -133,14 +121,12 @@ class LongVAConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """transformers' own, with a released config turned into ours (the tower's sizes are looked up)."""
-        local_files_only = bool(kwargs.get("local_files_only"))
+        cached_only = bool(kwargs.get("local_files_only"))
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if layouts.is_released(config_dict):
-            overrides = {key: kwargs[key] for key in kwargs.keys() & cls.__dataclass_fields__.keys()}
-            config_dict = layouts.read_config(
-                config_dict, pretrained_model_name_or_path, local_files_only=local_files_only
-            )
-            config_dict.update(overrides)
+            given = {key: kwargs[key] for key in kwargs.keys() & cls.__dataclass_fields__.keys()}
+            ours = layouts.read_config(config_dict, pretrained_model_name_or_path, local_files_only=cached_only)
+            config_dict = {**ours, **given}
         elif config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a {config_dict['model_type']!r} model and no LongVA: expected "
@@ -152,15 +138,11 @@ class LongVAConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """transformers' own; keys of the decoder among ``kwargs`` reach ``text_config``."""
-        config_dict = dict(config_dict)
-        text = config_dict.get("text_config")
-        if isinstance(text, dict):
-            text = dict(text)
-            text_class = CONFIG_MAPPING[text.get("model_type", "qwen2")]
-            names = {field.name for field in dataclasses.fields(text_class)} | {"rope_theta", "rope_scaling"}
-            names -= {field.name for field in dataclasses.fields(cls)}
-            given = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
-            config_dict["text_config"] = layouts.override_text(text, given)
+        if isinstance(text := config_dict.get("text_config"), dict):
+            decoder = CONFIG_MAPPING[text.get("model_type", "qwen2")]
+            names = (layouts.own_keys(decoder) - layouts.own_keys(cls)) | {"rope_theta", "rope_scaling"}
+            given = {key: kwargs.pop(key) for key in names & kwargs.keys()}
+            config_dict = {**config_dict, "text_config": layouts.override_text(text, given)}
         return super().from_dict(config_dict, **kwargs)
 
 

@@ -52,7 +52,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
 
     @property
     def vision_tower(self) -> PreTrainedModel:
-        """The CLIP tower."""
         return self.model.vision_tower
 
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
@@ -62,13 +61,13 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
     def get_image_features(
         self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | list, **_: Any
     ) -> torch.Tensor:
-        """Visual tokens of all images, one image after another, in the decoder's order: (T, D)."""
+        """See ``LongVAModel.get_image_features``: (T, D)."""
         return self.model.get_image_features(pixel_values, image_sizes)
 
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_num_frames: torch.Tensor | list | None = None, **_: Any
     ) -> torch.Tensor:
-        """Visual tokens of all videos, one video after another, in the decoder's order: (T, D)."""
+        """See ``LongVAModel.get_video_features``: (T, D)."""
         return self.model.get_video_features(pixel_values_videos, video_num_frames)
 
     @can_return_tuple

@@ -95,18 +95,14 @@ class LongVAProcessor(ProcessorMixin):
             videos: uint8 (N, H, W, 3), lists of images, or paths of video files.
             preprocess: "crop" or "pad" for video frames; the processor's own unless given.
             num_frames: evenly many frames of each video; unless given all of them, but 32 of a file.
-            padding: several prompts are padded to the longest unless this is False.
-            padding_side: "left" (what generation needs) or "right".
-            pad_to_multiple_of: round the padded length up.
-            truncation: nothing is ever cut: with it, a prompt above ``max_length`` is an error.
-            max_length: longest prompt in tokens, visuals included, under ``truncation``.
+            padding: several prompts are padded to the longest unless this is False; on the left (what generation
+                needs) unless ``padding_side`` is "right".
+            truncation: nothing is ever cut: with it, a prompt above ``max_length``, visuals included, is an error.
             add_special_tokens: put the tokenizer's BOS in front, where it has that habit.
             return_offsets_mapping: also where in the text each token stands.
             return_mm_token_type_ids: also 0 for text, 1 for an image's tokens, 2 for a video's.
             return_tensors: "pt", "np" or None (lists of ids).
-            audio: must be None.
-            do_sample_frames: what ``apply_chat_template`` adds to ``num_frames``; says nothing more.
-            return_text_replacement_offsets: the same for ``return_offsets_mapping``.
+            do_sample_frames, return_text_replacement_offsets: what ``apply_chat_template`` adds; they say nothing more.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, L); with images ``pixel_values`` (images, tiles, 3, S, S),
@@ -173,23 +169,19 @@ class LongVAProcessor(ProcessorMixin):
         """One prompt's ids, and where in it each stands; ``visuals`` are kind and tokens of each placeholder."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        if add_special_tokens and self.tokenizer.bos_token_id is not None:
-            # Only where the tokenizer does so itself, and the prompt does not bring its own.
-            bos = self.tokenizer.bos_token_id
-            if self.tokenizer("").input_ids[:1] == [bos] and not prompt.startswith(self.tokenizer.bos_token):
-                ids, offsets = [bos], [(0, 0)]
+        tokenizer = self.tokenizer
+        bos = tokenizer.bos_token_id if add_special_tokens else None
+        # Only where the tokenizer does so itself, and the prompt does not bring its own.
+        if bos is not None and tokenizer("").input_ids[:1] == [bos] and not prompt.startswith(tokenizer.bos_token):
+            ids, offsets = [bos], [(0, 0)]
         at = 0
-        marks = [*PLACEHOLDER.finditer(prompt), None]
-        for mark, visual in zip(marks, [*visuals, None], strict=True):
+        for mark, visual in zip([*PLACEHOLDER.finditer(prompt), None], [*visuals, None], strict=True):
             stop = len(prompt) if mark is None else mark.start()
             if stop > at:
-                part = self.tokenizer(
-                    prompt[at:stop], add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast
-                )
+                part = tokenizer(prompt[at:stop], add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+                spans = part.get("offset_mapping", [(0, stop - at)] * len(part.input_ids))
                 ids += part.input_ids
-                offsets += [
-                    (at + a, at + b) for a, b in part.get("offset_mapping", [(0, stop - at)] * len(part.input_ids))
-                ]
+                offsets += [(at + start, at + end) for start, end in spans]
             if mark is not None and visual is not None:
                 kind, count = visual
                 ids += [self.image_token_index if kind == "image" else self.video_token_index] * count
@@ -264,7 +256,10 @@ class LongVAProcessor(ProcessorMixin):
             folder, return_unused_kwargs=True, trust_remote_code=False, **kwargs
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, **kwargs)
-        preprocessor = _preprocessor(folder, config)
+        # The preprocessing of the tower: the checkpoint's own file, or that of the tower which the config names.
+        path = Path(folder) / "preprocessor_config.json"
+        tower = (config.released_config or {}).get("mm_vision_tower")
+        preprocessor = read_json(path) if path.is_file() else find_tower(tower, Path(folder)).preprocessor or {}
         return cls.from_config(
             config,
             tokenizer,
@@ -277,18 +272,10 @@ class LongVAProcessor(ProcessorMixin):
 def distribute(
     texts: Sequence[str], images: Sequence[Any] | None, videos: Sequence[Any] | None
 ) -> list[tuple[Sequence[Any], Sequence[Any], list[str]]]:
-    """Give each prompt its visuals, in order.
+    """Each prompt's images, videos, and the kind ("image" or "video") of each of its placeholders, in order.
 
     ``<video>`` stands for a video. ``<image>`` stands for an image, or for a video where there are no images,
-    as in the released code.
-
-    Args:
-        texts: the prompts.
-        images: one list for all prompts, or one list a prompt; None is none.
-        videos: the same.
-
-    Returns:
-        For each prompt its images, its videos, and the kind ("image" or "video") of each placeholder.
+    as in the released code. Images, like videos, are one list for all prompts, or one list a prompt.
 
     Raises:
         ValueError: placeholders and visuals that do not match in number, or a video without frames.
@@ -350,15 +337,6 @@ def _check_counts(kinds: list[str], num_images: int, num_videos: int, num_texts:
         f"{where} {wanted} placeholders, but {num_images} images and {num_videos} videos were given. Each visual "
         "needs one placeholder: <image> for an image, <video> for a video (or <image>, where there are no images)"
     )
-
-
-def _preprocessor(folder: str, config: LongVAConfig) -> dict[str, Any]:
-    """The preprocessing of a checkpoint's tower: its own preprocessor_config.json, or that of the named tower."""
-    own = Path(folder) / "preprocessor_config.json"
-    if own.is_file():
-        return read_json(own)
-    name = (config.released_config or {}).get("mm_vision_tower")
-    return find_tower(name, Path(folder)).preprocessor or {}
 
 
 def _check_mode(mode: str) -> Any:

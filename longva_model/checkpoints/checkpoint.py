@@ -36,13 +36,7 @@ _TICK_SECONDS = 2  # file systems tell times at least this finely
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a safetensors file: where its bytes are.
-
-    Attributes:
-        dtype: as safetensors names it, e.g. "BF16".
-        start: first byte in the file.
-        stop: one past the last byte.
-    """
+    """One tensor of a safetensors file: its type as safetensors names it ("BF16"), and its first and last byte + 1."""
 
     path: Path
     dtype: str
@@ -63,7 +57,7 @@ def resolve_folder(path: Any, kwargs: dict[str, Any] | None = None, *, weights: 
 
     Raises:
         FileNotFoundError: neither a folder nor to be had from the Hub.
-        ValueError: a JSON file of it that cannot be used (see ``read_json``), which libraries would fail at unclearly.
+        ValueError: a JSON file of it that cannot be used, which libraries would fail at unclearly.
     """
     options = kwargs if kwargs is not None else {}
     subfolder = options.pop("subfolder", "") or ""
@@ -195,30 +189,25 @@ def check_tensors(
     *,
     tied: bool = False,
 ) -> None:
-    """Compare a checkpoint with the model that its config describes.
+    """Compare a checkpoint's tensors, by name in either layout, with the shapes that its config asks for, by ours.
 
     Args:
-        tensors: by name on disk, in either layout.
-        expected: shape by name of ours.
         tied: the head shares the embedding's weights and need not be there.
 
     Raises:
         ValueError: listing tensors that are missing, left over, or of another shape than the config says.
     """
     found = {to_our_key(name): info.shape for name, info in tensors.items()}
-    extra = sorted(name for name in found.keys() - expected.keys() if not name.endswith(IDLE_TENSORS))
-    missing = sorted(expected.keys() - found.keys() - ({"lm_head.weight"} if tied else set()))
-    wrong = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
-    if not (extra or missing or wrong):
-        return
     parts = []
-    if wrong:
+    if wrong := sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name]):
         shapes = [f"{name} is {list(found[name])}, the config says {list(expected[name])}" for name in wrong]
         parts.append(f"{len(wrong)} of another shape: {_some(shapes, '; ')}")
-    if missing:
+    if missing := sorted(expected.keys() - found.keys() - ({"lm_head.weight"} if tied else set())):
         parts.append(f"{len(missing)} missing: {_some(missing)}")
-    if extra:
+    if extra := sorted(name for name in found.keys() - expected.keys() if not name.endswith(IDLE_TENSORS)):
         parts.append(f"{len(extra)} left over: {_some(extra)}")
+    if not parts:
+        return
     advice = "check that config.json belongs to these weights"
     if all(name.startswith("model.vision_tower.") for name in (*wrong, *missing, *extra)):
         advice = (
@@ -229,7 +218,7 @@ def check_tensors(
 
 
 def weights_fingerprint(folder: str | Path, memory: Path | None = None) -> str:
-    """A hash of a checkpoint's weights: the same for either layout and any sharding.
+    """A hash of a checkpoint's weights, 32 hex digits: the same for either layout and any sharding.
 
     Covers each tensor's name in our layout, type, shape and every byte. A file's hashes are remembered under what the
     file system says of it (device, inode, size, times of change), so that weights are read for this once.
@@ -237,9 +226,6 @@ def weights_fingerprint(folder: str | Path, memory: Path | None = None) -> str:
     Args:
         folder: the checkpoint.
         memory: where hashes are remembered; ``None``: ``fingerprints`` in the cache folder.
-
-    Returns:
-        32 hex digits.
 
     Raises:
         FileNotFoundError: no weights, or a missing shard.
@@ -291,25 +277,19 @@ def _hash_tensors(path: Path) -> dict[str, str]:
     from tqdm import tqdm
 
     tensors = read_header(path)
-    hashes = {}
+    sizes = [info.stop - info.start for info in tensors.values()]
+    bar = tqdm(
+        total=sum(sizes), unit="B", unit_scale=True, desc=f"fingerprint {path.name}", delay=2, leave=False,
+        file=sys.stderr,
+    )  # fmt: skip
+    hashes = []
     # Hashing leaves the interpreter's lock, so that threads read a checkpoint at the disk's speed.
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(
-            total=sum(info.stop - info.start for info in tensors.values()),
-            unit="B",
-            unit_scale=True,
-            desc=f"fingerprint {path.name}",
-            delay=2,
-            leave=False,
-            file=sys.stderr,
-        ) as bar,
-    ):
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda info: sha256_of(path, info.start, info.stop), tensors.values())
-        for (name, info), digest in zip(tensors.items(), found, strict=True):
-            hashes[name] = digest
-            bar.update(info.stop - info.start)
-    return hashes
+        for size, digest in zip(sizes, found, strict=True):
+            hashes.append(digest)
+            bar.update(size)
+    return dict(zip(tensors, hashes, strict=True))
 
 
 def _some(names: list[str], joint: str = ", ") -> str:

@@ -61,19 +61,15 @@ _ABSENT_MEANS = {
 
 _TOWER_FILES = ("config.json", "preprocessor_config.json")
 
-# Tensor names, released -> ours, as transformers' ``key_mapping`` takes them. Names of ours match none.
-KEY_MAPPING = {
-    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.(?=(?:embed_tokens|layers|norm)\.)": "model.language_model.",
+# How tensors' names begin, in our layout and in the released one; the decoder's have nothing in front there.
+_PREFIXES = {
+    "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+    "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
 }
-_TO_RELEASED = (
-    ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
-    ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
-    ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
-    ("model.language_model.", "model."),
-)
+# Released -> ours, as transformers' ``key_mapping`` takes it. Names of ours match none.
+KEY_MAPPING = {f"^{re.escape(theirs)}": ours for ours, theirs in _PREFIXES.items()}
+KEY_MAPPING[r"^model\.(?=(?:embed_tokens|layers|norm)\.)"] = "model.language_model."
 
 
 def is_released(config_dict: dict[str, Any]) -> bool:
@@ -90,7 +86,7 @@ def to_our_key(name: str) -> str:
 
 def to_released_key(name: str) -> str:
     """A tensor's name in the released layout, from its name in ours."""
-    for ours, theirs in _TO_RELEASED:
+    for ours, theirs in (*_PREFIXES.items(), ("model.language_model.", "model.")):
         if name.startswith(ours):
             return theirs + name[len(ours) :]
     return name
@@ -100,7 +96,6 @@ def read_config(config_dict: dict[str, Any], path: Any, *, local_files_only: boo
     """A released config as the dict ``LongVAConfig`` is made from.
 
     Args:
-        config_dict: the released config.json.
         path: the checkpoint's folder or Hub id; the tower named in the config is looked for around it.
         local_files_only: do not ask the Hub for the tower's config.
 
@@ -128,11 +123,7 @@ def read_config(config_dict: dict[str, Any], path: Any, *, local_files_only: boo
 
 
 def write_config(config: Any) -> dict[str, Any]:
-    """The released config.json of a ``LongVAConfig``.
-
-    Where the config came from a released one, that is returned word for word, but for keys whose value has
-    been changed since.
-    """
+    """The released config.json of a ``LongVAConfig``; what was read of one is word for word, unless changed since."""
     now = _derive(config)
     if not config.released_config:
         return now
@@ -161,9 +152,8 @@ def own_keys(config_class: Any) -> set[str]:
     """The keys that a kind of configuration has besides those of all."""
     from transformers import PreTrainedConfig
 
-    return {field.name for field in dataclasses.fields(config_class)} - {
-        field.name for field in dataclasses.fields(PreTrainedConfig)
-    }
+    own, every = ({field.name for field in dataclasses.fields(kind)} for kind in (config_class, PreTrainedConfig))
+    return own - every
 
 
 def _without_tower(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +199,7 @@ def _derive(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """What was found. ``config`` or ``preprocessor`` is None where nothing was; ``source`` says where."""
+    """What was found, and where; both None: the known values of CLIP ViT-L/14-336 are meant."""
 
     config: dict[str, Any] | None
     preprocessor: dict[str, Any] | None
@@ -223,10 +213,6 @@ def find_tower(name: str | None, checkpoint: Path, *, local_files_only: bool = F
         name: the config's ``mm_vision_tower``: a folder or a Hub id.
         checkpoint: the checkpoint's folder (or Hub id: then only the working directory counts).
         local_files_only: stop before the Hub.
-
-    Returns:
-        What was found; with nothing found both parts are None and the known values of CLIP ViT-L/14-336
-        are meant.
 
     Raises:
         ValueError: a config.json was found that is not a CLIP vision tower's.

@@ -78,14 +78,7 @@ def resolve_dtype(dtype: Any, config: Any, tensors: Mapping[str, TensorInfo]) ->
 def load_weights(
     model: PreTrainedModel, tensors: Mapping[str, TensorInfo], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Fill a model that was built without memory (``empty_model``).
-
-    Args:
-        model: its parameters are replaced, its buffers moved.
-        tensors: by name on disk, in either layout; checked against the model already.
-        dtype: of the parameters.
-        device: where everything goes.
-    """
+    """Fill a model that was built without memory (``empty_model``) with checked tensors, named as on disk."""
     wanted = dict(model.named_parameters(remove_duplicate=False))
     for path, part in groupby(tensors.items(), key=lambda item: item[1].path):
         with safe_open(path, framework="pt", device=str(device)) as file:
