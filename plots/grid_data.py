@@ -12,7 +12,7 @@ from vniah.plots.run_notes import control_name, control_note, measured_line, war
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
 from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
-from vniah.text.score import DISTRACTOR
+from vniah.text.puzzles import DISTRACTOR
 
 EFFECTIVE_AT = 0.9
 

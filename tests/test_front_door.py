@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 import vniah
 from vniah.cli import app
-from vniah.runs.callable_model import CallableModel, CellError, _code_of
-from vniah.runs.measure import write_results
+from vniah.runs.measure import CallableModel, CellError, _code_of, write_results
 from vniah.runs.read import read_run, read_runs
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}

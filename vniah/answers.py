@@ -11,6 +11,7 @@ rules, except that a small "a" or "i" behind "it is" needs a stop behind it, for
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 _MASK = "█"
 # An answer stands at the beginning or at the end of what a model writes; what loops on between is not read.
 _READ_CHARS = 6_000
+
+_any_case = functools.partial(re.compile, flags=re.IGNORECASE)
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _THOUGHT_END = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
@@ -49,23 +52,21 @@ _NAMED_THING = (
 _ARTICLES = frozenset({"a", "an", "the"})
 _CUE = r"(?:answers?|ans|options?|choices?|letters?|selections?)"
 # The gap between two mentions of one list.
-_LISTED = re.compile(
+_LISTED = _any_case(
     rf"^(?:[\s,;/&+|?.)\]({{\[}}{_MASK}:=<>→✅✓✔-]|\b(?:or|and|nor|either|both|also|as|well|vs|versus|to|through|an?|the|"
-    rf"maybe|perhaps|possibly|probably|it|is|it's|could|may|might|be|so|{_CUE})\b)*$",
-    re.IGNORECASE,
+    rf"maybe|perhaps|possibly|probably|it|is|it's|could|may|might|be|so|{_CUE})\b)*$"
 )
-_TOGETHER = re.compile(rf"^(?:[^\S\n]|[,/&)(\]\[{_MASK}]|\b(?:or|and|nor|the)\b|\b{_CUE}\b)*$", re.IGNORECASE)
-_JOINED = re.compile(r"\b(?:or|and|nor)\b|[/&]", re.IGNORECASE)
+_TOGETHER = _any_case(rf"^(?:[^\S\n]|[,/&)(\]\[{_MASK}]|\b(?:or|and|nor|the)\b|\b{_CUE}\b)*$")
+_JOINED = _any_case(r"\b(?:or|and|nor)\b|[/&]")
 
-_CLAUSE = re.compile(r"[.;:!?\n,]|(?<!thing )(?<!all )\b(?:but|so|however|then|because|since)\b|\s-\s", re.IGNORECASE)
-_NEGATED = re.compile(
+_CLAUSE = _any_case(r"[.;:!?\n,]|(?<!thing )(?<!all )\b(?:but|so|however|then|because|since)\b|\s-\s")
+_NEGATED = _any_case(
     # "Anything but A"; "more like B than A", "fewer than 3".
     r"(?:\b(?:(?:any|every)thing|all)\s+but\b|(?<!none other )(?<!no other )\bthan\b|"
     r"\b(?:not|never|neither|nor|no|without|except|excluding|excludes?|unlike|instead\s+of|eliminat\w+|reject\w*|"
     r"rul(?:e|es|ed|ing)\s+out|cannot|unable|fail\w*|impossible|unlikely|hardly|не|нет)\b|n't\b|"
     r"(?<!no )(?<!not )(?<!n't )(?<!out )(?<!out a )(?<!beyond )\bdoubt\b)"
-    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely|there's)\b)[\w']+){0,3}[\W_]*$",
-    re.IGNORECASE,
+    r"(?:\W+(?!(?:only|sure|certain|doubt|question|likely|there's)\b)[\w']+){0,3}[\W_]*$"
 )
 # Where a verdict ends: "B: no" and "B (wrong)" are some, "B, no doubt" and "B (out of the four)" are none.
 _END = (
@@ -85,49 +86,42 @@ _IS = (
 _NOT = rf"(?:{_IS}(?:not|never)|cannot|\w+n't)\b"
 _BEHIND = rf"^[\s)\].:(-]*(?:(?:(?:an?|the)\s+)?{_MASK}+[\s)\].:(-]*)?"
 # "B: no", "B, wrong", "B (not correct)", "B is unlikely".
-_DENIED = re.compile(
-    rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+(?:{_RIGHT}|{_SEEN})|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)",
-    re.IGNORECASE,
+_DENIED = _any_case(
+    rf"{_BEHIND}(?:[❌✗✘✖]|[,?]?\s*(?:(?:no|never|not\s+(?:{_RIGHT}|{_SEEN})|{_WRONG})\b{_END}|not\b(?=\s*(?:[.,;!?)\n]|$)))|{_IS}{_WRONG}\b)"
 )
 # An option is denied by whatever it does not do, but not by "B is not wrong"; and "B is not A" denies A.
-_OPTION_DENIED = re.compile(
+_OPTION_DENIED = _any_case(
     rf"{_BEHIND}(?:(?:contradicts?|fails|lacks)\b|{_IS}(?:less|worse)\b|{_NOT}(?!\s+(?:be\s+)?{_ADVERBS}(?:{_WRONG}|only)\b)"
-    rf"(?![^\S\n]+(?:(?:be|been|show|fit|mean|the|{_CUE})[^\S\n]+)*[^\w\n]?(?:(?-i:[A-Z])\b|{_MASK})))",
-    re.IGNORECASE,
+    rf"(?![^\S\n]+(?:(?:be|been|show|fit|mean|the|{_CUE})[^\S\n]+)*[^\w\n]?(?:(?-i:[A-Z])\b|{_MASK})))"
 )
 # A thing may be there and not move.
-_THING_DENIED = re.compile(
+_THING_DENIED = _any_case(
     rf"^[\s)\]]*{_NOT}(?:{_END}|\s+(?:be\s+)?(?:{_RIGHT}|{_SEEN}|appear\w*|exist|match|fit|asked|what|"
-    r"in\s+(?:the|this)\s+(?:video|picture|image|frame|scene|clip))\b)",
-    re.IGNORECASE,
+    r"in\s+(?:the|this)\s+(?:video|picture|image|frame|scene|clip))\b)"
 )
-_CONFIRMED = re.compile(
+_CONFIRMED = _any_case(
     rf"^[\s)\].:,(-]*(?:(?:(?:an?|the)\s+)?{_MASK}+[\s)\].:,(-]*)?(?:is|are|was|must\s+be|would\s+be|should\s+be|has\s+to\s+be|seems|looks)\s+"
     r"(?:(?:clearly|definitely|certainly|most|likely|the|probably|more|my|only|single|one|also|both|all)\s+)*"
-    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b",
-    re.IGNORECASE,
+    rf"(?:correct|right|best|true|answer|final|choice|accurate|it)\b"
 )
-_TICKED = re.compile(rf"^[\s).:-]*(?:(?:an?|the)\s+)?{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)", re.IGNORECASE)
+_TICKED = _any_case(rf"^[\s).:-]*(?:(?:an?|the)\s+)?{_MASK}*[\s).:-]*(?:[✅✓✔]|yes\b)")
 _IT_IS = r"\b(?:it|this|that)(?:'s|\s+(?:is|was|must\s+be|would\s+be|has\s+to\s+be|could\s+be|may\s+be|might\s+be))"
 _SAID = rf"(?:{_IT_IS}|\b(?:think|believe|guess|say|definitely|probably|certainly|surely))"
-_STATED = re.compile(
+_STATED = _any_case(
     rf"(?:\b{_CUE}\b[^.\n;]{{0,60}}?(?:\b(?:is|are|was|be|must\s+be|would\s+be)\b|[:=→]|->)"
     rf"|\bans(?:wer)?\b|{_IT_IS}|\bso\s+(?:is|are)\b|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
-    rf"(?:[\s:(\[→=-]|\b(?:the|most|likely|probably|definitely|clearly|therefore|{_CUE}|letter|correct|best)\b)*$",
-    re.IGNORECASE,
+    rf"(?:[\s:(\[→=-]|\b(?:the|most|likely|probably|definitely|clearly|therefore|{_CUE}|letter|correct|best)\b)*$"
 )
 _FINALLY = re.compile(
     r"\b(?:final|finally|so(?!\s+(?:is|are)\b)|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$", re.IGNORECASE
 )
 # What only leads up to an answer: "I first thought A, but", "between A and B,"; a question ("A or B?") does too.
-_LED_UP = re.compile(
-    r"\b(?:thought|believed|assumed|guessed|considered|initially|between|unless|whether)\b(?:\W+[\w']+){0,3}\W*$",
-    re.IGNORECASE,
+_LED_UP = _any_case(
+    r"\b(?:thought|believed|assumed|guessed|considered|initially|between|unless|whether)\b(?:\W+[\w']+){0,3}\W*$"
 )
 _ASKED = re.compile(r"^[^.;!\n?]*\?")
-_REVISED = re.compile(
-    r"(?:\b(?:wait|actually|correction|on\s+second\s+thought|scratch\s+that|i\s+mean|sorry)\b|[.?!,-]\s*no\s*[,.])",
-    re.IGNORECASE,
+_REVISED = _any_case(
+    r"(?:\b(?:wait|actually|correction|on\s+second\s+thought|scratch\s+that|i\s+mean|sorry)\b|[.?!,-]\s*no\s*[,.])"
 )
 _REJECTED_ITEM = re.compile(r"[❌✗✘✖][^\n❌✗✘✖✅✓✔]*")
 _MARKED_ITEMS = re.compile(r"^[^\w\n]*[❌✗✘✖✅✓✔]", re.MULTILINE)
@@ -403,7 +397,7 @@ def _whole(word: str) -> re.Pattern[str]:
         after = rf"(?:st|nd|rd|th)?{after}"
     # A small article is the text's, and no letter.
     before = rf"(?:(?<!\w)(?-i:an?|the)\s+)?{before}"
-    return re.compile(before + body + after, re.IGNORECASE)
+    return _any_case(before + body + after)
 
 
 def _standing(text: str, mentions: Sequence[_Mention], *, option: bool = True) -> list[_Mention]:
@@ -478,10 +472,9 @@ _VALUES = {word: value for value, word in enumerate(_UNITS)} | {
     word: 10 * value for value, word in enumerate(_TENS, start=2)
 }
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s]+(?:{'|'.join(_UNITS[1:10])}))?|{'|'.join(_UNITS)})"
-_IN_WORDS = re.compile(
+_IN_WORDS = _any_case(
     rf"(?<![\w.,-])(?:\d+(?=[-\s]+(?:{'|'.join(_SCALES)})\b)|an?(?=\s+(?:{'|'.join(_SCALES)})\b)|{_BELOW_100})"
-    rf"(?:[-\s]+(?:{'|'.join(_SCALES)})\b(?:[-\s]+(?:and\s+)?{_BELOW_100})?)*(?!\w)",
-    re.IGNORECASE,
+    rf"(?:[-\s]+(?:{'|'.join(_SCALES)})\b(?:[-\s]+(?:and\s+)?{_BELOW_100})?)*(?!\w)"
 )
 # "At least 3", "3+" and "3 or more" do not say 3.
 _BOUNDED_BEFORE = re.compile(
@@ -492,7 +485,7 @@ _COLOURS = frozenset(
     "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
 )
 _YES_NO = frozenset({"yes", "no"})
-_MAYBE = re.compile(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+[\w█])", re.IGNORECASE)
+_MAYBE = _any_case(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+[\w█])")
 _SMALL_TALK = frozenset(
     {"yes", "no", "sure", "definitely", "certainly", "probably", "indeed", "maybe", "sorry", "exactly"}
 )
@@ -500,13 +493,12 @@ _NO_ITEM = re.compile(
     r"(?:not|no|nothing|but|because|since|as|i|it|which|that|who|like|with|on|in|at|of|from|by)\b", re.IGNORECASE
 )
 # "White/ivory", "white, maybe ivory".
-_OR_BEHIND = re.compile(r"\s*(?:[,.?]?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S", re.IGNORECASE)
-_OR_BEFORE = re.compile(r"\S\s*(?:\bor|/)\s*(?:(?:maybe|perhaps|possibly|an?|the)\s+)*$", re.IGNORECASE)
+_OR_BEHIND = _any_case(r"\s*(?:[,.?]?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S")
+_OR_BEFORE = _any_case(r"\S\s*(?:\bor|/)\s*(?:(?:maybe|perhaps|possibly|an?|the)\s+)*$")
 # "A lion and a tiger", up to the clause's end; "a lion and a man walks" goes on.
-_AND_BEHIND = re.compile(
+_AND_BEHIND = _any_case(
     r"\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
-    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$|are\b)",
-    re.IGNORECASE,
+    r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$|are\b)"
 )
 _AND_BEFORE = re.compile(
     r"\b(?:(?:an?|the)\s+[^\W\d_]+|(?-i:[A-Z])\w+)\s*(?:\band|[|&])\s+(?:an?\s+|the\s+)?$", re.IGNORECASE

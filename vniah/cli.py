@@ -52,9 +52,7 @@ class _LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in with a name and a line of help, which is all that the overview needs."""
-        if cmd_name not in COMMANDS:
-            return None
-        return _as_command(cmd_name, lambda: None, COMMANDS[cmd_name])
+        return _as_command(cmd_name, lambda: None, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -67,23 +65,22 @@ class _LazyGroup(TyperGroup):
             sys.exit(130)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        name, rest = args[0], args[1:]
+        if name in COMMANDS:
+            module = importlib.import_module(f"vniah.commands.{name.replace('-', '_')}")
+            # Each paragraph in one line, which is then as wide as the terminal.
+            paragraphs = (module.command.__doc__ or "").split("\n\n")
+            text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+            return name, _as_command(name, module.command, text), rest
+        if not name.startswith("-"):
             from vniah.notices import did_you_mean
 
-            near = did_you_mean(args[0], COMMANDS)
-            raise ValueError(f"no command {args[0]!r}{near or '; `vniah --help` lists them'}")
-        name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and command is not None:
-            module = importlib.import_module(f"vniah.commands.{name.replace('-', '_')}")
-            command = _as_command(name, module.command)
-        return name, command, rest
+            raise ValueError(f"no command {name!r}{did_you_mean(name, COMMANDS) or '; `vniah --help` lists them'}")
+        return super().resolve_command(ctx, args)
 
 
-def _as_command(name: str, function: Callable[..., None], help_line: str | None = None) -> Any:
+def _as_command(name: str, function: Callable[..., None], text: str) -> Any:
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    # Each paragraph in one line, which is then as wide as the terminal.
-    paragraphs = (function.__doc__ or "").split("\n\n")
-    text = help_line or "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     one.command(name, help=text, context_settings=_HELP_NAMES)(function)
     return typer.main.get_command(one)
 

@@ -2,7 +2,7 @@
 
 - Their YAML asks for a Hub login (`token: True`), which fails for a user without one although the data sets
   are public. The group's YAML gives `dataset_kwargs` without it.
-- Some read HF_HOME without a default; naming ``HF_HOME`` of this module sets it to the Hub library's own.
+- Some read HF_HOME without a default, so it is set to the Hub library's own; the groups' YAML names ``HF_HOME``.
 - Table 8's judged tasks (ActivityNet-QA, VideoChatGPT, Video-DD) count 0 when no OpenAI key is set. Here
   they are "not scored" instead. With OPENAI_API_KEY they are scored by lmms-eval as ever.
 - NExT-QA's WUPS needs WordNet through packages that lmms-eval does not bring by itself. Without them it raises
@@ -16,25 +16,19 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import constants
+
 _log = logging.getLogger(__name__)
+HF_HOME = os.environ.setdefault("HF_HOME", constants.HF_HOME)
 NOT_SCORED = "not scored"
 REASON = "no judge: set OPENAI_API_KEY (and OPENAI_API_URL) for lmms-eval's own judged tasks"
 NO_WORDNET = (
     "no WordNet: pip install 'lmms-eval[metrics]', and "
     "python -m nltk.downloader wordnet punkt_tab averaged_perceptron_tagger_eng"
 )
-
-
-def __getattr__(name: str) -> str:
-    """``HF_HOME``, set in the environment if it is not: several upstream tasks fail without it."""
-    if name != "HF_HOME":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from huggingface_hub import constants
-
-    return os.environ.setdefault("HF_HOME", constants.HF_HOME)
 
 
 def _upstream(task: str, function: str) -> Callable[..., Any]:
@@ -49,13 +43,17 @@ def _say_once(task: str, reason: str) -> None:
     _log.warning("%s: %s (%s)", task, NOT_SCORED, reason)
 
 
-def guarded_process(task: str, function: str, metrics: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
+def _not_scored(metrics: Sequence[str], reason: str, results: Sequence[str]) -> dict[str, Any]:
+    return {metric: {"unscored": reason, "response": results[0] if results else ""} for metric in metrics}
+
+
+def guarded_process(task: str, function: str, *metrics: str) -> Callable[..., dict[str, Any]]:
     """Upstream's ``process_results`` where there is a judge, else every metric unscored."""
 
     def process_results(doc: Mapping[str, Any], results: list[str], **kwargs: Any) -> dict[str, Any]:
         if os.environ.get("OPENAI_API_KEY"):
             return dict(_upstream(task, function)(doc, results, **kwargs))
-        return {metric: {"unscored": REASON, "response": results[0] if results else ""} for metric in metrics}
+        return _not_scored(metrics, REASON, results)
 
     return process_results
 
@@ -82,32 +80,25 @@ def nextqa_oe_process(doc: Mapping[str, Any], results: list[str]) -> dict[str, A
         # NLTK says LookupError of data that it lacks. A column that is missing is another matter.
         if isinstance(error, (KeyError, IndexError)):
             raise
-        return {"WUPS": {"unscored": NO_WORDNET, "response": results[0] if results else ""}}
+        return _not_scored(["WUPS"], NO_WORDNET, results)
 
 
 nextqa_oe_score = guarded_aggregate("nextqa", "nextqa_aggregate_results")
 
 activitynetqa_process = guarded_process(
-    "activitynetqa", "activitynetqa_process_results", ("gpt_eval_score", "gpt_eval_accuracy")
+    "activitynetqa", "activitynetqa_process_results", "gpt_eval_score", "gpt_eval_accuracy"
 )
 activitynetqa_score = guarded_aggregate("activitynetqa", "activitynetqa_aggregate_score")
 activitynetqa_accuracy = guarded_aggregate("activitynetqa", "activitynetqa_aggregate_accuracy")
 
-video_dd_process = guarded_process(
-    "video_detail_description", "video_detail_description_process_results_generic", ("gpt_eval_score",)
-)
-video_dd_score = guarded_aggregate("video_detail_description", "video_detail_description_aggregate_score")
+_DD = "video_detail_description"
+video_dd_process = guarded_process(_DD, f"{_DD}_process_results_generic", "gpt_eval_score")
+video_dd_score = guarded_aggregate(_DD, f"{_DD}_aggregate_score")
 
-videochatgpt_generic_process = guarded_process(
-    "videochatgpt",
-    "videochatgpt_process_results_generic",
-    ("gpt_eval_score_correctness", "gpt_eval_score_detailed_orientation", "gpt_eval_score_context"),
-)
-videochatgpt_temporal_process = guarded_process(
-    "videochatgpt", "videochatgpt_process_results_temporal", ("gpt_eval_score_temporal",)
-)
-videochatgpt_consistency_process = guarded_process(
-    "videochatgpt", "videochatgpt_process_results_consistency", ("gpt_eval_score_consistency",)
-)
+_GENERIC = ("gpt_eval_score_correctness", "gpt_eval_score_detailed_orientation", "gpt_eval_score_context")
+_GPT = functools.partial(guarded_process, "videochatgpt")
+videochatgpt_generic_process = _GPT("videochatgpt_process_results_generic", *_GENERIC)
+videochatgpt_temporal_process = _GPT("videochatgpt_process_results_temporal", "gpt_eval_score_temporal")
+videochatgpt_consistency_process = _GPT("videochatgpt_process_results_consistency", "gpt_eval_score_consistency")
 videochatgpt_score = guarded_aggregate("videochatgpt", "videochatgpt_aggregate_score")
 videochatgpt_consistency = guarded_aggregate("videochatgpt", "videochatgpt_aggregate_consistency")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import types
@@ -75,9 +76,9 @@ def test_hf_home_is_the_hub_librarys_own_unless_set(monkeypatch: pytest.MonkeyPa
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_HOME", "/somewhere")
-    assert upstream.HF_HOME == "/somewhere"  # type: ignore[attr-defined]
+    assert importlib.reload(upstream).HF_HOME == "/somewhere"
     monkeypatch.delenv("HF_HOME")
-    assert upstream.HF_HOME == constants.HF_HOME == os.environ["HF_HOME"]  # type: ignore[attr-defined]
+    assert importlib.reload(upstream).HF_HOME == constants.HF_HOME == os.environ["HF_HOME"]
     with pytest.raises(AttributeError):
         upstream.NOTHING  # type: ignore[attr-defined] # noqa: B018
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from vniah.runs.grid import Cell
-from vniah.text.puzzles import make_puzzle
-from vniah.text.score import (
+from vniah.text.puzzles import (
     classify_generated,
     classify_teacher_forced,
     generated_correct,
+    make_puzzle,
     numbers_in,
     recalled,
     stated_number,

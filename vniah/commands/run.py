@@ -102,7 +102,7 @@ def evaluate(
     Raises:
         ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
         FileNotFoundError: no such model, film or needle set.
-        vniah.runs.callable_model.CellError: the function failed at a cell; names it.
+        vniah.runs.measure.CellError: the function failed at a cell; names it.
     """
     from vniah.runs.open import INPUTS
 
@@ -175,8 +175,7 @@ def evaluate_tasks(
     """
     from vniah import notices
     from vniah.commands.run_options import with_training_length
-    from vniah.runs.callable_model import CallableModel
-    from vniah.runs.measure import Model, check_writable, measure, model_folder
+    from vniah.runs.measure import CallableModel, Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
 
     notices.forget()

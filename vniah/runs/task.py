@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal
 
 from vniah.contract.requests import Target
 from vniah.notices import QuietDict, closing
+from vniah.runs import scoring as figures
 from vniah.runs.grid import Cell
-from vniah.runs.metrics import control_accuracy, effective_length, grid, mean_accuracy
+from vniah.runs.run import cells_table
 
 Scoring = Literal["teacher-forced", "generated"]
 Row = dict[str, Any]
@@ -233,3 +234,39 @@ class NeedleTask(ABC):
             "per_place": self.per_place,
             "vniah_version": __version__,
         }
+
+
+# From the logged values of cells to the figures of a run, for both families. lmms-eval drops the document from its
+# sample logs, so a value carries its cell whole.
+
+
+def mean_accuracy(items: list[dict[str, Any]]) -> float:
+    """Mean over the grid's cells, controls left out."""
+    return figures.grid_mean(cells_table(items))
+
+
+def control_accuracy(items: list[dict[str, Any]]) -> float:
+    """How often the answer is given with no needle to see."""
+    return figures.control_mean(cells_table(items)) or 0.0
+
+
+def effective_length(items: list[dict[str, Any]]) -> int:
+    """The longest length up to which every column's mean is at least 0.9."""
+    return figures.effective_frames(cells_table(items))
+
+
+def grid(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores by length and depth, and the control's by length."""
+    cells = cells_table(items)
+    table: dict[str, dict[str, float]] = {str(length): {} for length in sorted(set(cells["num_frames"]))}
+    for (length, depth), score in figures.grid_scores(cells).items():
+        table[str(length)][str(depth)] = score
+    for length, score in figures.control_means(cells).items():
+        table[str(length)]["control"] = score
+    # Whole in results.json, left out of lmms-eval's printed table, which would pad every row to its width.
+    return QuietDict(table)
+
+
+def mean(items: list[float]) -> float:
+    """The share of answers that some rule found to be so."""
+    return sum(items) / len(items)

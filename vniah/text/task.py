@@ -16,18 +16,18 @@ from vniah.contract.cost import ESTIMATED_CHARS
 from vniah.contract.requests import Request, Segment
 from vniah.contract.sources import TokenSource
 from vniah.runs.grid import Cell, check_columns
-from vniah.runs.metrics import mean
-from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
+from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring, mean
 from vniah.text.compose import ComposedText, Placed, compose
 from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import Encode, MeasuredHaystack
-from vniah.text.puzzles import Puzzle, make_puzzle
-from vniah.text.score import (
+from vniah.text.puzzles import (
     DISTRACTOR,
     OTHER,
+    Puzzle,
     classify_generated,
     classify_teacher_forced,
     generated_correct,
+    make_puzzle,
     recalled,
 )
 from vniah.text.settings import TextSettings
