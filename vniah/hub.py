@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from vniah.files import check_relative_name, lock, put_in_place, replacing
+from vniah.files import check_relative_name, lock, put_in_place
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -277,11 +277,13 @@ def _link(blob: Path, path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        try:
-            part.symlink_to(os.path.relpath(blob, path.parent))
-        except OSError:  # a file system without links
-            shutil.copyfile(blob, part)
+    # Under a name of its own first: two processes may link at once.
+    draft = path.with_name(f".{blob.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        draft.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:  # a file system without links
+        shutil.copyfile(blob, draft)
+    os.replace(draft, path)
 
 
 def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> None:

@@ -33,10 +33,13 @@ def printable(text: object, *, lines: bool = False) -> str:
     """
     # Joiners belong to scripts and emoji.
     kept = "\n\t \u200c\u200d" if lines else " \u200c\u200d"
-    return "".join(
-        one if one.isprintable() or one in kept else " " if unicodedata.category(one) == "Zs" else _spelled(one)
-        for one in str(text)
-    )
+
+    def shown(one: str) -> str:
+        if one.isprintable() or one in kept:
+            return one
+        return " " if unicodedata.category(one) == "Zs" else one.encode("unicode_escape").decode()
+
+    return "".join(map(shown, str(text)))
 
 
 def shortened(text: object, most: int) -> str:
@@ -47,10 +50,6 @@ def shortened(text: object, most: int) -> str:
     digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     tail = f"... ({len(whole):,} characters, {digest})"
     return whole[: max(0, most - len(tail))] + tail
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 def notice(text: str) -> None:

@@ -15,11 +15,11 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from vniah.files import read_json, read_json_lines, user_path
 from vniah.hub import HubUnreachableError, RepositoryMissingError, fetch_dataset
@@ -33,12 +33,10 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg
 Wanted: TypeAlias = tuple[str, Sequence[str]]
 Question: TypeAlias = Mapping[str, Any]
 _FAILURE_KEPT_S = 30.0
-_Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VideoInfo:
+class VideoInfo(NamedTuple):
     """A video that reads to its end: seconds from its first frame to the end of its last, and frames a second."""
 
     path: Path
@@ -46,12 +44,11 @@ class VideoInfo:
     fps: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VideoReport:
+class VideoReport(NamedTuple):
     """The outcome of looking for a benchmark's videos: each label is in one of the two."""
 
-    found: Mapping[str, VideoInfo] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
+    found: Mapping[str, VideoInfo]
+    missing: Mapping[str, str]
 
     def summary(self, limit: int = 10) -> str:
         """One line on what is missing and why; "" when nothing is."""
@@ -368,28 +365,24 @@ def count(items: Iterable[int]) -> int:
     return max(items)
 
 
-def load_once(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+def load_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Remember what ``function`` gives for its arguments; a failure is said once, plainly, and kept a while.
 
     lmms-eval calls what builds a task five times when it raises, and then shows an error that no longer
     says why. Opening hundreds of videos five times, or asking a dead Hub, would also take minutes.
     """
-    results: dict[Any, _Result] = {}
+    once = functools.cache(function)
     failures: dict[Any, tuple[float, Exception]] = {}
 
     @functools.wraps(function)
-    def call(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
-        key = (args, tuple(sorted(kwargs.items())))
-        failed_at, failure = failures.get(key, (-_FAILURE_KEPT_S, None))
-        if failure and time.monotonic() - failed_at < _FAILURE_KEPT_S:
-            raise failure
-        if key not in results:
-            try:
-                results[key] = function(*args, **kwargs)
-            except (ValueError, OSError) as error:
-                failures[key] = (time.monotonic(), error)
-                _log.error("%s", printable(error))
-                raise
-        return results[key]
+    def call(*args: Hashable) -> _Result:
+        if (failed := failures.get(args)) and time.monotonic() - failed[0] < _FAILURE_KEPT_S:
+            raise failed[1]
+        try:
+            return once(*args)
+        except (ValueError, OSError) as error:
+            failures[args] = (time.monotonic(), error)
+            _log.error("%s", printable(error))
+            raise
 
     return call
