@@ -152,7 +152,7 @@ def test_specs_that_name_nothing(tmp_path: Path) -> None:
 
 
 def test_kind_needs_listed_options() -> None:
-    picture = Picture(draw=lambda: Image.new("RGB", (2, 2)), name="x")
+    picture = Picture(lambda: Image.new("RGB", (2, 2)), name="x")
 
     def kind(question: str, answer: str) -> str:
         return Needle(id="x", question=question, answer=answer, picture=picture).kind

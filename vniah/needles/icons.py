@@ -135,27 +135,23 @@ def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size:
     picture_HWC = _texture(rng, size)
     draws = rng.random(8)
     # Object and digit stand side by side or one above the other, never on each other.
-    object_side = 0.44 + 0.10 * draws[0]
-    digit_height = 0.30 + 0.06 * draws[1]
+    abreast = draws[2] < 0.5
+    side, digit_height = 0.44 + 0.10 * draws[0], 0.30 + 0.06 * draws[1]
     digit_width = 0.6 * digit_height
-    along = object_side + digit_width if draws[2] < 0.5 else object_side + digit_height
+    digit_along, digit_across = (digit_width, digit_height) if abreast else (digit_height, digit_width)
+    along = side + digit_along
     gap = 0.04 + (0.92 - along) * 0.3 * draws[3]
     start = 0.02 + (0.96 - along - gap) * draws[4]
-    across_object = 0.02 + (0.96 - object_side) * draws[5]
-    if draws[2] < 0.5:
-        across_digit = 0.02 + (0.96 - digit_height) * draws[6]
-        first, second = (start, start + object_side + gap), (start + digit_width + gap, start)
-        object_x, digit_x = first if draws[7] < 0.5 else second
-        object_y, digit_y = across_object, across_digit
-    else:
-        across_digit = 0.02 + (0.96 - digit_width) * draws[6]
-        first, second = (start, start + object_side + gap), (start + digit_height + gap, start)
-        object_y, digit_y = first if draws[7] < 0.5 else second
-        object_x, digit_x = across_object, across_digit
+    first, second = (start, start + side + gap), (start + digit_along + gap, start)
+    object_at, digit_at = first if draws[7] < 0.5 else second
+    object_xy = (object_at, 0.02 + (0.96 - side) * draws[5])
+    digit_xy = (digit_at, 0.02 + (0.96 - digit_across) * draws[6])
+    if not abreast:
+        object_xy, digit_xy = object_xy[::-1], digit_xy[::-1]
     shade = np.clip(np.array(SHADES[colour], np.float32) * (0.92 + 0.08 * rng.random()), 0, 255)
-    _paint(picture_HWC, object_mask(obj), object_x, object_y, object_side, object_side, shade)
+    _paint(picture_HWC, object_mask(obj), object_xy, (side, side), shade)
     light = np.full(3, 235, np.float32)
-    _paint(picture_HWC, digit_mask(digit), digit_x, digit_y, digit_width, digit_height, light)
+    _paint(picture_HWC, digit_mask(digit), digit_xy, (digit_width, digit_height), light)
     return Image.fromarray(picture_HWC.astype(np.uint8))
 
 
@@ -209,16 +205,15 @@ def _texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 def _paint(
     picture_HWC: NDArray[np.float32],
     mask: Image.Image,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
+    corner: tuple[float, float],
+    sides: tuple[float, float],
     colour: NDArray[np.float32],
 ) -> None:
-    """Lay ``colour`` through ``mask`` over a box given in parts of the side, at whole pixels."""
+    """Lay ``colour`` through ``mask`` over a box, (x, y) in parts of the picture's side, at whole pixels."""
     size = picture_HWC.shape[0]
-    left, top = round(x * size), round(y * size)
-    right, bottom = max(left + 1, round((x + width) * size)), max(top + 1, round((y + height) * size))
+    left, top = (round(at * size) for at in corner)
+    right = max(left + 1, round((corner[0] + sides[0]) * size))
+    bottom = max(top + 1, round((corner[1] + sides[1]) * size))
     cut = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
     alpha_HW1 = np.asarray(cut, np.float32)[..., None] * np.float32(1 / 255)
     box = picture_HWC[top:bottom, left:right]
@@ -240,7 +235,7 @@ def icon_needles(spec: str, options: str = "") -> NeedleSet:
     for number, (combination, asked) in enumerate(_schedule(seed, count, split)):
         question, answer = icon_questions(*combination)[asked]
         needle_id = f"{number:04d}-{combination[0]}-{('colour', 'number')[asked]}"
-        picture = Picture(draw=functools.partial(_draw_needle, seed, number, combination), name=name)
+        picture = Picture(functools.partial(_draw_needle, seed, number, combination), name)
         needles.append(Needle(id=needle_id, question=question, answer=answer, picture=picture))
     return NeedleSet(name, needles, recipe=f"{name} drawing {VERSION}")
 

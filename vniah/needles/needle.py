@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,12 @@ class Picture:
     """An image that is made when needed, with the fingerprint of what it is made from.
 
     Args:
-        stored: the bytes of an image file, or the file.
-        draw: a function that makes the image anew each time, in place of ``stored``.
+        source: the bytes of an image file, the file, or a function that draws the image anew each time.
         name: what to call it in an error.
     """
 
-    def __init__(
-        self, *, stored: bytes | Path | None = None, draw: Callable[[], Image.Image] | None = None, name: str
-    ) -> None:
-        assert (stored is None) != (draw is None), "a picture is either stored or drawn"
-        self.stored, self.draw, self.name = stored, draw, name
+    def __init__(self, source: bytes | Path | Callable[[], Image.Image], name: str) -> None:
+        self.source, self.name = source, name
 
     def load(self) -> Image.Image:
         """The image as RGB; see ``vniah.haystack.pictures``.
@@ -43,30 +40,28 @@ class Picture:
             ValueError: the stored bytes are no readable image.
             FileNotFoundError: the file is gone.
         """
-        if self.draw is not None:
-            return self.draw()
+        if callable(self.source):
+            return self.source()
         try:
-            return open_image(self._bytes(), f"the image of {self.name}")
+            return open_image(self._stored(self.source), f"the image of {self.name}")
         except UnreadableImageError as error:
             raise ValueError(f"the image of {self.name} cannot be read: it {error.reason}; replace the file") from None
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the stored bytes; of size and pixels where the image is drawn."""
-        if self.stored is not None:
-            return hashlib.sha256(self._bytes()).hexdigest()
+        if not callable(self.source):
+            return hashlib.sha256(self._stored(self.source)).hexdigest()
         image = self.load()
         return hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).hexdigest()
 
-    def _bytes(self) -> bytes:
-        assert self.stored is not None
-        return self.stored.read_bytes() if isinstance(self.stored, Path) else self.stored
+    @staticmethod
+    def _stored(source: bytes | Path) -> bytes:
+        return source if isinstance(source, bytes) else source.read_bytes()
 
 
 # A grid asks for the same few images hundreds of times; more than these are cheaper to make again than to keep.
-@functools.lru_cache(maxsize=16)
-def _loaded(picture: Picture) -> Image.Image:
-    return picture.load()
+_loaded = functools.lru_cache(maxsize=16)(Picture.load)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +127,8 @@ class NeedleSet:
             raise ValueError(f"the needle set {name!r} is empty; expected at least one needle")
         self._by_id = {needle.id: needle for needle in self._needles}
         if len(self._by_id) < len(self._needles):
-            ids = [needle.id for needle in self._needles]
-            twice = sorted({i for i in ids if ids.count(i) > 1})
+            counts = Counter(needle.id for needle in self._needles)
+            twice = sorted(needle_id for needle_id, count in counts.items() if count > 1)
             raise ValueError(f"the needle set {name!r} has ids that occur more than once: {', '.join(twice)}")
 
     def __len__(self) -> int:

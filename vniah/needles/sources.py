@@ -6,10 +6,10 @@ Parquet is read with pyarrow alone, which is several times quicker to import tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vniah.files import is_hub_id, read_json, read_json_lines, safe_relative_path, user_path
 from vniah.hub import HubUnreachableError, fetch_dataset
@@ -22,6 +22,7 @@ FORMS = (
     f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
 )
 FAMILIES = ("builtin", "icons")
+_Row: TypeAlias = tuple[str, Picture, Mapping[str, Any]]  # id, image, and texts under question and answer
 _BUILTIN = Path(__file__).with_name("builtin")
 KEYS = ("id", "file", "question", "answer")
 INDEX = "needles.json"
@@ -93,7 +94,7 @@ def _open_local(spec: str, family: str, rest: str) -> NeedleSet:
     if spec == "builtin":
         # Known by its pixels and by the code that drew it, as when it was drawn anew each time (builtin/README.md).
         needles = (
-            replace(needle, picture=Picture(draw=needle.picture.load, name=f"built-in needle {needle.id!r}"))
+            replace(needle, picture=Picture(needle.picture.load, f"built-in needle {needle.id!r}"))
             for needle in read_folder(_BUILTIN)
         )
         return NeedleSet("builtin", needles, recipe="builtin drawing 1")
@@ -124,45 +125,42 @@ def read_folder(folder: Path, *, name: str | None = None, links_within: Path | N
         raise FileNotFoundError(f"{folder} has no {INDEX}; expected a list of {{{', '.join(KEYS)}}} beside the images")
     rows = read_json(index)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{index} must be a list of {{{', '.join(KEYS)}}}, got {_shown(rows)}")
-    needles = [_needle(row, number, index, links_within) for number, row in enumerate(rows)]
-    return NeedleSet(name or str(folder), needles)
+        got = json.dumps(rows)
+        got = got if len(got) <= 80 else got[:77] + "..."
+        raise ValueError(f"{index} must be a list of {{{', '.join(KEYS)}}}, got {got}")
+    return _checked(name or str(folder), _folder_rows(rows, index, links_within))
 
 
-def _needle(row: Mapping[str, Any], number: int, index: Path, links_within: Path | None) -> Needle:
-    lacking = [key for key in KEYS if key not in row]
-    if lacking:
-        raise ValueError(f"{index}: entry {number} lacks {', '.join(lacking)}; it has {', '.join(row) or 'nothing'}")
-    needle_id = row["id"]
-    if isinstance(needle_id, bool) or not isinstance(needle_id, (str, int)) or not str(needle_id).strip():
-        raise ValueError(f"{index}: the id of entry {number} must be a text or a whole number, got {needle_id!r}")
-    picture = checked_file(row["file"], index.parent, f"needle {str(needle_id)!r} in {index}", links_within)
-    return Needle(id=str(needle_id), question=row["question"], answer=row["answer"], picture=picture)
+def _folder_rows(rows: list[dict[str, Any]], index: Path, links_within: Path | None) -> Iterator[_Row]:
+    for number, row in enumerate(rows):
+        lacking = [key for key in KEYS if key not in row]
+        if lacking:
+            has = ", ".join(row) or "nothing"
+            raise ValueError(f"{index}: entry {number} lacks {', '.join(lacking)}; it has {has}")
+        needle_id = row["id"]
+        if isinstance(needle_id, bool) or not isinstance(needle_id, (str, int)) or not str(needle_id).strip():
+            raise ValueError(f"{index}: the id of entry {number} must be a text or a whole number, got {needle_id!r}")
+        owner = f"needle {str(needle_id)!r} in {index}"
+        yield str(needle_id), _file_picture(row["file"], index.parent, owner, links_within), row
 
 
-def checked_file(name: Any, folder: Path, owner: str, links_within: Path | None = None) -> Picture:
-    """The image file ``name`` of ``folder``, once it is known to be inside, present and readable.
+def _checked(name: str, rows: Iterable[_Row]) -> NeedleSet:
+    needles = []
+    for needle_id, picture, row in rows:
+        picture.load()
+        needles.append(Needle(id=needle_id, question=row["question"], answer=row["answer"], picture=picture))
+    return NeedleSet(name, needles)
 
-    Args:
-        owner: what to call it in an error.
 
-    Raises:
-        ValueError, FileNotFoundError: it is not.
-    """
+def _file_picture(name: Any, folder: Path, owner: str, links_within: Path | None) -> Picture:
+    """The image file ``name`` of ``folder``, once it is known to be inside and present; ``owner`` is for errors."""
     try:
         path = safe_relative_path(name, folder, links_within=links_within)
     except ValueError as error:
         raise ValueError(f"the image of {owner}: {error}") from None
     if not path.is_file():
         raise FileNotFoundError(f"the image of {owner} is missing: no file {path}")
-    picture = Picture(stored=path, name=f"{owner} ({path.name})")
-    picture.load()
-    return picture
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return Picture(path, f"{owner} ({path.name})")
 
 
 def read_snapshot(folder: Path, name: str, *, links_within: Path | None = None) -> NeedleSet:
@@ -176,14 +174,8 @@ def read_snapshot(folder: Path, name: str, *, links_within: Path | None = None) 
         return read_folder(folder, name=name, links_within=links_within)
     tables = sorted(folder.rglob("*.parquet"))
     if tables:
-        rows = _parquet_rows(_of_split(tables, folder, name), folder, name, links_within)
-    else:
-        rows = _image_folder_rows(folder, name, links_within)
-    needles = (
-        Needle(id=str(number), question=row["question"], answer=row["answer"], picture=picture)
-        for number, (picture, row) in enumerate(rows)
-    )
-    return NeedleSet(name, needles)
+        return _checked(name, _parquet_rows(_of_split(tables, folder, name), folder, name, links_within))
+    return _checked(name, _image_folder_rows(folder, name, links_within))
 
 
 def _of_split(tables: list[Path], folder: Path, name: str) -> list[Path]:
@@ -199,9 +191,7 @@ def _of_split(tables: list[Path], folder: Path, name: str) -> list[Path]:
     return chosen
 
 
-def _parquet_rows(
-    tables: list[Path], folder: Path, name: str, links_within: Path | None
-) -> Iterator[tuple[Picture, dict[str, Any]]]:
+def _parquet_rows(tables: list[Path], folder: Path, name: str, links_within: Path | None) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -214,36 +204,33 @@ def _parquet_rows(
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path.name} of {name} is not a readable Parquet file: {error}") from None
         for row in rows:
-            yield _cell_picture(row["image"], f"row {number} of {name}", folder, links_within), row
+            # An image is {bytes, path} as datasets writes it, or bare bytes.
+            cell, owner = row["image"], f"row {number} of {name}"
+            stored, file_name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+            if stored is None and isinstance(file_name, str):
+                picture = _file_picture(file_name, folder, owner, links_within)
+            elif isinstance(stored, bytes):
+                picture = Picture(stored, owner)
+            else:
+                got = type(stored).__name__
+                raise ValueError(f"the image of {owner} must be bytes or {{bytes, path}}, got {got}")
+            yield str(number), picture, row
             number += 1
 
 
-def _cell_picture(cell: Any, owner: str, folder: Path, links_within: Path | None) -> Picture:
-    """An image cell: {bytes, path} as datasets writes it, or bare bytes."""
-    if isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell.get("bytes") is None:
-        return checked_file(cell["path"], folder, owner, links_within)
-    stored = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(stored, bytes):
-        raise ValueError(f"the image of {owner} must be bytes or {{bytes, path}}, got {type(stored).__name__}")
-    picture = Picture(stored=stored, name=owner)
-    picture.load()
-    return picture
-
-
-def _image_folder_rows(folder: Path, name: str, links_within: Path | None) -> Iterator[tuple[Picture, dict[str, Any]]]:
-    indexes = [path for path in (folder / SPLIT / "metadata.jsonl", folder / "metadata.jsonl") if path.is_file()]
-    if not indexes:
+def _image_folder_rows(folder: Path, name: str, links_within: Path | None) -> Iterator[_Row]:
+    indexes = (folder / SPLIT / "metadata.jsonl", folder / "metadata.jsonl")
+    index = next((path for path in indexes if path.is_file()), None)
+    if index is None:
         raise ValueError(
             f"the dataset {name} has neither Parquet files nor {INDEX} nor metadata.jsonl; expected Parquet with "
             f"columns {', '.join(COLUMNS)} in split {SPLIT!r}"
         )
-    index = indexes[0]
-    for line, row in read_json_lines(index):
-        number = line - 1
+    for number, (line, row) in enumerate(read_json_lines(index)):
         if not isinstance(row, dict):
             raise ValueError(f"{index}, line {line} is no object; expected {{file_name, question, answer}}")
         _check_columns(["image" if key == "file_name" else key for key in row], name)
-        yield checked_file(row["file_name"], index.parent, f"row {number} of {name}", links_within), row
+        yield str(number), _file_picture(row["file_name"], index.parent, f"row {line - 1} of {name}", links_within), row
 
 
 def _check_columns(found: list[str], name: str) -> None:
