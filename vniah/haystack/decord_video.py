@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
+from vniah.haystack.pictures import first_line
 from vniah.haystack.video import VideoHaystack
 
 # decord seeks once a call, so frames are asked for in groups.
@@ -50,7 +51,7 @@ class DecordHaystack(Haystack):
             difference = self._difference(exact)
         except (decord.DECORDError, RuntimeError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{path} is not a video that decord can read; try the decoder 'pyav' ({_first_line(error)})"
+                f"{path} is not a video that decord can read; try the decoder 'pyav' ({first_line(error)})"
             ) from None
         if difference:
             raise ValueError(f"{path}: decord reads other frames ({difference}); take the decoder 'pyav'")
@@ -101,9 +102,5 @@ class DecordHaystack(Haystack):
                 yield from self._reader.get_batch(numbers).asnumpy()
             except (self._errors, RuntimeError, IndexError) as error:
                 raise ValueError(
-                    f"{self.path}: only about {first} of {len(self)} sampled frames could be read: {_first_line(error)}"
+                    f"{self.path}: only about {first} of {len(self)} sampled frames could be read: {first_line(error)}"
                 ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -95,7 +95,7 @@ def open_image(source: str | Path | bytes, what: str = "") -> Image.Image:
         UnreadableImageError: not a picture of ``FORMATS``, more than ``MAX_PIXELS``, corrupt or cut short, or of a kind
             without a scale.
     """
-    what = what or _name(source)
+    what = what or ("an image" if isinstance(source, bytes) else str(source))
     with _opened(source, what) as image:
         if _moves(image):
             notice(f"{what} is animated; its first picture is shown")
@@ -130,16 +130,14 @@ def is_picture(path: str | Path, *, still: bool = False) -> bool:
 def image_notes(path: Path) -> tuple[str, ...]:
     """What ``open_image`` leaves out or changes of a picture, one line each."""
     with _opened(path, str(path)) as image:
-        notes = []
-        if _moves(image):
-            notes.append("animated: the first picture is shown")
-        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            notes.append("alpha is dropped and not blended: behind it stands the stored colour, often black")
-        if image.mode.startswith("I"):
-            notes.append("16-bit grey: the upper 8 bits are kept")
-        if image.mode == "CMYK":
-            notes.append("CMYK is converted to RGB without a colour profile")
-        return tuple(notes)
+        alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+        notes = {
+            "animated: the first picture is shown": _moves(image),
+            "alpha is dropped and not blended: behind it stands the stored colour, often black": alpha,
+            "16-bit grey: the upper 8 bits are kept": image.mode.startswith("I"),
+            "CMYK is converted to RGB without a colour profile": image.mode == "CMYK",
+        }
+        return tuple(note for note, holds in notes.items() if holds)
 
 
 def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
@@ -157,9 +155,8 @@ def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     kind = getattr(image, "format", None)
     if kind is not None and (image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM"))):
         values = "floating-point" if image.mode == "F" else "32-bit"
-        raise UnreadableImageError(
-            what, f"holds {values} values and does not say which is white; save it with 8 or 16 bits"
-        )
+        reason = f"holds {values} values and does not say which is white; save it with 8 or 16 bits"
+        raise UnreadableImageError(what, reason)
     # PIL turns a grey scale that begins with white round in 8 bits, and leaves it in 16.
     from_white = kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     try:
@@ -217,11 +214,10 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
         except UnidentifiedImageError:
             raise UnreadableImageError(what, f"is no image that PIL can read as {', '.join(FORMATS)}") from None
         except Image.DecompressionBombError as error:
-            raise UnreadableImageError(
-                what, f"cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read"
-            ) from None
+            reason = f"cannot be opened ({error}); at most {MAX_PIXELS:,} pixels are read"
+            raise UnreadableImageError(what, reason) from None
         except Exception as error:  # each format of PIL has errors of its own
-            raise UnreadableImageError(what, f"is no image that PIL can read ({_first_line(error)})") from None
+            raise UnreadableImageError(what, f"is no image that PIL can read ({first_line(error)})") from None
         with image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
@@ -235,20 +231,17 @@ def _opened(source: str | Path | bytes, what: str) -> Iterator[Image.Image]:
 
 
 def _corrupt(what: str, error: Exception) -> UnreadableImageError:
-    return UnreadableImageError(what, f"cannot be decoded ({_first_line(error)}); it is corrupt or cut short")
+    return UnreadableImageError(what, f"cannot be decoded ({first_line(error)}); it is corrupt or cut short")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _moves(image: Image.Image) -> bool:
     """Several pictures in one file. A telephone's photograph (MPO) has others beside it, but does not move."""
     return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
-
-
-def _name(source: str | Path | bytes) -> str:
-    return "an image" if isinstance(source, bytes) else str(source)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,6 @@ pictures then inherit: about one level of 255 off on average in ordinary video, 
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import os
 import threading
@@ -320,30 +319,22 @@ class _RgbConverter:
 
     def __call__(self, frame: VideoFrame) -> FrameHWC:
         size = (frame.width, frame.height)
-        if self._size not in (None, size):
-            assert self._size is not None
+        if self._size is not None and self._size != size:
             raise ValueError(
                 f"{self._path} changes size on the way, from {self._size[0]}x{self._size[1]} to {size[0]}x{size[1]}; "
                 "re-encode it at one size"
             )
         if self._graph is None or frame.format.name != self._format:
+            import av.filter
+
             self._size, self._format = size, frame.format.name
-            self._graph = _rgb_graph(frame)
+            self._graph = graph = av.filter.Graph()
+            source = graph.add_buffer(width=size[0], height=size[1], format=frame.format, time_base=frame.time_base)
+            scaled, rgb = graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24")
+            graph.link_nodes(source, scaled, rgb, graph.add("buffersink")).configure()
         self._graph.push(frame)
         frame_HWC: FrameHWC = self._graph.pull().to_ndarray()
         return _upright(frame_HWC, frame, self._path)
-
-
-def _rgb_graph(frame: VideoFrame) -> Any:
-    import av.filter
-
-    graph = av.filter.Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    chain = [source, graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink")]
-    for first, second in itertools.pairwise(chain):
-        first.link_to(second)
-    graph.configure()
-    return graph
 
 
 def _upright(frame_HWC: FrameHWC, frame: VideoFrame, path: Path) -> FrameHWC:
