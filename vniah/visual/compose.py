@@ -11,7 +11,6 @@ Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, LoopedHaystack, content_hash
 from vniah.notices import notice
 from vniah.runs.grid import around_needle, needle_index
-from vniah.visual.composed_files import Holds, fill_file, find_whole, make_room, write_whole
+from vniah.visual.composed_files import Holds, fill_file, make_room, whole_file
 from vniah.visual.splice import IntraStore, best_codec, encode_one, write_spliced
 
 # The colour that V-NIAH pads with (reference section 3.1).
@@ -85,7 +84,9 @@ class SplicedVideo:
             raise ValueError(f"the needle index must lie from 0 to {self.num_frames}, got {self.needle_index}")
         require_frames(self.haystack, self.num_frames)
         if self.needle is not None and not self.needle_source:
-            object.__setattr__(self, "needle_source", image_hash(self.needle))
+            rgb = self.needle.convert("RGB")
+            source = "image-" + content_hash([f"{rgb.width}x{rgb.height}", rgb.tobytes()])
+            object.__setattr__(self, "needle_source", source)
 
     def __len__(self) -> int:
         return self.num_frames + (self.needle is not None)
@@ -136,12 +137,6 @@ class SplicedVideo:
             return self.haystack.frames(start - 1, stop - 1)
         needle_NHWC = letterbox(self.needle, self.haystack.size)[None]
         return np.concatenate([self.haystack.frames(start, index), needle_NHWC, self.haystack.frames(index, stop - 1)])
-
-
-def image_hash(image: Image.Image) -> str:
-    """Hash of an image's size and RGB pixels."""
-    rgb = image.convert("RGB")
-    return "image-" + content_hash([f"{rgb.width}x{rgb.height}", rgb.tobytes()])
 
 
 def composed_frames(num_frames: int) -> int:
@@ -245,11 +240,7 @@ class Composer:
         self._check(video)
         cells, recipe = self.cache_dir / "cells", content_hash([self._store.key, video.fingerprint])
         self._holds.hold(recipe)
-        path = find_whole(cells, recipe)
-        if path is None:
-            path = write_whole(cells, recipe, lambda file: self._compose(video, file))
-        else:
-            os.utime(path)  # counts as used just now
+        path = whole_file(cells, recipe, lambda file: self._compose(video, file))
         make_room(self.cache_dir, self.max_bytes, self._holds)
         return path
 

@@ -24,22 +24,11 @@ from vniah.notices import notice
 _ABANDONED_SECONDS = 86400.0
 
 
-def find_whole(folder: Path, recipe: str) -> Path | None:
-    """The file of a recipe, if it is there and as it was written; where it is not, the run says so.
+def whole_file(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -> Path:
+    """The file of a recipe: the one that is there, if it is as it was written, which then counts as used just now.
 
-    Raises:
-        OSError: as ``telling``.
-    """
-    for path in folder.glob(f"{recipe}-*.mp4"):
-        with telling(folder), contextlib.suppress(FileNotFoundError):
-            if path == _named(folder, recipe, path):
-                return path
-            notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
-    return None
-
-
-def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -> Path:
-    """Write the file of a recipe: it is on the disk, whole, before it takes its name.
+    Else it is made, and is on the disk, whole, before it takes its name. Where one is not as it was written, the run
+    says so.
 
     Args:
         folder: made when missing.
@@ -51,6 +40,12 @@ def write_whole(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -
     """
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"{recipe}-*.mp4"):
+            with contextlib.suppress(FileNotFoundError):
+                if path == _named(folder, recipe, path):
+                    os.utime(path)
+                    return path
+                notice(f"composed videos in {folder.parent} are damaged: what is not as it was written is made again")
     part = folder / f".{recipe}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         fill_file(part, fill)

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from vniah.haystack.base import FrameHWC, Haystack, content_hash
-from vniah.visual.composed_files import find_whole, locked, write_whole
+from vniah.visual.composed_files import locked, whole_file
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
     from av.video.stream import VideoStream
 
 CODECS = ("libx264", "mjpeg")
@@ -104,22 +103,22 @@ class IntraStore:
         count = min(CHUNK_FRAMES, len(self.haystack) - number * CHUNK_FRAMES)
         # The count is in the name: a longer haystack completes the last one.
         recipe = f"chunk-{number:05d}-{count}"
+
+        def encode(file: BinaryIO) -> None:
+            first = number * CHUNK_FRAMES
+            encode_intra(self._frames(first, first + count), file, self.codec)
+            self.encoded_frames += count
+
         path = self._known.get(recipe)
-        if path is not None and path.exists():
-            return path
-        with locked(self.folder):  # another process may be at it
-            path = find_whole(self.folder, recipe)
-            if path is None:
-                frames = self._frames(number * CHUNK_FRAMES, count)
-                path = write_whole(self.folder, recipe, lambda file: encode_intra(frames, file, self.codec))
-                self.encoded_frames += count
-        self._known[recipe] = path
+        if path is None or not path.exists():
+            with locked(self.folder):  # another process may be at it
+                path = self._known[recipe] = whole_file(self.folder, recipe, encode)
         return path
 
-    def _frames(self, start: int, count: int) -> Iterator[FrameHWC]:
-        # Not iter_batches: chunks follow each other, and a video goes on decoding where it stopped.
-        for first in range(start, start + count, _BATCH):
-            yield from self.haystack.frames(first, min(first + _BATCH, start + count))
+    def _frames(self, start: int, stop: int) -> Iterator[FrameHWC]:
+        # Not stream: chunks follow each other, and a video goes on decoding where it stopped.
+        for first in range(start, stop, _BATCH):
+            yield from self.haystack.frames(first, min(first + _BATCH, stop))
 
 
 def encode_one(frame_HWC: FrameHWC, store: IntraStore) -> bytes:
@@ -151,21 +150,16 @@ def encode_intra(frames: Iterable[FrameHWC], file: BinaryIO, codec: str) -> None
             height, width, _ = frame_HWC.shape
             frame_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             if stream is None:
-                stream = _add_stream(container, codec, frame_HWC.shape[0], frame_HWC.shape[1])
+                stream = cast("VideoStream", container.add_stream(codec, rate=1, options=_SETTINGS[codec]))
+                stream.height, stream.width, stream.pix_fmt = *frame_HWC.shape[:2], _PIXELS[codec]
+                context = stream.codec_context
+                context.time_base = _SECOND
+                context.colorspace = context.color_primaries = context.color_trc = _BT601
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
             picture.pts, picture.time_base = index, _SECOND
             container.mux(stream.encode(picture))
         assert stream is not None, "nothing to encode"
         container.mux(stream.encode())
-
-
-def _add_stream(container: OutputContainer, codec: str, height: int, width: int) -> VideoStream:
-    stream = cast("VideoStream", container.add_stream(codec, rate=1, options=_SETTINGS[codec]))
-    stream.height, stream.width, stream.pix_fmt = height, width, _PIXELS[codec]
-    context = stream.codec_context
-    context.time_base = _SECOND
-    context.colorspace = context.color_primaries = context.color_trc = _BT601
-    return stream
 
 
 def read_packets(file: Path | BinaryIO) -> tuple[bytes | None, list[bytes]]:
