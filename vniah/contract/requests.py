@@ -11,7 +11,7 @@ cache computes each shared prefix once. Pure: knows nothing about tokens, tensor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 
@@ -136,36 +136,23 @@ def _descend(node: Node, segment: Segment) -> Node:
 
     Iterative, since a haystack's trunk has a node per splice.
     """
-    while isinstance(segment, Span):
-        child = next((child for child in node.children if _starts_alike(child.segment, segment)), None)
+    while True:
+        child = next((child for child in node.children if _begin_alike(child.segment, segment)), None)
         if child is None:
-            break
-        if segment.stop < _span(child).stop:
-            _split(child, segment.stop)
-        end = _span(child).stop
-        if segment.stop == end:
+            node.children.append(Node(segment))
+            return node.children[-1]
+        span = child.segment
+        if not isinstance(segment, Span) or not isinstance(span, Frames | Tokens) or segment.stop == span.stop:
             return child
-        node, segment = child, replace(segment, start=end)
-    else:
-        for child in node.children:
-            if child.segment == segment:
-                return child
-    node.children.append(Node(segment))
-    return node.children[-1]
+        if segment.stop < span.stop:  # the node is cut in two: the tail becomes its only child, with all it led to
+            tail = type(span)(span.source, segment.stop, span.stop)
+            child.children = [Node(tail, child.children, child.leaves)]
+            child.segment, child.leaves = segment, []
+            return child
+        node, segment = child, type(span)(segment.source, span.stop, segment.stop)
 
 
-def _starts_alike(other: Segment | None, span: Frames | Tokens) -> bool:
-    return isinstance(other, type(span)) and (other.source, other.start) == (span.source, span.start)
-
-
-def _span(node: Node) -> Frames | Tokens:
-    assert isinstance(node.segment, Span)
-    return node.segment
-
-
-def _split(node: Node, at: int) -> None:
-    """Cut a span's node in two at frame or token ``at``: the tail becomes its only child, with all it led to."""
-    span = _span(node)
-    assert span.start < at < span.stop
-    node.children = [Node(replace(span, start=at), node.children, node.leaves)]
-    node.segment, node.leaves = replace(span, stop=at), []
+def _begin_alike(other: Segment | None, segment: Segment) -> bool:
+    if isinstance(segment, Span) and isinstance(other, type(segment)):
+        return (other.source, other.start) == (segment.source, segment.start)
+    return other == segment

@@ -29,27 +29,17 @@ class Haystack(ABC):
 
     The fingerprint leaves the length out where frames do not depend on it (a synthetic film, a loop), so
     that a longer one continues a shorter one and what was computed on the shorter one stays valid.
-
-    Attributes:
-        name: what to call it in results and titles.
-        fps: frames a second of the film that the sampled frames stand for; 1.0 or close to it.
-        size: (height, width) of every frame, in pixels.
-        approximate: pixels are a little off for speed's sake; what is done with them may be too.
-        endless: no length was chosen; ``len`` is more than anyone shows.
-        kind: video, images, synthetic, loop or joined.
-        rule: by which frames are taken from what it is made of.
-        warnings, notes: what was chosen or mended, or is odd; and what is not shown as elsewhere. Without its name.
     """
 
-    name: str
-    fps: float
-    size: tuple[int, int]
-    approximate: bool = False
-    endless: bool = False
-    kind: str
-    rule: str
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    name: str  # what to call it in results and titles
+    fps: float  # frames a second of the film that the sampled frames stand for; 1.0 or close to it
+    size: tuple[int, int]  # (height, width) of every frame, in pixels
+    approximate: bool = False  # pixels are a little off for speed's sake; what is done with them may be too
+    endless: bool = False  # no length was chosen; ``len`` is more than anyone shows
+    kind: str  # video, images, synthetic, loop or joined
+    rule: str  # by which frames are taken from what it is made of
+    warnings: tuple[str, ...] = ()  # what was chosen or mended, or is odd, without its name
+    notes: tuple[str, ...] = ()  # what is not shown as elsewhere, without its name
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -177,25 +177,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """Parts of one colour that move together.
-
-    Attributes:
-        parts: the shape is their union.
-        x, y, dx, dy: position at first and change a frame, 1/16 pixel.
-        angle, spin: angle at first and change a frame, 1/256 turn.
-        colour: RGB.
-        shade: how much lighter or darker it grows from its middle to one side.
-    """
+    """Parts of one colour that move together: the shape is their union."""
 
     parts: tuple[Part, ...]
-    x: int
+    x: int  # position at first, 1/16 pixel
     y: int
-    dx: int
+    dx: int  # its change a frame
     dy: int
-    angle: int
-    spin: int
-    colour: tuple[int, int, int]
-    shade: int
+    angle: int  # at first, 1/256 turn
+    spin: int  # its change a frame
+    colour: tuple[int, int, int]  # RGB
+    shade: int  # how much lighter or darker it grows from its middle to one side
 
     @property
     def reach(self) -> int:

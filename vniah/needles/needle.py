@@ -68,20 +68,14 @@ _loaded = functools.lru_cache(maxsize=16)(Picture.load)
 class Needle:
     """One needle.
 
-    Attributes:
-        id: unique in its set.
-        question: as in the source but for trailing space; options of a multiple choice stand in it.
-        answer: exactly as in the source.
-        picture: where the image comes from.
-
     Raises:
         ValueError: the question or the answer is empty.
     """
 
-    id: str
-    question: str
-    answer: str
-    picture: Picture
+    id: str  # unique in its set
+    question: str  # as in the source but for trailing space; options of a multiple choice stand in it
+    answer: str  # exactly as in the source
+    picture: Picture  # where the image comes from
 
     def __post_init__(self) -> None:
         for name, value in (("question", self.question), ("answer", self.answer)):

@@ -54,25 +54,17 @@ class SplicedVideo:
     As segments the needle is the image itself, which the model pads on its own. As frames, all of which have
     the haystack's size, it is letterboxed to that size.
 
-    Attributes:
-        haystack: shown from its start.
-        num_frames: haystack frames shown.
-        needle: the image, or ``None`` for a control.
-        needle_source: content hash of the needle; worked out from its pixels when left empty.
-        needle_index: position of the needle, 0 to ``num_frames``; ``None`` for a control.
-        preprocess: how a model is to fit frames to its input.
-
     Raises:
         ValueError: a haystack that is too short, an index out of range, or a needle without an index or
             the other way round.
     """
 
-    haystack: Haystack
-    num_frames: int
-    needle: Image.Image | None = None
-    needle_source: str = ""
-    needle_index: int | None = None
-    preprocess: str = "pad"
+    haystack: Haystack  # shown from its start
+    num_frames: int  # haystack frames shown
+    needle: Image.Image | None = None  # None for a control
+    needle_source: str = ""  # content hash of the needle; worked out from its pixels when left empty
+    needle_index: int | None = None  # position of the needle, 0 to num_frames; None for a control
+    preprocess: str = "pad"  # how a model is to fit frames to its input
 
     def __post_init__(self) -> None:
         if (self.needle is None) != (self.needle_index is None):

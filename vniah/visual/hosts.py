@@ -47,26 +47,16 @@ _HOST_ROOMS = ("lmms_eval.models.simple.", "lmms_eval.models.chat.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One model of lmms-eval.
+    """One model of lmms-eval."""
 
-    Attributes:
-        works: every frame is shown. ``None``: nobody has run it here.
-        model_args: for ``--model_args`` beside the checkpoint; ``{frames}`` is the longest composed video.
-        env: variables that it needs.
-        packages: what it imports, as pip knows it.
-        note: what was run, and the traps.
-        most_frames: of a video; longer ones lose frames, and are shown as images.
-        as_video: arguments that show every frame of a video too, where images are the simpler way.
-        one_by_one: of a batch of videos, the frames of the first decide for all: the others lose theirs, silently.
-    """
-
-    works: bool | None = True
-    model_args: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()
-    note: str = ""
-    most_frames: int | None = None
-    as_video: str = ""
+    works: bool | None = True  # every frame is shown; None: nobody has run it here
+    model_args: str = ""  # for --model_args beside the checkpoint; {frames} is the longest composed video
+    env: Mapping[str, str] = field(default_factory=dict)  # variables that it needs
+    packages: tuple[str, ...] = ()  # what it imports, as pip knows it
+    note: str = ""  # what was run, and the traps
+    most_frames: int | None = None  # of a video; longer ones lose frames, and are shown as images
+    as_video: str = ""  # arguments that show every frame of a video too, where images are the simpler way
+    # Of a batch of videos, the frames of the first decide for all: the others lose theirs, silently.
     one_by_one: bool = False
 
     def as_dict(self) -> dict[str, Any]:
