@@ -60,8 +60,6 @@ def safe_relative_path(name: str, root: Path, *, links_within: Path | None = Non
     """``root / name``, once it is sure that it lies inside ``root``, symbolic links followed.
 
     Args:
-        name: a path relative to ``root``, as written by someone else.
-        root: the folder it must stay in.
         links_within: where links may lead instead of ``root``; a Hub snapshot links to the blobs beside it.
 
     Raises:
@@ -84,11 +82,7 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, without its byte order mark, every line end a line feed.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
+    """A UTF-8 file, without its byte order mark, every line end a line feed. ``ValueError``: it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,11 +92,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """The value of a JSON text.
-
-    Args:
-        text: bytes are UTF-8, with or without a byte order mark.
-        what: what to call it in an error, such as the file's path.
+    """The value of a JSON text (bytes are UTF-8), which an error calls ``what``.
 
     Raises:
         ValueError: not JSON, nested deeper than ``MAX_JSON_DEPTH``, with a number out of reason, or with half a
@@ -131,10 +121,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], *, max_bytes: int | None = MAX_JSON_BYTES) -> Any:
-    """The value of a JSON file.
-
-    Args:
-        max_bytes: a larger file is refused before it is read; None takes any.
+    """The value of a JSON file. One of more than ``max_bytes`` is refused before it is read.
 
     Raises:
         OSError: it cannot be opened.

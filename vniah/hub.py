@@ -132,11 +132,9 @@ def fetch_snapshot(
     """The folder of a repository's files, from the cache if it is whole there, else from the Hub.
 
     Args:
-        repo_id: ``owner/name``.
         revision: branch, tag or commit; the default branch if None.
         allow_patterns: file name patterns to fetch; all files if None.
         refresh: ask the Hub for a newer revision even if the cache has one.
-        progress: show a progress bar.
 
     Raises:
         HubUnreachableError: no answer and not in the cache.

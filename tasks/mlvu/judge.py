@@ -44,28 +44,15 @@ class JudgeError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
-    """Where the judge is and how patient to be.
+    """Where the judge is and how patient to be. ``ValueError``: no http(s) URL, no model, a number out of range."""
 
-    Attributes:
-        url: base of an OpenAI-compatible interface, with or without ``/chat/completions``.
-        model: the model's name at that endpoint.
-        key: bearer token; "" sends none. Not shown in ``repr``.
-        timeout_s: limit of one request as a whole, in seconds.
-        retries: further attempts after the first.
-        backoff_s: wait before the first retry; it doubles with each.
-        max_failures: questions in a row that may fail before the judge counts as down.
-
-    Raises:
-        ValueError: not an http(s) URL, no model, or a number out of range.
-    """
-
-    url: str
+    url: str  # with or without /chat/completions
     model: str
-    key: str = field(default="", repr=False)
-    timeout_s: float = 60.0
-    retries: int = 3
-    backoff_s: float = 1.0
-    max_failures: int = 5
+    key: str = field(default="", repr=False)  # bearer token; "" sends none
+    timeout_s: float = 60.0  # of one request as a whole
+    retries: int = 3  # after the first attempt
+    backoff_s: float = 1.0  # before the first retry; it doubles with each
+    max_failures: int = 5  # questions in a row, before the judge counts as down
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -85,11 +72,7 @@ class JudgeConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> JudgeConfig | None:
-        """The judge of ``VNIAH_JUDGE_{URL,MODEL,KEY,TIMEOUT,RETRIES}``; ``None`` when no URL is set (off).
-
-        Raises:
-            ValueError: see the class; also a time-out or retry count that is not a number.
-        """
+        """The judge of ``VNIAH_JUDGE_{URL,MODEL,KEY,TIMEOUT,RETRIES}``; ``None`` when no URL is set (off)."""
         environ = os.environ if environ is None else environ
         names = ("URL", "MODEL", "KEY", "TIMEOUT", "RETRIES")
         given = {name: environ.get(f"VNIAH_JUDGE_{name}", "").strip() for name in names}

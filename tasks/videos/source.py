@@ -85,11 +85,7 @@ class VideoSource:
         return tuple(os.environ.get(name, "") for name in names)
 
     def local_folder(self) -> Path | None:
-        """The folder that the environment names, if it names one.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
+        """The folder that the environment names, if any; one that is not there is a FileNotFoundError."""
         named = os.environ.get(self.env, "").strip()
         if named and not user_path(named).is_dir():
             raise FileNotFoundError(
@@ -98,21 +94,14 @@ class VideoSource:
         return user_path(named) if named else None
 
     def hub_annotations(self) -> list[Path]:
-        """The annotation files of the Hub data set, from the cache if they are there.
-
-        Raises:
-            OSError: see ``vniah.hub.fetch_snapshot``; also when the data set has none.
-        """
+        """The annotation files of the Hub data set; an ``OSError`` as ``vniah.hub``'s where there are none."""
         files = matching(fetch_dataset(self.hub_id, allow_patterns=self.annotations, progress=False), self.annotations)
         if not files:
             raise FileNotFoundError(f"{self.hub_id} has no file like {' or '.join(self.annotations)}")
         return files
 
     def locate(self, wanted: Mapping[str, Wanted]) -> tuple[VideoReport, tuple[Path, ...]]:
-        """Find the videos ``wanted`` (see ``find_videos``).
-
-        Returns:
-            The report, and the folders that were searched (subtitles lie there too).
+        """What ``find_videos`` finds of ``wanted``, and the folders that were searched (subtitles lie there too).
 
         Raises:
             OSError: no local folder and the Hub gives nothing, or the disk is too small.
@@ -141,18 +130,14 @@ class VideoSource:
     def ask(
         self, part: str, questions: Sequence[Question], video_of: Callable[[Question], tuple[str, Wanted]]
     ) -> tuple[list[tuple[dict[str, Any], VideoInfo]], tuple[Path, ...]]:
-        """The questions whose video is there, with their videos, grouped by video in the order of the first one.
+        """The questions of ``part`` whose video is there, with their videos; and the folders that were searched.
 
-        Grouped, because questions on one video share its prefix, which a model may compute once. Each row also
-        carries the path (``video``) and how many videos and questions were left out (``missing_videos``,
+        Grouped by video, because questions on one video share its prefix, which a model may compute once. Each row
+        also carries the path (``video``) and how many videos and questions were left out (``missing_videos``,
         ``missing_questions``): lmms-eval hands an aggregation nothing but what the rows give.
 
         Args:
-            part: what to call the questions in a warning or error.
             video_of: the label of a question's video, and the video wanted (see ``find_videos``).
-
-        Returns:
-            The rows with their videos; the folders that were searched.
 
         Raises:
             ValueError: none is there.
@@ -181,11 +166,7 @@ class VideoSource:
 
 
 class VideoFolders:
-    """A listing of the videos below some folders, earlier folders first.
-
-    Raises:
-        FileNotFoundError: a folder that is not there; names it.
-    """
+    """A listing of the videos below some folders, earlier folders first. One that is not there is an error."""
 
     def __init__(self, roots: Iterable[Path]) -> None:
         # By path as it is, with and without what tells the kind of container; by path without kind and letter case;
@@ -257,9 +238,8 @@ def _video_files(root: Path) -> list[Path]:
 def probe(path: Path) -> VideoInfo:
     """See that a video reads from its first frame to its last, by the timeline that a haystack is made of.
 
-    This catches a download that broke off: its header may be whole and promise frames that are not there, which
-    would fail hours later in the middle of a run. A hole in the middle is none of its business: a prompt's video is
-    shown as far as it decodes.
+    A download that broke off may have a whole header, which promises frames that are not there, and would fail hours
+    later. A hole in the middle is none of its business: a prompt's video is shown as far as it decodes.
 
     Raises:
         ValueError: it does not open, has no pictures, or ends before its header says.
@@ -279,15 +259,11 @@ def probe(path: Path) -> VideoInfo:
 
 
 def find_videos(folders: VideoFolders, wanted: Mapping[str, Wanted]) -> VideoReport:
-    """Find and probe videos.
+    """Find and probe videos: a report by label, in the order of ``wanted``.
 
     Args:
-        folders: where to look.
         wanted: by whatever label the caller gives, the name and the parent folders to prefer (see
             ``VideoFolders.find``). Labels and not names, since a benchmark may use one name twice.
-
-    Returns:
-        A report by label, in the order of ``wanted``.
     """
 
     def outcome_of(function: Callable[..., _Result], *args: Any) -> _Result | str:

@@ -127,7 +127,7 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
     from packaging.specifiers import SpecifierSet
 
     try:
-        required = importlib.metadata.requires(PACKAGE) or [] if required is None else required
+        core, optional = _split(importlib.metadata.requires(PACKAGE) or [] if required is None else required)
         bound = importlib.metadata.metadata(PACKAGE)["Requires-Python"] if python is None else python
     except importlib.metadata.PackageNotFoundError:
         yield Finding("missing", "vniah itself is not installed", "pip install .")
@@ -136,7 +136,6 @@ def packages(required: Iterable[str] | None = None, python: str | None = None) -
     text = f"Python {version} (needs {bound})"
     unfit = Finding("missing", text, f"make an environment with Python {bound}")
     yield _either(SpecifierSet(bound).contains(version, prereleases=True), text, unfit)
-    core, optional = _split(required)
     quiet = 0
     for name, needs in core.items():
         found = _compare(name, needs)
@@ -158,12 +157,11 @@ def locked(required: Iterable[str] | None = None, lock: Path | None = None) -> I
     """Installed versions of what we require against the lock, which names the versions that our tests run with."""
     lock = lock or LOCK
     try:
-        required = importlib.metadata.requires(PACKAGE) or [] if required is None else required
+        core, optional = _split(importlib.metadata.requires(PACKAGE) or [] if required is None else required)
         lines = [line for line in lock.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     except (importlib.metadata.PackageNotFoundError, OSError):
         yield Finding("note", f"{lock} is not readable", _REINSTALL)
         return
-    core, optional = _split(required)
     tested = {name: bounds.removeprefix("==") for name, bounds in _split(lines)[0].items()}
     here = {name: _version(name) for name in (*core, *optional) if name in tested}
     # A build's own label, as in 2.14.1+cpu, is no other version.
