@@ -79,11 +79,7 @@ class LongVAOutputWithPast(BaseModelOutputWithPast):
 
 
 class LongVAModel(LongVAPreTrainedModel):
-    """Tower, projector and decoder, without the head.
-
-    Attributes:
-        vision_batch_size: most tiles or frames in the tower at once.
-    """
+    """Tower, projector and decoder, without the head; ``vision_batch_size`` tiles or frames are encoded at once."""
 
     def __init__(self, config: LongVAConfig) -> None:
         super().__init__(config)
@@ -101,13 +97,9 @@ class LongVAModel(LongVAPreTrainedModel):
         return self._in_batches(pixels_NCHW, lambda features: features)
 
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Tower, projector and pool: each frame for itself, so frames may be encoded in any company.
+        """Tower, projector and pool: (N, 3, S, S) on any device to (N, tokens_per_frame, D), 144 tokens for LongVA.
 
-        Args:
-            pixels_NCHW: pixel values, (N, 3, S, S), on any device.
-
-        Returns:
-            (N, tokens_per_frame, D): 144 tokens a frame for LongVA.
+        Each frame is encoded for itself, so frames may be encoded in any company.
 
         Raises:
             ValueError: the config does not say how frames are pooled.
@@ -153,9 +145,6 @@ class LongVAModel(LongVAPreTrainedModel):
             pixel_values_videos: (videos, frames, 3, S, S), short videos padded at the end; or one video
                 as (frames, 3, S, S).
             video_num_frames: frames of each video; all of them unless given.
-
-        Raises:
-            ValueError: the config does not say how frames are pooled.
         """
         videos = pixel_values_videos[None] if pixel_values_videos.dim() == 4 else pixel_values_videos
         counts = [videos.shape[1]] * len(videos) if video_num_frames is None else [int(n) for n in video_num_frames]
@@ -187,10 +176,7 @@ class LongVAModel(LongVAPreTrainedModel):
         pixel_values_videos: torch.Tensor | None = None,
         video_num_frames: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Token embeddings with visual tokens in the places of the placeholders.
-
-        Returns:
-            (B, L, D), and the tokens of images and of videos, (T, D) each.
+        """Token embeddings with visual tokens in their places, (B, L, D), and those of images and of videos, (T, D).
 
         Raises:
             ValueError: placeholders and visual tokens that do not match in number.
@@ -212,9 +198,8 @@ class LongVAModel(LongVAPreTrainedModel):
                     "tokens; pass on all that the processor returned, to the model whose processor it was"
                 )
             if tokens_TD is not None:
-                embeds_BLD = embeds_BLD.masked_scatter(
-                    mask_BL[..., None].to(embeds_BLD.device), tokens_TD.to(embeds_BLD)
-                )
+                places_BL1 = mask_BL[..., None].to(embeds_BLD.device)
+                embeds_BLD = embeds_BLD.masked_scatter(places_BL1, tokens_TD.to(embeds_BLD))
         return embeds_BLD, images, videos
 
     @can_return_tuple
@@ -280,12 +265,9 @@ class LongVAModel(LongVAPreTrainedModel):
         return LongVAOutputWithPast(**outputs, image_hidden_states=images, video_hidden_states=videos)
 
     def check_length(self, past: int, length: int, position_ids: torch.Tensor | None = None) -> None:
-        """Refuse a prompt that the context does not hold; nothing is ever cut.
+        """Refuse a prompt that the context does not hold with a ``ValueError``; nothing is ever cut.
 
         One new token at a time passes, so that generation may end where it ends.
-
-        Raises:
-            ValueError: naming both lengths.
         """
         limit = self.config.context_length
         total = past + length
@@ -301,10 +283,7 @@ class LongVAModel(LongVAPreTrainedModel):
             )
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters that no output depends on: the tower's layers after the one that is used, and its final norm.
-
-        Distributed training that waits for every gradient should freeze them.
-        """
+        """Parameters that no output depends on; distributed training that waits for every gradient freezes them."""
         layers = self.vision_tower.encoder.layers
         used = self.config.vision_feature_layer % (len(layers) + 1)
         return [*layers[used:].parameters(), *self.vision_tower.post_layernorm.parameters()]
@@ -328,11 +307,7 @@ class LongVAModel(LongVAPreTrainedModel):
 
 
 def _tile_starts(pixel_values: torch.Tensor, tiles: list[int]) -> list[int]:
-    """Where each image's tiles start among all tiles.
-
-    Raises:
-        ValueError: fewer (or, one after another, more) tiles than the images have.
-    """
+    """Where each image's tiles start among all tiles, where there are as many as the images need."""
     if pixel_values.dim() == 5:
         images, room = pixel_values.shape[:2]
         if images != len(tiles) or max(tiles, default=0) > room:

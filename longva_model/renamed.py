@@ -1,8 +1,4 @@
-"""What newer releases of transformers renamed, under the name that the installed one takes.
-
-The cache that a model is given: ``cache``, ``past_key_values`` before. Checkpointing of layers: ``activation``,
-``gradient`` before.
-"""
+"""What newer releases of transformers renamed, under the name that the installed one takes."""
 
 from __future__ import annotations
 

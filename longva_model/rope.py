@@ -26,12 +26,7 @@ _FIXED_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class ExactRotary(nn.Module):
-    """A decoder's rotary embedding with its angles in fp64; its frequencies and scaling stay its own.
-
-    Args:
-        plain: the rotary embedding of transformers.
-        layout: (B, T, F) angles to (B, T, D).
-    """
+    """transformers' ``plain`` rotary embedding with angles in fp64, laid out from (B, T, F) to (B, T, D)."""
 
     def __init__(self, plain: Any, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -41,8 +36,7 @@ class ExactRotary(nn.Module):
     @property
     def inv_freq(self) -> torch.Tensor:
         """Frequencies, (F,), in fp32."""
-        frequencies: torch.Tensor = self.plain.inv_freq
-        return frequencies
+        return self.plain.inv_freq
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -281,11 +281,9 @@ def load_transformers(
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
     # With either, transformers would go on: with random weights, or with a part of the model.
-    extra = (key for key in info["unexpected_keys"] if not key.endswith(IDLE_TENSORS))
-    found = (
-        ("lack {} tensors of the model", sorted(info["missing_keys"])),
-        ("hold {} tensors that the model does not have", sorted(extra)),
-    )
+    extra = sorted(key for key in info["unexpected_keys"] if not key.endswith(IDLE_TENSORS))
+    missing = sorted(info["missing_keys"])
+    found = (("lack {} tensors of the model", missing), ("hold {} tensors that the model does not have", extra))
     if told := [f"{what.format(len(names))}, such as {', '.join(names[:3])}" for what, names in found if names]:
         raise ValueError(
             f"the weights in {folder} {' and '.join(told)}; check that config.json belongs to these weights"
@@ -296,12 +294,12 @@ def load_transformers(
 
 def _say_left_out(model: Any, folder: str) -> None:
     """Say which tensors the model's own class leaves out, such as layers that predict more than the next token."""
-    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    kept = model.state_dict().keys() if patterns else ()
+    patterns = model._keys_to_ignore_on_load_unexpected or ()
+    kept = model.state_dict().keys()
     names = [
         name
-        for name, tensor in (read_tensor_index(folder).items() if patterns else ())
-        if any(pattern.search(name) for pattern in patterns)
+        for name, tensor in read_tensor_index(folder).items()
+        if any(re.search(pattern, name) for pattern in patterns)
         and name not in kept
         # Causal masks.
         and not (name.endswith(IDLE_TENSORS) or tensor.shape[:2] == (1, 1))

@@ -43,13 +43,11 @@ class VisualLayout:
     """Everything about pictures that prompt and model must agree on.
 
     Attributes:
-        merge_type: "unires", "spatial_unpad" (AnyRes) or "flat".
+        merge_type: "unires", "spatial_unpad" (AnyRes) or "flat" (all tokens as they come).
         aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; "square" or None
             crops the centre to one tile.
-        tile_size: edge of a tile in pixels.
-        patch_size: edge of a patch in pixels.
-        pool_stride: edge of the pool over a video frame's patches; None is unknown.
-        pool_mode: "average" or "max"; None is unknown.
+        tile_size, patch_size: edges of a tile and of a patch in pixels.
+        pool_stride, pool_mode: edge of the pool over a video frame's patches, "average" or "max"; None is unknown.
         pinpoints: the canvases; the default follows the merge type.
 
     Raises:
@@ -92,11 +90,7 @@ class VisualLayout:
         return self.merge_type == "unires" and self.aspect_ratio == "anyres"
 
     def require_pooling(self) -> tuple[int, str]:
-        """Stride and mode of the pool over a video frame.
-
-        Raises:
-            ValueError: listing the absent keys and the way to give them.
-        """
+        """Stride and mode of the pool over a video frame; a ``ValueError`` says what is absent."""
         if self.pool_stride is None or self.pool_mode is None:
             absent = [f"mm_spatial_{name}" for name in ("pool_mode", "pool_stride") if getattr(self, name) is None]
             raise ValueError(
@@ -108,11 +102,7 @@ class VisualLayout:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens of one video frame: 144 for 24 x 24 patches pooled by 2.
-
-        Raises:
-            ValueError: it is not known how frames are pooled.
-        """
+        """Visual tokens of one video frame: 144 for 24 x 24 patches pooled by 2. Raises as ``require_pooling``."""
         return (self.patches_per_side // self.require_pooling()[0]) ** 2
 
     def num_video_tokens(self, num_frames: int) -> int:
@@ -144,12 +134,9 @@ class VisualLayout:
         return 1 if grid is None else 1 + grid.num_tiles
 
     def tile_sources(self, image_wh: Size) -> NDArray[np.int64]:
-        """Which of an image's tiles are encoded, in the decoder's order.
+        """Which of an image's tiles are encoded, in the decoder's order: int64 (tiles used,), places in ``tiles``.
 
         UniRes never asks for the whole image (tile 0); tiles that are black all over ask for the first of them.
-
-        Returns:
-            int64 of shape (tiles used,): indices into what ``tiles`` returns.
         """
         grid, whole = self.grid(image_wh), np.zeros(1, np.int64)
         if grid is None:
@@ -163,13 +150,7 @@ class VisualLayout:
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """Where one image lands on its canvas of ``cols`` x ``rows`` tiles.
-
-    Attributes:
-        image_wh: the image's size in pixels.
-        canvas_wh: the chosen canvas in pixels, a multiple of ``tile`` both ways.
-        tile: edge of a tile in pixels.
-    """
+    """Where an image of ``image_wh`` lands on a canvas of ``cols`` x ``rows`` tiles of ``tile`` pixels."""
 
     image_wh: Size
     canvas_wh: Size
@@ -280,12 +261,9 @@ def plan_tiles(image_wh: Size, pinpoints: Sequence[Size], tile: int = CLIP_SIZE)
 
 
 def cut_tiles(image: Image.Image, grid: TileGrid) -> NDArray[np.uint8]:
-    """The whole image squeezed to one tile, then the canvas's tiles row-major.
+    """The whole image squeezed to one tile, then the canvas's tiles row-major: uint8 (1 + rows * cols, tile, tile, 3).
 
     The image is resized (bicubic; small ones are enlarged) to fit, centred on black and cut.
-
-    Returns:
-        uint8 of shape (1 + rows * cols, tile, tile, 3).
     """
     tile, rows, cols = grid.tile, grid.rows, grid.cols
     (left, top), (width, height) = grid.offset_xy, grid.resized_wh
@@ -299,32 +277,25 @@ def cut_tiles(image: Image.Image, grid: TileGrid) -> NDArray[np.uint8]:
 
 
 def unires_sources(grid: TileGrid) -> NDArray[np.int64]:
-    """For each tile of the canvas, row-major, which tile of ``cut_tiles`` to encode for it.
+    """For each tile of the canvas, row-major, which tile of ``cut_tiles`` to encode for it: int64 (rows * cols,).
 
     Tile 0 (the squeezed image) is never asked for, and every black tile points to the first one, so
     ``np.unique`` of the result is what has to be encoded.
-
-    Returns:
-        int64 of shape (rows * cols,), values in 1..rows * cols.
     """
     sources = np.arange(1, 1 + grid.num_tiles)
-    black = list(grid.black_tiles)
-    if black:
+    if black := list(grid.black_tiles):
         sources[black] = 1 + black[0]
     return sources
 
 
 def anyres_order(grid: TileGrid, side: int) -> NDArray[np.int64]:
-    """Order of an image's tokens under AnyRes, as indices into the flattened tokens of ``cut_tiles``.
+    """Order of an image's tokens under AnyRes: int64 (T,), places among the tokens of ``cut_tiles``, or ``NEWLINE``.
 
     First the squeezed image (``side**2`` tokens), then the tiles joined to one map of ``side * rows`` by
     ``side * cols``, unpadded to the image's aspect, with a newline after every row.
 
     Unpadding: with W/H > cols/rows the image fills the map's width, so its height is ``int(H * (cols / W))``;
     half the rest is cut off at both ends (an odd rest leaves one row too many). Else the same on width.
-
-    Returns:
-        int64 of shape (num_tokens,); ``NEWLINE`` marks the learnt newline.
 
     Source: reference section 1.
     """

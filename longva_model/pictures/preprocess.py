@@ -68,16 +68,11 @@ def fit_frames(
     *,
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """``fit_frame`` for many: what ``normalise`` (or the device) then turns into pixel values.
+    """``fit_frame`` for many: uint8 (N, size, size, 3), which ``normalise`` or the device turns into pixel values.
 
     Args:
         frames: uint8 of shape (N, H, W, 3), or PIL images of any mode and size.
-        mode: see ``fit_frame``.
-        size: edge of the tower's input in pixels.
         num_threads: as many as there are cores (at most 8) unless given.
-
-    Returns:
-        uint8 of shape (N, size, size, 3).
 
     Raises:
         ValueError: no frames, an array of another shape or type, or an unknown mode.
@@ -117,11 +112,7 @@ def level_table(mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_S
 def normalise(
     frames_NHWC: NDArray[np.uint8], mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> NDArray[np.float32]:
-    """8-bit levels to the tower's input, ``(level / 255 - mean) / std`` in fp32 and in CLIP's order of rounding.
-
-    Returns:
-        float32 of shape (N, 3, S, S).
-    """
+    """8-bit levels, (N, S, S, 3), to the tower's input, fp32 (N, 3, S, S), rounded in CLIP's order."""
     table = level_table(mean, std)
     out_NCHW = np.empty((len(frames_NHWC), 3, *frames_NHWC.shape[1:3]), dtype=np.float32)
     for channel in range(3):
@@ -130,11 +121,7 @@ def normalise(
 
 
 def check_frames(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> None:
-    """Refuse what is no video.
-
-    Raises:
-        ValueError: nothing in it, or an array that is not uint8 (N, H, W, 3), naming shape and type.
-    """
+    """Refuse what is no video: nothing in it, or an array that is not uint8 (N, H, W, 3)."""
     if isinstance(frames, np.ndarray) and (
         frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape[1:]
     ):

@@ -7,7 +7,6 @@ where text comes next ("<image>" newline question, as the model was trained), by
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from vniah.prompts import TEMPLATES, PromptTemplate
 
@@ -30,30 +29,14 @@ _CONTENT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Turns:
-    """Where a template's fixed parts may be cut, which Jinja needs and one prompt does not.
-
-    Attributes:
-        close: the part of ``post`` that ends a question; the rest opens the answer.
-        end: the part of ``between`` that ends an answer; the rest opens the next question.
-    """
-
-    close: str = ""
-    end: str | None = None
-
-
-_TURNS = {
-    "qwen_1_5": _Turns(close="<|im_end|>\n", end="<|im_end|>\n"),
-    "mistral": _Turns(close=" [/INST]", end="</s>"),
-    "vicuna": _Turns(end="</s>"),
-}
+# Where a template's fixed parts may be cut, which Jinja needs and one prompt does not: the part of ``post`` that ends a
+# question (the rest opens the answer), and the part of ``between`` that ends an answer (the rest opens a question).
+_TURNS = {"qwen_1_5": ("<|im_end|>\n", "<|im_end|>\n"), "mistral": (" [/INST]", "</s>"), "vicuna": ("", "</s>")}
 
 
 def to_jinja(template: PromptTemplate) -> str:
     """A conversation in this template; one question with a generation prompt is ``pre``, question, ``post``."""
-    turns = _TURNS.get(template.name, _Turns())
-    end = template.between if turns.end is None else turns.end
+    close, end = _TURNS.get(template.name, ("", template.between))
     if "{system}" in template.system:
         before, _, after = template.system.partition("{system}")
         system = f"{{{{ {before!r} ~ content(message) ~ {after!r} }}}}"
@@ -66,8 +49,8 @@ def to_jinja(template: PromptTemplate) -> str:
         f"{{%- if loop.first -%}}{{{{ {template.pre!r} }}}}"
         f"{{%- elif not ns.opened -%}}{{{{ {template.between.removeprefix(end)!r} }}}}{{%- endif -%}}"
         "{%- set ns.opened = false -%}{{ content(message) }}"
-        f"{{{{ {turns.close!r} }}}}"
-        f"{{%- if not loop.last or add_generation_prompt -%}}{{{{ {template.post.removeprefix(turns.close)!r} }}}}"
+        f"{{{{ {close!r} }}}}"
+        f"{{%- if not loop.last or add_generation_prompt -%}}{{{{ {template.post.removeprefix(close)!r} }}}}"
         "{%- endif -%}"
         f"{{%- else -%}}{{{{ {template.answer!r} }}}}"
         f"{{% generation %}}{{{{ content(message) ~ {end!r} }}}}{{% endgeneration %}}"

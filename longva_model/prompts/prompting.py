@@ -79,10 +79,8 @@ def build_chat(
 ) -> Prompt:
     """A conversation in Hugging Face form: roles system, user, assistant; content a string or typed items.
 
-    A system message comes before ``system``, which comes before the template's own.
-
-    The string between two visuals is tokenised as one, turns and all, as the processor does with what its chat
-    template makes of the same messages.
+    A system message comes before ``system``, which comes before the template's own. The string between two visuals is
+    tokenised as one, turns and all, as the processor does with what its chat template makes of the same messages.
 
     Raises:
         ValueError: no user turn at the end, an unknown role or content type, or placeholders and visuals of a
@@ -187,11 +185,7 @@ def _turn(before: str, text: str, parts: Sequence[VisualPart], after: str) -> li
 
 
 def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf) -> Prompt:
-    """The prompt of these segments, empty texts left out.
-
-    Raises:
-        ValueError: nothing is left to compute on.
-    """
+    """The prompt of these segments, empty texts left out."""
     kept = tuple(segment for segment in segments if not (isinstance(segment, Text) and not segment.text))
     if not kept:
         raise ValueError("a prompt is empty: no text, no visual, and the model's template adds nothing; ask something")
