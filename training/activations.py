@@ -23,11 +23,7 @@ from vniah.training.stages import Train
 
 
 def reduce_activations(model: Any, train: Train) -> None:
-    """Switch tiling and activation checkpointing on as the settings say.
-
-    Raises:
-        ValueError: the model has no layers that can be run so.
-    """
+    """Switch tiling and activation checkpointing on as the settings say. ValueError: no layers can be run so."""
     if train.tile_tokens:
         enable_tiling(model, train.tile_tokens)
     if train.checkpointing == "offload":
@@ -39,11 +35,7 @@ def reduce_activations(model: Any, train: Train) -> None:
 
 
 def enable_offloaded_checkpointing(model: torch.nn.Module) -> None:
-    """Checkpoint every layer of a transformers model that supports it, with inputs on the host.
-
-    Raises:
-        ValueError: no layer supports checkpointing.
-    """
+    """Checkpoint every layer of a transformers model that supports it, with inputs on the host."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -99,11 +91,7 @@ class _Tiled(torch.autograd.Function):
 
 
 def enable_tiling(model: Any, tokens: int) -> None:
-    """Run MLP and norms of every decoder layer of a transformers model, and its last norm, in tiles of ``tokens``.
-
-    Raises:
-        ValueError: no layer with an ``mlp`` and an ``input_layernorm``.
-    """
+    """Run MLP and norms of every decoder layer of a transformers model, and its last norm, in tiles of ``tokens``."""
     layers = [module for module in model.modules() if hasattr(module, "mlp") and hasattr(module, "input_layernorm")]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no decoder layers to run in tiles")

@@ -77,11 +77,7 @@ def empty_picture(model: Any) -> Any:
 
 
 def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: int) -> tuple[Any, Any]:
-    """A LongVA and its tokenizer: loaded whole, or made of a decoder and a tower with a fresh projector.
-
-    Raises:
-        ValueError: a decoder without ``tower_from``.
-    """
+    """A LongVA and its tokenizer: loaded whole, or made of a decoder and a tower with a fresh projector."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from vniah.files import put_in_place, read_json, replacing, sha256_of
 from vniah.notices import notice
-from vniah.training.processes import rank, world_size
+from vniah.training.processes import rank
 from vniah.training.stages import WITHOUT_EFFECT, Train
 
 SEAL = "hashes.json"
@@ -91,8 +91,6 @@ def last_checkpoint(folder: Path) -> str | None:
     One that is not is told, and set aside under another name. One that was stopped before it was sealed is taken only
     where no sealed one is, which is told too.
     """
-    if world_size() == 1:
-        return _search(folder)
     import torch.distributed as dist
 
     if not dist.is_initialized():

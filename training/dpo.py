@@ -7,6 +7,7 @@ F frames of edge S.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -125,12 +126,7 @@ def read_pairs(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All good pairs, and a manifest {"samples", "num_bad", "bad"}.
 
-    Args:
-        paths: JSON-lines files.
-        videos: the folder that their videos are in.
-        max_bad_share: of the pairs; the run stops above it.
-        collator: given, every pair goes through it once: its frames are decoded and its length is measured.
-        workers: processes that do so.
+    Every pair goes through the ``collator`` once: its frames are decoded and its length is measured.
 
     Raises:
         ValueError: a file that is not JSON lines, more than ``max_bad_share`` of the pairs are bad, or none is good.
@@ -139,7 +135,7 @@ def read_pairs(
     parts = [samples[start : start + PART_PAIRS] for start in range(0, len(samples), PART_PAIRS)]
     pairs: list[dict[str, Any]] = []
     bad: list[str] = []
-    for good_part, bad_part in map_parts(_Look(videos, collator), parts, workers):
+    for good_part, bad_part in map_parts(functools.partial(_look, videos, collator), parts, workers):
         pairs += good_part
         bad += bad_part
     if len(bad) > max_bad_share * len(samples):
@@ -152,34 +148,26 @@ def read_pairs(
     return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad}
 
 
-@dataclass(frozen=True)
-class _Look:
+def _look(
+    videos: str, collator: PreferenceCollator | None, part: list[tuple[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The good pairs of a part, and why the others are bad."""
-
-    videos: str
-    collator: PreferenceCollator | None
-
-    def __call__(self, part: list[tuple[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-        pairs: list[dict[str, Any]] = []
-        bad: list[str] = []
-        for name, sample in part:
-            try:
-                pair = check_pair(sample, self.videos)
-                if self.collator is not None:
-                    self.collator([pair])
-            except (OSError, SyntaxError, ValueError) as error:
-                bad.append(f"{name}: {error}")
-            else:
-                pairs.append(pair)
-        return pairs, bad
+    pairs: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for name, sample in part:
+        try:
+            pair = check_pair(sample, videos)
+            if collator is not None:
+                collator([pair])
+        except (OSError, SyntaxError, ValueError) as error:
+            bad.append(f"{name}: {error}")
+        else:
+            pairs.append(pair)
+    return pairs, bad
 
 
 def check_pair(sample: Any, videos: str) -> dict[str, Any]:
-    """One pair with its video's path.
-
-    Raises:
-        BadSampleError: a field that is missing or empty, equal answers, or no video.
-    """
+    """One pair with its video's path. BadSampleError: a field is missing or empty, answers are equal, or no video."""
     texts = {}
     for key in ("video", "prompt", "chosen", "rejected"):
         value = sample.get(key) if isinstance(sample, dict) else None
@@ -211,11 +199,8 @@ def _frame_files(folder: Path) -> list[Path]:
 class PreferenceCollator:
     """Pairs to what TRL's DPOTrainer takes: ids, masks, and the frames of each video twice.
 
-    Attributes:
-        processor: a LongVAProcessor.
-        num_frames: frames of each video, evenly spread (reference section 5: linspace).
-        max_length: longest sequence in tokens; nothing is cut, a longer one is an error.
-        template: what stands around the prompt.
+    ``num_frames`` of each video are evenly spread (reference section 5: linspace). Nothing is cut: a sequence of more
+    than ``max_length`` tokens is an error.
     """
 
     processor: Any
@@ -224,11 +209,7 @@ class PreferenceCollator:
     template: PromptTemplate = QWEN_1_5
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """``input_ids``, ``attention_mask`` and ``completion_mask`` (2P, T), ``pixel_values_videos`` (2P, F, 3, S, S).
-
-        Raises:
-            ValueError: a pair longer than ``max_length``.
-        """
+        """``input_ids``, ``attention_mask``, ``completion_mask`` (2P, T), ``pixel_values_videos`` (2P, F, 3, S, S)."""
         import torch
 
         tokenizer = self.processor.tokenizer

@@ -44,7 +44,7 @@ def fit(
     """Train ``model`` in place, resuming from the newest checkpoint in ``folder`` that is as it was written.
 
     Args:
-        model: a module whose forward takes the collated batch and returns {"loss": scalar}.
+        model: its forward takes the collated batch and returns {"loss": scalar}.
         dataset: map-style; read in order.
         train: the optimisation settings.
         folder: where checkpoints and metrics.jsonl go.

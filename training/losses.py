@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vniah.training.stages import CHUNK_ELEMENTS
+from vniah.training.stages import CHUNK_ELEMENTS, IGNORE
 
 Engine = Literal["auto", "torch", "liger", "chunked"]
-IGNORE = -100
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -76,11 +75,8 @@ def available_engines() -> list[str]:
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, engine: Engine = "auto") -> Tensor:
     """Sum of the cross entropy of ``hidden @ weight.T`` over the rows whose label is not -100.
 
-    Args:
-        hidden_ND: last hidden states, (N, D).
-        weight_VD: the head's weight, (V, D).
-        labels_N: int64 labels, already shifted, -100 where there is no loss.
-        engine: "auto" takes Liger on CUDA when importable, else ours; "torch" is torch's own where it has one.
+    Labels are already shifted. The engine "auto" takes Liger on CUDA when importable, else ours; "torch" is torch's
+    own where it has one.
 
     Returns:
         fp32 scalar: a sum, so that micro-batches and ranks add up exactly. 0 (with zero gradients) without labels.

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vniah.contract.cost import SHAPES, ModelShape
 from vniah.files import read_json
@@ -24,6 +24,7 @@ GIB = 2**30
 KNOWN = {"Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"], "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"]}
 # What the CUDA context, the allocator's gaps and NCCL's buffers take; an assumption, printed with the plan.
 RESERVE = 3 * GIB
+BYTES = {"bf16": 2, "fp32": 4}  # of an activation
 Planned: TypeAlias = TextStage | AlignStage | DpoStage
 
 
@@ -38,13 +39,12 @@ class Memory:
     checkpoints: int
     layer: int
     head: int
-    tower_kept: int = 0
-    tower_layer: int = 0
+    tower: TowerMemory
 
     @property
     def activations(self) -> int:
         """What is kept, and the largest of what is never there together: a layer's work, the loss, the tower's work."""
-        return max(self.tower_kept + self.checkpoints + max(self.layer, self.head), self.tower_kept + self.tower_layer)
+        return self.tower.kept + max(self.checkpoints + max(self.layer, self.head), self.tower.layer)
 
     @property
     def peak(self) -> int:
@@ -68,12 +68,14 @@ class TowerShape:
         return self.hidden * (self.width + self.hidden + 2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TowerMemory:
+class TowerMemory(NamedTuple):
     """Bytes of tower and projector: kept until their backward pass, and worked with one layer at a time."""
 
     kept: int
     layer: int
+
+
+NO_TOWER = TowerMemory(0, 0)
 
 
 def memory(
@@ -85,21 +87,13 @@ def memory(
     trained: int,
     frozen: int = 0,
     learnt_tokens: int | None = None,
-    vision: TowerMemory | None = None,
+    vision: TowerMemory = NO_TOWER,
 ) -> Memory:
-    """Bytes on one GPU.
+    """Bytes on one GPU that has ``tokens`` at once, ``learnt_tokens`` of them with a label (all unless given).
 
-    Args:
-        shape: the decoder.
-        train: how it is trained.
-        tokens: on one GPU at once.
-        gpus: that share the work.
-        trained: parameters that are trained, in all.
-        frozen: parameters that are not.
-        learnt_tokens: of the tokens, those with a label; all unless given.
-        vision: what tower and projector take, where there is a tower.
+    ``trained`` and ``frozen`` are parameters in all; ``vision`` is what tower and projector take.
     """
-    b = _activation_bytes(train)
+    b = BYTES[train.precision]
     shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
     on_gpu = 0 if train.offload else 1
     per_layer, root = shape.decoder_params // shape.layers, 2 * shape.vocab * shape.hidden
@@ -133,13 +127,8 @@ def memory(
         checkpoints=kept_layers * tokens * shape.hidden * b,
         layer=layer,
         head=head,
-        tower_kept=vision.kept if vision else 0,
-        tower_layer=vision.layer if vision else 0,
+        tower=vision,
     )
-
-
-def _activation_bytes(train: Train) -> int:
-    return 2 if train.precision == "bf16" else 4
 
 
 def _layer_bytes_per_token(shape: ModelShape, b: int, *, tiled: bool = False) -> tuple[int, int]:
@@ -176,10 +165,10 @@ def tower_memory(
     return TowerMemory(kept=projector + pixels + layers * tokens * width * b, layer=layer_kept + flying)
 
 
-def _vision_memory(stage: Planned, shape: ModelShape, tokens: int) -> TowerMemory | None:
-    """What tower and projector take when all of ``tokens`` are visual; ``None`` for text."""
+def _vision_memory(stage: Planned, shape: ModelShape, tokens: int) -> TowerMemory:
+    """What tower and projector take when all of ``tokens`` are visual; nothing for text."""
     if isinstance(stage, TextStage):
-        return None
+        return NO_TOWER
     tower = _tower_of(shape)
     pooled = tower.patches // 4
     if isinstance(stage, DpoStage):
@@ -189,7 +178,7 @@ def _vision_memory(stage: Planned, shape: ModelShape, tokens: int) -> TowerMemor
     return tower_memory(
         tower,
         tiles=tiles,
-        b=_activation_bytes(stage.train),
+        b=BYTES[stage.train.precision],
         trained=isinstance(stage, DpoStage) or "tower" in stage.parts,
         checkpointing=stage.train.checkpointing,
     )
@@ -201,29 +190,24 @@ def longest_sequence(
     *,
     gpus: int,
     capacity: int,
-    trained: int,
-    frozen: int = 0,
-    vision_of: Callable[[int], TowerMemory | None] = lambda tokens: None,
+    vision_of: Callable[[int], TowerMemory] = lambda tokens: NO_TOWER,
+    **parameters: int,
 ) -> int:
     """Tokens of the longest sequence whose peak is at most ``capacity``; 0 when none fits.
 
     Under ``ring`` all GPUs share it, else one GPU holds it. ``vision_of``: what the images of so many tokens take.
+    ``parameters``: trained and frozen.
     """
 
     def peak(tokens: int) -> int:
-        vision = vision_of(tokens)
-        return memory(shape, train, tokens=tokens, gpus=gpus, trained=trained, frozen=frozen, vision=vision).peak
+        return memory(shape, train, tokens=tokens, gpus=gpus, vision=vision_of(tokens), **parameters).peak
 
     longest = max(0, bisect.bisect_right(range(1 << 26), capacity, key=peak) - 1)
     return longest // 2 * 2 * gpus if train.attention == "ring" and gpus > 1 else longest
 
 
 def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
-    """The memory of every stage that trains, as a table.
-
-    Raises:
-        ValueError: a stage whose model's shape cannot be known here, or no GPU.
-    """
+    """The memory of every stage that trains, as a table. ValueError: no GPU, or a model whose shape is not known."""
     if gpus < 1 or gpu_gib <= 0:
         raise ValueError(f"a plan needs at least one GPU with memory, got {gpus} of {gpu_gib:g} GiB")
     capacity = int(gpu_gib * GIB) - RESERVE
@@ -251,11 +235,11 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
         figures = kept + _gib(need.gathered, 9) + _gib(need.activations, 8) + _gib(need.peak, 10)
         fits = "yes" if need.peak <= capacity else "no"
         lines.append(f"{stage.name:<24}{tokens:>11,}{figures}{fits:>6}{longest:>11,}")
-    lines.append(
-        "tokens/GPU: the longest batch that the recipe allows; longest: tokens that fit (of a batch, or of the"
+    about = (
+        "tokens/GPU: the longest batch that the recipe allows; longest: tokens that fit (of a batch, or of the",
+        "one sequence that all GPUs share)",
     )
-    lines.append("one sequence that all GPUs share)")
-    return "\n".join(lines + notes)
+    return "\n".join([*lines, *about, *notes])
 
 
 def _gib(num_bytes: float, width: int) -> str:
@@ -314,25 +298,11 @@ def _tower_of(shape: ModelShape) -> TowerShape:
 
 
 def _shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
-    """The decoder's shape: followed back through the stages to a new model, a folder's config.json or a known name.
-
-    Raises:
-        ValueError: a Hub id whose shape is not known here.
-    """
+    """The decoder's shape: followed back through the stages to a new model, a folder's config.json or a known name."""
     if isinstance(stage, TextStage) and stage.new is not None:
         from vniah.training.nano.vocabulary import words
 
-        new = stage.new
-        return ModelShape(
-            layers=new.num_layers,
-            hidden=new.hidden_size,
-            intermediate=new.intermediate_size,
-            heads=new.num_heads,
-            kv_heads=new.num_kv_heads,
-            head_dim=new.hidden_size // new.num_heads,
-            vocab=len(words()),
-            tokens_per_frame=4,
-        )
+        return _shape({**stage.new.decoder, "vocab_size": len(words())})
     source = inputs(stage)[0]
     names = {other.name: other for other in recipe.stages}
     if source in names:
@@ -340,17 +310,18 @@ def _shape_of(stage: Stage, recipe: Recipe) -> ModelShape:
     if source in KNOWN:
         return KNOWN[source]
     path = Path(source) / "config.json"
-    if not path.is_file():
-        # What a stage of a shipped recipe would write there, when it has not run yet.
-        for other in map(load_recipe, shipped_recipes()):
-            for writer in other.stages:
-                if other.folder / writer.name / "model" == Path(source):
-                    return _shape_of(writer, other)
-        raise ValueError(
-            f"the shape of {source!r} is not known here; give a local folder, or one of {', '.join(KNOWN)}"
-        )
-    config = read_json(path)
-    config = config.get("text_config") or config
+    if path.is_file():
+        config = read_json(path)
+        return _shape(config.get("text_config") or config)
+    # What a stage of a shipped recipe would write there, when it has not run yet.
+    for other in map(load_recipe, shipped_recipes()):
+        for writer in other.stages:
+            if other.folder / writer.name / "model" == Path(source):
+                return _shape_of(writer, other)
+    raise ValueError(f"the shape of {source!r} is not known here; give a local folder, or one of {', '.join(KNOWN)}")
+
+
+def _shape(config: dict[str, Any]) -> ModelShape:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return ModelShape(
         layers=config["num_hidden_layers"],

@@ -24,12 +24,7 @@ from vniah.training.stages import (
 
 
 def check_recipe(recipe: Recipe, world_size: int | None = None, *, only: str | None = None) -> None:
-    """Check everything a recipe needs.
-
-    Args:
-        recipe: what will run.
-        world_size: ranks that share the work; as the launcher says unless given.
-        only: the one stage that will run.
+    """Check everything that a recipe (or its one stage ``only``) needs on so many ranks, as the launcher says.
 
     Raises:
         FileNotFoundError: an input folder or file that is not there.

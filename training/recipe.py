@@ -71,9 +71,7 @@ def shipped_recipes() -> list[str]:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: a YAML path, or the bare name of one that ships with the project.
 
-    Args:
-        path: file, or a name such as ``nano``.
-        overrides: ``key=value`` on the recipe (``seed=3``) or on a stage by its name (``text.train.lr=1e-4``).
+    An override is ``key=value`` on the recipe (``seed=3``) or on a stage by its name (``text.train.lr=1e-4``).
 
     Raises:
         FileNotFoundError: no such file or name, with the names there are.
@@ -97,17 +95,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _find(path: str | Path) -> Path:
     given = Path(path)
+    named = given.suffix in (".yaml", ".yml")
+    shipped = RECIPES / (given.name if named else f"{given}.yaml")
     if given.is_file():
         return given
-    if given.suffix in (".yaml", ".yml"):
-        shipped = RECIPES / given.name
-        if given.parent.name in ("", "recipes") and shipped.is_file():
-            return shipped
+    if shipped.is_file() and (not named or given.parent.name in ("", "recipes")):
+        return shipped
+    if named:
         raise FileNotFoundError(f"no recipe at {given}; shipped: {', '.join(shipped_recipes())}")
-    shipped = RECIPES / f"{given}.yaml"
-    if not shipped.is_file():
-        raise FileNotFoundError(f"no recipe {str(path)!r}; {nearest(str(path), shipped_recipes())}")
-    return shipped
+    raise FileNotFoundError(f"no recipe {str(path)!r}; {nearest(str(path), shipped_recipes())}")
 
 
 def _unique_keys() -> Any:
@@ -169,12 +165,9 @@ def build_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
 
 
 def build(cls: type[T], values: Any, where: str) -> T:
-    """Build the dataclass ``cls`` from a mapping.
+    """Build the dataclass ``cls`` from keys and values; ``where`` is their dotted path, for the errors.
 
-    Args:
-        cls: its fields are plain types, ``Literal``, tuples, other such dataclasses, or one of these or ``None``.
-        values: what was read from YAML.
-        where: dotted path, for the errors.
+    Its fields are plain types, ``Literal``, tuples, other such dataclasses, or one of these or ``None``.
 
     Raises:
         ValueError: a key that does not exist (with the nearest that does), one that is missing, or a value of

@@ -43,10 +43,7 @@ ALONE = ("prepare_text", "evaluate")
 def run_recipe(recipe: Recipe, *, say: Callable[[str], None] = print, only: str | None = None) -> None:
     """Run every stage that is not done, ``recipe.parallel`` at a time where they do not wait for each other.
 
-    Args:
-        recipe: what to run.
-        say: called with a line when a stage starts and when it ends, on the first rank.
-        only: this stage alone.
+    ``say`` is called with a line when a stage starts and when it ends, on the first rank. ``only``: this stage alone.
 
     Raises:
         ValueError: the output folder holds another recipe, or a stage failed (naming its log).
@@ -100,13 +97,10 @@ def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """With ``count`` CPU threads for torch; with as many as it has for 0."""
-    if not count:
-        yield
-        return
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
@@ -176,11 +170,9 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
 
 
 class StageBars:
-    """One progress bar a running stage: its optimizer steps and last loss. Nothing is drawn where no one looks on.
+    """One progress bar a running stage of a recipe's output folder: its optimizer steps and last loss.
 
-    Args:
-        folder: the recipe's output folder, with a folder for each stage.
-        shown: draw; ``None`` asks whether the output is a terminal.
+    Nothing is drawn where no one looks on, unless ``shown`` says so.
     """
 
     def __init__(self, folder: Path, *, shown: bool | None = None) -> None:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+IGNORE = -100  # the label of what is not learnt
 # Logits of a chunk of the chunked loss, 512 MB in fp32: the loss and the memory plan go by it.
 CHUNK_ELEMENTS = 1 << 27
 
@@ -103,6 +104,17 @@ class NanoSize:
     vision_layers: int = 4
     vision_heads: int = 4
     vision_intermediate: int = 384
+
+    @property
+    def decoder(self) -> dict[str, int]:
+        """The decoder's shape under the names of transformers' configs."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

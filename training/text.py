@@ -17,13 +17,10 @@ from vniah.training.stages import NanoSize, TextStage, as_data
 
 
 def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
-    """Train and write the model and tokenizer to ``folder``.
+    """Train and write the model and tokenizer to ``folder/model``; checkpoints go to ``folder/run``.
 
-    Args:
-        stage: what to do.
-        folder: the stage's own folder; checkpoints go to ``folder/run``.
-        seed: of weights and data.
-        resolve: maps a stage name, folder or Hub id to what ``from_pretrained`` takes.
+    As every stage's ``run``: ``seed`` is that of weights and data, and ``resolve`` maps a stage's name, a folder or a
+    Hub id to what ``from_pretrained`` takes.
 
     Raises:
         ValueError: more steps than the prepared sequences give.
@@ -89,11 +86,7 @@ def new_decoder(size: NanoSize, tokenizer: Any, stage: TextStage) -> Any:
 
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_kv_heads,
+        **size.decoder,
         max_position_embeddings=stage.max_positions or stage.sequence_length,
         rope_parameters={"rope_type": "default", "rope_theta": stage.rope_theta or 1e4},
         tie_word_embeddings=False,
@@ -114,11 +107,7 @@ def _synthetic(stage: TextStage, tokenizer: Any, seed: int) -> StepDataset:
 
 
 def _prepared(stage: TextStage, seed: int, resolve: Callable[[str], str]) -> tuple[Any, int]:
-    """Prepared sequences and the steps to take over them.
-
-    Raises:
-        ValueError: more ``steps`` than there are sequences for; only ``epochs`` reads a sequence twice.
-    """
+    """Prepared sequences and the steps to take over them. Only ``epochs`` reads a sequence twice."""
     from vniah.training.data.shards import RingSequences
 
     assert stage.data.shards is not None

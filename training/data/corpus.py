@@ -8,6 +8,7 @@ bytes. A row that is no JSON object is a ``BrokenRow``, to be reported and count
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from vniah.training.stages import PrepareTextStage
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+READ = re.compile(r"\.(jsonl?(\.zst)?(\.gz)?|parquet)$", re.IGNORECASE)
 
 
 class BrokenRow(str):
@@ -30,20 +32,17 @@ class BrokenRow(str):
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
-    """The rows of a file in order.
-
-    Raises:
-        ValueError: a file that cannot be read to its end, by name.
-    """
+    """The rows of a file in order. ValueError: it cannot be read to its end, by name."""
     import pyarrow as pa
 
     try:
-        yield from (_parquet if path.suffix.lower() == ".parquet" else _json)(path)
+        for row in (_parquet if path.suffix.lower() == ".parquet" else _json)(path):
+            yield row if isinstance(row, dict | BrokenRow) else BrokenRow("not a JSON object")
     except (pa.ArrowException, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); mend or remove it") from None
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -51,7 +50,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _json(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
+def _json(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
     compressed = pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower()))
@@ -59,39 +58,24 @@ def _json(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
         if stream.peek().startswith(BYTE_ORDER_MARK):
             stream.read(len(BYTE_ORDER_MARK))
         if stream.peek().lstrip().startswith(b"[") and ".jsonl" not in path.suffixes:
-            for row in parse_json(stream.read(), str(path)):
-                yield row if isinstance(row, dict) else BrokenRow("not a JSON object")
+            yield from parse_json(stream.read(), str(path))
             return
         for line in stream:
             if line.strip():
-                yield _row(line)
-
-
-def _row(line: bytes) -> dict[str, Any] | BrokenRow:
-    try:
-        row = parse_json(line, "it")
-    except ValueError as error:
-        return BrokenRow(str(error).removeprefix("it is "))
-    return row if isinstance(row, dict) else BrokenRow("not a JSON object")
-
-
-def _is_read(path: Path) -> bool:
-    name = path.name.lower()
-    for suffix in COMPRESSION:
-        name = name.removesuffix(suffix)
-    return (name.endswith((".jsonl", ".json")) or path.suffix.lower() == ".parquet") and path.is_file()
+                try:
+                    yield parse_json(line, "it")
+                except ValueError as error:
+                    yield BrokenRow(str(error).removeprefix("it is "))
 
 
 def corpus_files(stage: PrepareTextStage) -> list[Path] | None:
-    """The files of a corpus that is a folder, in order; ``None`` for a data set of the Hub.
-
-    Raises:
-        FileNotFoundError: a folder without files to read.
-    """
+    """The files of a corpus that is a folder, in order; ``None`` for a data set of the Hub."""
     folder = Path(stage.source)
     if not folder.is_dir():
         return None
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if _is_read(path))
+    names = sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if READ.search(path.name) and path.is_file()
+    )
     if not names:
         raise FileNotFoundError(f"{folder} holds no .jsonl, .jsonl.zst, .json.gz or .parquet file")
     return [folder / name for name in names]
@@ -112,12 +96,8 @@ def _stream(stage: PrepareTextStage) -> Any:
 def tokenise_part(stage: PrepareTextStage, folder: Path, part: int) -> dict[str, Any]:
     """Tokenise a part to ``part-00000.arrow`` and ``part-00000.json``, unless they are there (of this very file).
 
-    Returns:
-        The report: documents, tokens and documents by domain, and all bad rows with their ids (``file:row: reason``;
-        a row without text or without a domain is bad).
-
-    Raises:
-        ValueError: a local file that cannot be read to its end.
+    Returns the report: tokens and documents by domain, and all bad rows (without text, domain or tokens) by file, row
+    and reason.
     """
     report_path = folder / f"part-{part:05d}.json"
     files = corpus_files(stage)

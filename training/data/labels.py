@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vniah.prompts import DEFAULT_SYSTEM
-from vniah.training.stages import VisionData
+from vniah.training.stages import IGNORE, VisionData
 
-IGNORE = -100
 IMAGE = -200
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -34,12 +33,7 @@ class BadSampleError(ValueError):
 
 
 def check_conversation(conversations: Any, num_images: int) -> list[tuple[str, str]]:
-    """The (role, text) turns of a sample in LLaVA's format.
-
-    Raises:
-        BadSampleError: no turns, an unknown role, turns out of order, an empty or missing answer, or
-            placeholders and images that differ in number.
-    """
+    """The (role, text) turns of a sample in LLaVA's format, if they can be learnt from (BadSampleError)."""
     if not isinstance(conversations, Sequence) or isinstance(conversations, str) or not conversations:
         raise BadSampleError("no conversation")
     turns: list[tuple[str, str]] = []
@@ -65,11 +59,7 @@ def check_conversation(conversations: Any, num_images: int) -> list[tuple[str, s
 
 
 def pieces(turns: Sequence[tuple[str, str]], style: VisionData) -> list[Piece]:
-    """The pieces of a conversation in the given style.
-
-    Raises:
-        ValueError: an unknown template.
-    """
+    """The pieces of a conversation in the given style."""
     if style.template == "plain":
         return _plain(turns)
     if style.template != "qwen_1_5":

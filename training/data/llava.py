@@ -25,7 +25,6 @@ from vniah.files import read_json, read_json_lines
 from vniah.haystack import pictures
 from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.data.labels import (
-    IGNORE,
     BadSampleError,
     check_conversation,
     encode,
@@ -35,7 +34,7 @@ from vniah.training.data.labels import (
 )
 from vniah.training.data.shards import read_arrow, write_arrow
 from vniah.training.processes import map_parts, rank, wait_for, world_size
-from vniah.training.stages import AlignStage, VisionData
+from vniah.training.stages import IGNORE, AlignStage, VisionData
 
 PART_SAMPLES = 5_000
 MANIFEST = "manifest.json"
@@ -46,10 +45,8 @@ Ints = NDArray[np.int64]
 class Source:
     """One data file in LLaVA's format, or a data set that holds its images.
 
-    Attributes:
-        path: a .json (list) or .jsonl file; else what ``datasets.load_dataset`` takes (a Hub id, a folder of
-            parquet files) with columns ``conversations`` and ``image``.
-        images: folder that a file's image paths are relative to.
+    ``path`` is a .json (list) or .jsonl file, whose image paths are relative to ``images``; else what
+    ``datasets.load_dataset`` takes (a Hub id, a folder of parquet files) with columns ``conversations`` and ``image``.
     """
 
     path: str
@@ -60,11 +57,7 @@ class Source:
         return Path(self.path).suffix in (".json", ".jsonl")
 
     def samples(self) -> list[Any]:
-        """All samples, without pixels; those of a data set carry their row.
-
-        Raises:
-            ValueError: the file is not JSON, or not a list of samples.
-        """
+        """All samples, without pixels; those of a data set carry their row. ValueError: no list of samples."""
         if not self.is_file:
             texts = _dataset(self.path).remove_columns("image")
             return [{**row, "row": number} for number, row in enumerate(texts)]
@@ -76,11 +69,7 @@ class Source:
         return samples
 
     def open_images(self, sample: Any) -> list[Any]:
-        """The images of a sample, decoded to RGB.
-
-        Raises:
-            BadSampleError: one that is missing or cannot be decoded.
-        """
+        """The images of a sample, decoded to RGB. BadSampleError: one is missing or cannot be decoded."""
         if self.is_file:
             given = sample.get("image") if isinstance(sample, dict) else None
             names = _listed(given)
@@ -106,11 +95,7 @@ def _listed(images: Any) -> list[Any]:
 
 
 def open_image(folder: str, name: str) -> Any:
-    """An image under ``folder``, decoded.
-
-    Raises:
-        BadSampleError: a path that leaves the folder, no file, or one that cannot be decoded.
-    """
+    """An image under ``folder``, decoded. BadSampleError: it is not there, or not below it, or cannot be decoded."""
     root = Path(folder).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
@@ -127,11 +112,7 @@ def open_image(folder: str, name: str) -> Any:
 class SampleReader:
     """Opens the images of a sample, checks its conversation, and writes it down as tokens.
 
-    Attributes:
-        sources: where samples come from; a sample goes by the number of its source.
-        data: how conversations are written down, and the longest sample in tokens.
-        tokenizer: the decoder's.
-        layout: the model's ``VisualLayout``.
+    A sample goes with the number of its source. ``layout`` is the model's ``VisualLayout``.
     """
 
     sources: list[Source]
@@ -140,22 +121,14 @@ class SampleReader:
     layout: Any
 
     def read(self, sample: Any, source: int) -> tuple[list[int], list[int], list[Any]]:
-        """Ids and labels, an image being one ``IMAGE``, and the images.
-
-        Raises:
-            BadSampleError: why the sample cannot be used.
-        """
+        """Ids and labels, an image being one ``IMAGE``, and the images. BadSampleError: why it cannot be used."""
         images = self.sources[source].open_images(sample)
         turns = check_conversation(sample.get("conversations") if isinstance(sample, dict) else None, len(images))
         ids, labels = encode(pieces(turns, self.data), lambda t: self.tokenizer(t, add_special_tokens=False).input_ids)
         return ids, labels, images
 
     def measure(self, sample: Any, source: int) -> tuple[int, bool]:
-        """Length in tokens and whether there are images.
-
-        Raises:
-            BadSampleError: why the sample cannot be used. One that is too long is bad, since nothing is cut.
-        """
+        """Length in tokens and whether there are images. BadSampleError: also where it is too long; nothing is cut."""
         ids, labels, images = self.read(sample, source)
         if all(label < 0 for label in labels):
             raise BadSampleError("nothing to learn")
@@ -168,11 +141,7 @@ class SampleReader:
 def build_index(reader: SampleReader, folder: Path, max_bad_share: float, workers: int = 1) -> dict[str, Any]:
     """Index all samples to part-*.arrow (columns source, sample, num_tokens, has_image) and manifest.json.
 
-    Args:
-        reader: of the samples.
-        folder: where the index goes.
-        max_bad_share: of the samples; the run stops above it.
-        workers: processes that look at samples; what is written does not depend on it.
+    What is written does not depend on the number of ``workers``.
 
     Raises:
         ValueError: more than ``max_bad_share`` of the samples are bad, none is good, or the samples are others than
@@ -254,7 +223,7 @@ class LlavaSamples:
 
     Args:
         index: folder of a finished index.
-        reader: what the index was built with.
+        reader: what it was built with.
         placeholder: the config's image token id.
         batch: samples that go through all ranks at once; grouping keeps such a batch of one length.
         seed: of the order, which differs from pass to pass.
@@ -294,8 +263,7 @@ class LlavaSamples:
     def sample(self, number: int) -> dict[str, Any]:
         """``ids`` and ``labels`` (T,), ``pixel_values`` (N, 3, S, S) and ``image_sizes`` (images, 2).
 
-        Raises:
-            BadSampleError: an image that was good when indexed can no longer be read.
+        BadSampleError: an image that was good when indexed can no longer be read.
         """
         from longva_model.pictures.preprocess import normalise
 

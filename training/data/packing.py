@@ -35,15 +35,9 @@ def select_documents(
 ) -> Selection:
     """Choose documents so that each domain keeps its share of tokens, in an order of the seed's.
 
-    Args:
-        lengths_D: tokens of each document.
-        domains_D: domain of each document.
-        total_tokens: tokens to choose; documents are repeated where there are too few. Domain totals are exact: the
-            last document of a group is cut to fit.
-        long_document: a document is long above so many tokens.
-        long_share: share of a domain's tokens that long documents get; never less than they have. A domain
-            without long (or without short) documents takes what it has.
-        seed: of the order.
+    Documents are repeated where there are too few for ``total_tokens``. Domain totals are exact: the last document of a
+    group is cut to fit. Documents of more than ``long_document`` tokens get ``long_share`` of their domain's tokens, or
+    what they have where that is more; a domain without long (or without short) documents takes what it has.
 
     Raises:
         ValueError: no documents, or a share outside 0..1.
@@ -92,9 +86,7 @@ class Packing:
     A sequence is ``length + 1`` tokens, so that it gives ``length`` next-token predictions and no two sequences share
     a token. A document's separator counts as one more token of it.
 
-    Args:
-        take_S: tokens taken of each selected document.
-        length: predictions a sequence.
+    ``take_S`` tokens are taken of each selected document.
     """
 
     def __init__(self, take_S: Ints, length: int) -> None:
@@ -118,13 +110,7 @@ class Packing:
             position, entry = end, entry + 1
 
     def tokens(self, sequence: int, document: Callable[[int], Ints], separator: int) -> NDArray[np.int32]:
-        """The ids of a sequence.
-
-        Args:
-            sequence: which one.
-            document: the taken ids of the n-th selected document, without separator.
-            separator: id between documents.
-        """
+        """The ids of a sequence; ``document`` gives the taken ids of the n-th selected document."""
         pieces = self._pieces(sequence)
         ids = [np.append(document(entry), separator)[start:stop] for entry, start, stop in pieces]
         return np.concatenate(ids).astype(np.int32)

@@ -181,11 +181,7 @@ def _plan(
 
 
 def separator_id(tokenizer: Any, stage: PrepareTextStage) -> int:
-    """The id that goes between documents.
-
-    Raises:
-        ValueError: a separator that is not one token, or a tokenizer with neither of the tokens taken by default.
-    """
+    """The id that goes between documents: of the stage's separator, else of the tokenizer's first or last of a text."""
     if stage.separator:
         ids = tokenizer(stage.separator, add_special_tokens=False).input_ids
         if len(ids) != 1:

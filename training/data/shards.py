@@ -46,11 +46,7 @@ def read_arrow(path: Path) -> Any:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of prepared text.
-
-    Raises:
-        FileNotFoundError: preparation is not there, or was not finished.
-    """
+    """The manifest of prepared text. FileNotFoundError: preparation is not there, or was not finished."""
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}; run (or finish) the prepare_text stage first")
@@ -63,16 +59,8 @@ class RingSequences:
     Under ``ring`` item i is shard ``i % world_size`` of sequence ``i // world_size``: a Trainer that deals
     batches out in turn then gives every rank its own shard of the same sequence.
 
-    Args:
-        folder: what a ``prepare_text`` stage wrote.
-        length: predictions a sequence; shorter than what was packed cuts, longer is an error.
-        seed: of the order of sequences.
-        ring: shard in zigzag order over the ranks.
-        world_size: ranks; from the launcher unless given.
-
-    Attributes:
-        num_sequences: whole sequences that were prepared.
-        passes: how often they are read, each time in another order.
+    ``length`` is predictions a sequence; shorter than what was packed cuts, longer is an error. ``num_sequences`` whole
+    sequences were prepared, and they are read ``passes`` times, each time in another order.
     """
 
     def __init__(self, folder: str, length: int, *, seed: int, ring: bool, world_size: int | None = None) -> None:

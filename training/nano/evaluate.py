@@ -19,11 +19,7 @@ _ANY_LENGTH = 1 << 20
 
 
 def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
-    """Score the grid and write ``folder/vniah.json``.
-
-    Raises:
-        ValueError: the mean over all cells is below ``require_accuracy``.
-    """
+    """Score the grid and write ``folder/vniah.json``. ValueError: the mean is below ``require_accuracy``."""
     source = resolve(stage.model_from)
     grid = Grid.parse(stage.frames, stage.depths)
     needles = f"icons:{stage.needle_seed}:{stage.needles}"
@@ -45,15 +41,7 @@ def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Callable[[str
 def score_by_tree(
     source: str, grid: Grid, *, haystack: str, needles: str, rope_theta: float | None = None
 ) -> list[dict[str, Any]]:
-    """Teacher-forced score of every cell, controls included, by the engine.
-
-    Args:
-        source: folder or Hub id of a LongVA.
-        rope_theta: the RoPE base, if not the model's own.
-
-    Returns:
-        One {"num_frames", "depth_percent", "needle", "correct", "predicted", "answer"} a cell.
-    """
+    """Teacher-forced score of every cell, controls included; at the model's own RoPE base unless given."""
     import tempfile
 
     from longva_model.backends.loading import load_backend

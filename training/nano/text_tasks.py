@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from vniah.prompts import question_text
 from vniah.text.puzzles import needle_text
 from vniah.training.nano.vocabulary import SPECIAL_TOKENS, word_list
-from vniah.training.stages import LengthPhase
+from vniah.training.stages import IGNORE, LengthPhase
 
-IGNORE = -100
 ATTRIBUTES = ("colour", "number")
 FACT_FORMS = ("{attribute} {key} {value} .", "{key} {attribute} {value} .", "the {attribute} of {key} is {value} .")
 # Share of facts that tell colour and number at once, in any order, other words between.
@@ -52,14 +51,9 @@ def phase_at(phases: Sequence[LengthPhase], step: int) -> LengthPhase:
 
 
 class TextTasks:
-    """Batches of repeats, facts and numbers by step.
+    """Batches of repeats, facts and numbers by step, of the lengths that ``phases`` say.
 
-    Args:
-        tokenizer: the nano tokenizer.
-        phases: the length curriculum.
-        seed: every batch is drawn from (seed, step).
-        repeat_share: share of repeat sequences in a batch.
-        number_share: share of number sequences, where a row has room for them.
+    ``repeat_share`` of the rows repeat, ``number_share`` hold numbers where there is room for them, the others facts.
     """
 
     def __init__(
@@ -250,20 +244,13 @@ def ask_about(key: str, kind: int, *, full: bool) -> str:
 def with_text(
     make: Callable[[int], dict[str, Any]], tokenizer: Any, *, share: float, length: int, seed: int
 ) -> Callable[[int], dict[str, Any]]:
-    """Batches by step: text alone in ``share`` of the steps, else ``make(step)``.
+    """Batches by step: text alone in ``share`` of the steps, else pictures, ``make(step)``.
 
     Alignment on pictures alone bends text retrieval, at nano scale from 0.98 to 0.2-0.4 within some 1,400 steps. The
     original's instruction data has its text-only conversations too. No more tokens than the text stages had.
 
-    Args:
-        make: batches of pictures.
-        tokenizer: the nano tokenizer.
-        share: of steps.
-        length: tokens of a text row at most; drawn from it and its halves down to 128.
-        seed: every batch is drawn from (seed, step).
-
-    Returns:
-        step -> batch; one of text has ``input_ids``, ``labels`` and ``attention_mask`` (B, T) and no pixels.
+    Rows are ``length`` tokens or one of its halves down to 128. A batch of text has ``input_ids``, ``labels`` and
+    ``attention_mask`` (B, T), and no pixels.
     """
     lengths = [length]
     while lengths[-1] // 2 >= REPLAY_SHORTEST:

@@ -23,10 +23,9 @@ from vniah.training.checkpoints import save_model
 from vniah.training.fit import StepDataset, fit, only_item
 from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
 from vniah.training.nano.vocabulary import word_list
-from vniah.training.stages import NanoSize, TowerStage, as_data
+from vniah.training.stages import IGNORE, NanoSize, TowerStage, as_data
 
 DISTRACTOR_SHARE = 0.25
-IGNORE = -100
 CALIBRATION_STEPS, CALIBRATION_BATCH, CALIBRATION_LR = 400, 128, 3e-3
 
 
@@ -70,8 +69,7 @@ def tower_batch(
 ) -> dict[str, Any]:
     """Icons and distractors, moved by up to two pixels.
 
-    Returns:
-        ``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence.
+    ``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence.
     """
     rng = np.random.default_rng((seed, step, 3))
     without = int(batch_size * DISTRACTOR_SHARE)
@@ -149,8 +147,7 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     Args:
         model: a LongVA with an untrained projector of two linear layers, changed in place.
         tokenizer: of the decoder's words.
-        seed: of the pictures it is fitted on, training combinations and films only.
-        pictures: icons, and as many distractors.
+        seed: of the icons of training combinations, and as many films and abstract ``pictures``.
 
     Returns:
         The mean square error of the "fit", and of the best "constant".

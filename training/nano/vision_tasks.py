@@ -19,8 +19,8 @@ from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, icon_questions
 from vniah.prompts import NANO, question_text
 from vniah.training.fit import StepDataset
 from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
-from vniah.training.nano.text_tasks import IGNORE, with_text
-from vniah.training.stages import AlignStage
+from vniah.training.nano.text_tasks import with_text
+from vniah.training.stages import IGNORE, AlignStage
 
 TILE_COUNTS = (2, 3, 4, 8, 16)
 
@@ -45,21 +45,9 @@ def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> S
 
 
 class VisionTasks:
-    """Batches of images, questions and answers by step.
+    """Batches of ``batch_size`` images with icons among distractors, and questions about them, by step.
 
-    Args:
-        tokenizer: the nano tokenizer.
-        icons: pictures with labels, training combinations only.
-        distractors_NHWC: pictures without icons.
-        layout: the model's ``VisualLayout``.
-        placeholder: the config's ``image_token_index``.
-        batch_size: images a batch.
-        max_tiles: tiles of an image at most.
-        max_questions: questions about an image at most.
-        seed: every batch is drawn from (seed, step).
-
-    Raises:
-        ValueError: no canvas of the layout has so few tiles.
+    ``layout`` is the model's ``VisualLayout``, ``placeholder`` its config's ``image_token_index``.
     """
 
     def __init__(
