@@ -34,7 +34,7 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], 
         model.config.image_aspect_ratio = None
     collate: Callable[..., dict[str, Any]]
     if stage.data.icons:
-        from vniah.training.nano.vision_tasks import icon_dataset
+        from vniah.training.nano.pictures import icon_dataset
 
         dataset, collate, notes = icon_dataset(stage, model.config, tokenizer, seed), only_item, {}
         train = dataclasses.replace(stage.train, batch_size=1)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from vniah.files import read_json, read_json_lines
-from vniah.haystack.pictures import open_image
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
 from vniah.training.data.labels import BadSampleError, sample_id
@@ -211,40 +210,30 @@ class PreferenceCollator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``completion_mask`` (2P, T), ``pixel_values_videos`` (2P, F, 3, S, S)."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        tokenizer = self.processor.tokenizer
+        from longva_model.pictures.opening import load_frames
+
+        tokenizer, paths = self.processor.tokenizer, [Path(pair["images"][0]) for pair in pairs]
+        videos = [load_frames(_frame_files(path) if path.is_dir() else path, self.num_frames) for path in paths]
         texts = [f"{self.template.pre}<video>\n{pair['prompt']}{self.template.post}" for pair in pairs]
-        inputs = self.processor(text=texts, videos=[self._frames(pair["images"][0]) for pair in pairs], padding=False)
+        inputs = self.processor(text=texts, videos=videos, padding=False)
         end = tokenizer(self.template.between.split("\n")[0] + "\n", add_special_tokens=False).input_ids
         rows, completions = [], []
         for key in ("chosen", "rejected"):
             for pair, prompt in zip(pairs, inputs["input_ids"], strict=True):
                 answer = [*tokenizer(pair[key], add_special_tokens=False).input_ids, *end]
-                rows.append([*prompt, *answer])
-                completions.append([0] * len(prompt) + [1] * len(answer))
-        longest = max(len(row) for row in rows)
+                rows.append(torch.tensor([*prompt, *answer]))
+                completions.append(torch.tensor([0] * len(prompt) + [1] * len(answer)))
+        longest = max(map(len, rows))
         if longest > self.max_length:
             raise ValueError(f"a pair is {longest} tokens long, above max_length {self.max_length}; use fewer frames")
-
-        def filled(values: list[list[int]], filler: int) -> Any:
-            return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in values])
-
         batch = {
-            "input_ids": filled(rows, tokenizer.pad_token_id or 0),
-            "attention_mask": filled([[1] * len(row) for row in rows], 0),
-            "completion_mask": filled(completions, 0),
+            "input_ids": pad_sequence(rows, True, tokenizer.pad_token_id or 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
+            "completion_mask": pad_sequence(completions, True),
         }
         for key in ("pixel_values_videos", "video_num_frames"):
             if key in inputs:
                 batch[key] = torch.from_numpy(np.concatenate([inputs[key]] * 2))
         return batch
-
-    def _frames(self, path: str) -> Any:
-        """``num_frames`` frames of a video file or of a folder of frames."""
-        from longva_model.pictures.opening import load_frames
-
-        if not Path(path).is_dir():
-            return load_frames(path, self.num_frames)
-        files = _frame_files(Path(path))
-        chosen = np.unique(np.linspace(0, len(files) - 1, self.num_frames, dtype=int))
-        return [open_image(files[index]) for index in chosen]

@@ -9,9 +9,8 @@ import pytest
 
 from vniah.prompts import NANO, question_text
 from vniah.training.nano import pictures
-from vniah.training.nano.pictures import draw_distractors, draw_icons
+from vniah.training.nano.pictures import VisionTasks, draw_distractors, draw_icons, montage
 from vniah.training.nano.text_tasks import IGNORE, TextTasks, phase_at
-from vniah.training.nano.vision_tasks import VisionTasks, montage
 from vniah.training.nano.vocabulary import build_tokenizer
 from vniah.training.stages import LengthPhase
 

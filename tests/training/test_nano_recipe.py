@@ -150,7 +150,7 @@ def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> N
 
     grid = Grid.parse("3,40", "0,40,100")
     of = {"haystack": "synthetic:3", "needles": "icons:5:4"}
-    tree = score_by_tree(str(shipped_folder()), grid, **of)
+    tree = score_by_tree(str(shipped_folder()), {"frames": "3,40", "depths": "0,40,100", **of})
     assert tree == score_grid(shipped, load_tokenizer(str(shipped_folder())), grid, **of)
     assert len(tree) == 4 * 2 * 4
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vniah.training.preflight import check_recipe, describe
 from vniah.training.recipe import load_recipe, shipped_recipes
+from vniah.training.runner import check_recipe, describe
 from vniah.training.stages import AlignStage, DpoStage, TextStage
 
 SMALL: dict[str, Any] = {
@@ -155,8 +155,8 @@ def test_not_yaml(tmp_path: Path) -> None:
 def test_a_length_the_ranks_cannot_share_is_refused_before_the_first_step() -> None:
     recipe = load_recipe("text_extension_224k", ["Qwen2-7B-Instruct-224K.sequence_length=224001"])
     with pytest.raises(ValueError, match="multiple of 16, such as 224000"):
-        check_recipe(recipe, world_size=8)
-    check_recipe(load_recipe("text_extension_224k"), world_size=8)
+        check_recipe(recipe, ranks=8)
+    check_recipe(load_recipe("text_extension_224k"), ranks=8)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_length_the_ranks_cannot_share_is_refused_before_the_first_step() -> N
 )
 def test_tokens_that_a_recipe_cannot_give_itself(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_recipe(load_recipe("text_extension_224k", overrides), world_size=8)
+        check_recipe(load_recipe("text_extension_224k", overrides), ranks=8)
 
 
 def test_a_corpus_that_is_not_there() -> None:

@@ -6,11 +6,11 @@ same cells.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vniah.runs.grid import Grid
 from vniah.training.checkpoints import write_json
 from vniah.training.stages import EvaluateStage
 
@@ -21,12 +21,10 @@ _ANY_LENGTH = 1 << 20
 def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
     """Score the grid and write ``folder/vniah.json``. ValueError: the mean is below ``require_accuracy``."""
     source = resolve(stage.model_from)
-    grid = Grid.parse(stage.frames, stage.depths)
-    needles = f"icons:{stage.needle_seed}:{stage.needles}"
+    given = {"frames": stage.frames, "depths": stage.depths, "haystack": stage.haystack}
+    given["needles"] = f"icons:{stage.needle_seed}:{stage.needles}"
     found = {
-        "own" if base is None else f"{base:g}": score_by_tree(
-            source, grid, haystack=stage.haystack, needles=needles, rope_theta=base
-        )
+        "own" if base is None else f"{base:g}": score_by_tree(source, given, rope_theta=base)
         for base in stage.rope_thetas or (None,)
     }
     tried = {name: summary(cells)["accuracy"] for name, cells in found.items()}
@@ -38,34 +36,28 @@ def run(stage: EvaluateStage, folder: Path, *, seed: int, resolve: Callable[[str
     return {key: value for key, value in report.items() if not isinstance(value, dict)}
 
 
-def score_by_tree(
-    source: str, grid: Grid, *, haystack: str, needles: str, rope_theta: float | None = None
-) -> list[dict[str, Any]]:
-    """Teacher-forced score of every cell, controls included; at the model's own RoPE base unless given."""
-    import tempfile
+def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | None = None) -> list[dict[str, Any]]:
+    """Teacher-forced score of every cell, controls included; at the model's own RoPE base unless given.
 
+    ``given``: frames, depths, haystack and needles, as the task ``vniah`` takes them.
+    """
     from longva_model.backends.loading import load_backend
     from longva_model.engine.engine import TreeEngine
     from longva_model.frames.embeddings import FrameEmbeddings
     from longva_model.lmms.arguments import ModelArgs
     from longva_model.prompts.prompting import build_prompt
     from vniah.contract.requests import RequestTree, Target
-    from vniah.haystack import open_haystack
-    from vniah.needles import open_needles
-    from vniah.visual.compose import SplicedVideo
+    from vniah.visual.settings import Settings
+    from vniah.visual.task import VisualTask
 
-    needle_set, film = open_needles(needles), open_haystack(haystack)
+    task = VisualTask("vniah", "teacher-forced", Settings.read({}, given=given))
     backend = load_backend(
         ModelArgs(pretrained=source, dtype="float32", rope_theta=rope_theta, max_length=_ANY_LENGTH, journal="none")
     )
-    cells, prompts = list(grid.cells(needle_set.ids)), []
-    for cell in cells:
-        needle, index = needle_set.get(cell.needle), cell.needle_index
-        shown = None if index is None else needle.image
-        video = SplicedVideo(haystack=film, num_frames=cell.length, needle=shown, needle_index=index)
-        leaf = Target(needle.answer)
-        template = backend.template
-        prompts.append(build_prompt(needle.question, [video], leaf, template, max_frames=cell.length))
+    prompts = []
+    for row in task.rows:
+        leaf, frames = Target(row["answer"]), row["num_frames"]
+        prompts.append(build_prompt(row["question"], [task.video(row)], leaf, backend.template, max_frames=frames))
     with tempfile.TemporaryDirectory() as folder:
         engine = TreeEngine(backend, FrameEmbeddings(backend, Path(folder)))
         for prompt in prompts:
@@ -73,14 +65,14 @@ def score_by_tree(
         results = engine.run(RequestTree(prompt.request for prompt in prompts), dict(engine.embedder.media))
     return [
         {
-            "num_frames": cell.length,
-            "depth_percent": cell.depth_percent,
-            "needle": cell.needle,
+            "num_frames": row["num_frames"],
+            "depth_percent": None if row["control"] else row["depth_percent"],
+            "needle": row["needle"],
             "correct": result.is_greedy,
             "predicted": result.text,
-            "answer": needle_set.get(cell.needle).answer,
+            "answer": row["answer"],
         }
-        for cell, result in zip(cells, results, strict=True)
+        for row, result in zip(task.rows, results, strict=True)
     ]
 
 

@@ -34,7 +34,7 @@ def command(
         typer.echo(plan_recipe(loaded, gpus=gpus, gpu_gib=gpu_memory))
         return
     if dry_run:
-        from vniah.training.preflight import check_recipe, describe
+        from vniah.training.runner import check_recipe, describe
 
         typer.echo(describe(loaded))
         check_recipe(loaded, only=stage)
