@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,10 @@ from vniah.files import read_json, read_json_lines
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
 from vniah.training.data.labels import BadSampleError, sample_id
-from vniah.training.processes import map_parts, rank, wait_for, world_size
+from vniah.training.processes import check_bad, map_parts, rank, wait_for, world_size
 from vniah.training.stages import DpoStage, as_data
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MARKS = ("<image>", "<video>")
 PART_PAIRS = 250
 _TRL = "1.16"
 
@@ -137,11 +137,7 @@ def read_pairs(
     for good_part, bad_part in map_parts(functools.partial(_look, videos, collator), parts, workers):
         pairs += good_part
         bad += bad_part
-    if len(bad) > max_bad_share * len(samples):
-        raise ValueError(
-            f"{len(bad)} of {len(samples)} pairs are bad, more than the share of {max_bad_share:g} allowed: "
-            + "; ".join(bad[:3])
-        )
+    check_bad("pairs", bad, len(samples), max_bad_share)
     if not pairs:
         raise ValueError(f"no pairs in {', '.join(paths)}")
     return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad}
@@ -182,11 +178,8 @@ def check_pair(sample: Any, videos: str) -> dict[str, Any]:
     found = next((p for p in (path, path.with_name(path.name + ".mp4")) if p.exists()), None)
     if found is None or (found.is_dir() and not _frame_files(found)):
         raise BadSampleError(f"no video {texts['video']!r}")
-    prompt = texts["prompt"]
-    for mark in MARKS:
-        prompt = prompt.replace(mark, "")
-    answers = {key: texts[key] for key in ("chosen", "rejected")}
-    return {"images": [str(found)], "prompt": prompt.strip("\n"), **answers}
+    prompt = re.sub("<image>|<video>", "", texts["prompt"]).strip("\n")
+    return {"images": [str(found)], "prompt": prompt, "chosen": texts["chosen"], "rejected": texts["rejected"]}
 
 
 def _frame_files(folder: Path) -> list[Path]:

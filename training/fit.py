@@ -180,7 +180,6 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         fsdp_config={"version": 2, "cpu_offload": train.offload} if sharded else None,
         use_cpu=not torch.cuda.is_available(),
         deepspeed=train.deepspeed,
-        logging_strategy="steps",
         logging_steps=train.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,

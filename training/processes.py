@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,15 @@ def wait_for(path: Path, seconds: float = 1.0) -> None:
     """Wait until another process has written ``path``. Should that process die, the launcher ends this one."""
     while not path.is_file():
         time.sleep(seconds)
+
+
+def check_bad(what: str, bad: Sequence[str], total: int, max_share: float, *, more: str = "") -> None:
+    """Raise ValueError, naming the first, where more than ``max_share`` of the ``total`` are bad."""
+    if len(bad) > max_share * total:
+        raise ValueError(
+            f"{len(bad)} of {total} {what} are bad, more than the share of {max_share:g} allowed{more}: "
+            + "; ".join(bad[:3])
+        )
 
 
 def map_parts(work: Callable[[T], Any], parts: Iterable[T], workers: int) -> list[Any]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vniah.training.data import prepare
 from vniah.training.data.corpus import BrokenRow, read_rows
 from vniah.training.data.packing import Packing, select_documents
-from vniah.training.data.shards import RingSequences, read_arrow, read_manifest
+from vniah.training.data.shards import RingSequences, read_arrow
 from vniah.training.stages import PrepareTextStage
 
 DOMAINS = {"RedPajamaBook": 0.3, "RedPajamaC4": 0.5, "RedPajamaGithub": 0.2}
@@ -101,7 +101,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 def test_shares_within_one_percent_and_every_token_accounted_for(stage: PrepareTextStage, tmp_path: Path) -> None:
     prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
     folder = tmp_path / "out" / "shards"
-    manifest = read_manifest(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
     for name, share in manifest["shares_before"].items():
         assert manifest["shares_after"][name] == pytest.approx(share, abs=0.01)
     assert sum(manifest["tokens_after"].values()) + manifest["separators"] == (
@@ -267,7 +267,7 @@ def test_bad_documents_are_counted_with_their_ids_and_stop_the_run(
     lines[5] = json.dumps({"text": "no domain", "meta": {"redpajama_set_name": ""}})
     first.write_text("\n".join(lines) + "\n")
     prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
-    manifest = read_manifest(tmp_path / "out" / "shards")
+    manifest = json.loads((tmp_path / "out" / "shards" / "manifest.json").read_text())
     assert manifest["num_bad"] == 2
     assert sorted(manifest["bad"]) == [
         "chunk0.jsonl:3: an empty document",

@@ -114,15 +114,13 @@ def expand_images(
     ids: Sequence[int], labels: Sequence[int], tokens_per_image: Sequence[int], placeholder: int
 ) -> tuple[list[int], list[int]]:
     """Put ``tokens_per_image[i]`` placeholder ids in the place of the i-th image."""
-    out_ids: list[int] = []
-    out_labels: list[int] = []
     counts = iter(tokens_per_image)
-    for token, label in zip(ids, labels, strict=True):
-        repeat = next(counts) if token == IMAGE else 1
-        out_ids += [placeholder if token == IMAGE else token] * repeat
-        out_labels += [label] * repeat
+    repeats = [next(counts) if token == IMAGE else 1 for token in ids]
     assert next(counts, None) is None, "an image without a place"
-    return out_ids, out_labels
+    out_ids = [
+        placeholder if token == IMAGE else token for token, n in zip(ids, repeats, strict=True) for _ in range(n)
+    ]
+    return out_ids, [label for label, n in zip(labels, repeats, strict=True) for _ in range(n)]
 
 
 def sample_id(sample: Any, number: int) -> str:

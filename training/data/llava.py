@@ -33,7 +33,7 @@ from vniah.training.data.labels import (
     sample_id,
 )
 from vniah.training.data.shards import read_arrow, write_arrow
-from vniah.training.processes import map_parts, rank, wait_for, world_size
+from vniah.training.processes import check_bad, map_parts, rank, wait_for, world_size
 from vniah.training.stages import IGNORE, AlignStage, VisionData
 
 PART_SAMPLES = 5_000
@@ -154,19 +154,17 @@ def build_index(reader: SampleReader, folder: Path, max_bad_share: float, worker
         for start in range(0, len(samples), PART_SAMPLES):
             parts.append((len(parts), number, samples[start : start + PART_SAMPLES]))
     reports = map_parts(functools.partial(_index_part, reader, folder), parts, workers)
-    good, bad = sum(r["good"] for r in reports), sum(r["num_bad"] for r in reports)
-    lines = [line for report in reports for line in report["bad"]]
-    manifest = {"samples": good, "num_bad": bad, "bad": lines, "parts": len(reports)}
-    if bad > max_bad_share * (good + bad):
+    good, bad = sum(report["good"] for report in reports), [line for report in reports for line in report["bad"]]
+    manifest = {"samples": good, "num_bad": len(bad), "bad": bad, "parts": len(reports)}
+    try:
+        check_bad("samples", bad, good + len(bad), max_bad_share, more=f" (all in {folder / 'bad.json'})")
+    except ValueError:
         # Mended samples are to be looked at again, not remembered as bad.
         for number, report in enumerate(reports):
             if report["num_bad"]:
                 (folder / f"part-{number:05d}.json").unlink()
         write_json(folder / "bad.json", manifest)
-        raise ValueError(
-            f"{bad} of {good + bad} samples are bad, more than the share of {max_bad_share:g} allowed "
-            f"(all in {folder / 'bad.json'}): {'; '.join(lines[:3])}"
-        )
+        raise
     if not good:
         raise ValueError(f"no samples in {', '.join(source.path for source in reader.sources)}")
     check_identity(folder, {"samples": hashlib.sha256(json.dumps(reports).encode()).hexdigest()})

@@ -26,7 +26,7 @@ from vniah.training.data.corpus import corpus_files, num_parts, tokenise_part
 from vniah.training.data.packing import Packing, Selection, select_documents
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.fit import MINIMUM_FREE, check_disk
-from vniah.training.processes import map_parts
+from vniah.training.processes import check_bad, map_parts
 from vniah.training.stages import PrepareTextStage, as_data
 
 # Scan this many times the tokens wanted, so that long documents are upsampled by choice before repetition.
@@ -58,9 +58,9 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Callable[[
     if not job.packing.num_sequences:
         raise ValueError(f"{job.selection.tokens} tokens do not fill one sequence of {stage.sequence_length}")
     num_shards = -(-job.packing.num_sequences // job.per_shard)
-    counts = map_parts(job.write, range(num_shards), stage.workers)
+    shards_written = dict(map_parts(job.write, range(num_shards), stage.workers))
     manifest = _manifest(stage, job, names, domains_D, reports, seed)
-    manifest["shards"] = {_shard_name(i): count for i, count in enumerate(counts)}
+    manifest["shards"] = shards_written
     write_json(shards / MANIFEST, manifest)
     return {key: manifest[key] for key in ("sequences", "tokens_packed", "num_bad")}
 
@@ -103,15 +103,14 @@ def _check_bad(reports: list[Report], max_share: float, folder: Path) -> None:
 
     What the parts with bad documents held is forgotten, so that a run after the corpus was mended reads them again.
     """
-    bad, total = [line for report in reports for line in report["bad"]], _num_documents(reports)
-    if total and len(bad) > max_share * total:
+    bad = [line for report in reports for line in report["bad"]]
+    try:
+        check_bad("documents", bad, _num_documents(reports), max_share)
+    except ValueError:
         for report in reports:
             if report["num_bad"]:
                 (folder / f"part-{report['part']:05d}.json").unlink()
-        first = "; ".join(bad[:3])
-        raise ValueError(
-            f"{len(bad)} of {total} documents are bad, more than the share of {max_share:g} allowed: {first}"
-        )
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +125,13 @@ class _Job:
     per_shard: int
     separator: int
 
-    def write(self, shard: int) -> int:
-        """Write a shard unless it is there; the number of its sequences."""
+    def write(self, shard: int) -> tuple[str, int]:
+        """Write a shard unless it is there; its file's name and the number of its sequences."""
         first = shard * self.per_shard
         count = min(self.per_shard, self.packing.num_sequences - first)
-        path = self.out / _shard_name(shard)
+        path = self.out / f"shard-{shard:05d}.arrow"
         if path.is_file():
-            return count
+            return path.name, count
         tables = [read_arrow(part) for part in self.parts]
         starts = np.concatenate([[0], np.cumsum(self.rows)])
 
@@ -144,11 +143,7 @@ class _Job:
 
         sequences = [self.packing.tokens(i, document, self.separator) for i in range(first, first + count)]
         write_arrow(path, {"input_ids": id_lists(sequences)})
-        return count
-
-
-def _shard_name(shard: int) -> str:
-    return f"shard-{shard:05d}.arrow"
+        return path.name, count
 
 
 def _plan(

@@ -45,14 +45,6 @@ def read_arrow(path: Path) -> Any:
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of prepared text. FileNotFoundError: preparation is not there, or was not finished."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}; run (or finish) the prepare_text stage first")
-    return dict(read_json(path))
-
-
 class RingSequences:
     """Prepared sequences as a map-style dataset of batches of one sequence, or of one rank's shard of it.
 
@@ -65,7 +57,9 @@ class RingSequences:
 
     def __init__(self, folder: str, length: int, *, seed: int, ring: bool, world_size: int | None = None) -> None:
         self.folder = Path(folder)
-        manifest = read_manifest(self.folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{folder} has no {MANIFEST}; run (or finish) the prepare_text stage first")
+        manifest = read_json(self.folder / MANIFEST)
         packed = int(manifest["sequence_length"])
         if length > packed:
             raise ValueError(f"sequence_length is {length}, but {self.folder} was packed to {packed}; prepare it anew")

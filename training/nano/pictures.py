@@ -63,30 +63,17 @@ def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> Ic
 
 
 def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> PicturesNHWC:
-    """Frames without icons: abstract pictures, and ``film_share`` of them from the synthetic film."""
-    from_film = round(count * film_share)
-    parts: list[PicturesNHWC] = []
-    rng = np.random.default_rng((seed, 2))
-    if count > from_film:
-        drawn = [draw_abstract(rng) for _ in range(count - from_film)]
-        parts.append(fit_frames(drawn, "pad", size, num_threads=1))
-    if from_film:
-        parts.append(_film_frames(from_film, size, rng))
-    pixels_NHWC = np.concatenate(parts)
-    return pixels_NHWC[rng.permutation(count)]
-
-
-def _film_frames(count: int, size: int, rng: np.random.Generator) -> PicturesNHWC:
-    """Short pieces of many films of the synthetic haystack."""
+    """Frames without icons: abstract pictures, and ``film_share`` of them short pieces of many synthetic films."""
     from vniah.haystack import open_haystack
 
-    pieces = []
-    for index in range(-(-count // FILM_FRAMES)):
+    rng, from_film = np.random.default_rng((seed, 2)), round(count * film_share)
+    shown: list[Any] = [[draw_abstract(rng) for _ in range(count - from_film)]]
+    for index in range(-(-from_film // FILM_FRAMES)):
         film = open_haystack(f"synthetic:{FILM_SEED + int(rng.integers(0, 1 << 20)) + index}")
         start = int(rng.integers(0, min(len(film), 4096) - FILM_FRAMES))
-        frames_NHWC = film.frames(start, start + FILM_FRAMES)
-        pieces.append(fit_frames(frames_NHWC, "pad", size, num_threads=1))
-    return np.concatenate(pieces)[:count]
+        shown.append(film.frames(start, start + FILM_FRAMES))
+    pixels_NHWC = np.concatenate([fit_frames(frames, "pad", size, num_threads=1) for frames in shown if len(frames)])
+    return pixels_NHWC[:count][rng.permutation(count)]
 
 
 def draw_abstract(rng: np.random.Generator) -> Image.Image:
