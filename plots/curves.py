@@ -1,29 +1,31 @@
-"""Curves and bars: accuracy against frames (Table 6), perplexity against context length, accuracy by category.
+"""Curves and bars of runs: accuracy against frames (Table 6) or by category, perplexity against context length.
 
 Runs differ by colour, marker and dash (bars by hatch), so that a grey print tells them apart.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vniah.plots.style import (
-    HATCHES,
-    LINE_COLOURS,
-    LINE_STYLES,
-    MARKERS,
-    TEXT_WIDTH,
-    Look,
-    new_figure,
-    paper_style,
-    save_figure,
-    wrapped,
-)
+from vniah.plots.published import Table
+from vniah.plots.run_notes import frames_of
+from vniah.plots.style import TEXT_WIDTH, Look, new_figure, panel_axes, paper_style, wrapped
 from vniah.plots.table_formats import csv_text
+from vniah.runs.run import Run
+
+_COLOURS = ("#1f4e79", "#b5203f", "#d98e1f", "#2e8b57", "#6a4c93", "#5c5c5c")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+_COUNTS = ("_missing_videos", "_missing_questions", "_unusable_questions", "_unscored")
+# A metric's name has no room for an ampersand.
+_SPELT = {"film television": "film & television"}
+_UPPER = {"ocr", "tr", "ar", "vs", "nqa", "er", "pqa", "ssc", "ao", "ac", "sqa", "tqa"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +37,110 @@ class Curve:
     published: bool = False
 
     def __post_init__(self) -> None:
-        if not self.points:
+        xs = [x for x, _ in self.points]
+        if not xs:
             raise ValueError(f"the curve {self.name!r} has no points")
-        if [x for x, _ in self.points] != sorted({x for x, _ in self.points}):
-            raise ValueError(
-                f"the curve {self.name!r} needs rising x without repeats, got {[x for x, _ in self.points]}"
-            )
+        if xs != sorted(set(xs)):
+            raise ValueError(f"the curve {self.name!r} needs rising x without repeats, got {xs}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """A value for each of several categories; a category that was not measured is left out."""
+
+    name: str
+    values: Mapping[str, float]
+
+
+def frames_panels(table: Table, runs: Sequence[Run], models: Sequence[str]) -> dict[str, list[Curve]]:
+    """One panel a column of ``table``: ours (runs of one model at several frame counts), then published ``models``.
+
+    Raises:
+        ValueError: a run that does not say how many frames it took, two runs of one name and frame
+            count, or a model that the table does not have.
+    """
+    for run in runs:
+        if run.task not in table.tasks:
+            raise ValueError(f"the run {run.name!r} is of {run.task}, and this figure takes {', '.join(table.tasks)}")
+    for model in models:
+        if not any(row.model == model and isinstance(row.frames, int) for row in table.rows):
+            known = ", ".join(dict.fromkeys(row.model for row in table.rows))
+            raise ValueError(f"{table.source} has no model {model!r}; expected one of {known}")
+    panels: dict[str, list[Curve]] = {}
+    for at, column in enumerate(table.columns):
+        ours: dict[str, dict[float, float]] = {}
+        for run in runs:
+            if (value := column.of(run)) is None:
+                continue
+            frames = frames_of(run)
+            if frames is None:
+                raise ValueError(
+                    f"the run {run.name!r} does not say how many frames it took (max_frames_num in model_args)"
+                )
+            if frames in ours.setdefault(run.name, {}):
+                raise ValueError(f"two runs of {run.name!r} at {frames} frames; tell them apart with --name")
+            ours[run.name][frames] = value
+        theirs = {
+            f"{model} (published)": {
+                float(row.frames): row.scores[at]
+                for row in table.rows
+                if row.model == model and isinstance(row.frames, int)
+            }
+            for model in models
+        }
+        curves = [
+            Curve(name=name, points=tuple(sorted(points.items())), published=published)
+            for found, published in ((ours, False), (theirs, True))
+            for name, points in found.items()
+        ]
+        if curves:
+            panels[column.name] = curves
+    return panels
+
+
+def read_perplexity(path: str | Path, name: str | None = None) -> list[Curve]:
+    """The perplexity curves of a CSV with columns ``context_length`` and ``perplexity``, and perhaps ``curve``.
+
+    A file with a column ``curve``, as ``vniah perplexity --csv`` writes it, holds as many as that has values, and each
+    is named by it (and by its ``panel``, the model, where that is given); any other file holds one, named as the file.
+
+    Args:
+        path: the file.
+        name: what to call its curve, or what to put before the names of several.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column or number is missing, a length comes twice in a curve, or there is no line at all; names
+            the line.
+    """
+    path = Path(path)
+    curves: dict[str, dict[float, float]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for key in ("context_length", "perplexity"):
+            if key not in (reader.fieldnames or ()):
+                raise ValueError(f"{path} has no column {key!r}; it has {', '.join(reader.fieldnames or ()) or 'none'}")
+        for row in reader:
+            try:
+                x, y = float(row["context_length"]), float(row["perplexity"])
+            except (TypeError, ValueError):
+                x, y = math.nan, math.nan
+            if not (x > 0 and y > 0 and math.isfinite(x * y)):
+                raise ValueError(f"{path}, line {reader.line_num}: expected two positive numbers, got {dict(row)}")
+            label = ", ".join(value for key in ("panel", "curve") if (value := (row.get(key) or "").strip()))
+            if x in curves.setdefault(label, {}):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: the length {x:g} comes twice in one curve; a column 'curve' "
+                    "tells curves apart"
+                )
+            curves[label][x] = y
+    if not curves:
+        raise ValueError(f"{path} has no lines below its head; expected at least one length and its perplexity")
+    made = []
+    for label, points in curves.items():
+        called = (label or path.stem) if name is None else name if len(curves) == 1 else f"{name}, {label}"
+        made.append(Curve(name=called, points=tuple(sorted(points.items()))))
+    return made
 
 
 def curves_figure(
@@ -49,7 +149,6 @@ def curves_figure(
     x_label: str,
     y_label: str,
     mark_x: float | None = None,
-    notes: Sequence[str] = (),
     look: Look | None = None,
 ) -> Any:
     """One panel a title, curves within; x in octaves.
@@ -58,7 +157,6 @@ def curves_figure(
         panels: curves by panel title.
         x_label, y_label: the axes'.
         mark_x: a dotted line there (a training length).
-        notes: small print.
         look: what the user chose.
 
     Raises:
@@ -67,26 +165,24 @@ def curves_figure(
     if not any(panels.values()):
         raise ValueError("no curves to draw")
     across = min(4, len(panels))
-    down = math.ceil(len(panels) / across)
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     look = look or Look()
     width = look.width or min(TEXT_WIDTH, 3.5 * across)
-    in_a_row = _legend_columns(names, width)
     with paper_style():
-        height = 2.1 * down + 0.3 + 0.15 * (math.ceil(len(names) / in_a_row) - 1)
-        figure = new_figure(width, height, look, notes=notes)
+        in_a_row, more = _legend(names, width)
+        figure = new_figure(width, 2.1 * math.ceil(len(panels) / across) + 0.3 + more, look)
         # One scale for all panels: on scales of their own, small differences look like large ones.
-        axes = figure.subplots(down, across, squeeze=False, sharey=True)
         handles: dict[str, Any] = {}
-        for index, (title, curves) in enumerate(panels.items()):
-            here = axes[index // across][index % across]
+        for index, (here, (title, curves)) in enumerate(
+            zip(panel_axes(figure, len(panels), across, sharey=True), panels.items(), strict=True)
+        ):
             for curve in curves:
                 at = names.index(curve.name)
                 (handles[curve.name],) = here.plot(
                     *zip(*curve.points, strict=True),
-                    color=LINE_COLOURS[at % len(LINE_COLOURS)],
-                    linestyle=LINE_STYLES[at % len(LINE_STYLES)],
-                    marker=MARKERS[at % len(MARKERS)],
+                    color=_COLOURS[at % len(_COLOURS)],
+                    linestyle=_DASHES[at % len(_DASHES)],
+                    marker=_MARKERS[at % len(_MARKERS)],
                     markersize=4,
                     markerfacecolor="white" if curve.published else None,
                     linewidth=1.2,
@@ -101,18 +197,18 @@ def curves_figure(
             here.set_xlabel(x_label)
             if index % across == 0:
                 here.set_ylabel(y_label)
-        for empty in range(len(panels), down * across):
-            axes[empty // across][empty % across].set_axis_off()
         figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=in_a_row, frameon=False)
     return figure
 
 
-def _legend_columns(names: Sequence[str], width: float) -> int:
-    """How many names go into a row of a legend: at most four, fewer where they are long.
+def _legend(names: Sequence[str], width: float) -> tuple[int, float]:
+    """How many names go into a row of a legend, at most four and fewer where they are long; and the inches of its rows
+    beyond the first.
 
     A letter takes about 0.06 inches, and the line or bar before it half an inch.
     """
-    return max(1, min(4, len(names), int(width / (0.06 * max(map(len, names)) + 0.55))))
+    in_a_row = max(1, min(4, len(names), int(width / (0.06 * max(map(len, names)) + 0.55))))
+    return in_a_row, 0.15 * (math.ceil(len(names) / in_a_row) - 1)
 
 
 def _octaves(axes: Any, xs: Sequence[float], width: float) -> None:
@@ -135,12 +231,44 @@ def curves_csv(panels: Mapping[str, Sequence[Curve]], x_name: str, y_name: str) 
     return csv_text(["panel", "curve", x_name, y_name], rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bars:
-    """A value for each of several categories; a category that was not measured is left out."""
+def category_bars(runs: Sequence[Run]) -> list[Bars]:
+    """A run's scalar metrics as bars, in their own order, counts left out.
 
-    name: str
-    values: Mapping[str, float]
+    Raises:
+        ValueError: no run has such metrics, or the runs are of several tasks.
+    """
+    measured = [run for run in runs if run.metrics and not run.is_grid]
+    tasks = dict.fromkeys(run.task for run in measured)
+    if not measured:
+        raise ValueError(
+            "the runs have no metrics by category; expected a run of videomme_longva, mlvu_longva or the like"
+        )
+    if len(tasks) > 1:
+        raise ValueError(f"bars take one task at a time, got {', '.join(tasks)}; choose one with --task")
+    made = []
+    for run in measured:
+        shown = {key: value for key, value in run.metrics.items() if not key.endswith(_COUNTS) and "/" not in key}
+        # What all names begin with is said by the task.
+        first = next(iter(shown), "").partition("_")[0] + "_"
+        prefix = first if len(shown) > 1 and all(key.startswith(first) for key in shown) else ""
+        made.append(Bars(name=run.name, values={category_label(key, prefix): value for key, value in shown.items()}))
+    return made
+
+
+def value_label(task: str) -> str:
+    """What the bars of a task count: ours are percentages, judged answers and other tasks are not."""
+    ours = task.startswith(("videomme_longva", "mlvu_longva")) and not task.endswith("_generation")
+    return "accuracy (%)" if ours else "score"
+
+
+def category_label(key: str, prefix: str = "") -> str:
+    """ "videomme_ocr_problems" -> "OCR problems"; "mlvu_m_avg" -> "M-Avg"."""
+    words = key.removeprefix(prefix).split("_")
+    if words[-1] == "avg":
+        return "-".join(word.capitalize() for word in words)
+    text = " ".join(word.upper() if word in _UPPER else word for word in words)
+    text = _SPELT.get(text, text)
+    return text[:1].upper() + text[1:]
 
 
 def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None = None) -> Any:
@@ -156,26 +284,22 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None =
     look = look or Look()
     with paper_style():
         width = look.width or TEXT_WIDTH * 0.75
-        in_a_row = _legend_columns([group.name for group in groups], width)
-        height = 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups))
-        figure = new_figure(width, height + 0.15 * (math.ceil(len(groups) / in_a_row) - 1), look)
+        in_a_row, more = _legend([group.name for group in groups], width)
+        figure = new_figure(width, 0.6 + len(categories) * max(0.2, 0.06 + 0.1 * len(groups)) + more, look)
         axes = figure.subplots()
         for index, group in enumerate(groups):
-            rows = [at for at, category in enumerate(categories) if category in group.values]
-            values = [group.values[categories[at]] for at in rows]
-            places = [at - 0.4 + thick * (index + 0.5) for at in rows]
             drawn = axes.barh(
-                places,
-                values,
+                [categories.index(category) - 0.4 + thick * (index + 0.5) for category in group.values],
+                list(group.values.values()),
                 height=thick * 0.92,
-                color=LINE_COLOURS[index % len(LINE_COLOURS)],
+                color=_COLOURS[index % len(_COLOURS)],
                 alpha=0.85,
-                hatch=HATCHES[index % len(HATCHES)],
+                hatch=_HATCHES[index % len(_HATCHES)],
                 edgecolor="white",
                 linewidth=0.4,
                 label=group.name,
             )
-            axes.bar_label(drawn, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=6)
+            axes.bar_label(drawn, labels=[f"{value:.1f}" for value in group.values.values()], padding=2, fontsize=6)
         axes.set_yticks(range(len(categories)), categories)
         axes.set_ylim(len(categories) - 0.45, -0.55)
         axes.set_xlabel(value_label)
@@ -191,15 +315,3 @@ def bars_csv(groups: Sequence[Bars], value_name: str) -> str:
     """Bars as CSV, one bar a line."""
     rows = ((group.name, category, value) for group in groups for category, value in group.values.items())
     return csv_text(["run", "category", value_name], rows)
-
-
-def save_curves(panels: Mapping[str, Sequence[Curve]], path: str | Path, **labels: Any) -> Path:
-    """Draw and save curves; ``labels`` as ``curves_figure`` takes them."""
-    saved: Path = save_figure(curves_figure(panels, **labels), path)
-    return saved
-
-
-def save_bars(groups: Sequence[Bars], path: str | Path, *, value_label: str) -> Path:
-    """Draw and save bars."""
-    saved: Path = save_figure(bars_figure(groups, value_label=value_label), path)
-    return saved

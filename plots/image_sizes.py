@@ -1,23 +1,31 @@
-"""Widths and heights of a dataset's images from their headers alone: what the paper's Figure 5 counts.
+"""The paper's Figure 5: widths and heights of datasets' images as 2-D histograms, on one scale for all.
 
-Reads a folder of images, parquet files, or a column of a Hub dataset (streamed). No pixel is decoded.
+Reads a folder of images, parquet files, or a column of a Hub dataset (streamed), by headers alone: no pixel is decoded.
+Bins are quarters of an octave, so that a chart of 300 pixels and an infographic of 5,000 both show.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vniah.haystack.pictures import readable_formats
+from vniah.plots.style import TEXT_WIDTH, Look, new_figure, panel_axes, paper_style, wrapped
+from vniah.plots.table_formats import csv_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+BINS_PER_OCTAVE = 4
+GUIDE = 768  # the paper speaks of images smaller than 768 x 768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +136,21 @@ def _from_parquet(files: Sequence[Path], column: str | None) -> Iterator[Any]:
     for file in files:
         table = pyarrow.parquet.ParquetFile(file)
         schema = table.schema_arrow
-        found = [field.name for field in schema if _holds_images(field.type)]
-        chosen = column or (found[0] if found else None)
-        if chosen not in schema.names:
-            raise ValueError(f"{file} has no image column{f' {column!r}' if column else ''}; it has {schema.names}")
+        chosen = _column(file, schema.names, [field.name for field in schema if _holds_images(field.type)], column)
         for batch in table.iter_batches(batch_size=64, columns=[chosen]):
             yield from _images(batch.column(0).to_pylist())
+
+
+def _column(source: object, names: Sequence[str], images: Sequence[str], asked: str | None) -> str:
+    """The column that was asked for, else the first that holds images.
+
+    Raises:
+        ValueError: there is none; says which there are.
+    """
+    chosen = asked or next(iter(images), None)
+    if chosen is None or chosen not in names:
+        raise ValueError(f"{source} has no image column{f' {asked!r}' if asked else ''}; it has {list(names)}")
+    return chosen
 
 
 def _holds_images(kind: Any) -> bool:
@@ -155,13 +172,104 @@ def _from_hub(source: str, column: str | None, split: str) -> Iterator[Any]:
     repository, _, config = named.partition(":")
     stream = datasets.load_dataset(repository, config or None, split=own_split or split, streaming=True).decode(False)
     features = stream.features or {}
-    found = [
+    images = [
         key
         for key, feature in features.items()
         if any(isinstance(one, datasets.Image) for one in (feature, getattr(feature, "feature", None)))
     ]
-    chosen = column or (found[0] if found else None)
-    if chosen is None or chosen not in features:
-        raise ValueError(f"{source} has no image column{f' {column!r}' if column else ''}; it has {list(features)}")
+    chosen = _column(source, list(features), images, column)
     for row in stream.select_columns([chosen]):
         yield from _images(row[chosen])
+
+
+def size_edges(datasets: Sequence[Sizes]) -> NDArray[np.float64]:
+    """Bin edges in pixels that hold every width and height, whole octaves from the smallest to the largest."""
+    sides = [side for one in datasets for size in one.sizes for side in size]
+    low, high = math.floor(math.log2(max(1, min(sides)))), math.floor(math.log2(max(sides))) + 1
+    return np.exp2(np.linspace(low, high, (high - low) * BINS_PER_OCTAVE + 1))
+
+
+def size_counts(data: Sizes, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many images fall into each bin, of shape (width bins, height bins)."""
+    sizes = np.array(data.sizes, dtype=float)
+    counts, _, _ = np.histogram2d(sizes[:, 0], sizes[:, 1], bins=(edges, edges))
+    whole: NDArray[np.int64] = counts.astype(np.int64)
+    return whole
+
+
+def sizes_csv(datasets: Sequence[Sizes]) -> str:
+    """The histograms as CSV, one bin that is not empty a line."""
+    edges = size_edges(datasets)
+    head = ["dataset", "width_from", "width_to", "height_from", "height_to", "images"]
+    rows: list[tuple[object, ...]] = []
+    for data in datasets:
+        counts = size_counts(data, edges)
+        for at, up in zip(*np.nonzero(counts), strict=True):
+            box = (float(edge) for edge in (edges[at], edges[at + 1], edges[up], edges[up + 1]))
+            rows.append((data.name, *box, int(counts[at, up])))
+    return csv_text(head, rows)
+
+
+def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
+    """One panel a dataset, three in a row.
+
+    Raises:
+        ValueError: no datasets.
+    """
+    if not datasets:
+        raise ValueError("no datasets to draw; name at least one folder, parquet file or Hub dataset")
+    from matplotlib.colors import LogNorm
+
+    edges = size_edges(datasets)
+    counts = [size_counts(data, edges) for data in datasets]
+    across = min(3, len(datasets))
+    down = math.ceil(len(datasets) / across)
+    look = look or Look()
+    side = (look.width - 0.9) / across if look.width else (TEXT_WIDTH - 0.9) / 3
+    titles = [
+        wrapped(f"{data.name}, {len(data.sizes):,} images", side, 8.5)
+        + f"\n{data.share_within(GUIDE):.0%} within {GUIDE} x {GUIDE}"
+        for data in datasets
+    ]
+    lines = max(title.count("\n") for title in titles)
+    with paper_style():
+        figure = new_figure(side * across + 0.9, (side + 0.35 + 0.14 * (lines - 1)) * down + 0.1, look)
+        most = max(2, max(int(one.max()) for one in counts))
+        norm = LogNorm(vmin=1, vmax=most)
+        axes = panel_axes(figure, len(datasets), across, sharex=True, sharey=True)
+        for index, (here, title) in enumerate(zip(axes, titles, strict=True)):
+            # Zeros are left white: a logarithmic scale has no place for them.
+            shown = np.ma.masked_equal(counts[index].T, 0)
+            mesh = here.pcolormesh(edges, edges, shown, norm=norm, cmap=look.cmap or "viridis_r", linewidth=0)
+            here.plot([edges[0], GUIDE, GUIDE], [GUIDE, GUIDE, edges[0]], color="black", linewidth=0.8, linestyle=":")
+            here.set_title(title)
+            _octave_ticks(here, edges)
+            if index + across >= len(datasets):
+                here.set_xlabel("width (pixels)")
+                here.tick_params(labelbottom=True)
+            if index % across == 0:
+                here.set_ylabel("height (pixels)")
+        bar = figure.colorbar(mesh, ax=figure.axes, label="images", fraction=0.04, pad=0.02)
+        counted = count_ticks(most)
+        bar.set_ticks(counted, labels=[f"{one:,}" for one in counted])
+        bar.minorticks_off()
+    return figure
+
+
+def count_ticks(most: int) -> list[int]:
+    """1, 10, 100, ... up to ``most``; 1, 2, 5, 10, ... where those would be too few to read off."""
+    steps = (1, 2, 5) if most < 300 else (1,)
+    return [step * 10**power for power in range(len(str(most))) for step in steps if step * 10**power <= most]
+
+
+def _octave_ticks(axes: Any, edges: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    octaves = [int(edge) for edge in edges[::BINS_PER_OCTAVE]]
+    every = max(1, math.ceil(len(octaves) / 6))
+    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        set_scale("log", base=2)
+        axis.set_ticks(octaves[::every], [str(one) for one in octaves[::every]])
+        axis.set_minor_locator(NullLocator())
+    axes.set_aspect("equal")
+    axes.tick_params(length=2)

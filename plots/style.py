@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -21,10 +22,6 @@ from vniah.files import replacing
 
 TEXT_WIDTH = 7.0
 SCALE_STOPS = ("#b5203f", "#e8a13a", "#9be8b4")
-LINE_COLOURS = ("#1f4e79", "#b5203f", "#d98e1f", "#2e8b57", "#6a4c93", "#5c5c5c")
-LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
 
 # Below and above these a figure is a mistake: unreadable, or more pixels than a machine holds.
@@ -156,6 +153,14 @@ def new_figure(width: float, height: float, look: Look | None = None, *, notes: 
     return figure
 
 
+def panel_axes(figure: Any, count: int, across: int, **shared: bool) -> list[Any]:
+    """Axes for so many panels, so many in a row; places that are left over stay empty."""
+    axes = figure.subplots(math.ceil(count / across), across, squeeze=False, **shared).ravel()
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return list(axes[:count])
+
+
 def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str:
     """Text in lines of at most so many inches at ``size`` points, broken at spaces, else behind marks in a word."""
     lines = []
@@ -174,13 +179,10 @@ def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str
 
 
 def _fitting(text: str, inches: float, size: float, bold: bool) -> int:
-    """How many characters of a text fit into a line; no more of it is measured than twice that."""
-    most = 64
-    while most < len(text) and _inches(text[:most], size, bold) <= inches:
-        most *= 2
-    if most >= len(text) and _inches(text, size, bold) <= inches:
-        return len(text)
-    return bisect_right(range(1, min(most, len(text)) + 1), inches, key=lambda n: _inches(text[:n], size, bold))
+    """How many characters of a text fit into a line."""
+    # Of a text without end no more is measured than the narrowest letters, a quarter as wide as high, would fill.
+    most = min(len(text), int(inches * 72 / (0.25 * size)) + 1)
+    return bisect_right(range(1, most + 1), inches, key=lambda n: _inches(text[:n], size, bold))
 
 
 def _pieces(text: str) -> list[str]:
@@ -206,34 +208,29 @@ def check_image_path(path: str | Path) -> Path:
 
     Raises:
         ValueError: the ending is none of ``IMAGE_SUFFIXES``, so that a figure never replaces another kind of file.
-        FileNotFoundError: its folder does not exist.
-        IsADirectoryError: it is a folder.
+        OSError: its folder does not exist, or it is a folder.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(
             f"cannot tell the format of {path.name!r}; expected a name ending in {', '.join(IMAGE_SUFFIXES)}"
         )
-    check_output_path(path)
-    return path
+    return check_output_path(path)
 
 
-def check_output_path(path: Path) -> None:
-    """Raise unless a file may be written at ``path``: its folder is there and it is no folder itself."""
+def check_output_path(path: Path) -> Path:
+    """The path, if a file may be written there: its folder exists and it is no folder itself."""
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; give a file name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    return path
 
 
 def save_figure(figure: Any, path: str | Path, *, title: str = "", dpi: int = 200) -> Path:
     """Save atomically in the format of the path's ending; an image of that name is replaced.
 
-    Args:
-        figure: what is saved.
-        path: ending in one of ``IMAGE_SUFFIXES``.
-        title: for the file's metadata.
-        dpi: pixels an inch of a PNG.
+    ``title`` goes into the file's metadata.
 
     Raises:
         ValueError, OSError: see ``check_image_path``; or the folder cannot be written to.
@@ -249,13 +246,8 @@ def save_figure(figure: Any, path: str | Path, *, title: str = "", dpi: int = 20
 
 
 def save_text(text: str, path: str | Path) -> Path:
-    """Write a text file atomically.
-
-    Raises:
-        OSError: the folder is not there or cannot be written to.
-    """
-    path = Path(path)
-    check_output_path(path)
+    """Write a text file atomically; an OSError names the path."""
+    path = check_output_path(Path(path))
     with _whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return path

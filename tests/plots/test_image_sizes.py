@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vniah.plots.histogram import count_ticks, size_counts, size_edges, sizes_csv, sizes_figure
-from vniah.plots.image_sizes import Sizes, read_sizes
+from vniah.plots.image_sizes import Sizes, count_ticks, read_sizes, size_counts, size_edges, sizes_csv, sizes_figure
 
 
 def image_bytes(width: int, height: int, form: str = "PNG") -> bytes:

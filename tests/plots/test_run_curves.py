@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from vniah.plots.curves import Curve, curves_csv
+from vniah.plots.curves import (
+    Curve,
+    category_bars,
+    category_label,
+    curves_csv,
+    frames_panels,
+    read_perplexity,
+    value_label,
+)
 from vniah.plots.published import read_table
-from vniah.plots.run_curves import category_bars, category_label, frames_panels, read_perplexity, value_label
 from vniah.runs.run import Run
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.commands.run_options import RUN_HELP, Threshold
+from vniah.commands.run_options import RUN_HELP, Names, Threshold
 
 
 def command(
@@ -23,7 +23,7 @@ def command(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to the terminal.")] = None,
     task: Annotated[str | None, typer.Option(help="Compare this task alone.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
+    name: Names = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept grids that are not complete.")] = False,
     threshold: Threshold = 0.9,
 ) -> None:

@@ -28,7 +28,7 @@ def command(
     Under torchrun the sequence is shared over the processes (--model-args parallel=branch: each measures all of it).
     """
     from vniah.commands.run_options import check_text_output
-    from vniah.plots.style import check_image_path, save_text
+    from vniah.plots.style import check_image_path, save_figure, save_text
     from vniah.runs.grid import parse_lengths
     from vniah.text.haystack import read_documents
 
@@ -70,7 +70,7 @@ def command(
         print(f"{one.length:>9,}  {one.kind:<28} {one.value:>12.4f} {one.num_tokens:>10,} {one.num_windows:>8,}")
     if output is None and csv is None:
         return
-    from vniah.plots.curves import Curve, curves_csv, save_curves
+    from vniah.plots.curves import Curve, curves_csv, curves_figure
 
     kinds = list(dict.fromkeys(one.kind for one in found))
     curves = [
@@ -81,7 +81,7 @@ def command(
     if output is not None:
         train = runner.backend.train_tokens
         inside = train if train and min(wanted) <= train <= max(wanted) else None
-        save_curves(panels, output, x_label="Context length (tokens)", y_label="Perplexity", mark_x=inside)
-        print(f"wrote {output}")
+        labels = {"x_label": "Context length (tokens)", "y_label": "Perplexity"}
+        print(f"wrote {save_figure(curves_figure(panels, **labels, mark_x=inside), output)}")
     if csv is not None:
         print(f"wrote {save_text(curves_csv(panels, 'context_length', 'perplexity'), csv)}")

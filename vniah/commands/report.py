@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vniah.commands.run_options import RUN_HELP, Threshold
+from vniah.commands.run_options import RUN_HELP, Names, Threshold
 
 
 def command(
@@ -19,7 +19,7 @@ def command(
     ] = None,
     published: Annotated[list[str] | None, typer.Option(help="Add a published grid, such as LongVA-7B.")] = None,
     task: Annotated[str | None, typer.Option(help="Show this task alone.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="What to call each RUN, in order.")] = None,
+    name: Names = None,
     title: Annotated[str, typer.Option(help="The page's title; the runs' names otherwise.")] = "",
     partial: Annotated[bool, typer.Option("--partial", help="Show grids that are not complete.")] = False,
     threshold: Threshold = 0.9,
@@ -32,29 +32,25 @@ def command(
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.published import read_published
     from vniah.plots.report import build_page, needle_pictures
-    from vniah.plots.run_notes import differences, left_out, limits, warned
+    from vniah.plots.run_notes import differences, distinct_names, left_out, limits, warned
     from vniah.plots.style import save_text
 
     check_text_output(output, (".html", ".htm"), runs)
     check_threshold(threshold)
-    specs = needles or []
+    specs: list[str | None] = [*(needles or [])]
     if len(specs) not in (0, 1, len(runs)):
         raise ValueError(
             f"{len(specs)} needle sets (--needles) for {len(runs)} runs; give one for all, or one for each"
         )
-    shown, pictures, notes = [], [], []
-    for index, group in enumerate(run_groups(runs, names=name or [], task=task, partial=partial)):
-        spec = None if not specs else specs[index if len(specs) > 1 else 0]
-        for run in group:
-            images, note = needle_pictures(run, spec)
-            shown.append(run)
-            pictures.append(images)
-            notes += [note] if note else []
-    for one in published or []:
-        shown.append(read_published(one))
-        pictures.append({})
-    notes = list(dict.fromkeys([*notes, *differences(shown), *warned(shown), *left_out(shown), *limits(shown)]))
-    page = build_page(shown, pictures=pictures, title=title, notes=notes, threshold=threshold)
+    groups = distinct_names(run_groups(runs, names=name or [], task=task, partial=partial))
+    sets = specs if len(specs) == len(runs) else (specs or [None]) * len(runs)
+    shown = [(run, *needle_pictures(run, spec)) for group, spec in zip(groups, sets, strict=True) for run in group]
+    shown += [(read_published(one), {}, "") for one in published or []]
+    read = [run for run, _, _ in shown]
+    notes = [note for _, _, note in shown if note]
+    notes = list(dict.fromkeys([*notes, *differences(read), *warned(read), *left_out(read), *limits(read)]))
+    pictures = [images for _, images, _ in shown]
+    page = build_page(read, pictures=pictures, title=title, notes=notes, threshold=threshold)
     for note in notes:
         print(note)
     print(f"wrote {save_text(page, output)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ from vniah.runs.run import Run
 
 RUN_HELP = "lmms-eval output folder (the newest run in it), a results or samples file, or a journal.jsonl"
 # Options of one meaning wherever they are taken.
+Image = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Figure to write: .png, .pdf or .svg. An image is replaced.")
+]
+Pdf = Annotated[bool, typer.Option("--pdf", help="Also write a PDF beside the figure.")]
+Names = Annotated[list[str] | None, typer.Option("--name", help="What to call each RUN, in order.")]
+Task = Annotated[str | None, typer.Option("--task", help="Which task, where a run scored several.")]
 Threshold = Annotated[
     float, typer.Option(help="What a column's mean must be at least to count into the effective length; above 0, to 1.")
 ]
@@ -28,45 +35,32 @@ FigureTitle = Annotated[str, typer.Option("--title", help="A title above the fig
 
 
 def run_groups(
-    paths: Sequence[str],
-    *,
-    names: Sequence[str] = (),
-    task: str | None = None,
-    partial: bool = False,
-    distinct: bool = True,
+    paths: Sequence[str], *, names: Sequence[str] = (), task: str | None = None, partial: bool = False
 ) -> list[list[Run]]:
-    """Every task of each path, needle grids or not, each path under a name of its own (if ``distinct``).
+    """Every task of each path, needle grids or not.
 
     Raises:
         ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
     """
-    from vniah.plots.run_notes import distinct_names
     from vniah.runs.read import read_runs
 
     if not paths:
         raise ValueError("nothing to read: name a RUN (an lmms-eval output folder)")
     check_names(paths, names)
-    groups = []
-    for index, path in enumerate(paths):
-        group = read_runs(path, names[index] if index < len(names) else None, task=task)
-        for run in group:
-            if not partial:
-                run.check_complete(path)
-        groups.append([with_training_length(run) for run in group])
-    return distinct_names(groups) if distinct else groups
+    return [
+        _finished(read_runs(path, name, task=task), path, partial=partial) for path, name in zip_longest(paths, names)
+    ]
 
 
 def all_runs(
-    paths: Sequence[str],
-    *,
-    names: Sequence[str] = (),
-    task: str | None = None,
-    partial: bool = False,
-    distinct: bool = True,
+    paths: Sequence[str], *, names: Sequence[str] = (), task: str | None = None, partial: bool = False
 ) -> list[Run]:
-    """``run_groups`` in one list."""
-    groups = run_groups(paths, names=names, task=task, partial=partial, distinct=distinct)
-    return [run for group in groups for run in group]
+    """``run_groups`` in one list, each path under a name of its own."""
+    from vniah.plots.run_notes import distinct_names
+
+    return [
+        run for group in distinct_names(run_groups(paths, names=names, task=task, partial=partial)) for run in group
+    ]
 
 
 def grid_runs(
@@ -98,19 +92,21 @@ def grid_runs(
     if train_length is not None and not train_length > 0:
         raise ValueError(f"--train-length must be above 0, got {train_length:g}")
     groups = []
-    for index, path in enumerate(paths):
-        name = names[index] if index < len(names) else None
-        grids = [run for run in read_runs(path, name, task=task) if run.is_grid]
-        if not grids:
-            grids = [read_run(path, name, task=task)]  # which says what is wrong
+    for path, name in zip_longest(paths, names):
+        # A path without any grid is read as one, which says what is wrong.
+        grids = [run for run in read_runs(path, name, task=task) if run.is_grid] or [read_run(path, name, task=task)]
         grids = distinct_grids([run for run in grids if unit in (None, run.unit)] or grids)
-        for run in grids:
-            if not partial:
-                run.check_complete(path)
-        groups.append([with_training_length(run, train_length) for run in grids])
+        groups.append(_finished(grids, path, partial=partial, train_length=train_length))
     # A grid has every length: how many frames an ordinary video would get tells nothing about it.
     ours = [run for group in distinct_names(groups, by_frames=False) for run in group]
     return ours + [read_published(name) for name in published]
+
+
+def _finished(runs: Sequence[Run], path: str, *, partial: bool, train_length: float | None = None) -> list[Run]:
+    """The runs of a path, whole unless they may be ``partial``, with their training lengths."""
+    for run in () if partial else runs:
+        run.check_complete(path)
+    return [with_training_length(run, train_length) for run in runs]
 
 
 def check_names(paths: Sequence[str], names: Sequence[str]) -> None:
@@ -123,8 +119,18 @@ def with_training_length(run: Run, train_length: float | None = None) -> Run:
     """The run with the length its backbone was trained to: as told, else by a published model's name, else as is."""
     from vniah.plots.published import known_train_length
 
-    length = train_length or run.train_frames or known_train_length(run.model, run.unit)
-    return run if length is None else replace(run, train_frames=length)
+    return replace(run, train_frames=train_length or run.train_frames or known_train_length(run.model, run.unit))
+
+
+def check_images(output: Path | None, pdf: bool) -> list[Path]:
+    """The figures to write: ``output``, and with ``pdf`` one of that kind beside it. See ``style.check_image_path``."""
+    from vniah.plots.style import check_image_path
+
+    if output is None:
+        if pdf:
+            raise ValueError("--pdf goes with -o: it writes a PDF of the same name beside the figure")
+        return []
+    return list(dict.fromkeys(map(check_image_path, (output, output.with_suffix(".pdf")) if pdf else (output,))))
 
 
 def check_text_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[str]) -> None:
