@@ -161,8 +161,8 @@ def test_a_jump_seeks_only_where_a_key_frame_saves_decoding(
     path = write_video(tmp_path / "film.mp4", 40, fps=1, x264=f"{keys}:scenecut=0")
     haystack, expected = VideoHaystack(path), every(path, 1)
     opened = []
-    decode = haystack._decode
-    monkeypatch.setattr(haystack, "_decode", lambda *span: opened.append(span) or decode(*span))
+    decode = haystack._stream
+    monkeypatch.setattr(haystack, "_stream", lambda *span: opened.append(span) or decode(*span))
     for start in starts:
         np.testing.assert_array_equal(haystack.frames(start, start + 2), expected[start : start + 2])
     assert len(opened) == openings

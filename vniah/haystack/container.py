@@ -35,9 +35,12 @@ def open_container(path: Path) -> InputContainer:
     with path.open("rb") as file:
         head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
     # What a playlist names may change while the playlist does not, and may lie anywhere.
-    listed = head.startswith(_LIST_HEADS) or (head.startswith(b"<?xml") and b"<MPD" in head)
-    if listed:
-        raise _a_list(path)
+    a_list = ValueError(
+        f"{path} is a playlist that names other files, whose content may change unseen; give the film as one file "
+        f"(ffmpeg -i {path.name} -c copy film.mp4)"
+    )
+    if head.startswith(_LIST_HEADS) or (head.startswith(b"<?xml") and b"<MPD" in head):
+        raise a_list
     try:
         container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
     except av.error.EOFError:
@@ -49,20 +52,13 @@ def open_container(path: Path) -> InputContainer:
     if name.endswith(_IMAGE_FORMATS):
         fault = ValueError(f"{path} is an image and not a video; a haystack of images is given as their folder")
     elif set(name.split(",")) & set(_LISTS):
-        fault = _a_list(path)
+        fault = a_list
     elif name in _NO_FILMS:
         fault = ValueError(f"{path} is text or raw bytes and not a video; give an .mp4, a .png, ...")
     if fault is not None:
         container.close()
         raise fault
     return container
-
-
-def _a_list(path: Path) -> ValueError:
-    return ValueError(
-        f"{path} is a playlist that names other files, whose content may change unseen; give the film as one file "
-        f"(ffmpeg -i {path.name} -c copy film.mp4)"
-    )
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -105,15 +101,12 @@ def choice_said(container: InputContainer, chosen: VideoStream) -> tuple[tuple[s
 
 def picture_notes(stream: VideoStream) -> tuple[str, ...]:
     """What is not shown as elsewhere, one line each."""
-    notes = []
     context: Any = stream.codec_context
-    hdr = _HDR.get(int(context.color_trc or 0))
-    if hdr:
+    notes = []
+    if hdr := _HDR.get(int(context.color_trc or 0)):
         notes.append(f"HDR ({hdr}): not tone-mapped, so it looks pale and grey, as from ffmpeg without a filter")
-    pixels = context.format
-    if (pixels is not None and any(part.is_alpha for part in pixels.components)) or stream.metadata.get(
-        "alpha_mode"
-    ) == "1":
+    channels = context.format.components if context.format is not None else ()
+    if any(channel.is_alpha for channel in channels) or stream.metadata.get("alpha_mode") == "1":
         notes.append("alpha: dropped and not blended; behind it stands the stored colour, often black")
     return tuple(notes)
 
@@ -208,10 +201,8 @@ def _ebml_number(file: BinaryIO, *, keep_marker: bool) -> int | None:
     if not first or first[0] == 0:
         return None
     length = 9 - first[0].bit_length()
-    data = first + file.read(length - 1)
-    number = int.from_bytes(data, "big")
+    number = int.from_bytes(first + file.read(length - 1), "big")
     if keep_marker:
         return number
-    value_bits = 7 * length
-    number &= (1 << value_bits) - 1
-    return None if number == (1 << value_bits) - 1 else number
+    unknown = (1 << 7 * length) - 1
+    return None if number & unknown == unknown else number & unknown

@@ -67,10 +67,8 @@ class VideoHaystack(Haystack):
     kind = "video"
 
     def __init__(self, path: Path, *, approximate: bool = False, threads: int = 0, evenly: int | None = None) -> None:
-        self.path = path
-        self.name = path.stem
-        self.approximate = approximate
-        self.threads = threads
+        self.path, self.name = path, path.stem
+        self.approximate, self.threads = approximate, threads
         self.index = index = build_index(path, evenly)
         self.fps, self.rule, self.warnings, self.notes = index.fps, index.sampling, index.warnings, index.timeline.notes
         if evenly is None:
@@ -78,7 +76,7 @@ class VideoHaystack(Haystack):
                 notice(f"{path}: {warning}")
         self._live: _Live | None = None
         self._lock = threading.Lock()
-        height, width, _ = next(self._decode(0, 1)).shape
+        height, width, _ = next(self._stream(0, 1)).shape
         self.size = (height, width)
 
     def __len__(self) -> int:
@@ -101,7 +99,7 @@ class VideoHaystack(Haystack):
         with self._lock:
             live, self._live = self._live, None  # put back only if nothing fails
             if live is None or live.process != os.getpid() or not self._goes_on(live.position, start):
-                live = _Live(self._decode(start, len(self)), start)
+                live = _Live(self._stream(start, len(self)), start)
                 _all_live.add(live)
             for _ in range(start - live.position):
                 next(live.frames)
@@ -129,10 +127,7 @@ class VideoHaystack(Haystack):
         return other
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        return self._decode(start, stop) if start < stop else iter(())
-
-    def _decode(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        """Decode the samples of a range, which is not empty, in one pass from the key frame before it.
+        """Decode the samples of a range in one pass from the key frame before it.
 
         Where skipping or seeking loses a frame (files that break their own rules), the rest is decoded again from
         the beginning without either.
@@ -221,10 +216,10 @@ class PromptVideo(VideoHaystack):
     def __init__(self, path: Path, num_frames: int) -> None:
         super().__init__(path, evenly=num_frames)
 
-    def _decode(self, start: int, stop: int) -> Iterator[FrameHWC]:
+    def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         position = start
         try:
-            for frame_HWC in super()._decode(start, stop):
+            for frame_HWC in super()._stream(start, stop):
                 yield frame_HWC
                 position += 1
         except DamagedVideoError:
