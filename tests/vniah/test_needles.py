@@ -147,8 +147,6 @@ def test_specs_that_name_nothing(tmp_path: Path) -> None:
         open_needles("")
     with pytest.raises(FileNotFoundError, match="no folder of needles"):
         open_needles(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="revision 'v1' was given"):
-        open_needles("builtin", revision="v1")
 
 
 def test_kind_needs_listed_options() -> None:

@@ -31,7 +31,7 @@ COLUMNS = ("image", "question", "answer")
 PATTERNS = ("*.parquet", INDEX, "*metadata.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp")
 
 
-def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
+def open_needles(spec: str) -> NeedleSet:
     """Open a needle set.
 
     Args:
@@ -45,7 +45,6 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
               ids are the row numbers from 0. The local cache is used before the Hub.
 
             A folder of the very name wins over all of these.
-        revision: of a Hub dataset.
 
     When the paper's set is neither cached nor reachable, the built-in one takes its place, with a warning;
     ``NeedleSet.name`` then is "builtin".
@@ -67,16 +66,12 @@ def open_needles(spec: str, *, revision: str | None = None) -> NeedleSet:
     if spec and folder.is_dir() and (family not in FAMILIES or (folder / INDEX).is_file()):
         if family in FAMILIES:
             notice(f"the needles {spec!r} are those of {folder.absolute()} and not the set of that name")
-        if revision is not None:
-            raise ValueError(f"revision {revision!r} was given, but {spec!r} is a folder and has none")
         return read_folder(folder, name=spec)
     if family in FAMILIES or not is_hub_id(spec):
-        if revision is not None:
-            raise ValueError(f"revision {revision!r} was given, but {spec!r} is not a Hub dataset and has none")
         return _open_local(spec, family, rest)
 
     try:
-        snapshot = fetch_dataset(spec, revision, allow_patterns=PATTERNS, progress=False)
+        snapshot = fetch_dataset(spec, allow_patterns=PATTERNS, progress=False)
         # cache/datasets--owner--name/snapshots/commit: files are links to the blobs two levels up.
         return read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
     except HubUnreachableError as error:

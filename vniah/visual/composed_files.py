@@ -3,7 +3,7 @@
 A file is called ``RECIPE-HASH.mp4``: RECIPE is what it was made of, and HASH is that of its content, of RECIPE and of
 its folder's name. So one that was changed, cut short, renamed, or moved from another haystack's folder is known and
 made again. Processes share the folder. Each keeps a list of what it uses, locked until the process ends: whatever the
-clock says, nobody deletes what stands there.
+clock says, nobody deletes what stands there. Whatever fails in the folder is an OSError as ``telling`` says it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ def whole_file(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) ->
         folder: made when missing.
         recipe: letters, digits and dashes.
         fill: writes the content.
-
-    Raises:
-        OSError: as ``telling``.
     """
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +59,7 @@ def whole_file(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) ->
 
 
 def fill_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Let ``fill`` write a file through PyAV.
-
-    Raises:
-        OSError: as ``telling``. PyAV itself says no more than that a callback failed.
-    """
+    """Let ``fill`` write a file through PyAV, which itself says no more of an error than that a callback failed."""
     with telling(path.parent):
         watched = _Watched(path)
     try:
@@ -119,11 +112,7 @@ def telling(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A folder, made when missing, that no other process is at.
-
-    Raises:
-        OSError: as ``telling``.
-    """
+    """A folder, made when missing, that no other process is at."""
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock", wait=True)
@@ -143,11 +132,7 @@ def _named(folder: Path, recipe: str, content: Path) -> Path:
 
 
 class Holds:
-    """What one composer uses of a folder, told to every other process for as long as this object lives.
-
-    Args:
-        folder: made when missing.
-    """
+    """What one composer uses of a folder, told to every other process for as long as this object lives."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "in-use"
