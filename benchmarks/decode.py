@@ -24,7 +24,7 @@ import numpy as np
 
 from vniah.haystack import base, timeline, video
 from vniah.haystack.base import FrameHWC
-from vniah.haystack.video import VideoHaystack
+from vniah.haystack.video import DecordHaystack, VideoHaystack
 
 
 def main() -> None:
@@ -48,8 +48,6 @@ def compare(path: Path, threads: int, rounds: int) -> None:
         "pyav-fast": lambda: VideoHaystack(path, approximate=True, threads=threads).stream(),
     }
     if importlib.util.find_spec("decord") is not None:
-        from vniah.haystack.decord_video import DecordHaystack
-
         ways["decord"] = lambda: DecordHaystack(path, threads=threads).stream()
     index = VideoHaystack(path, threads=threads).index
     total, codec = index.timeline.num_frames, index.timeline.codec

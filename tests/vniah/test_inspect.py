@@ -58,7 +58,7 @@ def test_inspect_sends_no_escapes_to_the_terminal(tmp_path: Path) -> None:
 def test_inspect_of_folders_pictures_and_specs(tmp_path: Path) -> None:
     from PIL import Image
 
-    from vniah.haystack.inspection import inspect_file
+    from vniah.haystack.opening import inspect_file
 
     folder = tmp_path / "images"
     folder.mkdir()
@@ -86,7 +86,7 @@ def test_every_picture_of_a_folder_is_a_frame_and_what_is_passed_over_is_said(
 ) -> None:
     from PIL import Image, features
 
-    from vniah.haystack.inspection import inspect_file
+    from vniah.haystack.opening import inspect_file
     from vniah.haystack.pictures import FORMATS, IMAGE_SUFFIXES
 
     Image.init()
@@ -121,7 +121,7 @@ def test_every_picture_of_a_folder_is_a_frame_and_what_is_passed_over_is_said(
 def test_inspect_notes_hdr_and_alpha(tmp_path: Path) -> None:
     import av
 
-    from vniah.haystack.inspection import inspect_file
+    from vniah.haystack.opening import inspect_file
 
     hdr, clear = tmp_path / "hdr.mp4", tmp_path / "alpha.mov"
     for path, codec, pixels in ((hdr, "libx264", "yuv420p10le"), (clear, "qtrle", "argb")):

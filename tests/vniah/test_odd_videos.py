@@ -20,7 +20,7 @@ from video_files import number_of, numbers, write_numbered
 from vniah import notices
 from vniah.files import read_json, read_json_lines
 from vniah.haystack import open_haystack, open_video
-from vniah.haystack.inspection import inspect_file
+from vniah.haystack.opening import inspect_file
 from vniah.haystack.timeline import read_timeline
 from vniah.needles import open_needles
 from vniah.tasks.videos.source import VideoFolders, find_videos, probe

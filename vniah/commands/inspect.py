@@ -34,7 +34,7 @@ def command(
 
     from tqdm import tqdm
 
-    from vniah.haystack.inspection import inspect_file
+    from vniah.haystack.opening import inspect_file
 
     with tqdm(unit="frame", leave=False, disable=True if quick else None) as bar:
 
