@@ -61,15 +61,21 @@ def make_zip(path: Path, files: dict[str, bytes], *, mode: int = 0) -> Path:
     return path
 
 
-def make_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
+def tarred(*members: tuple[str, bytes | tarfile.TarInfo], format: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
+        for name, content in members:
             if isinstance(content, tarfile.TarInfo):
                 archive.addfile(content)
                 continue
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def make_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    path.write_bytes(gzip.compress(tarred(*members.items())))
     return path
 
 
@@ -121,12 +127,8 @@ def test_decompression_bomb(tmp_path: Path) -> None:
 
 def test_damaged_archives_leave_nothing(tmp_path: Path) -> None:
     content = bytes(range(256)) * 40
-    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
-        info = tarfile.TarInfo("x.mp4")
-        info.size = len(content)
-        archive.addfile(info, io.BytesIO(content))
     cut = tmp_path / "cut.tar"
-    cut.write_bytes((tmp_path / "whole.tar").read_bytes()[:5000])
+    cut.write_bytes(tarred(("x.mp4", content))[:5000])
 
     broken = tmp_path / "broken.zip"
     with zipfile.ZipFile(broken, "w", zipfile.ZIP_STORED) as stored:
@@ -200,14 +202,8 @@ def test_a_header_without_end_is_refused_before_it_is_read(kind: bytes, first: b
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
 def test_each_kind_of_tar_unpacks_and_a_torn_one_is_one_line(pack: object, tmp_path: Path) -> None:
-    plain = io.BytesIO()
     content = bytes(range(256)) * 8192
-    with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in ("a.mp4", "long/" * 30 + "é.mp4"):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    packed = pack(plain.getvalue())  # type: ignore[operator]
+    packed = pack(tarred(("a.mp4", content), ("long/" * 30 + "é.mp4", content)))  # type: ignore[operator]
     (tmp_path / "whole").write_bytes(packed)
     files = safe_extract(tmp_path / "whole", tmp_path / "out")
     assert [file.name for file in files] == ["a.mp4", "é.mp4"] and all(file.read_bytes() == content for file in files)
@@ -310,19 +306,17 @@ def test_mutated_archives_are_unpacked_or_refused_in_one_line(tmp_path: Path) ->
     """A thousand archives with bytes changed or cut off: nothing else is raised, and nothing lands elsewhere."""
     random = Random(5)
     for number in range(1000):
-        buffer = io.BytesIO()
         pack = random.choice([None, bytes, gzip.compress, bz2.compress, lzma.compress])
+        first, second = random.randbytes(300), random.randbytes(300)
         if pack is None:
+            buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w", random.choice([0, 8, 12, 14])) as made:
-                for name in ("a.mp4", "v/b.mp4"):
-                    made.writestr(name, random.randbytes(300))
+                made.writestr("a.mp4", first)
+                made.writestr("v/b.mp4", second)
+            raw = bytearray(buffer.getvalue())
         else:
-            with tarfile.open(fileobj=buffer, mode="w", format=random.choice([0, 1, 2])) as tar:
-                for name in ("a.mp4", "v/" * 60 + "b.mp4"):
-                    info = tarfile.TarInfo(name)
-                    info.size = 300
-                    tar.addfile(info, io.BytesIO(random.randbytes(300)))
-        raw = bytearray(buffer.getvalue() if pack is None else pack(buffer.getvalue()))
+            members = ("a.mp4", first), ("v/" * 60 + "b.mp4", second)
+            raw = bytearray(pack(tarred(*members, format=random.choice([0, 1, 2]))))
         for _ in range(random.randrange(6)):
             raw[random.randrange(len(raw))] = random.randrange(256)
         folder = tmp_path / str(number)
@@ -338,20 +332,11 @@ def test_mutated_archives_are_unpacked_or_refused_in_one_line(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
 @pytest.mark.parametrize("pack", [gzip.compress, bytes])
 @pytest.mark.parametrize("damage", ["checksum", "zeros", "second archive", "half a header"])
 def test_a_tar_damaged_behind_its_first_file_loses_none_in_silence(pack: object, damage: str, tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "a.tar", ("a.mp4", b"a" * 700), ("b.mp4", b"b" * 700), ("c.mp4", b"c" * 700))
-    raw = bytearray(path.read_bytes())
+    path = tmp_path / "a.tar"
+    raw = bytearray(tarred(("a.mp4", b"a" * 700), ("b.mp4", b"b" * 700), ("c.mp4", b"c" * 700)))
     second = 512 + 1024
     if damage == "checksum":
         raw[second] ^= 1
@@ -370,7 +355,8 @@ def test_a_tar_damaged_behind_its_first_file_loses_none_in_silence(pack: object,
 @pytest.mark.parametrize("first", [b"old", b"older, and longer"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_of_files_of_one_name_the_last_is_taken(first: bytes, tmp_path: Path) -> None:
-    tar = tar_of(tmp_path / "a.tar", ("x.mp4", first), ("y.mp4", b"y"), ("./x.mp4", b"new"))
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(tarred(("x.mp4", first), ("y.mp4", b"y"), ("./x.mp4", b"new")))
     packed = tmp_path / "a.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         for content in (first, b"new"):
@@ -389,10 +375,8 @@ def test_of_files_of_one_name_the_last_is_taken(first: bytes, tmp_path: Path) ->
     ],
 )
 def test_a_name_that_no_disk_has_is_one_line(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    for path in (
-        tar_of(tmp_path / "a.tar", *((name, b"x") for name in names)),
-        make_zip(tmp_path / "a.zip", dict.fromkeys(names, b"x")),
-    ):
+    for make in (make_tar, make_zip):
+        path = make(tmp_path / make.__name__, dict.fromkeys(names, b"x"))  # type: ignore[operator]
         with pytest.raises(ValueError, match=f"(?i){said}") as caught:
             safe_extract(path, tmp_path / "out")
         assert len(str(caught.value)) < 500 and str(path) in str(caught.value)
