@@ -6,15 +6,13 @@ decoder and a CLIP tower, or is what the stage before wrote. Nothing longer than
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
-from vniah.training.fit import fit, only_item, steps_and_passes
-from vniah.training.processes import world_size
-from vniah.training.stages import AlignStage, as_data
+from vniah.training.fit import fit, steps_and_passes
+from vniah.training.stages import AlignStage
 
 PARTS = {"tower": "model.vision_tower.", "projector": "model.multi_modal_projector."}
 
@@ -32,37 +30,24 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], 
     aspect_ratio = model.config.image_aspect_ratio
     if stage.data.merge == "square":
         model.config.image_aspect_ratio = None
-    collate: Callable[..., dict[str, Any]]
     if stage.data.icons:
         from vniah.training.nano.pictures import icon_dataset
 
-        dataset, collate, notes = icon_dataset(stage, model.config, tokenizer, seed), only_item, {}
-        train = dataclasses.replace(stage.train, batch_size=1)
+        dataset, collate, notes = icon_dataset(stage, model.config, tokenizer, seed), None, {}
     else:
         from vniah.training.data.llava import build_dataset
 
         dataset, collate, notes = build_dataset(stage, model.config, tokenizer, seed, folder)
-        train = stage.train
-    install_loss(model, train.loss, without_visuals=lambda: empty_picture(model))
-    steps, passes = steps_and_passes(train, len(dataset), train.batch_size * train.accumulation * world_size())
-    if passes > 1:
-        dataset.passes = passes
+    install_loss(model, stage.train.loss, without_visuals=lambda: empty_picture(model))
+    steps = stage.train.steps
+    if collate is not None:
+        steps, dataset.passes = steps_and_passes(stage.train, len(dataset))
 
     def save(trainer: Any) -> None:
         model.config.image_aspect_ratio = aspect_ratio
         save_trained(trainer, processor_for(model, tokenizer, stage.data.template), folder / "model")
 
-    report = fit(
-        model,
-        dataset,
-        train,
-        folder / "run",
-        seed=seed,
-        identity={"stage": as_data(stage), "seed": seed},
-        collate=collate,
-        steps=steps,
-        save=save,
-    )
+    report = fit(model, dataset, stage, folder / "run", seed=seed, steps=steps, collate=collate, save=save)
     return {**report, **notes}
 
 

@@ -23,7 +23,7 @@ from vniah.files import read_json, read_json_lines
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
 from vniah.training.data.labels import BadSampleError, sample_id
-from vniah.training.processes import check_bad, map_parts, rank, wait_for, world_size
+from vniah.training.processes import check_bad, map_parts, rank, wait_for
 from vniah.training.stages import DpoStage, as_data
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -58,7 +58,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     template = get_template(getattr(model.config, "chat_template_name", "qwen_1_5"))
     collator = PreferenceCollator(processor, stage.num_frames, stage.max_length, template)
     pairs, manifest = _pairs_of(stage, folder, collator)
-    steps, passes = steps_and_passes(train, len(pairs), train.batch_size * train.accumulation * world_size())
+    steps, passes = steps_and_passes(train, len(pairs))
     order = [pair for epoch in range(passes) for pair in Dataset.from_list(pairs).shuffle(seed=seed + epoch)]
     more = {"beta": stage.beta, "loss_type": ["sigmoid"], "max_length": None}
     more[checkpointing_keyword(DPOConfig)] = train.checkpointing != "none"

@@ -6,6 +6,7 @@ pure function of (seed, i), so that a resumed run sees exactly what an uninterru
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any
 from vniah.files import replacing
 from vniah.training.checkpoints import check_identity, last_checkpoint, seal_callback
 from vniah.training.processes import world_size
-from vniah.training.stages import Train
+from vniah.training.stages import Train, as_data
 
 METRICS = "metrics.jsonl"
 MINIMUM_FREE = 64 << 20
@@ -32,26 +33,24 @@ NOT_SHARDED = (
 def fit(
     model: Any,
     dataset: Any,
-    train: Train,
+    stage: Any,
     folder: Path,
     *,
     seed: int,
-    identity: dict[str, Any],
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
     steps: int,
+    collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     save: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, resuming from the newest checkpoint in ``folder`` that is as it was written.
 
     Args:
-        model: its forward takes the collated batch and returns {"loss": scalar}.
+        model: its forward takes a batch and returns {"loss": scalar}.
         dataset: map-style; read in order.
-        train: the optimisation settings.
+        stage: whose ``train`` says how; checkpoints are of it and of the seed, and of no other.
         folder: where checkpoints and metrics.jsonl go.
         seed: of the Trainer.
-        identity: what a checkpoint must agree on to be resumed; kept in identity.json.
-        collate: list of items -> batch.
         steps: optimizer steps.
+        collate: list of items -> batch; the items are batches unless given.
         save: called with the Trainer at the end, on every rank (sharded weights are gathered by all).
 
     Returns:
@@ -73,7 +72,8 @@ def fit(
                 self.optimizer: Any = build_optimizer(self.model if model is None else model, train)
             return self.optimizer
 
-    check_identity(folder, identity)
+    train = stage.train if collate else dataclasses.replace(stage.train, batch_size=1)
+    check_identity(folder, {"stage": as_data(stage), "seed": seed})
     check_room(model, train, folder)
     set_seed(seed)
     prepare_model(model)
@@ -82,7 +82,7 @@ def fit(
         model=model,
         args=training_arguments(train, folder, seed, steps),
         train_dataset=dataset,
-        data_collator=collate,
+        data_collator=collate or (lambda items: items[0]),
     )
     result, last = run_trainer(trainer, train, folder, save)
     seconds = round(float(result.metrics["train_runtime"]), 1)
@@ -300,12 +300,6 @@ def build_optimizer(model: Any, train: Train) -> Any:
     return torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, betas=train.betas, eps=train.eps)
 
 
-def only_item(items: Sequence[Any]) -> Any:
-    """Collator of datasets whose items are batches already."""
-    (item,) = items
-    return item
-
-
 class StepDataset:
     """A map-style dataset of whole batches: item i is ``make(i)`` as tensors."""
 
@@ -323,7 +317,8 @@ class StepDataset:
         return {key: torch.from_numpy(value) for key, value in self._make(step).items()}
 
 
-def steps_and_passes(train: Train, samples: int, per_step: int) -> tuple[int, int]:
-    """Optimizer steps, and passes over ``samples`` that they take at ``per_step`` samples each."""
+def steps_and_passes(train: Train, samples: int) -> tuple[int, int]:
+    """Optimizer steps, and passes over ``samples`` that they take. Under ``ring`` all ranks share each sample."""
+    per_step = train.batch_size * train.accumulation * (1 if train.attention == "ring" else world_size())
     steps = train.steps or max(1, math.ceil(samples * train.epochs / per_step))
     return steps, math.ceil(steps * per_step / samples)

@@ -23,21 +23,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from vniah.files import is_hub_id, read_json
+from vniah.training import stages
 from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.fit import METRICS, check_disk
 from vniah.training.processes import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
-from vniah.training.stages import (
-    AlignStage,
-    DpoStage,
-    EvaluateStage,
-    PrepareTextStage,
-    Stage,
-    TextStage,
-    TowerStage,
-    as_data,
-    inputs,
-)
+from vniah.training.stages import Stage, as_data, inputs
 
 MODULES = {
     "prepare_text": "vniah.training.data.prepare",
@@ -65,7 +56,7 @@ def check_recipe(recipe: Recipe, ranks: int | None = None, *, only: str | None =
     for stage in recipe.stages:
         if only not in (None, stage.name):
             continue
-        sources = [stage.source, stage.tokenizer] if isinstance(stage, PrepareTextStage) else []
+        sources = [stage.source, stage.tokenizer] if isinstance(stage, stages.PrepareTextStage) else []
         for link in (*inputs(stage), *sources):
             if link not in names and not Path(link).is_dir() and not is_hub_id(link):
                 raise FileNotFoundError(
@@ -76,22 +67,22 @@ def check_recipe(recipe: Recipe, ranks: int | None = None, *, only: str | None =
                 raise FileNotFoundError(
                     f"stage {stage.name!r} needs {path}, which is not there; set it by {stage.name}.…="
                 )
-        if isinstance(stage, TextStage):
+        if isinstance(stage, stages.TextStage):
             _check_length(stage, names.get(stage.data.shards or ""), count)
-        config = None if isinstance(stage, PrepareTextStage | EvaluateStage) else stage.train.deepspeed
+        config = None if isinstance(stage, stages.PrepareTextStage | stages.EvaluateStage) else stage.train.deepspeed
         if config and not Path(config).is_file():
             raise FileNotFoundError(f"stage {stage.name!r}: no DeepSpeed config at {config}")
     check_disk(recipe.folder)
 
 
 def _files(stage: Stage) -> list[str]:
-    if isinstance(stage, AlignStage) and not stage.data.icons:
+    if isinstance(stage, stages.AlignStage) and not stage.data.icons:
         files = [path for path in stage.data.json if Path(path).suffix in (".json", ".jsonl")]
         return [*files, *([stage.data.images] if stage.data.images else [])]
-    return [*stage.json, stage.videos] if isinstance(stage, DpoStage) else []
+    return [*stage.json, stage.videos] if isinstance(stage, stages.DpoStage) else []
 
 
-def _check_length(stage: TextStage, prepared: Stage | None, count: int) -> None:
+def _check_length(stage: stages.TextStage, prepared: Stage | None, count: int) -> None:
     """Raise ValueError where a sequence cannot be sharded, or the stage before prepares too few or too short ones."""
     if stage.train.attention == "ring" and stage.sequence_length % (2 * count):
         good = stage.sequence_length // (2 * count) * 2 * count
@@ -99,7 +90,7 @@ def _check_length(stage: TextStage, prepared: Stage | None, count: int) -> None:
             f"stage {stage.name!r}: {stage.sequence_length} tokens cannot be sharded over {count} ranks in zigzag "
             f"order; the length must be a multiple of {2 * count}" + (f", such as {good}" if good else "")
         )
-    if not isinstance(prepared, PrepareTextStage):
+    if not isinstance(prepared, stages.PrepareTextStage):
         return
     if stage.sequence_length > prepared.sequence_length:
         raise ValueError(
@@ -126,21 +117,21 @@ def describe(recipe: Recipe) -> str:
 
 
 def _what(stage: Stage) -> str:
-    if isinstance(stage, PrepareTextStage):
+    if isinstance(stage, stages.PrepareTextStage):
         return f"{stage.total_tokens:,} tokens of {stage.source}, {stage.sequence_length:,} a sequence"
-    if isinstance(stage, EvaluateStage):
+    if isinstance(stage, stages.EvaluateStage):
         return f"frames {stage.frames}, depths {stage.depths}, {stage.needles} needles, haystack {stage.haystack}"
     train = stage.train
     length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
     text = f"{length}, lr {train.lr:g} {train.schedule}, {train.precision}, attention {train.attention}"
-    if isinstance(stage, TextStage):
+    if isinstance(stage, stages.TextStage):
         text += f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
         if not stage.data.phases:
             tokens = stage.sequence_length * stage.sequences_per_step(1)
             text += f", {stage.sequence_length:,} tokens a sequence, {tokens:,} a step"
-    elif isinstance(stage, AlignStage):
+    elif isinstance(stage, stages.AlignStage):
         text += f", trains {' and '.join(stage.parts)}, {stage.data.merge}"
-    elif isinstance(stage, TowerStage):
+    elif isinstance(stage, stages.TowerStage):
         text += f", batch {train.batch_size}"
     else:
         text += f", beta {stage.beta:g}, {stage.num_frames} frames"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
-from vniah.training.fit import StepDataset, fit, only_item, steps_and_passes
+from vniah.training.fit import StepDataset, fit, steps_and_passes
 from vniah.training.processes import world_size
-from vniah.training.stages import NanoSize, TextStage, as_data
+from vniah.training.stages import NanoSize, TextStage
 
 
 def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -32,21 +32,15 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
     set_seed(seed)
     model, tokenizer = load_or_create(stage, resolve)
     if stage.data.phases:
-        dataset, steps, collate = _synthetic(stage, tokenizer, seed), stage.train.steps, only_item
+        dataset, steps, collate = _synthetic(stage, tokenizer, seed), stage.train.steps, None
     else:
         dataset, steps, collate = *_prepared(stage, seed, resolve), together
     install_loss(model, stage.train.loss, ring=stage.train.attention == "ring")
-    return fit(
-        model,
-        dataset,
-        stage.train,
-        folder / "run",
-        seed=seed,
-        identity={"stage": as_data(stage), "seed": seed},
-        collate=collate,
-        steps=steps,
-        save=lambda trainer: save_trained(trainer, tokenizer, folder / "model"),
-    )
+
+    def save(trainer: Any) -> None:
+        save_trained(trainer, tokenizer, folder / "model")
+
+    return fit(model, dataset, stage, folder / "run", seed=seed, steps=steps, collate=collate, save=save)
 
 
 def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any, Any]:
@@ -121,7 +115,7 @@ def _prepared(stage: TextStage, seed: int, resolve: Callable[[str], str]) -> tup
             f"{train.steps} steps take {train.steps * per_step} sequences, but {dataset.folder} holds {there}; prepare "
             f"more tokens, or give epochs in place of steps to read them more than once"
         )
-    steps, dataset.passes = steps_and_passes(train, there, per_step)
+    steps, dataset.passes = steps_and_passes(train, there)
     return dataset, steps
 
 

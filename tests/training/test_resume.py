@@ -13,13 +13,15 @@ import torch
 from vniah.notices import recorded
 from vniah.training import fit as fit_module
 from vniah.training.checkpoints import check_identity, last_checkpoint
-from vniah.training.fit import fit, logged_events, metrics_callback, only_item, parameter_groups
-from vniah.training.stages import Train
+from vniah.training.fit import fit, logged_events, metrics_callback, parameter_groups
+from vniah.training.stages import TowerStage, Train
 
 STEPS = 8
 TRAIN = Train(
     lr=1e-2, steps=STEPS, schedule="cosine", warmup=2, precision="fp32", log_every=1, save_every=2, accumulation=2
 )
+
+STAGE = TowerStage(name="tiny", train=TRAIN)  # a stage whose batches are whole
 
 
 class Batches:
@@ -54,7 +56,7 @@ def tiny() -> Any:
 
 def train(folder: Path, dies_at: int = -1) -> tuple[list[Any], dict[str, torch.Tensor]]:
     model = tiny()
-    fit(model, Batches(dies_at), TRAIN, folder, seed=1, identity={"recipe": 1}, collate=only_item, steps=STEPS)
+    fit(model, Batches(dies_at), STAGE, folder, seed=1, steps=STEPS)
     return curve(folder), model.state_dict()
 
 
@@ -192,7 +194,7 @@ def test_accumulated_batches_weigh_by_their_labels(tmp_path: Path) -> None:
     one = Train(lr=1e-3, steps=1, accumulation=2, precision="fp32", max_grad_norm=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_module, "build_optimizer", spying)
-        fit(model, batches, one, tmp_path, seed=1, identity={}, collate=only_item, steps=1)
+        fit(model, batches, TowerStage(name="tiny", train=one), tmp_path, seed=1, steps=1)
     for name, grad in wanted.items():
         torch.testing.assert_close(grads[name], grad)
 
@@ -212,9 +214,9 @@ def test_sharding_that_would_not_take_place_is_an_error(tmp_path: Path) -> None:
     """accelerate shards on accelerators alone, and trains on without a word elsewhere."""
     import dataclasses
 
-    settings = dataclasses.replace(TRAIN, sharding="fsdp2")
+    settings = TowerStage(name="tiny", train=dataclasses.replace(TRAIN, sharding="fsdp2"))
     with pytest.raises(ValueError, match="sharding: fsdp2 works on CUDA devices under a launcher"):
-        fit(tiny(), Batches(0), settings, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
+        fit(tiny(), Batches(0), settings, tmp_path, seed=1, steps=STEPS)
 
 
 def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,7 @@ def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1 << 20))
     with pytest.raises(OSError, match="1 MiB free"):
-        fit(tiny(), Batches(0), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
+        fit(tiny(), Batches(0), STAGE, tmp_path, seed=1, steps=STEPS)
 
 
 def test_a_tracker_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +243,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="loss is nan at step 1"):
-        fit(model, Batches(), TRAIN, tmp_path, seed=1, identity={}, collate=only_item, steps=STEPS)
+        fit(model, Batches(), STAGE, tmp_path, seed=1, steps=STEPS)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def _preferences(path: Path) -> list[str]:
 
 
 def _corpus(path: Path) -> list[str]:
-    from vniah.training.data.corpus import read_rows
+    from vniah.training.data.prepare import read_rows
 
     return [row["question"] for row in read_rows(path) if isinstance(row, dict)]
 

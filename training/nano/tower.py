@@ -10,7 +10,6 @@ Features are ``hidden_states[-2]`` without CLS, as the projector reads them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import numpy as np
 from longva_model.pictures.preprocess import normalise
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 from vniah.training.checkpoints import save_model
-from vniah.training.fit import StepDataset, fit, only_item
+from vniah.training.fit import StepDataset, fit
 from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
 from vniah.training.nano.vocabulary import word_list
-from vniah.training.stages import IGNORE, NanoSize, TowerStage, as_data
+from vniah.training.stages import IGNORE, NanoSize, TowerStage
 
 DISTRACTOR_SHARE = 0.25
 CALIBRATION_STEPS, CALIBRATION_BATCH, CALIBRATION_LR = 400, 128, 3e-3
@@ -43,16 +42,8 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Callable[[str], 
     def batch(step: int) -> dict[str, Any]:
         return tower_batch(icons, distractors_NHWC, stage.train.batch_size, seed=seed, step=step)
 
-    report = fit(
-        model,
-        StepDataset(batch, stage.train.steps),
-        dataclasses.replace(stage.train, batch_size=1),  # items are whole batches
-        folder / "run",
-        seed=seed,
-        identity={"stage": as_data(stage), "seed": seed},
-        collate=only_item,
-        steps=stage.train.steps,
-    )
+    steps = stage.train.steps
+    report = fit(model, StepDataset(batch, steps), stage, folder / "run", seed=seed, steps=steps)
     model.eval()
     test = draw_icons(1_000, size, seed=seed + 1, heldout=True)
     with torch.no_grad():
