@@ -128,6 +128,40 @@ def test_metrics_by_hand(small: Path) -> None:
     json.dumps(figures)
 
 
+def test_a_task_is_added_by_copying_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest real example of CONTRIBUTING.md: another name, and inputs of its own."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    import vniah
+    from vniah.lmms_plugin import tasks_dir
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    inputs = "  frames: 4,6\n  depths: 50\n  haystack: synthetic:3\n  needles: icons:1:1\n"
+    for name in ("vniah_nano", "vniah_generate"):
+        text = (tasks_dir() / "vniah" / f"{name}.yaml").read_text().replace(name, f"my_{name}")
+        head, _, metadata = text.partition("  frames: 16")
+        (folder / f"my_{name}.yaml").write_text((head if metadata else text) + inputs)
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    results = simple_evaluate(
+        model="longva_ring",
+        model_args="pretrained=nano,device=cpu,journal=none",
+        tasks=["my_vniah_nano", "my_vniah_generate"],
+        task_manager=TaskManager("ERROR", include_path=str(folder), include_defaults=False, model_name="longva_ring"),
+        verbosity="ERROR",
+    )
+    for name, scoring in (("my_vniah_nano", "teacher-forced"), ("my_vniah_generate", "generated")):
+        told = results["results"][name]["vniah_provenance,none"]
+        assert (told["frames"], told["cells"], told["controls"], told["scoring"]) == ("4,6", 2, 2, scoring)
+        assert results["n-samples"][name]["effective"] == 4 and "vniah_acc,none" in results["results"][name]
+    # Under tasks/ it is a task of ``vniah run`` and ``vniah.evaluate`` too.
+    monkeypatch.setattr("vniah.runs.open.tasks_dir", lambda: folder)
+    assert list(vniah.evaluate("nano", "my_vniah_nano").table().columns) == [4, 6]
+    assert set(vniah.evaluate(lambda mp4, question: "red", "my_vniah_generate").cells["predicted"]) == {"red"}
+
+
 def test_generated_answers_are_matched_by_letter_and_by_word(small: Path) -> None:
     from vniah.tasks import generated
 
