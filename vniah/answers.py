@@ -112,9 +112,7 @@ _STATED = _any_case(
     rf"|\bans(?:wer)?\b|{_IT_IS}|\bso\s+(?:is|are)\b|\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for|choosing)\b)"
     rf"(?:[\s:(\[→=-]|\b(?:the|most|likely|probably|definitely|clearly|therefore|{_CUE}|letter|correct|best)\b)*$"
 )
-_FINALLY = re.compile(
-    r"\b(?:final|finally|so(?!\s+(?:is|are)\b)|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$", re.IGNORECASE
-)
+_FINALLY = _any_case(r"\b(?:final|finally|so(?!\s+(?:is|are)\b)|therefore|thus|hence|overall|conclusion)\b[^.;!?\n]*$")
 # What only leads up to an answer: "I first thought A, but", "between A and B,"; a question ("A or B?") does too.
 _LED_UP = _any_case(
     r"\b(?:thought|believed|assumed|guessed|considered|initially|between|unless|whether)\b(?:\W+[\w']+){0,3}\W*$"
@@ -127,9 +125,7 @@ _REJECTED_ITEM = re.compile(r"[❌✗✘✖][^\n❌✗✘✖✅✓✔]*")
 _MARKED_ITEMS = re.compile(r"^[^\w\n]*[❌✗✘✖✅✓✔]", re.MULTILINE)
 # An answer that repeats the form of its prompt; a list of options has a "B:" too.
 _ASKED_AND_ANSWERED = re.compile(r"\bQ(?:uestion)?\s*:[^\n]*[?\n]\s*A\s*:(?=\W*[A-Z]\b)(?!.*\bB\s*:)", re.DOTALL)
-_EXPLAINED = re.compile(
-    r"\n\W*(?:explanation|reason(?:s|ing)?|rationale|justification|analysis|why|because|here'?s)\b", re.IGNORECASE
-)
+_EXPLAINED = _any_case(r"\n\W*(?:explanation|reason(?:s|ing)?|rationale|justification|analysis|why|because|here'?s)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +158,9 @@ def options_in(question: str) -> tuple[str, ...]:
     """The texts of the options that a question lists, "A. ..." or "(A) ...", a line each or all in one; else none."""
     for label in (r"^[ \t]*\(?{}[.):][ \t]*(?=\S)", r"(?:^|(?<=\s))\(?{}[.):]\s+(?=\S)"):
         places: list[re.Match[str]] = []
-        while len(places) < 26:
-            found = re.compile(label.format(letter_of(len(places))), re.MULTILINE).search(
-                question, places[-1].end() if places else 0
-            )
+        for letter in map(letter_of, range(26)):
+            pattern = re.compile(label.format(letter), re.MULTILINE)
+            found = pattern.search(question, places[-1].end() if places else 0)
             if found is None:
                 break
             places.append(found)
@@ -401,37 +396,28 @@ def _whole(word: str) -> re.Pattern[str]:
 
 
 def _standing(text: str, mentions: Sequence[_Mention], *, option: bool = True) -> list[_Mention]:
-    """Those that the text does not reject; what rejects one of a list ("neither A nor B") rejects all of it.
+    """Those that the text does not name only to reject them: "not 7", "7 is wrong"; of a list ("neither A nor B") all.
 
     Those that only lead up to an answer ("A or B? I'd say B") count where nothing else stands.
-    """
-    groups = [
-        group for group in _groups(text, mentions) if not _rejects(text, group[0].start, group[-1].stop, option=option)
-    ]
-    meant = [group for group in groups if not _leads_up(text, group[0].start, group[-1].stop)]
-    return [one for group in meant or groups for one in group]
-
-
-def _leads_up(text: str, start: int, stop: int) -> bool:
-    clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
-    return bool(_LED_UP.search(clause) or _ASKED.match(text[stop : stop + 120]))
-
-
-def _rejects(text: str, start: int, stop: int, *, option: bool = True) -> bool:
-    """Whether a text names what stands from ``start`` to ``stop`` only to reject it: "not 7", "7 is wrong".
 
     Args:
-        option: it is one of the answers that there are, a letter, a number or a name ("B does not fit" denies it), and
-            no thing that may do or not do something ("the lion does not move").
+        option: they are some of the answers that there are, letters, numbers or names ("B does not fit" denies it), and
+            no things that may do or not do something ("the lion does not move").
     """
-    clause = _CLAUSE.split(text[max(0, start - 120) : start])[-1]
-    behind = text[stop : stop + 120]
-    if text[start] == _MASK:  # another text behind it is no part of it, as an option's text is of its letter's mention
-        behind = re.sub(f"{_MASK}+", "X", behind)
-    denied = _OPTION_DENIED if option else _THING_DENIED
-    # In "A: no C: yes" the "no" is A's.
-    negated = _NEGATED.search(clause) and not (option and _TICKED.search(behind))
-    return bool(negated or _DENIED.search(behind) or denied.search(behind))
+    standing, meant = [], []
+    for group in _groups(text, mentions):
+        start, stop = group[0].start, group[-1].stop
+        clause, behind = _CLAUSE.split(text[max(0, start - 120) : start])[-1], text[stop : stop + 120]
+        # Another text behind an option's text is no part of it, as it is of its letter's mention.
+        verdict = re.sub(f"{_MASK}+", "X", behind) if text[start] == _MASK else behind
+        # In "A: no C: yes" the "no" is A's.
+        negated = _NEGATED.search(clause) and not (option and _TICKED.search(verdict))
+        if negated or any(one.search(verdict) for one in (_DENIED, _OPTION_DENIED if option else _THING_DENIED)):
+            continue
+        standing += group
+        if not (_LED_UP.search(clause) or _ASKED.match(behind)):
+            meant += group
+    return meant or standing
 
 
 def _groups(text: str, mentions: Sequence[_Mention]) -> list[list[_Mention]]:
@@ -453,13 +439,14 @@ def _groups(text: str, mentions: Sequence[_Mention]) -> list[list[_Mention]]:
 
 def _list_around(text: str, mentions: Sequence[_Mention], one: _Mention) -> set[str]:
     """The names of the list that a mention is part of."""
-    at = next(index for index, mention in enumerate(mentions) if mention is one)
-    low = high = at
-    while low > 0 and _LISTED.match(text[mentions[low - 1].stop : mentions[low].start]):
-        low -= 1
-    while high + 1 < len(mentions) and _LISTED.match(text[mentions[high].stop : mentions[high + 1].start]):
-        high += 1
-    return {mention.name for mention in mentions[low : high + 1]}
+    run: list[_Mention] = []
+    for mention in mentions:
+        if run and not _LISTED.match(text[run[-1].stop : mention.start]):
+            if one in run:
+                break
+            run = []
+        run.append(mention)
+    return {mention.name for mention in run}
 
 
 _UNITS = (  # noqa: SIM905
@@ -481,17 +468,10 @@ _BOUNDED_BEFORE = re.compile(
     r"\b(?:over|under|at\s+least|at\s+most|up\s+to|above|below|minus|negative|nearly|almost)\s*$"
 )
 _BOUNDED_BEHIND = re.compile(r"\s*(?:\+|or\s+(?:more|less|fewer)\b|at\s+(?:least|most)\b|and\s+a\s+(?:half|quarter)\b)")
-_COLOURS = frozenset(
-    "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
-)
-_YES_NO = frozenset({"yes", "no"})
+_COLOURS = "red orange yellow green blue purple violet pink white black grey brown gold silver".split()  # noqa: SIM905
 _MAYBE = _any_case(r"\b(?:may|might|could|maybe|perhaps|possibly)\b(?=\s+[\w█])")
-_SMALL_TALK = frozenset(
-    {"yes", "no", "sure", "definitely", "certainly", "probably", "indeed", "maybe", "sorry", "exactly"}
-)
-_NO_ITEM = re.compile(
-    r"(?:not|no|nothing|but|because|since|as|i|it|which|that|who|like|with|on|in|at|of|from|by)\b", re.IGNORECASE
-)
+_SMALL_TALK = "yes no sure definitely certainly probably indeed maybe sorry exactly".split()  # noqa: SIM905
+_NO_ITEM = _any_case(r"(?:not|no|nothing|but|because|since|as|i|it|which|that|who|like|with|on|in|at|of|from|by)\b")
 # "White/ivory", "white, maybe ivory".
 _OR_BEHIND = _any_case(r"\s*(?:[,.?]?\s*(?:or\b(?!\s+so\b)|maybe\b|perhaps\b|possibly\b)|/)\s*\S")
 _OR_BEFORE = _any_case(r"\S\s*(?:\bor|/)\s*(?:(?:maybe|perhaps|possibly|an?|the)\s+)*$")
@@ -500,9 +480,7 @@ _AND_BEHIND = _any_case(
     r"\s*(?:,?\s*and|,?\s*as\s+well\s+as|[;|&])\s*(?!(?:nothing|not|no|so|that|it|is|has)\b)(?:(?:an?|the)\s+)?"
     r"[^\W\d_]+(?:\s+[^\W\d_]+)?\s*(?:[.,;!]|$|are\b)"
 )
-_AND_BEFORE = re.compile(
-    r"\b(?:(?:an?|the)\s+[^\W\d_]+|(?-i:[A-Z])\w+)\s*(?:\band|[|&])\s+(?:an?\s+|the\s+)?$", re.IGNORECASE
-)
+_AND_BEFORE = _any_case(r"\b(?:(?:an?|the)\s+[^\W\d_]+|(?-i:[A-Z])\w+)\s*(?:\band|[|&])\s+(?:an?\s+|the\s+)?$")
 
 
 def _digits(text: str) -> str:
@@ -534,12 +512,9 @@ def _in_digits(found: re.Match[str]) -> str:
     return str(total + value)
 
 
-def _bare(text: str) -> str:
-    return _cleaned(unicodedata.normalize("NFKC", text)).strip(" .!").casefold()
-
-
 def _says_word(predicted: str, answer: str, question: str) -> bool:
-    if _bare(predicted) == _bare(answer):
+    one, other = (_cleaned(unicodedata.normalize("NFKC", text)) for text in (predicted, answer))
+    if one.strip(" .!").casefold() == other.strip(" .!").casefold():
         return True
     # In "Is there one? No. It is gone." what follows the "no" says neither yes nor no.
     parts = list(parts_to_read(predicted)) if _kind(answer.strip() or "-") == 3 else [_plain(predicted)]
@@ -557,7 +532,10 @@ def _part_says_word(part: str, answer: str, question: str) -> bool | None:
     if not re.search(r"\w", wanted):
         return line == answer.strip()
     offered = _offered(_digits(question), wanted)
-    found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *_of_its_kind(wanted, said)]})
+    # A number, a colour, or yes or no, is in a list with another of its kind another answer.
+    words = re.findall(r"\d+(?:\.\d+)?|[A-Za-z]+", said)
+    alike = [word for word in words if _kind(word) == _kind(wanted) > 0 and word.casefold() != wanted.casefold()]
+    found, masked = _find_texts(said, {word: word for word in [wanted, *offered, *alike]})
     if not found:
         return None
     standing = _standing(masked, found, option=wanted[0].isdigit())
@@ -590,14 +568,7 @@ def _kind(word: str) -> int:
     """1 for a number, 2 for a colour, 3 for yes or no, 0 for any other word."""
     if word[0].isdigit():
         return 1
-    return 2 if word.casefold() in _COLOURS else 3 if word.casefold() in _YES_NO else 0
-
-
-def _of_its_kind(wanted: str, said: str) -> list[str]:
-    """What of an answer is a number, a colour, or yes or no, as ``wanted`` is: in a list with it, another answer."""
-    words = re.findall(r"\d+(?:\.\d+)?|[A-Za-z]+", said)
-    others = [word for word in words if _kind(word) == _kind(wanted) > 0 and word.casefold() != wanted.casefold()]
-    return list(dict.fromkeys(others))
+    return 2 if word.casefold() in _COLOURS else 3 if word.casefold() in ("yes", "no") else 0
 
 
 def _hedged(text: str, one: _Mention) -> bool:
