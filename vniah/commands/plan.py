@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from vniah.text.measure import Encode
     from vniah.text.settings import TextSettings
 
-_PAPERS_NEEDLES = 5
-
 
 def command(
     model: Annotated[str, typer.Option(help="A known shape (LongVA-7B, ...) or a checkpoint folder.")] = "LongVA-7B",
@@ -67,27 +65,26 @@ def command(
         what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
     count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
-    gb = 1e9
-    rows = [
-        ("cells (and controls)", f"{plan.cells:,} ({plan.controls:,})"),
-        ("longest prompt", f"{plan.longest_tokens:,} tokens"),
-        ("all cells' prompts", f"{plan.prompt_tokens:,} tokens"),
-        ("FLOPs, one forward a cell", f"{plan.plain_flops:.3e}"),
-        ("FLOPs, tree", f"{plan.tree_flops:.3e} ({plan.plain_flops / plan.tree_flops:.2f}x fewer)"),
-        ("KV cache of the longest", f"{_size(plan.kv_bytes)} ({shape.kv_bytes_per_token:,} bytes a token)"),
-        ("weights", f"{_size(plan.weight_bytes)}"),
-        ("one prefill chunk", f"{_size(plan.chunk_bytes)}"),
-        ("peak memory, about", f"{_size(plan.peak_bytes)}"),
-        ("logits never made", f"{_size(plan.logits_bytes_plain)} (fp32, full vocabulary, longest prompt)"),
-        (f"time, tree, {gpus} x {device.name}", _clock(plan.seconds(device, plan.tree_flops) / gpus)),
-        (f"time, plain, {gpus} x {device.name}", _clock(plan.seconds(device, plan.plain_flops) / gpus)),
-    ]
+    rows = {
+        "cells (and controls)": f"{plan.cells:,} ({plan.controls:,})",
+        "longest prompt": f"{plan.longest_tokens:,} tokens",
+        "all cells' prompts": f"{plan.prompt_tokens:,} tokens",
+        "FLOPs, one forward a cell": f"{plan.plain_flops:.3e}",
+        "FLOPs, tree": f"{plan.tree_flops:.3e} ({plan.plain_flops / plan.tree_flops:.2f}x fewer)",
+        "KV cache of the longest": f"{_size(plan.kv_bytes)} ({shape.kv_bytes_per_token:,} bytes a token)",
+        "weights": _size(plan.weight_bytes),
+        "one prefill chunk": _size(plan.chunk_bytes),
+        "peak memory, about": _size(plan.peak_bytes),
+        "logits never made": f"{_size(plan.logits_bytes_plain)} (fp32, full vocabulary, longest prompt)",
+        f"time, tree, {gpus} x {device.name}": _clock(plan.seconds(device, plan.tree_flops) / gpus),
+        f"time, plain, {gpus} x {device.name}": _clock(plan.seconds(device, plan.plain_flops) / gpus),
+    }
     print(f"{model}: {what}")
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
+    width = max(map(len, rows))
+    for name, value in rows.items():
         print(f"  {name:<{width}}  {value}")
-    room = device.memory_gb * gb * 0.9 - plan.weight_bytes - plan.chunk_bytes
-    if plan.peak_bytes <= device.memory_gb * gb:
+    room = device.memory_gb * 0.9e9 - plan.weight_bytes - plan.chunk_bytes
+    if plan.peak_bytes <= device.memory_gb * 1e9:
         advice = "it fits one device: parallel=branch shares the subtrees over several"
     elif room > 0:
         ring = -(-plan.kv_bytes // max(1, int(room)))
@@ -113,32 +110,28 @@ def plan_needles(spec: str) -> tuple[list[tuple[str, str, str]], str]:
     from vniah.visual.settings import DEFAULT_NEEDLES
 
     if spec.strip().isdecimal():
-        if int(spec) < 1:
+        number, told = int(spec), f"{int(spec):,} needle{'s' if int(spec) > 1 else ''}"
+        if number < 1:
             raise ValueError(f"--needles {spec} leaves nothing to plan; give 1 or more, or a needle set")
-        return _like_the_papers(int(spec)), f"{int(spec):,} needle{'s' if int(spec) > 1 else ''}"
-    found = _on_this_machine(spec)
-    if found is None:
+    elif found := _on_this_machine(spec):
+        texts = [(needle.id, needle.question, needle.answer) for needle in found]
+        return texts, f"{len(found):,} needles of {found.name}"
+    else:
         hint = "; `vniah download needles` fetches it" if spec == DEFAULT_NEEDLES else ""
-        assumed = f"{_PAPERS_NEEDLES} needles (assumed: {spec} is not in the cache{hint})"
-        return _like_the_papers(_PAPERS_NEEDLES), assumed
-    return [(needle.id, needle.question, needle.answer) for needle in found], f"{len(found):,} needles of {found.name}"
-
-
-def _like_the_papers(number: int) -> list[tuple[str, str, str]]:
+        number, told = 5, f"5 needles (assumed: {spec} is not in the cache{hint})"
     question = "\nFind the frame of the needle. What is it?\nAnswer the question using a single word or phrase."
-    return [(f"needle{n}", f"{question} ({n})", "Panda") for n in range(number)]
+    return [(f"needle{n}", f"{question} ({n})", "Panda") for n in range(number)], told
 
 
 def _on_this_machine(spec: str) -> NeedleSet | None:
     """The needle set, unless it is a Hub dataset that is not in the cache."""
     from vniah.files import is_hub_id
+    from vniah.hub import cached_snapshot
     from vniah.needles import open_needles
+    from vniah.needles.sources import PATTERNS, read_snapshot
 
     if not is_hub_id(spec) or Path(spec).is_dir():
         return open_needles(spec)
-    from vniah.hub import cached_snapshot
-    from vniah.needles.sources import PATTERNS, read_snapshot
-
     snapshot = cached_snapshot(spec, "dataset", allow_patterns=PATTERNS, known_whole=False)
     return None if snapshot is None else read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
 
@@ -172,8 +165,6 @@ def _size(num_bytes: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
     if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
+        return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"

@@ -59,11 +59,7 @@ def around_needle(num_frames: int, index: int | None) -> tuple[range, range]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Lengths (in frames or tokens) by depths. Both are sorted and free of repeats.
-
-    Raises:
-        ValueError: a length below 1, or a depth outside 0..100, or nothing at all.
-    """
+    """Lengths (in frames or tokens), 1 or more, by depths, 0 to 100. Both are sorted and free of repeats."""
 
     lengths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -77,7 +73,7 @@ class Grid:
         if self.lengths[0] < 1:
             raise ValueError(f"num_frames must be positive, got {self.lengths[0]}")
         if self.depths[0] < 0 or self.depths[-1] > 100:
-            bad = self.depths[0] if self.depths[0] < 0 else self.depths[-1]
+            bad = min(self.depths[0], 0) or self.depths[-1]
             raise ValueError(f"a depth is a percentage from 0 to 100, got {bad}")
 
     @classmethod
@@ -140,8 +136,7 @@ def parse_range(
         example: of both forms, for the error.
 
     Raises:
-        ValueError: naming the piece, the spec and the two forms that are read; or so many values that no one
-            means it.
+        ValueError: naming the piece, the spec and the forms that are read; or more values than anyone means.
     """
     values: set[int] = set()
     for piece in map(str.strip, str(spec).split(",")):
@@ -170,11 +165,7 @@ def parse_range(
 
 
 def parse_lengths(spec: str) -> tuple[int, ...]:
-    """Lengths in tokens: ``"32000-512000:32000"`` or ``"32K-1M:32K"``, K for thousands and M for millions.
-
-    Raises:
-        ValueError: naming the piece that is not a number or a range.
-    """
+    """``parse_range`` of lengths in tokens: also ``"32K-1M:32K"``, K for thousands and M for millions."""
     lengths = parse_range(spec, "lengths", number=_tokens, example="'1000,2000', '32K' or '32K-512K:32K'")
     if lengths[0] < 1:
         raise ValueError(f"a length is a positive number of tokens, got {lengths[0]}")

@@ -31,8 +31,6 @@ from vniah.runs.task import Answer, NeedleTask
 
 # lmms-eval dates its files in the time of Singapore wherever it runs; in one folder the newest must be the newest.
 _LMMS_EVAL_OFFSET = 8 * 3600
-
-
 Answerer = Callable[[Any, str], str]
 _PLAIN = (str, bytes, int, float, complex, tuple, frozenset, type(None))
 _DEEPEST = 8
@@ -47,31 +45,22 @@ class Model(Protocol):
 
     def about(self) -> dict[str, Any]:
         """Which model this is, for the results."""
-        ...
 
     def check(self, tasks: Sequence[NeedleTask]) -> None:
         """Raise ValueError for what cannot end well."""
-        ...
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
         """An answer for each (task, row number), in every process."""
-        ...
 
     def finished(self) -> None:
         """The results are on the disk."""
-        ...
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""
-        ...
 
 
 class CellError(ValueError):
-    """A cell that the model could not answer.
-
-    Attributes:
-        answered: what was answered before it, in the order of the cells.
-    """
+    """A cell that the model could not answer; ``answered`` is what was before it, in the order of the cells."""
 
     def __init__(self, message: str, answered: Sequence[Answer]) -> None:
         super().__init__(message)
@@ -81,16 +70,13 @@ class CellError(ValueError):
 def measure(
     tasks: Sequence[NeedleTask], model: Model, *, output: Path | None = None, limit: int | None = None
 ) -> list[Run]:
-    """Score every cell of the tasks.
+    """Score every cell of the tasks; one run a task, as ``vniah.runs.read`` reads them.
 
     Args:
         tasks: opened, each once.
         model: what answers.
         output: folder for results files; none are kept without one.
         limit: the first so many cells of each task alone, controls counted: what comes of it is a partial run.
-
-    Returns:
-        One run a task, as ``vniah.runs.read`` reads them.
 
     Raises:
         ValueError: what the model's check finds.
@@ -187,11 +173,7 @@ def model_folder(output: Path, model: str) -> Path:
 
 
 def check_writable(output: Path) -> None:
-    """Raise unless a results folder can be made at ``output``; leaves nothing behind but the folder.
-
-    Raises:
-        OSError: a file stands there, or the disk does not let us write.
-    """
+    """Raise OSError unless a results folder can be made at ``output``; leaves nothing behind but the folder."""
     if output.is_file():
         raise NotADirectoryError(f"the output {output} is a file; give a folder")
     try:
@@ -206,16 +188,7 @@ def check_writable(output: Path) -> None:
 
 
 def write_results(folder: Path, results: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Write an evaluation; files appear whole, the results last.
-
-    Args:
-        folder: see ``model_folder``.
-        results: the content of results.json.
-        samples: rows by task.
-
-    Returns:
-        The results file.
-    """
+    """Write the content of results.json and the samples by task; files appear whole, the results, returned, last."""
     folder.mkdir(parents=True, exist_ok=True)
     with _free_date(folder) as date:
         # All of it before any file: what JSON cannot hold must not leave half an evaluation.
@@ -275,11 +248,7 @@ class CallableModel:
         return {"model": "callable", "model_args": f"model={self.name}"}
 
     def check(self, tasks: Sequence[NeedleTask]) -> None:
-        """Raise for a task that a free answer cannot be scored on.
-
-        Raises:
-            ValueError: naming the task and the one to use; or several processes, of which each would ask.
-        """
+        """Raise ValueError for a task that a free answer cannot be scored on, and for several processes that ask."""
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise ValueError("a function answers in one process; run this without torchrun, or name a model")
         for task in tasks:
@@ -290,11 +259,7 @@ class CallableModel:
                 )
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
-        """Answer cells in order.
-
-        Raises:
-            CellError: the function raises, or returns something else than text.
-        """
+        """Answers in order; CellError where the function raises, or returns something else than text."""
         from tqdm import tqdm
 
         names = list(dict.fromkeys(name for name, _ in cells))
@@ -309,10 +274,8 @@ class CallableModel:
             keys = [content_key(self.name, tasks[name].provenance_key, number) for name, number in cells]
             known = [None if journal is None else journal.get(key) for key in keys]
             if journal is not None and any(known):
-                print(
-                    f"vniah: {len(list(filter(None, known)))} of {len(cells)} answers are in {journal.path}",
-                    file=sys.stderr,
-                )
+                kept = sum(map(bool, known))
+                print(f"vniah: {kept} of {len(cells)} answers are in {journal.path}", file=sys.stderr)
             answered: list[Answer] = []
             bar = tqdm(cells, desc="vniah", unit=" cells", file=sys.stderr)
             for (name, number), key, result in zip(bar, keys, known, strict=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vniah.lmms_plugin import tasks_dir
@@ -40,7 +39,7 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{key} is empty; leave it out, or give it a value")
     configs = _configs(names)
-    families = {name: str(config["metadata"]["family"]) for name, config in configs.items()}
+    families = {name: _family(config) for name, config in configs.items()}
     _check_inputs(given, families)
     if "text_niah" in families.values():
         from vniah.text.task import open_source
@@ -67,14 +66,10 @@ def open_task(
     """Open one task.
 
     Args:
-        name: its name.
-        scoring: how its answers are scored.
+        name, scoring: the task's.
         metadata: what its YAML says, under the environment; its ``family`` is "vniah" or "text_niah".
         given: what wins over both.
         cached: the same object for the same inputs, once a process.
-
-    Raises:
-        ValueError: no such family; and what the task raises for its inputs.
     """
     if _family({"metadata": metadata}) not in INPUTS:
         raise ValueError(f"{name}: its metadata names no family; expected family: {' or '.join(INPUTS)}")
@@ -91,13 +86,12 @@ def open_task(
 
 def metadata_of(name: str) -> Mapping[str, Any]:
     """What the YAML of a task of ours stands for; nothing for a name that is none of ours."""
-    return MappingProxyType(dict(_yaml_files(tasks_dir()).get(name, {}).get("metadata") or {}))
+    return _yaml_files(tasks_dir()).get(name, {}).get("metadata") or {}
 
 
 def needle_tasks() -> tuple[str, ...]:
     """The names of all needle tasks and of the groups made of them."""
-    files = _yaml_files(tasks_dir())
-    index = read_index(tasks_dir())
+    files, index = _yaml_files(tasks_dir()), read_index(tasks_dir())
     single = {name for name, config in files.items() if _family(config)}
     groups = {name for name, members in index.items() if members and set(expand(name, index)) <= single}
     return tuple(sorted(single | groups))
@@ -141,11 +135,7 @@ def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None
 
 
 def read_index(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Every task and group below ``folder``: a group's members by name, nothing for a task.
-
-    Raises:
-        ValueError: a file that is not YAML; names it.
-    """
+    """Every task and group below ``folder``: a group's members by name, nothing for a task."""
     files = _yaml_files(folder)
     return {
         name: tuple(_member_names(config.get("task"))) if "group" in config else () for name, config in files.items()
@@ -168,11 +158,7 @@ def _included(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def parse_task(text: str, where: object) -> dict[str, Any]:
-    """A task's YAML; lmms-eval's ``!function`` tags stay strings: nothing is imported.
-
-    Raises:
-        ValueError: it is not YAML; names ``where``.
-    """
+    """A task's YAML; lmms-eval's ``!function`` tags stay strings. ValueError for what is not YAML names ``where``."""
     import yaml
 
     class Loader(yaml.SafeLoader):

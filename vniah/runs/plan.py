@@ -40,29 +40,23 @@ class Gpu(NamedTuple):
 
 
 GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("A100-40GB", 312, 40),
-        Gpu("A100-80GB", 312, 80),
-        Gpu("L40S", 362, 48),
-        Gpu("RTX-4090", 165, 24),
-        Gpu("H100-80GB", 989, 80),
-        Gpu("H200-141GB", 989, 141),
-        Gpu("B200-180GB", 2250, 180),
-    )
+    "A100-40GB": Gpu("A100-40GB", 312, 40),
+    "A100-80GB": Gpu("A100-80GB", 312, 80),
+    "L40S": Gpu("L40S", 362, 48),
+    "RTX-4090": Gpu("RTX-4090", 165, 24),
+    "H100-80GB": Gpu("H100-80GB", 989, 80),
+    "H200-141GB": Gpu("H200-141GB", 989, 141),
+    "B200-180GB": Gpu("B200-180GB", 2250, 180),
 }
 
 
 def get_gpu(name: str) -> Gpu:
-    """Look a GPU up, by its name or by a beginning of it that fits one alone ("H100"), whatever the letters' case.
+    """A GPU by its name or by a beginning of it that fits one alone ("H100"), whatever the letters' case.
 
     Raises:
         ValueError: no GPU, or several; names them.
     """
-    wanted = name.casefold()
-    fitting = [one for one in GPUS if one.casefold() == wanted] or [
-        one for one in GPUS if one.casefold().startswith(f"{wanted}-")
-    ]
+    fitting = [one for one in GPUS if f"{one}-".casefold().startswith(f"{name}-".casefold())]
     if len(fitting) > 1:
         raise ValueError(f"the GPU {name!r} comes in {' and '.join(fitting)}; say which")
     if not fitting:
@@ -73,11 +67,11 @@ def get_gpu(name: str) -> Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a grid costs. FLOPs count a multiply-add as two; bytes are bytes; seconds are estimates.
+    """What a grid costs. FLOPs count a multiply-add as two.
 
     Attributes:
-        cells: scored cells; controls: no-needle prompts beside them.
-        prompt_tokens: tokens of all cells' prompts, as one forward a cell would see them.
+        cells, controls: prompts with a needle, and without.
+        prompt_tokens: of all cells, as one forward a cell would see them.
         tree_flops: with shared prefixes, controls included.
         plain_flops: one forward a cell, no controls (what the reference runs).
         longest_tokens: the longest prompt with its answer.
@@ -103,7 +97,7 @@ class Plan:
         return self.kv_bytes + self.weight_bytes + self.chunk_bytes
 
     def seconds(self, gpu: Gpu, flops: int) -> float:
-        """Time at ``UTILISATION`` of the GPU's stated rate."""
+        """An estimate: the time at ``UTILISATION`` of the GPU's stated rate."""
         return flops / (gpu.tflops * 1e12 * UTILISATION)
 
 
@@ -166,16 +160,11 @@ def make_plan(
     chunk_tokens: int = 8192,
     count: TokenCount = estimate_tokens,
 ) -> Plan:
-    """Add up a run on a model of ``shape``.
-
-    Raises:
-        ValueError: no cells.
-    """
+    """Add up a run on a model of ``shape``."""
     if not cells:
         raise ValueError("there is nothing to plan: no cells")
     every = [*cells, *controls]
     longest = longest_path(every, shape, count)
-    chunk = min(chunk_tokens, longest)
     # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
     width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     return Plan(
@@ -187,7 +176,7 @@ def make_plan(
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
         weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),
-        chunk_bytes=chunk * width * shape.kv_bytes,
+        chunk_bytes=min(chunk_tokens, longest) * width * shape.kv_bytes,
         logits_bytes_plain=4 * longest * shape.vocab,
     )
 
@@ -232,11 +221,7 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
 
 
 def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
-    """Token ids of a text by the tokenizer.json of a checkpoint folder; ``None`` where there is none.
-
-    Raises:
-        ValueError: a tokenizer.json that cannot be read.
-    """
+    """Token ids of a text by the tokenizer.json of a checkpoint folder; ``None`` where there is none."""
     path = user_path(model) / "tokenizer.json"
     if model in SHAPES or not path.is_file():
         return None

@@ -85,6 +85,7 @@ class NeedleTask(ABC):
         effective: the metric of the longest length that is found.
         control: the metric of the controls.
         control_is_right: whether a right answer to a control is one, and no guess.
+        more_metrics: those that this task alone has.
     """
 
     family: ClassVar[str]
@@ -93,13 +94,13 @@ class NeedleTask(ABC):
     effective: ClassVar[str]
     generation: Mapping[str, Any] = MappingProxyType({})
     control_is_right = False
+    more_metrics: Metrics = MappingProxyType({})
     cells: tuple[Cell, ...]
     per_place: int
 
     def __init__(self, name: str, scoring: Scoring) -> None:
-        self.name = name
-        self.scoring: Scoring = scoring
-        self.control = f"{self.family}_control"
+        self.name, self.scoring = name, scoring
+        self.control, self.provenance_name = f"{self.family}_control", f"{self.family}_provenance"
 
     @abstractmethod
     def question(self, row: Row) -> str:
@@ -125,13 +126,8 @@ class NeedleTask(ABC):
     def _logged(self, row: Row, correct: bool, answer: Answer) -> dict[str, Any]:
         """What a logged cell says beside what every task's does."""
 
-    @property
-    def _more_metrics(self) -> Metrics:
-        """Metrics that this task alone has."""
-        return {}
-
-    def _more_scores(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-        """Their values for a cell with a needle."""
+    def _more(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+        """Values of ``more_metrics`` for a cell with a needle."""
         return {}
 
     @functools.cached_property
@@ -152,11 +148,7 @@ class NeedleTask(ABC):
         return Cell(length, depth, sample=row["sample"]) if "sample" in row else Cell(length, depth, row["needle"])
 
     def scores(self, row: Row, answer: Answer) -> dict[str, Any]:
-        """The metric values of one answer by name, for ``metrics`` to aggregate.
-
-        A control counts for its own metric and the grid. The first value carries the cell whole, for logs without
-        documents.
-        """
+        """The metric values of one answer by name, for ``metrics`` to aggregate; the first carries the cell whole."""
         cell = self.cell(row)
         correct = self.is_right(row, answer.text) if answer.is_greedy is None else bool(answer.is_greedy)
         brief = {
@@ -177,7 +169,7 @@ class NeedleTask(ABC):
         }
         found = {self.control if cell.is_control else f"{self.family}_acc": full, f"{self.family}_grid": brief}
         if not cell.is_control:
-            found |= {self.effective: brief, **self._more_scores(row, full, answer)}
+            found |= {self.effective: brief, **self._more(row, full, answer)}
         return {**found, self.provenance_name: self.provenance_key}
 
     @property
@@ -188,13 +180,9 @@ class NeedleTask(ABC):
             self.control: (control_accuracy, self.control_is_right),
             self.effective: (effective_length, True),
             f"{self.family}_grid": (grid, True),
-            **self._more_metrics,
+            **self.more_metrics,
             self.provenance_name: (self._told, True),
         }
-
-    @property
-    def provenance_name(self) -> str:
-        return f"{self.family}_provenance"
 
     @functools.cached_property
     def provenance_key(self) -> str:

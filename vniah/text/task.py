@@ -16,7 +16,7 @@ from vniah.contract.cost import ESTIMATED_CHARS
 from vniah.contract.requests import Request, Segment
 from vniah.contract.sources import TokenSource
 from vniah.runs.grid import Cell, check_columns
-from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring, mean
+from vniah.runs.task import Answer, NeedleTask, Row, Scoring, mean
 from vniah.text.compose import ComposedText, Placed, compose
 from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import Encode, MeasuredHaystack
@@ -63,6 +63,10 @@ class TextTask(NeedleTask):
         if settings.variant == "absent":
             # Without the needle "not there" is right where it is offered; elsewhere a right answer is a guess.
             self.control, self.control_is_right = "text_niah_abstained", True
+        if settings.num_distractors:
+            self.more_metrics = {"text_niah_distracted": (mean, False)}
+        if settings.variant == "multi":
+            self.more_metrics = {**self.more_metrics, "text_niah_recalled": (mean, True)}
         self._source = self.counted = source or open_source(settings.haystack, settings.tokenizer)
 
     def count_by(self, encode: Encode, name: str = "") -> None:
@@ -81,11 +85,7 @@ class TextTask(NeedleTask):
         )
 
     def compose(self, cell: Cell) -> ComposedText:
-        """A cell's prompt.
-
-        Raises:
-            ValueError: the length does not hold one sentence.
-        """
+        """A cell's prompt; ValueError where the length does not hold one sentence."""
         return compose(self.counted, cell, self.puzzle(cell))
 
     def requests(self) -> list[Request]:
@@ -145,17 +145,12 @@ class TextTask(NeedleTask):
         kind, city = classify_teacher_forced(answer.predicted_ids, answer.answer_ids, ids)
         return kind or OTHER, city
 
-    @property
-    def _more_metrics(self) -> Metrics:
-        distracted: Metrics = {"text_niah_distracted": (mean, False)} if self.settings.num_distractors else {}
-        return {**distracted, "text_niah_recalled": (mean, True)} if self.settings.variant == "multi" else distracted
-
-    def _more_scores(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+    def _more(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
         found = {
             "text_niah_distracted": float(logged["mistake"] == DISTRACTOR),
             "text_niah_recalled": recalled(answer.text, self.puzzle(self.cell(row))),
         }
-        return {name: value for name, value in found.items() if name in self._more_metrics}
+        return {name: found[name] for name in self.more_metrics}
 
     def describe(self) -> dict[str, Any]:
         haystack = self._source.haystack
@@ -197,11 +192,7 @@ class TextPrompt:
         self._task.count_by(encode, name)
 
     def segments(self) -> tuple[Segment, ...]:
-        """Text, spans of haystack tokens, needles, question.
-
-        Raises:
-            ValueError: the length does not hold one sentence.
-        """
+        """Text, spans of haystack tokens, needles, question."""
         return self._task.compose(self._cell).segments()
 
     def media(self) -> Mapping[str, TokenSource]:
