@@ -26,10 +26,6 @@ def rows_or_error(make: Callable[[], Iterable[Mapping[str, Any]]]) -> Any:
 
 
 def raise_error_of(doc: Mapping[str, Any]) -> None:
-    """Raise what a row carries in place of a document.
-
-    Raises:
-        ValueError: its text.
-    """
+    """Raise what a row carries in place of a document, as a ValueError."""
     if doc.get(_KEY):
         raise ValueError(doc[_KEY])

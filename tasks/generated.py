@@ -57,11 +57,7 @@ class _GeneratedTasks:
         return _task_of(doc).visuals(doc)
 
     def doc_to_text(self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-        """The question, or the whole prompt of a text task: megabytes at the paper's lengths.
-
-        Raises:
-            ValueError: bad settings, or inputs that cannot be had.
-        """
+        """The question, or the whole prompt of a text task: megabytes at the paper's lengths."""
         raise_error_of(doc)
         return _task_of(doc).question(doc)
 
@@ -88,12 +84,8 @@ def host_warnings(frames: int, presentation: str, argv: Sequence[str]) -> list[s
     """Why the models on this command line would miss a one-frame needle; empty when nothing says so.
 
     lmms-eval tells a task nothing of the model, so its command line is read, and the file of its ``--config``. Its
-    models sample 8 to 64 frames by default: a needle between two sampled frames is never seen.
-
-    Args:
-        frames: of the longest composed video.
-        presentation: "video" or "images".
-        argv: the command line's arguments.
+    models sample 8 to 64 frames by default: a needle between two sampled frames is never seen. ``frames`` are those of
+    the longest video.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for option in ("--model", "--model_args", "--batch_size", "--config"):

@@ -23,11 +23,7 @@ _TARGET = "lmms_eval.tasks"
 
 
 def tasks_dir() -> Path:
-    """The folder with our task YAML files.
-
-    Raises:
-        ValueError: the package's tasks are not installed; says how to mend it.
-    """
+    """The folder with our task YAML files; ValueError where they are not installed."""
     spec = importlib.util.find_spec("vniah.tasks")
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
@@ -50,11 +46,7 @@ def manifests() -> list[Any]:
 
 
 def host_classes() -> dict[str, tuple[str, str]]:
-    """Every model that lmms-eval has, by each of its names: its own name, and the path of the class that answers.
-
-    Raises:
-        ValueError: lmms-eval is not installed.
-    """
+    """Every model that lmms-eval has, by each of its names: its own name, and the path of the class that answers."""
     try:
         from lmms_eval.models import MODEL_REGISTRY_V2
     except ImportError as error:

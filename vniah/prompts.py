@@ -46,11 +46,7 @@ class PromptTemplate:
         return self.opening(None)
 
     def opening(self, system: str | None) -> str:
-        """What stands before the first user turn's text.
-
-        Raises:
-            ValueError: a system prompt for a template that has no place for one.
-        """
+        """What stands before the first user turn's text; ValueError where there is no place for a system prompt."""
         if system is not None and "{system}" not in self.system:
             raise ValueError(f"the template {self.name!r} has no place for a system prompt; leave it out")
         return self.system.replace("{system}", self.default_system if system is None else system)
@@ -83,11 +79,7 @@ TEMPLATES = {template.name: template for template in (QWEN_1_5, PLAIN, MISTRAL, 
 
 
 def get_template(name: str) -> PromptTemplate:
-    """Look a template up by name.
-
-    Raises:
-        ValueError: naming the templates that exist.
-    """
+    """Look a template up by name; ValueError names those that exist."""
     if name not in TEMPLATES:
         raise ValueError(f"no prompt template {name!r}; expected one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]

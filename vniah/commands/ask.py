@@ -89,11 +89,7 @@ def command(
 
 
 def check_visual(path: Path) -> None:
-    """Raise unless a file is a picture or a film.
-
-    Raises:
-        ValueError: it is neither; says what was found.
-    """
+    """Raise ValueError unless a file is a picture or a film; says what was found."""
     from vniah.haystack.container import open_container, video_stream
     from vniah.haystack.pictures import is_picture
 

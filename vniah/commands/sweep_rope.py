@@ -74,11 +74,7 @@ def command(
 
 
 def parse_thetas(text: str) -> list[float]:
-    """``"3e6,1e7"`` as rising numbers.
-
-    Raises:
-        ValueError: naming a piece that is no number above 1, or that comes twice; or nothing at all.
-    """
+    """``"3e6,1e7"`` as rising numbers; ValueError for a piece that is none above 1 or comes twice, or for no piece."""
     found: dict[str, float] = {}
     for piece in filter(None, (part.strip() for part in text.split(","))):
         try:
@@ -156,11 +152,7 @@ def table(scores: Mapping[float, Mapping[str, Any]]) -> str:
 
 
 def _check_folder(output: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to mix two sweeps in one folder.
-
-    Raises:
-        ValueError: the folder holds a sweep of something else; says of what.
-    """
+    """Raise ValueError where the folder holds a sweep of something else; says of what."""
     before = output / _SUMMARY
     output.mkdir(parents=True, exist_ok=True)
     if not before.exists():

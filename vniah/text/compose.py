@@ -20,7 +20,6 @@ class Placed:
     """An insertion with its place.
 
     Attributes:
-        insert: the sentence.
         at: the haystack position it was put at, in tokens of the bare haystack.
         index: position of its first token in the prompt.
         fraction: its place in the context, the tokens before it over all but the needle's.
@@ -37,8 +36,6 @@ class ComposedText:
     """A cell's prompt.
 
     Attributes:
-        source: the measured haystack.
-        puzzle: what is asked.
         haystack_tokens: tokens of haystack in the prompt, up to one sentence below the nominal length.
         num_tokens: tokens of the whole prompt, without the answer.
         placed: every insertion in order of appearance.
@@ -111,10 +108,8 @@ def compose(source: MeasuredHaystack, cell: Cell, puzzle: Puzzle) -> ComposedTex
         rank, at = _needle_place(source, others, end, context * cell.depth_percent // 100)
         order.insert(rank, (at, puzzle.needle))
 
-    placed = []
+    placed, prefix, needle_tokens = [], count(PREFIX), 0
     inserted = 0  # tokens of the insertions so far, the needle left out
-    needle_tokens = 0
-    prefix = count(PREFIX)
     for at, one in order:
         placed.append(Placed(one, at, prefix + at + inserted + needle_tokens, (at + inserted) / context))
         if one is puzzle.needle:
@@ -138,8 +133,7 @@ def _needle_place(
     ``target`` counts haystack and other insertions; between two of them, context position is haystack
     position plus the tokens inserted so far.
     """
-    inserted = 0
-    floor = 0
+    inserted = floor = 0
     for rank, (at, one) in enumerate(others):
         place = source.border_after(max(target - inserted, floor))
         if place <= at:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +57,10 @@ class MeasuredHaystack:
         self._fingerprint = key.hexdigest()
 
     def counted_by(self, encode: Encode, name: str = "") -> MeasuredHaystack:
-        """The same haystack in tokens of a model.
+        """The same haystack in tokens of a model, by what the model is fed for a ``Text`` segment.
 
         A tokenizer is known by what it makes of the template, so that whoever asks again for the same model shares one
         object, and the haystack is tokenised once.
-
-        Args:
-            encode: a text to its token ids, tokenised alone, without special tokens: what the model is fed
-                for a ``Text`` segment.
-            name: what to call it in results.
         """
         probe = tuple(list(encode(text)) for text in (PREFIX, question_text(), " 0123456789"))
         with self._lock:
@@ -74,11 +69,7 @@ class MeasuredHaystack:
             return self._by_model[1]
 
     def encode(self, text: str) -> Sequence[int]:
-        """Token ids of a text.
-
-        Raises:
-            ValueError: an estimate has no ids.
-        """
+        """Token ids of a text; ValueError where lengths are estimates, which have no ids."""
         if self._encode is None:
             raise ValueError("no tokenizer is known, so there are only estimated counts and no token ids")
         return self._encode(text)
@@ -117,11 +108,7 @@ class MeasuredHaystack:
         return start + int(self._borders[np.searchsorted(self._borders, offset, side="left")])
 
     def token_ids(self, start: int, stop: int) -> TokensT:
-        """Ids at ``start`` to ``stop`` (exclusive), int64 of shape (T,).
-
-        Raises:
-            ValueError: there is no tokenizer.
-        """
+        """Ids at ``start`` to ``stop`` (exclusive), int64 of shape (T,); ValueError without a tokenizer."""
         if self.is_estimate:
             self.encode("")
         self._reach(stop)
@@ -169,12 +156,12 @@ class MeasuredHaystack:
         """Measure the next block of sentences. A text without a single token would never end."""
         block = list(itertools.islice(self._stream, _BLOCK))
         if self._encode is None:
-            counts: Iterable[int] = (estimate_tokens(sentence) for sentence in block)
+            counts = list(map(estimate_tokens, block))
         else:
-            rows = [self._encode(sentence) for sentence in block]
-            counts = (len(row) for row in rows)
+            rows = list(map(self._encode, block))
+            counts = list(map(len, rows))
             self._ids = np.concatenate([self._ids, np.fromiter(itertools.chain.from_iterable(rows), np.int64)])
-        ends = np.cumsum(np.fromiter(counts, np.int64, len(block))) + self._borders[-1]
+        ends = np.cumsum(np.array(counts, np.int64)) + self._borders[-1]
         self._sentences.extend(block)
         self._borders = np.concatenate([self._borders, ends])
         self._whole = len(block) < _BLOCK

@@ -52,7 +52,6 @@ class Puzzle:
         needle: the needle that goes to the cell's depth; ``None`` for a control.
         others: further needles, then distractors, each at a random sentence end.
         question: everything behind the haystack, up to the answer.
-        answer: the right continuation.
         number: the number asked for, or that would have been.
     """
 
@@ -89,7 +88,6 @@ def make_puzzle(
     """Draw the puzzle of a cell.
 
     Args:
-        cell: which.
         seed: another seed is another set of numbers and places.
         num_distractors: sentences of the needle's form about other cities.
         variant: "single" (the paper's), "multi" (several numbers asked at once), "keys" (one number, and
@@ -154,11 +152,7 @@ def _question_of(variant: str, asked: Sequence[str], number: str) -> str:
 
 
 def check_puzzle(num_distractors: int, variant: str, num_needles: int) -> None:
-    """The bounds of ``make_puzzle``, for whoever reads settings.
-
-    Raises:
-        ValueError: see ``make_puzzle``.
-    """
+    """Raise ValueError for what ``make_puzzle`` would, for whoever reads settings."""
     if not 0 <= num_distractors <= len(DISTRACTOR_CITIES):
         raise ValueError(f"num_distractors must be 0 to {len(DISTRACTOR_CITIES)}, got {num_distractors}")
     if variant not in VARIANTS:
@@ -196,11 +190,7 @@ class _Draws:
 
 def numbers_in(text: str) -> list[str]:
     """The whole numbers of a text, thousands separators taken out ("1,234,567" is one number)."""
-    return [_digits(found) for found in _NUMBER.finditer(text)]
-
-
-def _digits(found: re.Match[str]) -> str:
-    return re.sub(r"\D", "", found[0])
+    return [re.sub(r"\D", "", found) for found in _NUMBER.findall(text)]
 
 
 def stated_number(text: str) -> str:
@@ -210,10 +200,9 @@ def stated_number(text: str) -> str:
     ("not 1234567") is none, and one that it offers with another ("1234567 or 2345678") neither.
     """
     for part in parts_to_read(text):
-        numbers = list(_NUMBER.finditer(part))
-        for among in ([one for one in numbers if len(_digits(one)) == 7], numbers):
-            places = offered_first(part, [one.span() for one in among])
-            if offered := {_digits(one) for one in among if one.span() in places}:
+        numbers = {found.span(): numbers_in(found[0])[0] for found in _NUMBER.finditer(part)}
+        for among in ([place for place, number in numbers.items() if len(number) == 7], list(numbers)):
+            if offered := {numbers[place] for place in offered_first(part, among)}:
                 return offered.pop() if len(offered) == 1 else ""
     return ""
 
@@ -278,7 +267,7 @@ def classify_teacher_forced(
     Args:
         predicted_ids: the argmax at each answer position.
         answer_ids: the right ids.
-        distractor_ids: the ids of each distractor's number, by city.
+        distractor_ids: of each distractor's number, by city.
     """
     pairs = enumerate(zip(predicted_ids, answer_ids, strict=False))
     wrong = next((place for place, (got, right) in pairs if got != right), None)

@@ -14,8 +14,9 @@ import re
 MAX_CHARS = 1000
 PIECE_CHARS = 250
 
-_SHORT = "mr mrs ms dr prof st sr jr vs etc cf eg ie e.g i.e al approx inc ltd co corp dept est fig no vol ed p pp"
-_ABBREVIATIONS = frozenset(_SHORT.split())
+_ABBREVIATIONS = (  # noqa: SIM905
+    "mr mrs ms dr prof st sr jr vs etc cf eg ie e.g i.e al approx inc ltd co corp dept est fig no vol ed p pp"
+).split()
 _CLOSERS = "\"'”’)\\]"
 _END = re.compile(
     rf"(?P<stop>[.!?…]+[{_CLOSERS}]*)(?=\s|\Z)"  # a stop before white space
@@ -39,7 +40,9 @@ def split_sentences(text: str) -> list[str]:
     for found in _END.finditer(text):
         if found.start() < start or (found["stop"] is not None and not _ends_sentence(text, found)):
             continue
-        border = _border(text, found.start() if found[0].isspace() else found.end())
+        border = found.start() if found[0].isspace() else found.end()
+        # Behind the last line break of the white space there.
+        border += _space(text, border).rfind("\n") + 1
         sentences.extend(_limit(text[start:border]))
         start = border
     if start < len(text):
@@ -49,25 +52,20 @@ def split_sentences(text: str) -> list[str]:
 
 def _ends_sentence(text: str, found: re.Match[str]) -> bool:
     """Whether a stop before white space ends a sentence: not in an abbreviation, not before a lower-case letter."""
-    space = _SPACE.match(text, found.end())
-    assert space is not None
-    following = text[space.end() : space.end() + 1]
+    space = _space(text, found.end())
+    following = text[found.end() + len(space) : found.end() + len(space) + 1]
     if following.isalpha() and following.islower():
         return False
-    if found[0] != "." or "\n\n" in space[0]:
+    if found[0] != "." or "\n\n" in space:
         return True
-    word_match = _LAST_WORD.search(text, max(0, found.start() - 20), found.start())
-    word = word_match[0] if word_match else ""
+    word = _LAST_WORD.findall(text[max(0, found.start() - 20) : found.start()])[0]
     initial = len(word) == 1 and word.isupper() and word != "I"
     return not initial and word.lower() not in _ABBREVIATIONS
 
 
-def _border(text: str, end: int) -> int:
-    """Where the sentence that stops at ``end`` is cut: behind the last line break of the white space there."""
-    space = _SPACE.match(text, end)
-    assert space is not None
-    last_break = space[0].rfind("\n")
-    return end + last_break + 1 if last_break >= 0 else end
+def _space(text: str, start: int) -> str:
+    found = _SPACE.match(text, start)
+    return found[0] if found else ""
 
 
 def _limit(piece: str) -> list[str]:
