@@ -137,8 +137,8 @@ def matmul_rate(setting: Setting) -> float:
 def tower(setting: Setting) -> float:
     """Frames a second from 8-bit pixels on the CPU to pooled tokens on the CPU, as the pipeline moves them."""
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
+    from longva_model.backbone import levels_to_pixels
     from longva_model.pictures.preprocess import level_table
-    from longva_model.vision import levels_to_pixels
 
     # The decoder plays no part: one small layer, of the right width.
     text = {"hidden_size": setting.shape.hidden, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 128}

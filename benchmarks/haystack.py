@@ -44,7 +44,7 @@ class Pipeline:
         return torch.from_numpy(fit_frames(frames_NHWC, preprocess, num_threads=self.threads or None))
 
     def encode_pixels(self, pixels_NHWC: Any) -> Any:
-        from longva_model.vision import levels_to_pixels
+        from longva_model.backbone import levels_to_pixels
 
         return self.tokens(levels_to_pixels(pixels_NHWC, self.table))
 

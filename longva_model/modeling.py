@@ -1,16 +1,26 @@
 """``LongVAForConditionalGeneration``: ``LongVAModel`` with a language head, loading, saving and generation.
 
+Weights go from disk straight to their device and type, one shard at a time. transformers' own loader keeps every shard
+mapped until the last one is read, so a process that converts or moves weights shows the whole checkpoint as its own
+memory on top of the model. Here a shard is unmapped before the next is opened: the host holds the part of the model
+that lives there, and one shard.
+
 Shapes: B prompts, L tokens, D the decoder's width, N tiles or frames, S their edge in pixels, T visual tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -18,8 +28,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longva_model.attention import register as register_attention
-from longva_model.backbone import LongVAModel, LongVAPreTrainedModel
-from longva_model.checkpoints import checkpoint, layouts, loading
+from longva_model.backbone import LongVAModel, LongVAPreTrainedModel, put
+from longva_model.checkpoints import checkpoint, layouts
+from longva_model.checkpoints.checkpoint import TensorInfo
+from longva_model.checkpoints.layouts import to_our_key
 from longva_model.config import LongVAConfig
 from longva_model.renamed import cache_keyword
 
@@ -180,7 +192,7 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
             kwargs.pop("trust_remote_code", None)
             return super().from_pretrained(pretrained_model_name_or_path, *args, trust_remote_code=False, **kwargs)
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, kwargs)
-        kwargs = loading.meant(kwargs)
+        kwargs = _meant(kwargs)
         asked_dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         config = copy.deepcopy(kwargs.pop("config", None))
         if not isinstance(config, LongVAConfig):
@@ -192,16 +204,16 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         if "attn_implementation" in kwargs:
             config._attn_implementation = kwargs["attn_implementation"]
         tensors = checkpoint.read_tensor_index(folder)
-        dtype = loading.resolve_dtype(asked_dtype, config, tensors)
-        with loading.empty_model(dtype):
+        dtype = _resolve_dtype(asked_dtype, config, tensors)
+        with empty_model(dtype):
             model = cls(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         checkpoint.check_tensors(tensors, expected, folder, tied=config.tie_word_embeddings)
-        device = loading.single_device(kwargs.get("device_map"))
-        if args or device is None or kwargs.keys() - loading.PLAIN_OPTIONS or loading.is_sharded_training():
+        device = _single_device(kwargs.get("device_map"))
+        if args or device is None or kwargs.keys() - _PLAIN_OPTIONS or _is_sharded_training():
             kwargs |= {"config": config, "dtype": dtype, "key_mapping": layouts.KEY_MAPPING}
             return super().from_pretrained(folder, *args, trust_remote_code=False, **kwargs)
-        loading.load_weights(model, tensors, dtype, device)
+        _load_weights(model, tensors, dtype, device)
         if (Path(folder) / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
         model.config.name_or_path = str(pretrained_model_name_or_path)
@@ -219,3 +231,87 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
 register_attention()  # so that attn_implementation="longva_blockwise" and "longva_ring" are known
 AutoModel.register(LongVAConfig, LongVAModel, exist_ok=True)
 AutoModelForImageTextToText.register(LongVAConfig, LongVAForConditionalGeneration, exist_ok=True)
+
+# What a plain load may be asked for; with anything else (quantisation, several devices, ...) transformers loads.
+_PLAIN_OPTIONS = frozenset({"device_map", "attn_implementation", "use_safetensors"})
+# No code is ever run from a checkpoint, and memory is low anyway.
+_NO_MATTER = frozenset({"_from_auto", "trust_remote_code", "code_revision", "_commit_hash", "low_cpu_mem_usage"})
+
+
+def _meant(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that say something: not those that matter nowhere, nor ``None`` unless it is a value of the config."""
+    config_keys = {field.name for field in dataclasses.fields(LongVAConfig)} | {"rope_scaling"}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _NO_MATTER and (value is not None or name in config_keys - {"dtype"})
+    }
+
+
+def _single_device(device_map: Any) -> torch.device | None:
+    """The one device that a ``device_map`` means, or None where it means several or a choice."""
+    if isinstance(device_map, dict) and set(device_map) == {""}:
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.get_default_device()
+    several = isinstance(device_map, dict) or device_map in ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+    return None if several else torch.device(device_map)
+
+
+def _is_sharded_training() -> bool:
+    """True where DeepSpeed ZeRO-3 or FSDP spreads the weights while they are loaded."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_enabled
+
+    return bool(is_deepspeed_zero3_enabled() or is_fsdp_enabled())
+
+
+def _resolve_dtype(dtype: Any, config: Any, tensors: Mapping[str, TensorInfo]) -> torch.dtype:
+    """The type to load in: as asked; else ("auto") the config's; else that of the weights.
+
+    Raises:
+        ValueError: a name that torch does not know as a floating type.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype {dtype!r} is unknown; expected auto, float32, bfloat16 or float16")
+        return found
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    kinds = {info.dtype for info in tensors.values()}
+    return torch.float32 if "F32" in kinds or not kinds else torch.bfloat16 if "BF16" in kinds else torch.float16
+
+
+def _load_weights(
+    model: PreTrainedModel, tensors: Mapping[str, TensorInfo], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill a model that was built without memory (``empty_model``) with checked tensors, named as on disk."""
+    wanted = dict(model.named_parameters(remove_duplicate=False))
+    for path, part in groupby(tensors.items(), key=lambda item: item[1].path):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name, _ in part:
+                if (ours := to_our_key(name)) in wanted:  # unlike position indices of old checkpoints
+                    # Without a copy the parameter would be a view into the file, alive as long as the model.
+                    tensor = file.get_tensor(name).to(dtype, copy=device.type == "cpu")
+                    put(model, ours, nn.Parameter(tensor))
+                    del tensor
+    model.tie_weights()
+    for name, buffer in list(model.named_buffers()):
+        put(model, name, buffer.to(device))
+
+
+@contextlib.contextmanager
+def empty_model(dtype: torch.dtype) -> Iterator[None]:
+    """Models built inside have parameters without memory, of this type, and real buffers."""
+    from accelerate import init_empty_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -3,7 +3,8 @@
 A backend turns strings, frames and images into embeddings, embeddings into hidden states, and hidden
 states into logits. It is the one place where model classes differ; the engine knows none of them.
 
-Shapes: N frames, T tokens, D hidden size, V vocabulary, t visual tokens a frame, S edge of a tile in pixels.
+Shapes: N frames, T tokens, D hidden size, V vocabulary, t visual tokens a frame, S edge of a tile in pixels,
+F frequencies of RoPE.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import nn
 
+from longva_model.backbone import levels_to_pixels
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.logits import widened
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
-from longva_model.rope import make_exact
-from longva_model.vision import levels_to_pixels
 from vniah.contract.cost import ModelShape
 from vniah.files import sha256_of
 from vniah.notices import notice
@@ -44,6 +44,14 @@ _IDLE_NAMES = (
 )
 _IDLE = frozenset(_IDLE_NAMES.split())
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+# How the decoders lay F angles out over a head.
+_LAYOUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda angles: torch.cat((angles, angles), dim=-1),
+    lambda angles: torch.repeat_interleave(angles, 2, dim=-1),
+    lambda angles: angles,
+)
+# Frequencies of the other types change with the length of the prompt.
+_FIXED_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class Backend:
@@ -314,3 +322,56 @@ def _say_left_out(model: Any, folder: str) -> None:
 def device_map(device: torch.device) -> str | None:
     """Where ``from_pretrained`` puts the weights; the CPU needs no telling."""
     return None if device.type == "cpu" else str(device)
+
+
+class ExactRotary(nn.Module):
+    """transformers' ``plain`` rotary embedding with its angles in fp64, laid out from (B, T, F) to (B, T, D).
+
+    An angle is a position times a frequency. In fp32 the product of position 432,000 is off by up to 0.03 radians,
+    which bf16 would not hide (its rounding is 0.002); in fp64 it is exact. Cosine and sine are taken of it and returned
+    as the decoder has them.
+    """
+
+    def __init__(self, plain: Any, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.plain = plain
+        self._layout = layout
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        """Frequencies, (F,), in fp32."""
+        return self.plain.inv_freq
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of (B, T) positions, (B, T, D) each, in the type of ``x``."""
+        # Apple's GPUs have no fp64.
+        device = torch.device("cpu") if x.device.type == "mps" else x.device
+        angles_BTF = position_ids[..., None].to(device, torch.float64) * self.plain.inv_freq.to(device, torch.float64)
+        scale = self.plain.attention_scaling
+        cos, sin = ((self._layout(part) * scale).to(x.dtype) for part in (angles_BTF.cos(), angles_BTF.sin()))
+        return cos.to(x.device), sin.to(x.device)
+
+
+def make_exact(decoder: Any) -> bool:
+    """Give ``decoder`` exact angles where its rotary embedding is of a known form; True where it now has them."""
+    plain: Any = getattr(decoder, "rotary_emb", None)
+    if isinstance(plain, ExactRotary):
+        return True
+    known = isinstance(getattr(plain, "inv_freq", None), torch.Tensor) and hasattr(plain, "attention_scaling")
+    if not known or getattr(plain, "rope_type", None) not in _FIXED_TYPES or plain.inv_freq.is_meta:
+        return False
+    # Near position 0 both ways agree to rounding, which tells the layouts apart.
+    probe = torch.zeros(1, 1, 1, device=plain.inv_freq.device)
+    positions = torch.arange(8, device=probe.device)[None]
+    try:
+        wanted = plain(probe, positions)
+    except TypeError:  # one that asks for more, such as a layer's type
+        return False
+    for layout in _LAYOUTS:
+        exact = ExactRotary(plain, layout)
+        found = exact(probe, positions)
+        if all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True)):
+            decoder.rotary_emb = exact
+            return True
+    return False

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import torch
 
 from longva_model.checkpoints import checkpoint, layouts
-from longva_model.checkpoints.loading import empty_model
 from longva_model.config import LongVAConfig
-from longva_model.modeling import LongVAForConditionalGeneration
+from longva_model.modeling import LongVAForConditionalGeneration, empty_model
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
 from longva_model.processing import LongVAProcessor
 from vniah.files import put_in_place, read_json

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import nn
 
+from longva_model.backends.backend import ExactRotary, make_exact
 from longva_model.engine import logits
 from longva_model.engine.logits import OwnHead, WideLinear, widened
-from longva_model.rope import ExactRotary, make_exact
 
 torch.set_num_threads(1)
 SIZES: dict[str, Any] = {

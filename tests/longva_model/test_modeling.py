@@ -409,7 +409,7 @@ assert "LongVAProcessor" in dir(longva_model)
 """
 _FREE = """
 import sys
-import longva_model, longva_model.pictures.layout, longva_model.pictures.layout
+import longva_model, longva_model.pictures.layout
 import longva_model.checkpoints.checkpoint, longva_model.checkpoints.layouts
 assert not {"torch", "transformers"} & sys.modules.keys(), "heavy imports"
 """
@@ -421,6 +421,7 @@ assert not {"torch", "transformers"} & sys.modules.keys(), "heavy imports"
         _FREE,
         pytest.param("import transformers.models.auto.modeling_auto\nimport longva_model", marks=pytest.mark.slow),
         pytest.param("from longva_model import LongVAProcessor\nimport longva_model", marks=pytest.mark.slow),
+        pytest.param("from longva_model import LongVAModel\nimport longva_model", marks=pytest.mark.slow),
     ],
 )
 def test_auto_classes_find_it_whatever_is_imported_first(first: str) -> None:

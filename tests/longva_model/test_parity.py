@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
+from longva_model.backbone import tower_features
 from longva_model.checkpoints.layouts import to_released_key
-from longva_model.vision import tower_features
 
 TAGS = ("unires", "anyres")
 torch.set_num_threads(1)

@@ -57,8 +57,8 @@ def test_normalise_is_the_formula() -> None:
 def test_normalising_on_the_device_gives_the_same_values() -> None:
     import torch
 
+    from longva_model.backbone import levels_to_pixels
     from longva_model.pictures.preprocess import level_table
-    from longva_model.vision import levels_to_pixels
 
     frames = np.stack([noise(8, 8), noise(8, 8, 1)])
     on_device = levels_to_pixels(torch.from_numpy(frames), level_table())

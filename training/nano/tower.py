@@ -97,7 +97,7 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     from torch import nn
     from transformers import CLIPVisionModel
 
-    from longva_model.vision import pool_tokens
+    from longva_model.backbone import pool_tokens
 
     class SupervisedTower(nn.Module):
         def __init__(self) -> None:
@@ -146,7 +146,7 @@ def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int 
     import torch
     from torch import nn
 
-    from longva_model.vision import pool_tokens, tower_features
+    from longva_model.backbone import pool_tokens, tower_features
 
     layout, size = model.config.layout, model.config.layout.tile_size
     icons = draw_icons(pictures, size, seed=seed)
