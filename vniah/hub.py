@@ -147,20 +147,14 @@ def fetch_snapshot(
     from tqdm.auto import tqdm
 
     cache, patterns = cache_dir or hub_cache_dir(), list(allow_patterns) if allow_patterns else None
-    wanted: dict[str, Any] = {
-        "repo_type": repo_type,
-        "revision": revision,
-        "allow_patterns": patterns,
-        "cache_dir": cache,
-    }
-    found = None if refresh else cached_snapshot(repo_id, **wanted)
-    if found is not None:
+    wanted: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_patterns": patterns}
+    wanted["cache_dir"] = cache
+    if not refresh and (found := cached_snapshot(repo_id, **wanted)):
         return found
     try:
         commit, listed = _list_files(repo_id, repo_type, revision)
     except HubUnreachableError:
-        found = None if refresh else cached_snapshot(repo_id, known_whole=False, **wanted)
-        if found is None:
+        if refresh or not (found := cached_snapshot(repo_id, known_whole=False, **wanted)):
             raise
         return found
     files = list(filter_repo_objects(listed, allow_patterns=patterns, key=lambda file: file.path))
