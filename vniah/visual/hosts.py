@@ -164,59 +164,51 @@ def _fits(key: str, have: Mapping[str, str], want: Mapping[str, str]) -> bool:
 
 def _read(module: str) -> Host:
     """What a model's source says of itself, and that of the models it builds on."""
-    trees = list(_trees(module))
-    needed = _lacking(one for tree in trees for one in _modules(tree.body))
-    wanted = _lacking(one for tree in trees for one in _tried(tree))
-    argument, default = next((one for tree in trees for one in _frame_arguments(tree)), ("", ""))
-    said = f"its source takes {argument} frames of a video, {default} unless told"
-    if not argument:
-        said = "its source names no number of frames"
-    if wanted:
-        said += f"; it may need {', '.join(wanted)}, not installed here"
+    needed: list[str] = []
+    wanted: list[str] = []
+    arguments: list[tuple[str, str]] = []  # that number frames, with their defaults
+    waiting = [module]
+    for name in waiting:  # which grows meanwhile
+        path = _source(name)
+        if path is None or path.suffix != ".py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = list(_imported(tree.body))
+        needed += imported
+        waiting += [one for one in imported if one.startswith(_HOST_ROOMS) and one not in waiting]
+        # What it imports if it can, in one of lmms-eval's two ways.
+        for node in tree.body:
+            wanted += _imported(node.body) if isinstance(node, ast.Try) else ()
+        for found in ast.walk(tree):
+            if isinstance(found, ast.Call) and ast.unparse(found.func) == "optional_import":
+                wanted += (str(one.value) for one in found.args[:1] if isinstance(one, ast.Constant))
+            elif isinstance(found, ast.FunctionDef) and found.name == "__init__":
+                given = zip(found.args.args[::-1], found.args.defaults[::-1], strict=False)
+                named = {one.arg: ast.unparse(default) for one, default in given}
+                arguments += ((key, named[key]) for key in FRAME_ARGUMENTS if key in named)
+    said, model_args = "its source names no number of frames", ""
+    if arguments:
+        argument, default = arguments[0]
+        said, model_args = (
+            f"its source takes {argument} frames of a video, {default} unless told",
+            f"{argument}={{frames}}",
+        )
+    if lacking := _lacking(wanted):
+        said += f"; it may need {', '.join(lacking)}, not installed here"
     return Host(
         works=None,
-        model_args=f"{argument}={{frames}}" if argument else "",
-        packages=needed,
+        model_args=model_args,
+        packages=_lacking(needed),
         note=f"nobody has run it here; {said}; VNIAH_PRESENTATION=images shows all where it takes several images",
     )
 
 
-def _trees(module: str) -> Iterator[ast.Module]:
-    waiting = [module]
-    for name in waiting:  # which grows meanwhile
-        path = _source(name)
-        if path is not None and path.suffix == ".py":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            yield tree
-            waiting += [one for one in _modules(tree.body) if one.startswith(_HOST_ROOMS) and one not in waiting]
-
-
-def _modules(statements: Iterable[ast.stmt]) -> Iterator[str]:
-    """What these statements import."""
+def _imported(statements: Iterable[ast.stmt]) -> Iterator[str]:
     for node in statements:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
-
-
-def _tried(tree: ast.Module) -> Iterator[str]:
-    """What a module imports if it can, in one of lmms-eval's two ways."""
-    for node in tree.body:
-        if isinstance(node, ast.Try):
-            yield from _modules(node.body)
-    for found in ast.walk(tree):
-        if isinstance(found, ast.Call) and ast.unparse(found.func) == "optional_import":
-            yield from (str(module.value) for module in found.args[:1] if isinstance(module, ast.Constant))
-
-
-def _frame_arguments(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Frame arguments of the classes of a module, with their defaults."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            given, defaults = node.args.args[::-1], node.args.defaults[::-1]
-            named = {one.arg: ast.unparse(value) for one, value in zip(given, defaults, strict=False)}
-            yield from ((key, named[key]) for key in FRAME_ARGUMENTS if key in named)
 
 
 def _lacking(modules: Iterable[str]) -> tuple[str, ...]:
