@@ -10,19 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vniah.notices import did_you_mean
+from vniah.plots import run_notes
 from vniah.plots.grid_data import EFFECTIVE_AT, GridData, long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
-from vniah.plots.run_notes import (
-    control_note,
-    differences,
-    distinct_grids,
-    frames_of,
-    left_out,
-    limits,
-    measured_lines,
-    unfinished,
-    warned,
-)
 from vniah.plots.table_formats import TextTable
 from vniah.runs.run import NOT_SCORED, Run
 from vniah.runs.scoring import grid_scores
@@ -151,7 +141,7 @@ def compare_grids(
     title: str, ours: Sequence[Run], theirs: Sequence[Run], threshold: float = EFFECTIVE_AT
 ) -> Comparison:
     """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
-    everyone = [*distinct_grids(ours), *theirs]
+    everyone = [*run_notes.distinct_grids(ours), *theirs]
     scores = [grid_scores(run.cells) for run in everyone]
     shared = set.intersection(*map(set, scores))
     differ = any(set(one) != shared for one in scores)
@@ -165,14 +155,15 @@ def compare_grids(
         values: dict[str, float] = {"mean": data.mean, effective: data.effective}
         values |= {row: sum(cells[place] for place in shared) / len(shared) for row in common}
         if data.control is not None:
-            values[control_note(run)] = data.control
-            controls[control_note(run)] = 3
+            values[run_notes.control_note(run)] = data.control
+            controls[run_notes.control_note(run)] = 3
         values |= {long_label(length, unit): mean for length, mean in data.column_means.items()}
         columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
     lengths = sorted({length for run in everyone for length in run.frames})
     rows = {"mean": 3, **common, effective: 0, **controls, **{long_label(length, unit): 3 for length in lengths}}
     notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
-    notes += [*measured_lines(ours), *differences(everyone), *unfinished(ours), *warned(ours), *limits(ours)]
+    notes += run_notes.measured_lines(ours) + run_notes.differences(everyone) + run_notes.unfinished(ours)
+    notes += run_notes.warned(ours) + run_notes.left_out(ours)
     if differ:
         notes.append("The grids differ: mean and effective length are over each one's own, without a difference.")
     apart = frozenset({"mean", effective, *controls} if differ else ())
@@ -209,7 +200,7 @@ def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> 
         title=f"{table.title} ({table.unit})",
         rows={column.name: column.digits for column in table.columns if column.name in shown},
         columns=tuple(columns),
-        notes=(*([f"Published: {table.source}."] if theirs else []), *left_out(runs), *limits(runs)),
+        notes=(*([f"Published: {table.source}."] if theirs else []), *run_notes.left_out(runs)),
     ), used
 
 
@@ -220,7 +211,7 @@ def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableR
         ValueError: several rows, and no run says how many frames it took.
     """
     rows = [row for row in table.rows if row.model == model]
-    wanted = {frames_of(run) for run in runs}
+    wanted = {run_notes.frames_of(run) for run in runs}
     matching = {row: row.frames for row in rows if isinstance(row.frames, int) and row.frames in wanted}
     if not matching and len(rows) > 1:
         raise ValueError(
@@ -247,7 +238,7 @@ def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measure
                 elif run.task in column.tasks and column.metric in run.unscored:
                     unscored.add(column.name)
         if values or unscored:
-            kind = frames_of(mine[0]) if by_frames else None
+            kind = run_notes.frames_of(mine[0]) if by_frames else None
             made.append(Measured(name=name, values=values, unscored=frozenset(unscored - values.keys()), kind=kind))
     return made
 
@@ -260,7 +251,7 @@ def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
         these = [run for run in told if run.task == task]
         columns = [Measured(name=run.name, values=run.metrics, unscored=frozenset(run.unscored)) for run in these]
         rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
-        notes = (*left_out(these), *limits(these))
+        notes = tuple(run_notes.left_out(these))
         made.append(Comparison(title=task, rows=rows, columns=tuple(columns), notes=notes))
     return made
 

@@ -254,23 +254,17 @@ def _limit(run: Run) -> float | None:
     return limit if isinstance(limit, (int, float)) and limit > 0 else None
 
 
-def limits(runs: Sequence[Run]) -> list[str]:
-    """Which runs took but the first of their documents."""
-    notes = []
-    for run in runs:
-        if (limit := _limit(run)) is not None:
-            part = f"the first {limit:g}" if limit >= 1 else f"{limit:.0%} of the"
-            notes.append(f"{run.name}: --limit, {part} documents of each task.")
-    return list(dict.fromkeys(notes))
-
-
 def left_out(runs: Sequence[Run]) -> list[str]:
-    """Which runs could not ask every question, for want of the video."""
+    """Which runs could not ask every question, for want of the video, and which took but the first documents."""
     notes = []
     for run in runs:
         count = sum(value for key, value in run.metrics.items() if key.endswith("_missing_questions"))
         if count:
             notes.append(f"{run.name}: {count:g} questions of {run.task} left out, their videos missing or broken.")
+    for run in runs:
+        if (limit := _limit(run)) is not None:
+            part = f"the first {limit:g}" if limit >= 1 else f"{limit:.0%} of the"
+            notes.append(f"{run.name}: --limit, {part} documents of each task.")
     return list(dict.fromkeys(notes))
 
 
@@ -299,13 +293,7 @@ def distinct_names(groups: _Groups, *, by_frames: bool = True) -> list[list[Run]
     differs, the date; and a number at the last.
     """
     named = [list(group) for group in groups]
-    if by_frames:
-        twice = _repeated(named)
-        for group in named:
-            for at, run in enumerate(group):
-                if run.name in twice and (frames := frames_of(run)):
-                    group[at] = replace(run, name=f"{run.name}@{frames}")
-    for tell in (_telling, _dates, _numbers):
+    for tell in (_frames, _telling, _dates, _numbers)[not by_frames :]:
         for name in _repeated(named):
             places = [at for at, group in enumerate(named) if any(run.name == name for run in group)]
             tails = tell([[run for run in named[at] if run.name == name] for at in places], places)
@@ -318,6 +306,10 @@ def _repeated(groups: _Groups) -> list[str]:
     """The names that several groups have."""
     names = Counter(name for group in groups for name in dict.fromkeys(run.name for run in group))
     return [name for name, count in names.items() if count > 1]
+
+
+def _frames(groups: _Groups, _: Sequence[int]) -> list[str]:
+    return [f"@{frames}" if (frames := frames_of(group[0])) else "" for group in groups]
 
 
 def _telling(groups: _Groups, _: Sequence[int] = ()) -> list[str]:

@@ -10,58 +10,45 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from vniah.notices import did_you_mean, printable
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_LATEX = str.maketrans(
+    {
+        **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "\N{MINUS SIGN}": "$-$",
+    }
+)
 # Links, code, emphasis; a low line inside a word is none of them.
 _MARKDOWN = re.compile(r"[\\\[\]`*~]|(?<![^\W_])_|_(?![^\W_])")
 _NUMBER = re.compile(r"^[+-]?[\d,]*\.?\d+$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TextTable:
     """Cells as strings, made printable. The first column holds labels; ``rows`` are as long as ``head``."""
 
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        plain = {
-            "title": printable(self.title),
-            "head": tuple(map(printable, self.head)),
-            "rows": tuple(tuple(map(printable, row)) for row in self.rows),
-            "notes": tuple(map(printable, self.notes)),
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+    def __init__(
+        self, *, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
+    ) -> None:
+        self.title = printable(title)
+        self.head = tuple(map(printable, head))
+        self.rows = tuple(tuple(map(printable, row)) for row in rows)
+        self.notes = tuple(map(printable, notes))
 
 
 def as_text(table: TextTable) -> str:
     """Aligned columns for a terminal."""
-    widths = [max(len(row[at]) for row in (table.head, *table.rows)) for at in range(len(table.head))]
+    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
-        first, *rest = row
-        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-        return "  ".join([f"{first:<{widths[0]}}", *cells]).rstrip()
+        numbers = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([f"{row[0]:<{widths[0]}}", *numbers]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([table.title, line(table.head), rule, *map(line, table.rows), *table.notes])
@@ -76,7 +63,7 @@ def as_markdown(table: TextTable) -> str:
     def line(row: Sequence[str]) -> str:
         return "| " + " | ".join(plain(cell).replace("|", "\\|") or " " for cell in row) + " |"
 
-    rule = "| " + " | ".join("---" if at == 0 else "---:" for at in range(len(table.head))) + " |"
+    rule = "| --- |" + " ---: |" * (len(table.head) - 1)
     notes = [f"\n{plain(note)}" for note in table.notes]
     return "\n".join([f"**{plain(table.title)}**\n", line(table.head), rule, *map(line, table.rows), *notes])
 
@@ -87,19 +74,18 @@ def as_latex(table: TextTable) -> str:
     def cell(text: str) -> str:
         if _NUMBER.match(text):
             return f"${text.replace(',', '{,}')}$" if text[0] in "+-" else text
-        return "".join(_LATEX.get(character, character) for character in text).replace("\N{MINUS SIGN}", "$-$")
+        return text.translate(_LATEX)
 
     def line(row: Sequence[str]) -> str:
         # Behind the line before, a bracket or star would be an argument of its "\\\\".
         guard = "{}" if row[0].startswith(("[", "*")) else ""
         return "    " + guard + " & ".join(map(cell, row)) + r" \\"
 
-    caption = " ".join([f"{table.title}.", *table.notes])
     return "\n".join(
         [
             r"\begin{table}[t]  % needs \usepackage{booktabs}",
             r"  \centering",
-            f"  \\caption{{{cell(caption)}}}",
+            f"  \\caption{{{cell(' '.join([f'{table.title}.', *table.notes]))}}}",
             f"  \\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
             r"    \toprule",
             line(table.head),
@@ -125,9 +111,7 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     apostrophe.
     """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_cell(cell) for cell in head])
-    writer.writerows([_csv_cell(cell) for cell in row] for row in rows)
+    csv.writer(out, lineterminator="\n").writerows([_csv_cell(cell) for cell in row] for row in (head, *rows))
     return out.getvalue()
 
 
@@ -153,27 +137,21 @@ FORMATS: dict[str, Callable[[TextTable], str]] = {
 _ALIASES = {"txt": "table", "text": "table", "md": "markdown", "tex": "latex"}
 
 
-def get_format(name: str) -> Callable[[TextTable], str]:
-    """The writer of a form, by its name or the ending of its files.
-
-    Raises:
-        ValueError: no such form; names those there are.
-    """
-    name = name.casefold().removeprefix(".")
-    name = _ALIASES.get(name, name)
-    if name not in FORMATS:
-        raise ValueError(f"no format {name!r}; expected one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
-    return FORMATS[name]
-
-
 def format_of(name: str | None, output: Path | None) -> Callable[[TextTable], str]:
     """The writer of the named form, else of the one that the output's ending stands for, else of a terminal's table.
 
     Raises:
         ValueError: no such form, or a file whose ending stands for another; any form is text and may be in a .txt.
     """
-    chosen = get_format(name or (output.suffix if output else "table"))
-    if output is not None and output.suffix.lower() != ".txt" and get_format(output.suffix) is not chosen:
+    found = []
+    for one in (name or (output.suffix if output else "table"), output.suffix if output else ".txt"):
+        form = one.casefold().removeprefix(".")
+        form = _ALIASES.get(form, form)
+        if form not in FORMATS:
+            raise ValueError(f"no format {form!r}; expected one of {', '.join(FORMATS)}{did_you_mean(form, FORMATS)}")
+        found.append(FORMATS[form])
+    chosen, written = found
+    if output is not None and output.suffix.lower() != ".txt" and written is not chosen:
         raise ValueError(
             f"--format {name} and {output.name!r} contradict each other; leave --format out, or name another file"
         )

@@ -69,7 +69,7 @@ class Table:
 def _files(kind: str) -> Mapping[str, Mapping[str, Any]]:
     """The data files of grids ("grid") or tables ("table") by name."""
     files = (file for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
-    found = [json.loads(file.read_text("utf-8")) for file in files]
+    found = (json.loads(file.read_text("utf-8")) for file in files)
     return {whole["name"]: whole for whole in sorted(found, key=lambda one: str(one["name"])) if whole["kind"] == kind}
 
 

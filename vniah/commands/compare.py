@@ -35,13 +35,11 @@ def command(
     from vniah.plots.compare import compare, published_names
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import save_text
-    from vniah.plots.table_formats import format_of, get_format
+    from vniah.plots.table_formats import format_of
 
     if list_published:
         print(published_names())
         return
-    if form is not None:
-        get_format(form)
     check_threshold(threshold)
     check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
     write = format_of(form, output)

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vniah.commands.run_options import (
-    Cmap,
-    Dpi,
-    FigureTitle,
-    Image,
-    Pdf,
-    Task,
-    Threshold,
-    TrainFrames,
-    TrainLength,
-    Width,
-)
+from vniah.commands import run_options as options
 
 if TYPE_CHECKING:
     from vniah.plots.style import Look
@@ -42,29 +31,28 @@ _Made = tuple[Callable[[], Any], str]
 def command(
     kind: Annotated[str, typer.Argument(help="; ".join(f"{key}: {text}" for key, text in KINDS.items()))],
     sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help="RUNs, datasets or files.")] = None,
-    output: Image = None,
-    pdf: Pdf = False,
+    output: options.Image = None,
+    pdf: options.Pdf = False,
     csv: Annotated[Path | None, typer.Option(help="Also write the figure's data as CSV.")] = None,
     published: Annotated[
         list[str] | None,
         typer.Option(help="4, 7: a published grid. frames: a model of Table 6 (LongVA unless told; 'none' for none)."),
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="What to call each SOURCE, in order.")] = None,
-    task: Task = None,
-    train_length: TrainLength = None,
-    train_frames: TrainFrames = None,
+    task: options.Task = None,
+    train_length: options.TrainLength = None,
+    train_frames: options.TrainFrames = None,
     column: Annotated[str | None, typer.Option(help="5: the image column, where a table has several.")] = None,
     split: Annotated[str, typer.Option(help="5: the split of Hub datasets that name none.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="5: read so many images of each dataset.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw grids that are not complete.")] = False,
-    threshold: Threshold = 0.9,
-    width: Width = None,
-    dpi: Dpi = 200,
-    cmap: Cmap = None,
-    title: FigureTitle = "",
+    threshold: options.Threshold = 0.9,
+    width: options.Width = None,
+    dpi: options.Dpi = 200,
+    cmap: options.Cmap = None,
+    title: options.FigureTitle = "",
 ) -> None:
     """Draw one of the paper's figures, from our runs or from the published data."""
-    from vniah.commands.run_options import check_images, check_names, check_text_output
     from vniah.notices import did_you_mean
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import Look, save_figure, save_text
@@ -73,18 +61,18 @@ def command(
         raise ValueError(f"no figure {kind!r}; expected one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if output is None and csv is None:
         raise ValueError("nowhere to draw to: give -o FIGURE.png (or --csv for the data alone)")
-    images = check_images(output, pdf)
+    images = options.check_images(output, pdf)
     if cmap is not None and kind in ("frames", "categories", "perplexity"):
         raise ValueError(f"--cmap {cmap} has nothing to colour in figure {kind}; it is for the figures with cells")
     sources, names, published = sources or [], name or [], published or []
-    check_names(sources, names)
+    options.check_names(sources, names)
     check_threshold(threshold)
-    check_text_output(csv, (".csv",), sources)
+    options.check_text_output(csv, (".csv",), sources)
     look = Look(width=width, dpi=dpi, cmap=cmap, title=title)
     length = train_frames if train_length is None else train_length
     if kind in ("4", "7"):
-        options = {"names": names, "task": task, "train_length": length, "partial": partial}
-        made = _panels(kind, sources, published, threshold, look, **options)
+        chosen = {"names": names, "task": task, "train_length": length, "partial": partial}
+        made = _panels(kind, sources, published, threshold, look, **chosen)
     elif kind == "5":
         made = _sizes(sources, names, look, column=column, split=split, limit=limit)
     elif kind == "frames":
@@ -103,14 +91,13 @@ def command(
 
 
 def _panels(
-    kind: str, sources: Sequence[str], published: Sequence[str], threshold: float, look: Look, **options: Any
+    kind: str, sources: Sequence[str], published: Sequence[str], threshold: float, look: Look, **chosen: Any
 ) -> _Made:
-    from vniah.commands.run_options import grid_runs
     from vniah.plots.grid_data import GridData, to_csv
     from vniah.plots.heatmap import FIGURE_4, FIGURE_7, panel_notes, panels_figure
 
     unit, papers = ("frames", FIGURE_4) if kind == "4" else ("tokens", FIGURE_7)
-    runs = grid_runs(sources, published or ([] if sources else papers), unit=unit, **options)
+    runs = options.grid_runs(sources, published or ([] if sources else papers), unit=unit, **chosen)
     grids = [GridData(run, threshold) for run in runs if run.unit == unit]
     if not grids:
         raise ValueError(
@@ -119,14 +106,14 @@ def _panels(
     return lambda: panels_figure(grids, notes=panel_notes(grids), look=look), to_csv(grids)
 
 
-def _sizes(sources: Sequence[str], names: Sequence[str], look: Look, **options: Any) -> _Made:
+def _sizes(sources: Sequence[str], names: Sequence[str], look: Look, **chosen: Any) -> _Made:
     from vniah.plots.image_sizes import read_sizes, sizes_csv, sizes_figure
 
     if not sources:
         raise ValueError("name at least one dataset: a folder of images, a .parquet file or a Hub dataset owner/name")
     read = []
     for source, name in zip_longest(sources, names):
-        sizes = read_sizes(source, name=name, **options)
+        sizes = read_sizes(source, name=name, **chosen)
         note = f", {sizes.unreadable:,} unreadable" if sizes.unreadable else ""
         print(f"{sizes.name}: {len(sizes.sizes):,} images{note}")
         read.append(sizes)
@@ -136,12 +123,11 @@ def _sizes(sources: Sequence[str], names: Sequence[str], look: Look, **options: 
 def _frames(
     sources: Sequence[str], names: Sequence[str], task: str | None, published: Sequence[str], look: Look
 ) -> _Made:
-    from vniah.commands.run_options import run_groups
     from vniah.plots.curves import curves_csv, curves_figure, frames_panels
     from vniah.plots.published import read_table
 
     # Runs of one model at several frame counts share a name on purpose: they are one curve.
-    groups = run_groups(sources, names=names, task=task) if sources else []
+    groups = options.run_groups(sources, names=names, task=task) if sources else []
     models = [one for one in published if one != "none"]
     panels = frames_panels(read_table("table6"), [run for group in groups for run in group], models)
     labels = {"x_label": "frames", "y_label": "accuracy (%)"}
@@ -149,10 +135,9 @@ def _frames(
 
 
 def _categories(sources: Sequence[str], names: Sequence[str], task: str | None, look: Look) -> _Made:
-    from vniah.commands.run_options import all_runs
     from vniah.plots.curves import bars_csv, bars_figure, category_bars, value_label
 
-    runs = all_runs(sources, names=names, task=task)
+    runs = options.all_runs(sources, names=names, task=task)
     bars = category_bars(runs)
     label = value_label(next(run.task for run in runs if run.metrics and not run.is_grid))
     return lambda: bars_figure(bars, value_label=label, look=look), bars_csv(bars, label.partition(" ")[0])

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vniah.commands.run_options import (
-    RUN_HELP,
-    Cmap,
-    Dpi,
-    FigureTitle,
-    Image,
-    Names,
-    Pdf,
-    Task,
-    Threshold,
-    TrainFrames,
-    TrainLength,
-    Width,
-)
+from vniah.commands import run_options as options
 
 
 def command(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=RUN_HELP)] = None,
-    output: Image = None,
-    pdf: Pdf = False,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=options.RUN_HELP)] = None,
+    output: options.Image = None,
+    pdf: options.Pdf = False,
     csv: Annotated[Path | None, typer.Option(help="Also write the scores as CSV.")] = None,
     published: Annotated[
         list[str] | None, typer.Option(help="Add a published grid, such as LongVA-7B; 'list' prints their names.")
     ] = None,
-    task: Task = None,
-    train_length: TrainLength = None,
-    train_frames: TrainFrames = None,
-    name: Names = None,
+    task: options.Task = None,
+    train_length: options.TrainLength = None,
+    train_frames: options.TrainFrames = None,
+    name: options.Names = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Panels in a row when there are several runs.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw a grid that is not complete.")] = False,
-    threshold: Threshold = 0.9,
-    width: Width = None,
-    dpi: Dpi = 200,
-    cmap: Cmap = None,
-    title: FigureTitle = "",
+    threshold: options.Threshold = 0.9,
+    width: options.Width = None,
+    dpi: options.Dpi = 200,
+    cmap: options.Cmap = None,
+    title: options.FigureTitle = "",
 ) -> None:
     """Draw the depth-by-frames heatmap of a run, or the paper's.
 
     Several runs become panels of one figure. The table is always printed; without -o, only the table.
     """
-    from vniah.commands.run_options import check_images, check_text_output, grid_runs
     from vniah.plots.grid_data import GridData, check_threshold, to_csv, to_text
     from vniah.plots.published import grid_names
     from vniah.plots.run_notes import differences
@@ -56,12 +42,13 @@ def command(
     if published and "list" in published:
         print("\n".join(grid_names()))
         return
-    images = check_images(output, pdf)
-    check_text_output(csv, (".csv",), runs or [])
+    images = options.check_images(output, pdf)
+    options.check_text_output(csv, (".csv",), runs or [])
     check_threshold(threshold)
     look = Look(width=width, dpi=dpi, cmap=cmap, title=title)
+    asked: dict[str, Any] = {"names": name or [], "task": task, "partial": partial}
     length = train_frames if train_length is None else train_length
-    read = grid_runs(runs or [], published or [], names=name or [], task=task, train_length=length, partial=partial)
+    read = options.grid_runs(runs or [], published or [], train_length=length, **asked)
     grids = [GridData(run, threshold) for run in read]
     print("\n\n".join(filter(None, [*map(to_text, grids), "\n".join(differences(read))])))
     if images:

@@ -32,7 +32,7 @@ def command(
     from vniah.plots.grid_data import check_threshold
     from vniah.plots.published import read_published
     from vniah.plots.report import build_page, needle_pictures
-    from vniah.plots.run_notes import differences, distinct_names, left_out, limits, warned
+    from vniah.plots.run_notes import differences, distinct_names, left_out, warned
     from vniah.plots.style import save_text
 
     check_text_output(output, (".html", ".htm"), runs)
@@ -48,7 +48,7 @@ def command(
     shown += [(read_published(one), {}, "") for one in published or []]
     read = [run for run, _, _ in shown]
     notes = [note for _, _, note in shown if note]
-    notes = list(dict.fromkeys([*notes, *differences(read), *warned(read), *left_out(read), *limits(read)]))
+    notes = list(dict.fromkeys([*notes, *differences(read), *warned(read), *left_out(read)]))
     pictures = [images for _, images, _ in shown]
     page = build_page(read, pictures=pictures, title=title, notes=notes, threshold=threshold)
     for note in notes:

@@ -219,7 +219,7 @@ def save_report(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     """See ``Run.report``."""
     from vniah.commands.run_options import check_text_output
     from vniah.plots.report import build_page, needle_pictures
-    from vniah.plots.run_notes import left_out, limits
+    from vniah.plots.run_notes import left_out
     from vniah.plots.style import save_text
 
     target = Path(path)
@@ -227,6 +227,6 @@ def save_report(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     if not partial:
         run.check_complete(run.name)
     pictures, note = needle_pictures(run)
-    notes = [*([note] if note else []), *left_out([run]), *limits([run])]
+    notes = [*([note] if note else []), *left_out([run])]
     saved: Path = save_text(build_page([run], pictures=[pictures], notes=notes), target)
     return saved

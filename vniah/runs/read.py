@@ -184,25 +184,17 @@ def _evaluations(path: Path) -> list[_Evaluation]:
 def _read_task(evaluation: _Evaluation, task: str, name: str | None) -> Run:
     """One task of an evaluation. Without logged samples a needle grid has unnamed cells, any other task none."""
     told, values = evaluation.told, evaluation.values(task)
-    model = str(told.get("model_name") or _object(told, "config").get("model") or evaluation.folder.name)
-    settings = _settings(evaluation, task)
-    measured = settings.get("task", {})
-    if task in evaluation.samples:
-        rows, _ = _read_cells([evaluation.samples[task]], last_wins=False)
-        cells = cells_table(rows)
-    else:
-        rows, cells = [], _unnamed_cells(evaluation, task)
-    in_tokens = any(row["unit"] == "tokens" for row in rows) or any(key.startswith("text_niah_") for key in values)
-    return Run(
-        name=name or Path(model).name,
+    logged = task in evaluation.samples
+    rows = _read_cells([evaluation.samples[task]], last_wins=False)[0] if logged else []
+    return _run(
+        name,
+        str(told.get("model_name") or _object(told, "config").get("model") or evaluation.folder.name),
+        _settings(evaluation, task),
+        in_tokens=_in_tokens(rows) or any(key.startswith("text_niah_") for key in values),
         task=task,
-        model=model,
-        cells=cells,
+        cells=cells_table(rows) if logged else _unnamed_cells(evaluation, task),
         metrics=_scalars(values),
         unscored=tuple(key for key, value in values.items() if value == NOT_SCORED),
-        settings=settings,
-        intended=_intended(measured),
-        unit=_unit(measured, in_tokens),
     )
 
 
@@ -232,28 +224,27 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     header = next(iter(runs.values()), {})
     model = models.pop() if len(models) == 1 else path.resolve().parent.name
     sections = {"model": header.get("model"), "task": header.get("measured"), "files": {"journal": str(path)}}
-    return Run(
-        name=name or Path(model).name,
-        task=task,
-        model=model,
-        cells=cells_table(rows),
-        settings={title: _printable(section) for title, section in sections.items() if section},
-        intended=_intended(header.get("measured")),
-        unit=_unit(header.get("measured"), any(row["unit"] == "tokens" for row in rows)),
-    )
+    return _run(name, model, sections, in_tokens=_in_tokens(rows), task=task, cells=cells_table(rows))
 
 
-def _unit(measured: Any, in_tokens: bool) -> Literal["frames", "tokens"]:
-    """What lengths count, by what the run says it measured, else by its cells and metrics; not by a task's name."""
-    told = _object(measured)
-    if "lengths" in told or "frames" in told:
-        in_tokens = "lengths" in told
-    return "tokens" if in_tokens else "frames"
+def _run(name: str | None, model: str, sections: Mapping[str, Any], *, in_tokens: bool, **about: Any) -> Run:
+    """A run with its settings, empty sections left out, its intended grid and its unit: by what the run says that it
+    measured, else by its cells and metrics; not by a task's name."""
+    settings = {title: _printable(section) for title, section in sections.items() if section}
+    measured = _object(settings.get("task"))
+    if "lengths" in measured or "frames" in measured:
+        in_tokens = "lengths" in measured
+    unit: Literal["frames", "tokens"] = "tokens" if in_tokens else "frames"
+    shown = name or Path(model).name
+    return Run(name=shown, model=model, settings=settings, intended=_intended(measured), unit=unit, **about)
 
 
-def _intended(measured: Any) -> IntendedGrid | None:
+def _in_tokens(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["unit"] == "tokens" for row in rows)
+
+
+def _intended(told: Mapping[str, Any]) -> IntendedGrid | None:
     """The grid that a run was to measure, if it says so whole."""
-    told = _object(measured)
     lengths, depths, per_place = told.get("frames", told.get("lengths")), told.get("depths"), told.get("per_place")
     if not isinstance(lengths, str) or not isinstance(depths, str) or not isinstance(per_place, int):
         return None
@@ -261,8 +252,7 @@ def _intended(measured: Any) -> IntendedGrid | None:
     places = parse_range(depths, "depths")
     if len(frames) * len(places) > MOST_CELLS:
         raise ValueError(f"a grid of {lengths!r} by {depths!r} has more than {MOST_CELLS:,} cells, which no run has")
-    controls = told.get("controls")
-    controls = controls if isinstance(controls, int) else 0
+    controls = told["controls"] if isinstance(told.get("controls"), int) else 0
     return IntendedGrid(frames=frames, depths=places, per_place=per_place, controls=controls)
 
 
@@ -288,16 +278,15 @@ def _unnamed_cells(evaluation: _Evaluation, task: str) -> pandas.DataFrame:
         raise ValueError(f"{task} is said to have {documents:,} cells, and no run has more than {MOST_CELLS:,}")
     told = {**_object(evaluation.told, "configs", task, "metadata"), **evaluation.provenance(task)}
     cells, controls, per_place = (told.get(key) for key in ("cells", "controls", "per_place"))
-    if isinstance(cells, int) and isinstance(controls, int) and isinstance(per_place, int):
-        lengths = len({frames for frames, _ in scores})
-        placed = sum(depth is not None for _, depth in scores)
-        # Of a part of the grid nobody knows over how many needles each mean was taken.
-        if documents != cells + controls or controls < 0 or controls % lengths or per_place * placed != cells:
-            return cells_table(())
-        return cells_from_scores(scores, per_place, controls // lengths)
-    if documents % len(scores):
+    if not (isinstance(cells, int) and isinstance(controls, int) and isinstance(per_place, int)):
+        per_place, rest = divmod(documents, len(scores))
+        return cells_table(()) if rest else cells_from_scores(scores, per_place)
+    lengths = len({frames for frames, _ in scores})
+    placed = sum(depth is not None for _, depth in scores)
+    # Of a part of the grid nobody knows over how many needles each mean was taken.
+    if documents != cells + controls or controls < 0 or controls % lengths or per_place * placed != cells:
         return cells_table(())
-    return cells_from_scores(scores, documents // len(scores))
+    return cells_from_scores(scores, per_place, controls // lengths)
 
 
 def _object(value: Any, *keys: str) -> Mapping[str, Any]:
@@ -321,7 +310,7 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
-    """What the page of a run shows: model, task, versions, timing, files; empty sections left out."""
+    """What the page of a run shows: model, task, versions, timing, files."""
     whole, told = evaluation.told, dict(evaluation.provenance(task))
     identity, packages = _object(told.pop("model", {})), _object(told.pop("versions", {}))
     sections = {
@@ -343,11 +332,10 @@ def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
             "samples": str(evaluation.samples[task]) if task in evaluation.samples else None,
         },
     }
-    kept = {
+    return {
         title: {key: value for key, value in section.items() if value not in (None, "", {}, [])}
         for title, section in sections.items()
     }
-    return {title: _printable(section) for title, section in kept.items() if section}
 
 
 def _printable(value: Any) -> Any:
@@ -376,8 +364,8 @@ def _read_cells(paths: Sequence[Path], *, last_wins: bool) -> tuple[list[dict[st
     Raises:
         ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice, of another run.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    content: dict[tuple[Any, ...], str] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    content: dict[tuple[str, ...], str] = {}
     settings: set[str] = set()
     parts: _Parts = defaultdict(dict)
     for where, row in (row for path in paths for row in _rows(path, forgive_last=last_wins)):
@@ -389,7 +377,7 @@ def _read_cells(paths: Sequence[Path], *, last_wins: bool) -> tuple[list[dict[st
         if scored is None:
             continue
         cell = _cell(scored, row, where)
-        key = (*(cell[name] for name in ("num_frames", "depth_percent", "needle")), str(cell["task"]), cell["sample"])
+        key = tuple(str(cell[name]) for name in ("num_frames", "depth_percent", "needle", "task", "sample"))
         settings.update({str(row["settings"])} if "settings" in row else ())
         if len(settings) > 1 or content.setdefault(key, str(row.get("key"))) != str(row.get("key")):
             raise ValueError(
@@ -437,14 +425,8 @@ def _rows(path: Path, *, forgive_last: bool) -> Iterator[tuple[str, Mapping[str,
 
 def _scored_dict(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The part of a row that describes a scored cell: the row itself or one of its values, the fullest."""
-    described = [
-        candidate
-        for candidate in (row, *row.values())
-        if isinstance(candidate, Mapping)
-        and "correct" in candidate
-        and ("num_frames" in candidate or "context_length" in candidate)
-    ]
-    return max(described, key=len, default=None)
+    described = (one for one in (row, *row.values()) if isinstance(one, Mapping) and "correct" in one)
+    return max((one for one in described if "num_frames" in one or "context_length" in one), key=len, default=None)
 
 
 def _from_journal(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
@@ -506,5 +488,5 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict
         "unit": "frames" if "num_frames" in scored else "tokens",
         "task": scored.get("task", about.get("task")),
         "model": scored.get("model", about.get("model")),
-        "sample": str(scored.get("sample")),
+        "sample": scored.get("sample"),
     }

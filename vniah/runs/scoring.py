@@ -7,6 +7,7 @@ one. Knows nothing about models.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -41,37 +42,34 @@ class ScoredPair(tuple):  # type: ignore[type-arg]
         return (ScoredPair, (self[0], self[1], self.details))
 
 
+def _single(response: object) -> object:
+    """What lmms-eval gives in a list of one."""
+    return response[0] if isinstance(response, (list, tuple)) and len(response) == 1 else response
+
+
 def parse_loglikelihood(response: object) -> tuple[float, bool]:
     """Read (log-probability, is greedy) from a pair or from the string that lmms-eval makes of it.
 
     Raises:
         ValueError: neither; the text is quoted.
     """
-    if isinstance(response, (list, tuple)) and len(response) == 1:
-        response = response[0]
-    if isinstance(response, str):
-        head = response[: response.find(")") + 1]
-        try:
-            response = ast.literal_eval(head)
-        except (ValueError, SyntaxError):
-            response = (response,)
-    if isinstance(response, (list, tuple)) and len(response) == 2:
-        return float(response[0]), bool(response[1])
-    raise ValueError(f"expected a (log-probability, is greedy) pair, got {response!r}")
+    pair = _single(response)
+    if isinstance(pair, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            pair = ast.literal_eval(pair[: pair.find(")") + 1])
+    if isinstance(pair, (list, tuple)) and len(pair) == 2:
+        return float(pair[0]), bool(pair[1])
+    raise ValueError(f"expected a (log-probability, is greedy) pair, got {pair!r}")
 
 
 def parse_details(response: object) -> dict[str, Any]:
     """The details behind a pair (see ``ScoredPair``); an empty dict when the model gave none."""
-    if isinstance(response, (list, tuple)) and len(response) == 1:
-        response = response[0]
-    if isinstance(response, ScoredPair):
-        return response.details
-    if isinstance(response, str):
-        _, _, tail = response.partition(") ")
-        if tail:
-            parsed = json.loads(tail)
-            return parsed if isinstance(parsed, dict) else {}
-    return {}
+    pair = _single(response)
+    if isinstance(pair, ScoredPair):
+        return pair.details
+    tail = pair.partition(") ")[2] if isinstance(pair, str) else ""
+    parsed = json.loads(tail) if tail else None
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def teacher_forced_match(predicted_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
