@@ -96,11 +96,8 @@ def _number(value: float | None, digits: int, *, sign: str = "") -> str:
 def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: float = EFFECTIVE_AT) -> list[Comparison]:
     """Every comparison that the runs allow: V-NIAH grids, text grids, one a published table, then other tasks.
 
-    Args:
-        runs: ours, of any tasks.
-        published: grid names, or table rows as "LongVA@128" ("LongVA" takes the row of the run's
-            ``max_frames_num``). A table is also compared when nothing is named: its own metrics are shown.
-        threshold: what a column's mean must be at least to be effective.
+    ``published`` are grid names, or table rows as "LongVA@128" ("LongVA" takes the row of the run's
+    ``max_frames_num``). A table is also compared when nothing is named: its own metrics are shown.
 
     Raises:
         ValueError: a published name that does not exist, or that nothing of ours can be put beside.
@@ -223,8 +220,7 @@ def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableR
 def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measured]:
     """Scores in the table's units, one column a run name with its tasks put together; empty where nothing fits.
 
-    Args:
-        by_frames: whether each is to be put beside the published row of its own number of frames.
+    ``by_frames``: each is to be put beside the published row of its own number of frames.
     """
     made = []
     for name in dict.fromkeys(run.name for run in runs):

@@ -14,7 +14,7 @@ from typing import Any
 
 from vniah.plots.published import Table
 from vniah.plots.run_notes import frames_of
-from vniah.plots.style import TEXT_WIDTH, Look, new_figure, panel_axes, paper_style, wrapped
+from vniah.plots.style import PLAIN, TEXT_WIDTH, Look, new_figure, octaves, panel_axes, paper_style, wrapped
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
 
@@ -104,12 +104,9 @@ def read_perplexity(path: str | Path, name: str | None = None) -> list[Curve]:
     A file with a column ``curve``, as ``vniah perplexity --csv`` writes it, holds as many as that has values, and each
     is named by it (and by its ``panel``, the model, where that is given); any other file holds one, named as the file.
 
-    Args:
-        path: the file.
-        name: what to call its curve, or what to put before the names of several.
+    ``name`` is what to call its curve, or what to put before the names of several.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: a column or number is missing, a length comes twice in a curve, or there is no line at all; names
             the line.
     """
@@ -149,15 +146,9 @@ def curves_figure(
     x_label: str,
     y_label: str,
     mark_x: float | None = None,
-    look: Look | None = None,
+    look: Look = PLAIN,
 ) -> Any:
-    """One panel a title, curves within; x in octaves.
-
-    Args:
-        panels: curves by panel title.
-        x_label, y_label: the axes'.
-        mark_x: a dotted line there (a training length).
-        look: what the user chose.
+    """One panel a title, curves within; x in octaves, with a dotted line at ``mark_x`` (a training length).
 
     Raises:
         ValueError: nothing to draw.
@@ -166,7 +157,6 @@ def curves_figure(
         raise ValueError("no curves to draw")
     across = min(4, len(panels))
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
-    look = look or Look()
     width = look.width or min(TEXT_WIDTH, 3.5 * across)
     with paper_style():
         in_a_row, more = _legend(names, width)
@@ -188,7 +178,9 @@ def curves_figure(
                     linewidth=1.2,
                     label=curve.name,
                 )
-            _octaves(here, sorted({x for curve in curves for x, _ in curve.points}), width / across)
+            xs = sorted({x for curve in curves for x, _ in curve.points})
+            shown = _shown(xs, (width / across) / (math.log2(xs[-1] / xs[0]) or 1.0))
+            octaves(here, "x", shown, [f"{x / 1000:g}K" if x >= 1000 and x % 1000 == 0 else f"{x:g}" for x in shown])
             if mark_x is not None:
                 here.axvline(mark_x, color="black", linewidth=1, linestyle=(0, (1, 1.5)))
             here.grid(axis="y", linewidth=0.4, color="#d5d5d5")
@@ -211,18 +203,13 @@ def _legend(names: Sequence[str], width: float) -> tuple[int, float]:
     return in_a_row, 0.15 * (math.ceil(len(names) / in_a_row) - 1)
 
 
-def _octaves(axes: Any, xs: Sequence[float], width: float) -> None:
-    """A base-2 axis with ticks at the measured points; every other one where they would touch."""
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_minor_locator(NullLocator())
+def _shown(xs: Sequence[float], octave: float) -> list[float]:
+    """The points that get a tick, an octave being so many inches wide: every other one where they would touch."""
     shown: list[float] = []
-    span = math.log2(xs[-1] / xs[0]) or 1.0
     for x in xs:
-        if not shown or math.log2(x / shown[-1]) / span * width > 0.34:
+        if not shown or math.log2(x / shown[-1]) * octave > 0.34:
             shown.append(x)
-    axes.set_xticks(shown, [f"{x / 1000:g}K" if x >= 1000 and x % 1000 == 0 else f"{x:g}" for x in shown])
+    return shown
 
 
 def curves_csv(panels: Mapping[str, Sequence[Curve]], x_name: str, y_name: str) -> str:
@@ -271,7 +258,7 @@ def category_label(key: str, prefix: str = "") -> str:
     return text[:1].upper() + text[1:]
 
 
-def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None = None) -> Any:
+def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look = PLAIN) -> Any:
     """Categories down, one bar a run in each, values beside the bars.
 
     Raises:
@@ -281,7 +268,6 @@ def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look | None =
     if not categories:
         raise ValueError("no categories to draw")
     thick = 0.8 / len(groups)
-    look = look or Look()
     with paper_style():
         width = look.width or TEXT_WIDTH * 0.75
         in_a_row, more = _legend([group.name for group in groups], width)

@@ -14,7 +14,7 @@ from typing import Any
 
 from vniah.plots.grid_data import GridData, length_label
 from vniah.plots.run_notes import differences
-from vniah.plots.style import TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
+from vniah.plots.style import PLAIN, TEXT_WIDTH, Look, new_figure, paper_style, save_figure, wrapped
 
 FIGURE_4 = ("LongVA-7B", "LLaVA-NeXT-Video-7B-32K", "LLaVA-NeXT-Video-7B-32K-rope-1e8")
 FIGURE_7 = ("Qwen2-7B-224K-distractors-0", "Qwen2-7B-224K-distractors-3", "Qwen2-7B-224K-distractors-5")
@@ -24,10 +24,9 @@ _LABEL_WIDTHS = (0.0, 0.64, 1.0, 1.7)  # of a cell's value by its characters, in
 
 
 def save_heatmap(
-    grids: Sequence[GridData], path: str | Path, *, columns: int | None = None, look: Look | None = None
+    grids: Sequence[GridData], path: str | Path, *, columns: int | None = None, look: Look = PLAIN
 ) -> Path:
     """Draw and save one grid as a figure of its own, or several as panels. See ``style.save_figure`` for its errors."""
-    look = look or Look()
     if len(grids) == 1:
         figure = heatmap_figure(grids[0], look)
     else:
@@ -36,9 +35,8 @@ def save_heatmap(
     return save_figure(figure, path, title=title, dpi=look.dpi)
 
 
-def heatmap_figure(data: GridData, look: Look | None = None) -> Any:
+def heatmap_figure(data: GridData, look: Look = PLAIN) -> Any:
     """One grid: title with name, mean and effective length; the rest that must be known as small print."""
-    look = look or Look()
     columns, rows = len(data.frames), len(data.depths)
     margin = 1.25
     width = look.width or min(TEXT_WIDTH, max(4.4, margin + 0.5 * columns))
@@ -57,15 +55,11 @@ def heatmap_figure(data: GridData, look: Look | None = None) -> Any:
 
 
 def panels_figure(
-    grids: Sequence[GridData], *, columns: int | None = None, notes: Sequence[str] = (), look: Look | None = None
+    grids: Sequence[GridData], *, columns: int | None = None, notes: Sequence[str] = (), look: Look = PLAIN
 ) -> Any:
-    """Grids side by side, numbered (i), (ii), ... in reading order, on one scale.
+    """Grids side by side, numbered (i), (ii), ... in reading order, on one scale; they may differ in frames and depths.
 
-    Args:
-        grids: one or more; they may differ in their frames and depths.
-        columns: panels in a row; two unless told. A place left over holds the scale.
-        notes: small print about all of them, such as how their runs differ.
-        look: what the user chose.
+    Two ``columns`` unless told; a place that is left over holds the scale. ``notes`` are small print about all of them.
 
     Raises:
         ValueError: no grids, or more than twelve.
@@ -75,7 +69,6 @@ def panels_figure(
     across = min(columns or 2, len(grids))
     down = math.ceil(len(grids) / across)
     spare = down * across > len(grids)
-    look = look or Look()
     width = look.width or TEXT_WIDTH
     panel_width = (width - (0.1 if spare else 0.75)) / across
     panel_height = max(1.0, min(2.4, 0.19 * max(len(data.depths) for data in grids)))
@@ -134,14 +127,9 @@ def draw_heatmap(
     colorbar_across: bool = False,
     show_depth: bool = True,
 ) -> None:
-    """Draw one grid into matplotlib axes.
+    """Draw one grid into matplotlib axes, the scale into ``colorbar_axes`` if there are any, lying or standing.
 
-    Args:
-        cell_width: inches a column gets, from which the font of the cells' values follows.
-        look: the colour map.
-        colorbar_axes: where the scale goes; none is drawn otherwise.
-        colorbar_across: the scale lies and does not stand.
-        show_depth: label the depth axis; panels of a row share it.
+    ``cell_width`` is the inches that a column gets, from which the font of the cells' values follows.
     """
     import numpy as np
     import seaborn

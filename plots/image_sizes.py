@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vniah.haystack.pictures import readable_formats
-from vniah.plots.style import TEXT_WIDTH, Look, new_figure, panel_axes, paper_style, wrapped
+from vniah.plots.style import PLAIN, TEXT_WIDTH, Look, new_figure, octaves, panel_axes, paper_style, wrapped
 from vniah.plots.table_formats import csv_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -44,16 +44,14 @@ class Sizes:
 def read_sizes(
     source: str, *, name: str | None = None, column: str | None = None, split: str = "test", limit: int | None = None
 ) -> Sizes:
-    """Read the sizes of every image of a source.
+    """Read the sizes of every image of a source, or of the first ``limit``.
 
     Args:
         source: a folder (of images or parquet files), a parquet file, or a Hub dataset
-            ``owner/name[:config][@split]``.
+            ``owner/name[:config][@split]``, of ``split`` where it names none.
         name: what to call it; the source's last part otherwise.
         column: the image column of a table; the first that holds images otherwise. A cell may hold several
             images, or none, which is not counted.
-        split: which split of a Hub dataset that does not name its own.
-        limit: stop after so many images.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and tables.
@@ -210,7 +208,7 @@ def sizes_csv(datasets: Sequence[Sizes]) -> str:
     return csv_text(head, rows)
 
 
-def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
+def sizes_figure(datasets: Sequence[Sizes], look: Look = PLAIN) -> Any:
     """One panel a dataset, three in a row.
 
     Raises:
@@ -224,7 +222,6 @@ def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
     counts = [size_counts(data, edges) for data in datasets]
     across = min(3, len(datasets))
     down = math.ceil(len(datasets) / across)
-    look = look or Look()
     side = (look.width - 0.9) / across if look.width else (TEXT_WIDTH - 0.9) / 3
     titles = [
         wrapped(f"{data.name}, {len(data.sizes):,} images", side, 8.5)
@@ -232,6 +229,8 @@ def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
         for data in datasets
     ]
     lines = max(title.count("\n") for title in titles)
+    whole = [int(edge) for edge in edges[::BINS_PER_OCTAVE]]
+    ticks = whole[:: max(1, math.ceil(len(whole) / 6))]
     with paper_style():
         figure = new_figure(side * across + 0.9, (side + 0.35 + 0.14 * (lines - 1)) * down + 0.1, look)
         most = max(2, max(int(one.max()) for one in counts))
@@ -243,7 +242,10 @@ def sizes_figure(datasets: Sequence[Sizes], look: Look | None = None) -> Any:
             mesh = here.pcolormesh(edges, edges, shown, norm=norm, cmap=look.cmap or "viridis_r", linewidth=0)
             here.plot([edges[0], GUIDE, GUIDE], [GUIDE, GUIDE, edges[0]], color="black", linewidth=0.8, linestyle=":")
             here.set_title(title)
-            _octave_ticks(here, edges)
+            for which in ("x", "y"):
+                octaves(here, which, ticks, [str(one) for one in ticks])
+            here.set_aspect("equal")
+            here.tick_params(length=2)
             if index + across >= len(datasets):
                 here.set_xlabel("width (pixels)")
                 here.tick_params(labelbottom=True)
@@ -260,16 +262,3 @@ def count_ticks(most: int) -> list[int]:
     """1, 10, 100, ... up to ``most``; 1, 2, 5, 10, ... where those would be too few to read off."""
     steps = (1, 2, 5) if most < 300 else (1,)
     return [step * 10**power for power in range(len(str(most))) for step in steps if step * 10**power <= most]
-
-
-def _octave_ticks(axes: Any, edges: NDArray[np.float64]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    octaves = [int(edge) for edge in edges[::BINS_PER_OCTAVE]]
-    every = max(1, math.ceil(len(octaves) / 6))
-    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-        set_scale("log", base=2)
-        axis.set_ticks(octaves[::every], [str(one) for one in octaves[::every]])
-        axis.set_minor_locator(NullLocator())
-    axes.set_aspect("equal")
-    axes.tick_params(length=2)

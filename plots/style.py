@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vniah.files import replacing
 
@@ -24,8 +24,6 @@ TEXT_WIDTH = 7.0
 SCALE_STOPS = ("#b5203f", "#e8a13a", "#9be8b4")
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
 
-# Below and above these a figure is a mistake: unreadable, or more pixels than a machine holds.
-_WIDTHS, _DPIS = (2.0, 40.0), (30, 1200)
 SMALL_PRINT = 6.5  # points: a figure's caption
 
 _RC: dict[str, Any] = {
@@ -51,13 +49,8 @@ _RC: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a user may choose of any figure.
-
-    Attributes:
-        width: inches, 2 to 40; what the figure asks for unless told.
-        dpi: pixels an inch of a PNG, 30 to 1200.
-        cmap: a matplotlib colour map for scores or counts; the figure's own unless told.
-        title: above the figure; none unless told.
+    """What a user may choose of any figure: its width in inches, the pixels an inch of a PNG, a matplotlib colour map
+    for scores or counts, and a title above. What is not told is the figure's own.
 
     Raises:
         ValueError: a width or dpi out of range, or a colour map that matplotlib does not have (names the nearest).
@@ -69,9 +62,10 @@ class Look:
     title: str = ""
 
     def __post_init__(self) -> None:
-        if self.width is not None and not _WIDTHS[0] <= self.width <= _WIDTHS[1]:
+        # Beyond these a figure is a mistake: unreadable, or more pixels than a machine holds.
+        if self.width is not None and not 2 <= self.width <= 40:
             raise ValueError(f"a figure of {self.width:g} inches was asked for; --width takes 2 to 40, 7 fits a page")
-        if not _DPIS[0] <= self.dpi <= _DPIS[1]:
+        if not 30 <= self.dpi <= 1200:
             raise ValueError(f"{self.dpi} pixels an inch were asked for; --dpi takes 30 to 1200, 300 is for print")
         if self.cmap is not None:
             from matplotlib import colormaps
@@ -92,7 +86,10 @@ class Look:
             return ink_on(score)
         from matplotlib.colors import to_hex
 
-        return ink_on_colour(to_hex(self.colormap()(float(score))))
+        return _ink_on_colour(to_hex(self.colormap()(float(score))))
+
+
+PLAIN = Look()
 
 
 @contextmanager
@@ -122,16 +119,16 @@ def score_colour(score: float) -> str:
 
 def ink_on(score: float) -> str:
     """Black or white on the scale's colour at ``score``, in figures and pages alike."""
-    return ink_on_colour(score_colour(score))
+    return _ink_on_colour(score_colour(score))
 
 
-def ink_on_colour(colour: str) -> str:
+def _ink_on_colour(colour: str) -> str:
     """Black or white, whichever stands out more from ``#rrggbb`` (WCAG's contrast)."""
     red, green, blue = ((int(colour[at : at + 2], 16) / 255) ** 2.2 for at in (1, 3, 5))
     return "black" if (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
 
-def new_figure(width: float, height: float, look: Look | None = None, *, notes: Sequence[str] = ()) -> Any:
+def new_figure(width: float, height: float, look: Look = PLAIN, *, notes: Sequence[str] = ()) -> Any:
     """An empty figure of so many inches that can save itself; constrained layout.
 
     The chosen title goes above and the small print below; both are wrapped to the width, and the figure grows by
@@ -140,7 +137,7 @@ def new_figure(width: float, height: float, look: Look | None = None, *, notes: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    title = wrapped(look.title if look else "", width - 0.15, 10, bold=True)
+    title = wrapped(look.title, width - 0.15, 10, bold=True)
     small = [line for note in notes for line in wrapped(note, width - 0.15, SMALL_PRINT).splitlines()]
     # What is drawn has room for one line of small print as it is.
     height += 0.2 * len(title.splitlines()) + 0.12 * max(0, len(small) - 1)
@@ -159,6 +156,16 @@ def panel_axes(figure: Any, count: int, across: int, **shared: bool) -> list[Any
     for empty in axes[count:]:
         empty.set_axis_off()
     return list(axes[:count])
+
+
+def octaves(axes: Any, which: Literal["x", "y"], ticks: Sequence[float], labels: Sequence[str]) -> None:
+    """Give one of the axes octaves and ticks."""
+    from matplotlib.ticker import NullLocator
+
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks, labels)
+    axis.set_minor_locator(NullLocator())
 
 
 def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str:
@@ -204,12 +211,8 @@ def _inches(text: str, size: float, bold: bool) -> float:
 
 
 def check_image_path(path: str | Path) -> Path:
-    """The path, if a figure may be written there.
-
-    Raises:
-        ValueError: the ending is none of ``IMAGE_SUFFIXES``, so that a figure never replaces another kind of file.
-        OSError: its folder does not exist, or it is a folder.
-    """
+    """The path, if a figure may be written there; a ValueError for another ending than ``IMAGE_SUFFIXES``, so that a
+    figure never replaces another kind of file, and an OSError as ``check_output_path`` raises."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(

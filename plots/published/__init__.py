@@ -79,11 +79,8 @@ def grid_names() -> tuple[str, ...]:
 
 
 def read_published(name: str) -> Run:
-    """A published grid as a run; its cells average to the released scores (see ``cells_from_scores``).
-
-    Raises:
-        ValueError: no such grid; names those there are.
-    """
+    """A published grid as a run; its cells average to the released scores (see ``cells_from_scores``). For any other
+    name a ValueError that lists those there are."""
     if name not in grid_names():
         near = did_you_mean(name, grid_names())
         raise ValueError(f"no published grid {name!r}; expected one of {', '.join(grid_names())}{near}")
@@ -119,11 +116,7 @@ def tables() -> tuple[Table, ...]:
 
 
 def read_table(name: str) -> Table:
-    """A published table by name, such as "table6".
-
-    Raises:
-        ValueError: no such table; names those there are.
-    """
+    """A published table by name, such as "table6"; for any other a ValueError that lists those there are."""
     known = {table.name: table for table in tables()}
     if name not in known:
         raise ValueError(f"no published table {name!r}; expected one of {', '.join(known)}")

@@ -40,14 +40,9 @@ def build_page(
     notes: Sequence[str] = (),
     threshold: float = EFFECTIVE_AT,
 ) -> str:
-    """The page as a string.
+    """The page as a string, under a ``title`` (the runs' names otherwise) and ``notes``.
 
-    Args:
-        runs: needle grids and other tasks, shown in this order.
-        pictures: for each run, needle images by id.
-        title: the page's; the runs' names otherwise.
-        notes: said at the top.
-        threshold: what a column's mean must be at least to be effective.
+    ``pictures`` are needle images by id, for each run; ``threshold`` is that of effective lengths.
 
     Raises:
         ValueError: no runs.
@@ -85,7 +80,7 @@ def build_page(
 
 
 def _file(name: str) -> str:
-    return (resources.files(__package__) / name).read_text("utf-8")
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:
@@ -160,12 +155,7 @@ def _settings(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) -> dict[str, Any]:
-    """What the page's script is given: every scored cell of every run, by place, as plain JSON values.
-
-    Args:
-        runs: as they are shown.
-        pictures: for each run, needle images by id; may be empty.
-    """
+    """What the page's script is given: every scored cell of every run, by place, as plain JSON values."""
     images: list[str] = []
     known: dict[bytes, int] = {}
 

@@ -37,11 +37,7 @@ FigureTitle = Annotated[str, typer.Option("--title", help="A title above the fig
 def run_groups(
     paths: Sequence[str], *, names: Sequence[str] = (), task: str | None = None, partial: bool = False
 ) -> list[list[Run]]:
-    """Every task of each path, needle grids or not.
-
-    Raises:
-        ValueError: no paths, more names than paths, or a grid with holes; and what ``read_runs`` raises.
-    """
+    """Every task of each path, needle grids or not. Raises as ``read_runs`` does, and a ValueError for no paths."""
     from vniah.runs.read import read_runs
 
     if not paths:
@@ -76,11 +72,8 @@ def grid_runs(
     """The needle grids of ``paths``, then the published ones, named and with training lengths.
 
     A path with several grids (the three of text NIAH, say) gives them all, told apart by their tasks; or those
-    over ``unit`` ("frames", "tokens"), if it has any.
-
-    Raises:
-        ValueError: nothing asked for, more names than runs, a training length that is not positive;
-            and what ``read_run`` and ``read_published`` raise.
+    over ``unit`` ("frames", "tokens"), if it has any. Raises as ``read_run`` and ``read_published`` do, and a
+    ValueError for nothing asked for or a training length that is not positive.
     """
     from vniah.plots.published import read_published
     from vniah.plots.run_notes import distinct_grids, distinct_names
@@ -134,12 +127,8 @@ def check_images(output: Path | None, pdf: bool) -> list[Path]:
 
 
 def check_text_output(path: Path | None, suffixes: Sequence[str], inputs: Sequence[str]) -> None:
-    """Check where a derived text file is to go, before any work is done.
-
-    Raises:
-        ValueError: another ending than ``suffixes``, or one of the inputs.
-        OSError: its folder is missing, or it is a folder.
-    """
+    """Check where a derived text file is to go, before any work is done: a ValueError for another ending than
+    ``suffixes`` or one of the inputs, and an OSError as ``style.check_output_path`` raises."""
     from vniah.plots.style import check_output_path
 
     if path is None:

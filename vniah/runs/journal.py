@@ -14,9 +14,8 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -79,31 +78,21 @@ class Journal:
                 str(self.path),
             ) from error
         try:
-            self._lines = {key: line for other in also for key, line in _read(Path(other)).lines.items()}
-            own = self._load()
+            self._lines = {key: line for other in also for key, line in _read(Path(other))[0].items()}
+            own, whole = _read(self.path) if self.path.exists() else ({}, 0)
             self._own = set(own)
             self._measured: dict[str, str] = {}
             self._lines.update(own)
             # Unbuffered: what a full disk did not take must not be written later, behind other lines.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open until close)
+            size = os.fstat(self._file.fileno()).st_size
+            if whole < size:
+                os.ftruncate(self._file.fileno(), whole)
+            elif whole > size:
+                self._file.write(b"\n")  # of a line that is whole without it
         except BaseException:
             self._lock.release()
             raise
-
-    def _load(self) -> dict[bytes, bytes]:
-        """The lines of our own file, whose torn end is mended."""
-        if not self.path.exists():
-            return {}
-        found = _read(self.path)
-        size = self.path.stat().st_size
-        with open(self.path, "rb+") as file:
-            if found.whole < size:
-                file.truncate(found.whole)
-            elif found.whole > size:
-                # Whole, but its newline is missing.
-                file.seek(0, os.SEEK_END)
-                file.write(b"\n")
-        return found.lines
 
     def __len__(self) -> int:
         """How many results there are."""
@@ -158,9 +147,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -201,46 +188,39 @@ def _stored_key(key: str) -> bytes:
     return json.dumps(key, ensure_ascii=False).encode()
 
 
-@dataclass
-class _Read:
-    """Attributes:
-    lines: those that are sound, by key as stored. Parsed when they are asked for: a journal may have a million.
-    whole: length of the file without a torn end; one more than the file's for a missing newline.
-    """
+def _read(path: Path) -> tuple[dict[bytes, bytes], int]:
+    """The sound lines of a journal by key as stored, and its length without a torn end (one more than the file's for a
+    missing newline). Damaged lines are told and left where they are.
 
-    lines: dict[bytes, bytes] = field(default_factory=dict)
-    whole: int = 0
-
-
-def _read(path: Path) -> _Read:
-    """Read a journal; damaged lines are told and left where they are.
+    Lines are parsed when they are asked for: a journal may have a million.
 
     Raises:
         ValueError: the file is no journal of ours: none of its lines looks like one. Nothing of it is touched.
     """
-    found = _Read()
+    lines: dict[bytes, bytes] = {}
+    whole = 0
     damaged: list[int] = []
     ours = True
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            end = found.whole + len(line)
+            end = whole + len(line)
             key = _KEY.match(line)
             if key is not None and is_sound(line):
-                found.lines[key[1]] = line
+                lines[key[1]] = line
                 ours = True
             elif not line.endswith(b"\n") and _torn(line):
                 break
             else:
                 damaged.append(number)
                 ours = (ours and number > 1) or _looks_ours(line)
-            found.whole = end if line.endswith(b"\n") else end + 1
+            whole = end if line.endswith(b"\n") else end + 1
     if not ours:
         raise ValueError(
             f"{path}:1 is not a journal line; the file is another, or was changed by something else. "
             "Give this run its own with journal=PATH, move the file away to start over, or mend that line"
         )
     say_damaged(path, damaged, "what they held is computed again")
-    return found
+    return lines, whole
 
 
 def _looks_ours(line: bytes) -> bool:

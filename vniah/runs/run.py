@@ -179,11 +179,8 @@ class Run:
         return {place: count for place, count in lacking.items() if count > 0}
 
     def check_complete(self, path: str | Path) -> None:
-        """Raise unless every cell of the grid was scored over equally many needles.
-
-        Raises:
-            ValueError: names ``path``, how many cells are missing, and where the first is.
-        """
+        """Raise unless every cell of the grid was scored over equally many needles: a ValueError that names ``path``,
+        how many cells are missing, and where the first is."""
         missing, scored = self.missing(), len(self.placed)
         wanted = self.intended.controls if self.intended is not None else 0
         controls = len(self.cells) - scored
@@ -221,21 +218,14 @@ class Run:
         return found.astype(float).reindex(index=list(depths), columns=list(lengths))
 
     def heatmap(self, path: str | Path, *, partial: bool = False) -> Path:
-        """Draw the grid to a .png, .pdf or .svg. ``partial`` draws one that is not complete.
-
-        Raises:
-            ValueError: no needle grid, cells that are missing, or another ending.
-        """
+        """Draw the grid to a .png, .pdf or .svg; a ValueError for no grid, another ending, or cells that are missing
+        unless it may be ``partial``."""
         from vniah.commands.run import save_heatmap
 
         return save_heatmap(self, path, partial=partial)
 
     def report(self, path: str | Path, *, partial: bool = False) -> Path:
-        """Write the run as one HTML page, down to each needle and prediction.
-
-        Raises:
-            ValueError: cells that are missing, or another ending than .html.
-        """
+        """Write the run as one HTML page, down to each needle and prediction; errors as of ``heatmap``."""
         from vniah.commands.run import save_report
 
         return save_report(self, path, partial=partial)
