@@ -142,7 +142,7 @@ class LoopedHaystack(Haystack):
             if self._lap is not None and at >= self._from:
                 yield from self._lap[at - self._from : until - self._from]
             else:
-                yield from _in_pieces(self.base, at, until)
+                yield from in_pieces(self.base, at, until)
             start += until - at
 
     @property
@@ -186,7 +186,7 @@ class JoinedHaystack(Haystack):
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         for part in self.parts:
             if start < min(stop, len(part)):
-                yield from _in_pieces(part, start, min(stop, len(part)))
+                yield from in_pieces(part, start, min(stop, len(part)))
             # From here on, positions count from the next part's first frame.
             start, stop = max(0, start - len(part)), stop - len(part)
 
@@ -199,7 +199,7 @@ class JoinedHaystack(Haystack):
         return JoinedHaystack(readers) if len(readers) == len(self.parts) else None
 
 
-def _in_pieces(haystack: Haystack, start: int, stop: int) -> Iterator[FrameHWC]:
+def in_pieces(haystack: Haystack, start: int, stop: int) -> Iterator[FrameHWC]:
     """Frames ``start`` to ``stop``, a piece at a time: one that decodes goes on from each to the next."""
     for first in range(start, stop, _PIECE):
         yield from haystack.frames(first, min(first + _PIECE, stop))

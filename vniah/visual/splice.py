@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from vniah.haystack.base import FrameHWC, Haystack, content_hash
+from vniah.haystack.base import FrameHWC, Haystack, content_hash, in_pieces
 from vniah.visual.composed_files import locked, whole_file
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CODECS = ("libx264", "mjpeg")
 CHUNK_FRAMES = 64
 _VERSION = "3"
-_BATCH = 16
 _SECOND = Fraction(1, 1)
 _SETTINGS = {
     "libx264": {"preset": "veryfast", "crf": "18", "g": "1", "bf": "0", "x264-params": "keyint=1:scenecut=0:aud=1"},
@@ -106,7 +105,7 @@ class IntraStore:
 
         def encode(file: BinaryIO) -> None:
             first = number * CHUNK_FRAMES
-            encode_intra(self._frames(first, first + count), file, self.codec)
+            encode_intra(in_pieces(self.haystack, first, first + count), file, self.codec)
             self.encoded_frames += count
 
         path = self._known.get(recipe)
@@ -114,11 +113,6 @@ class IntraStore:
             with locked(self.folder):  # another process may be at it
                 path = self._known[recipe] = whole_file(self.folder, recipe, encode)
         return path
-
-    def _frames(self, start: int, stop: int) -> Iterator[FrameHWC]:
-        # Not stream: chunks follow each other, and a video goes on decoding where it stopped.
-        for first in range(start, stop, _BATCH):
-            yield from self.haystack.frames(first, min(first + _BATCH, stop))
 
 
 def encode_one(frame_HWC: FrameHWC, store: IntraStore) -> bytes:
