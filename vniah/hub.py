@@ -181,11 +181,13 @@ def fetch_snapshot(
     def fetch_some() -> None:
         for file in waiting:
             url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=commit, endpoint=hub_endpoint())
-            _fetch(file, url, storage, pulse, bar)
+            _fetch(file, url, storage, pulse)
 
     with _plain_errors(repo_id, repo_type, revision):
         with tqdm(total=needed, unit="B", unit_scale=True, desc=repo_id, disable=not (progress and missing)) as bar:
-            _together([fetch_some] * _PARALLEL, pulse, f"hardly anything came for {PAUSE:g} s")
+            # Moved here alone: a thread that is stopped inside a bar leaves it locked.
+            dead = f"hardly anything came for {PAUSE:g} s"
+            _together([fetch_some] * _PARALLEL, pulse, dead, meanwhile=lambda: bar.update(pulse.came - bar.n))
         for file in files:
             _link(storage / "blobs" / _hash(file), storage / "snapshots" / commit / file.path)
         snapshot = Path(within(LISTING_TIMEOUT, complete))
@@ -278,7 +280,7 @@ def _link(blob: Path, path: Path) -> None:
     os.replace(draft, path)
 
 
-def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> None:
+def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse) -> None:
     """Bring a file to ``storage/blobs``: go on where this or another process left it, check its hash, name it.
 
     Raises:
@@ -299,11 +301,11 @@ def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> N
         if partial.stat().st_size > file.size:
             partial.write_bytes(b"")
         size, fruitless = partial.stat().st_size, 0
-        bar.update(size)
+        pulse.bytes_came(size)
         while size < file.size:
             reason: Exception = ConnectionError(f"{url} ended early")
             try:
-                _append(url, partial, size, file.size, pulse, bar)
+                _append(url, partial, size, file.size, pulse)
             except _http_library().HTTPError as error:
                 # A broken connection or a busy server may be gone the next time; any other answer stays what it is.
                 response = getattr(error, "response", None)
@@ -327,7 +329,7 @@ def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse, bar: Any) -> N
         put_in_place(partial, blob)
 
 
-def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse, bar: Any) -> None:
+def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse) -> None:
     """Ask for the bytes from ``size`` on and append what comes, until the end or a broken connection."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -343,22 +345,23 @@ def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse, bar: A
                 if out.tell() > whole:
                     raise OSError(f"{url} sent more than the {whole} bytes it announced")
                 pulse.bytes_came(len(chunk))
-                bar.update(len(chunk))
 
 
 class Pulse:
     """Whether work of unknown length goes on: it may pause for ``pause_s`` seconds, and a trickle is a pause.
 
-    Bytes that have arrived buy the time that they may take at ``least_rate`` bytes a second.
+    Bytes that ``came`` buy the time that they may take at ``least_rate`` bytes a second.
     """
 
     def __init__(self, pause_s: float, least_rate: float = 1024.0) -> None:
         self._pause_s, self._least_rate = pause_s, least_rate
+        self.came = 0
         self._lock = threading.Lock()
         self._until = time.monotonic() + pause_s
 
     def bytes_came(self, count: int) -> None:
         with self._lock:
+            self.came += count
             self._until = min(time.monotonic() + self._pause_s, self._until + count / self._least_rate)
 
     def at_work(self) -> None:
@@ -385,7 +388,9 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
     return _together([call], Pulse(seconds), f"no whole answer within {seconds:g} s")[0]
 
 
-def _together(calls: Sequence[Callable[[], _T]], pulse: Pulse, dead: str) -> list[_T]:
+def _together(
+    calls: Sequence[Callable[[], _T]], pulse: Pulse, dead: str, meanwhile: Callable[[], object] = int
+) -> list[_T]:
     """What the calls give, in any order, each in a thread of its own; what one of them raises ends all.
 
     A thread that is not waited for is stopped at its next step, so that it does not go on behind the back of later
@@ -414,12 +419,14 @@ def _together(calls: Sequence[Callable[[], _T]], pulse: Pulse, dead: str) -> lis
                 raise TimeoutError(dead)
             for thread in threads:
                 thread.join(0.02)
+            meanwhile()
     finally:
         for thread in threads:
             if thread.is_alive():
                 # What Python has for this: the exception is raised in that thread when it next runs Python code.
                 stop = ctypes.py_object(_StoppedError)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), stop)
+    meanwhile()
     if failed:
         raise failed[0]
     return done
