@@ -104,12 +104,16 @@ def evaluate(
         FileNotFoundError: no such model, film or needle set.
         vniah.runs.measure.CellError: the function failed at a cell; names it.
     """
-    from vniah.runs.open import INPUTS
+    from vniah.lmms_plugin import tasks_dir
+    from vniah.runs.open import INPUTS, expand, read_index
 
     if not callable(model) and not isinstance(model, str):
         raise ValueError(f"a model is a name or a function, got {model!r}")
     if not isinstance(task, str):
         raise ValueError(f"task must be the name of one needle task, got {task!r}")
+    members = expand(task, read_index(tasks_dir()))
+    if len(members) > 1:
+        raise ValueError(f"{task} stands for {', '.join(members)}; name one of them")
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ValueError(f"name must be a text that is not empty, got {name!r}")
     if output is not None and not str(output).strip():
@@ -123,7 +127,7 @@ def evaluate(
     model_args = {key: value for key, value in options.items() if key not in inputs}
     _check_options(model_args, [*inputs, "limit", "output", "name"], of_function=callable(model))
     folder = None if output is None else Path(output).expanduser()
-    (run,) = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name, single=True)
+    (run,) = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name)
     return run
 
 
@@ -166,10 +170,8 @@ def evaluate_tasks(
     output: Path | None = None,
     limit: int | None = None,
     name: str | None = None,
-    single: bool = False,
 ) -> list[Run]:
-    """Measure tasks and groups; one run a task, or no more than one if ``single``. See ``evaluate``; ``given`` are
-    inputs by name.
+    """Measure tasks and groups; one run a task. See ``evaluate``; ``given`` are inputs by name.
 
     Everything is checked before a weight is read: output, model, tasks, films, needles, lengths, memory.
     """
@@ -183,8 +185,6 @@ def evaluate_tasks(
         check_writable(output)
     # Before torch, which takes seconds to import: most mistakes are in here.
     tasks = open_tasks(names, given)
-    if single and len(tasks) > 1:
-        raise ValueError(f"{', '.join(names)} stands for {', '.join(one.name for one in tasks)}; name one of them")
     chosen: Model
     if callable(model):
         chosen = CallableModel(model, name or "")

@@ -58,14 +58,9 @@ class Answer:
     @classmethod
     def forced(cls, is_greedy: bool, details: Mapping[str, Any]) -> Answer:
         """A forced answer from the details behind a ``ScoredPair``, of which any may be missing."""
-        return cls(
-            text=str(details.get("predicted", "")),
-            is_greedy=is_greedy,
-            predicted_ids=tuple(details.get("predicted_ids", ())),
-            answer_ids=tuple(details.get("answer_ids", ())),
-            answer_logprobs=tuple(details.get("answer_logprobs", ())),
-            prompt_tokens=details.get("prompt_tokens"),
-        )
+        told = {key: tuple(details.get(key, ())) for key in ("predicted_ids", "answer_ids", "answer_logprobs")}
+        text, tokens = str(details.get("predicted", "")), details.get("prompt_tokens")
+        return cls(text=text, is_greedy=is_greedy, prompt_tokens=tokens, **told)
 
 
 class NeedleTask(ABC):
