@@ -246,6 +246,16 @@ def test_a_cell_does_not_depend_on_the_others() -> None:
     assert small.compose(cell).request() == large.compose(cell).request()
 
 
+def test_a_cell_is_read_back_from_its_row() -> None:
+    from vniah.visual.settings import Settings
+    from vniah.visual.task import VisualTask
+
+    film = VisualTask("vniah", "generated", Settings(frames="4,7", depths="0-100:25", needles="icons:0:2"))
+    for task in (film, task_of(lengths="900", depths="0,30", samples=2)):
+        assert all(task.cell(task.row(cell)) == cell for cell in task.cells)
+        assert {row["depth_percent"] for row in task.rows if row["control"]} == {-1}
+
+
 def test_the_haystack_is_tokenised_once_however_often_it_is_bound() -> None:
     seen: list[str] = []
 

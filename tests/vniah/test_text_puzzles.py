@@ -19,7 +19,8 @@ from vniah.text.puzzles import (
 )
 from vniah.text.settings import TextSettings
 
-cells = st.builds(Cell, st.integers(1, 10**6), st.one_of(st.none(), st.integers(0, 100)), st.integers(0, 50))
+depths = st.one_of(st.none(), st.integers(0, 100))
+cells = st.builds(Cell, st.integers(1, 10**6), depths, sample=st.integers(0, 50))
 
 
 def test_strings_are_the_references() -> None:
