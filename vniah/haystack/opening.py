@@ -181,15 +181,13 @@ class Inspection:
 def inspect_file(
     spec: str, *, decoder: str = "pyav", quick: bool = False, progress: Callable[[int, int], object] | None = None
 ) -> Inspection:
-    """Open a haystack or a picture, and read it to its end, holding a few frames at a time.
-
-    Args:
-        spec: as ``open_haystack`` takes it, or a picture file.
-        decoder: of videos.
-        quick: read the first and the last frame alone; a video's packets are counted to the end all the same.
-        progress: called with the frames read and their number.
+    """Open a haystack (as ``open_haystack``) or a picture, and read it to its end, holding a few frames at a time.
 
     What cannot be read is said in ``error`` and raises nothing.
+
+    Args:
+        quick: read the first and the last frame alone; a video's packets are counted to the end all the same.
+        progress: called with the frames read and their number.
     """
     found = Inspection(file=spec)
     try:

@@ -42,12 +42,10 @@ IntHWC = NDArray[np.int32]
 class SyntheticHaystack(Haystack):
     """The film of ``seed``, of any length, drawn when asked for.
 
-    Attributes:
-        endless: no length was chosen; there are ``ENDLESS_FRAMES`` frames, more than anyone shows or encodes whole.
-
     Args:
         seed: which film; any whole number from 0.
-        num_frames: length; without an end unless given. The frames do not depend on it.
+        num_frames: length; without an end unless given, which is ``ENDLESS_FRAMES``, more than anyone shows or encodes
+            whole. The frames do not depend on it.
         width, height: size in pixels, 16 to 4096; 320x180 by default. Another size is another film.
 
     Raises:

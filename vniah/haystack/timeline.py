@@ -408,13 +408,11 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
     """Find the frames of a video and sample them.
 
     Args:
-        path: the video.
         evenly: sample so many frames evenly over the whole video, first and last included (all of them when
             there are fewer), instead of one a second: the released inference's sampling (reference section 1).
 
     Raises:
-        ValueError: not a video, no frames, truncated (naming how many frames can be read), or a clock that does not
-            say which frame is shown when.
+        ValueError: as ``read_timeline``, or a clock that does not say which frame is shown when.
     """
     return _index(path, file_key(path), evenly)
 

@@ -62,7 +62,6 @@ class VideoHaystack(Haystack):
     Rotation and mirroring that the file asks for are applied. Pixels are taken as square, as the reference does.
 
     Args:
-        path: any file PyAV can decode.
         evenly: sample so many frames evenly over the whole video, not one a second (an ordinary prompt's video).
         approximate: skip the smoothing of block edges; named in the fingerprint.
         threads: decoding threads; 0 lets FFmpeg choose.

@@ -120,17 +120,9 @@ def icon_questions(obj: str, colour: str, digit: str) -> list[tuple[str, str]]:
 
 
 def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size: int = 32) -> Image.Image:
-    """Draw one icon at a random place and size.
+    """One icon at a random place and of a random size, RGB, ``size`` pixels square.
 
-    Args:
-        rng: moved on by the same number of draws whatever the size.
-        obj: one of OBJECTS.
-        colour: one of COLOURS.
-        digit: one of DIGITS.
-        size: side of the square picture in pixels.
-
-    Returns:
-        An RGB image of (size, size).
+    ``rng`` is moved on by the same number of draws whatever the size.
     """
     picture_HWC = _texture(rng, size)
     draws = rng.random(8)

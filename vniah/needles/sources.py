@@ -106,7 +106,6 @@ def read_folder(folder: Path, *, name: str | None = None, links_within: Path | N
     """Read and check every needle of a folder; images are decoded once here and again when they are used.
 
     Args:
-        folder: holds needles.json and the images it names.
         name: of the set; the folder's path if None.
         links_within: where links in the folder may lead; a Hub snapshot links to the blobs beside it.
 

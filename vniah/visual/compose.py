@@ -150,12 +150,8 @@ def composed_video(
 
     Args:
         film: see ``held_at_the_end``.
-        num_frames: of the cell.
         depth_percent: ``None`` for the control, which shows haystack frames alone.
-        needle, needle_source: as ``SplicedVideo`` takes them.
-
-    Raises:
-        ValueError: as ``SplicedVideo``.
+        needle, needle_source: as ``SplicedVideo`` takes and checks them.
     """
     frames = composed_frames(num_frames)
     if depth_percent is None:
@@ -194,14 +190,9 @@ class Composer:
     out stays as long as that composer does, its haystack's encoding too, and if that is more than ``max_bytes``.
 
     Args:
-        haystack: shared by all cells.
         cache_dir: holds the encoding of the haystack and the composed files; made when missing.
-        max_bytes: limit of the folder's size.
-        codec: "libx264" or "mjpeg"; ``None`` takes the first that is there.
+        codec: one of ``CODECS``; ``None`` takes the first that is there.
         progress: called with a number of haystack frames as they become ready.
-
-    Attributes:
-        encoded_frames: haystack frames that this object has encoded.
     """
 
     def __init__(
@@ -222,6 +213,7 @@ class Composer:
 
     @property
     def encoded_frames(self) -> int:
+        """Haystack frames that this object has encoded."""
         return self._store.encoded_frames
 
     def cached(self, video: SplicedVideo) -> Path:

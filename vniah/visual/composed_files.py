@@ -27,13 +27,8 @@ _ABANDONED_SECONDS = 86400.0
 def whole_file(folder: Path, recipe: str, fill: Callable[[BinaryIO], object]) -> Path:
     """The file of a recipe: the one that is there, if it is as it was written, which then counts as used just now.
 
-    Else it is made, and is on the disk, whole, before it takes its name. Where one is not as it was written, the run
-    says so.
-
-    Args:
-        folder: made when missing.
-        recipe: letters, digits and dashes.
-        fill: writes the content.
+    Else ``fill`` writes it, and it is on the disk, whole, before it takes its name. Where one is not as it was written,
+    the run says so. A recipe is letters, digits and dashes.
     """
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)

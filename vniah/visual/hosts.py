@@ -107,11 +107,9 @@ def warning(name: str, given: str, frames: int, presentation: str, batch_size: s
     """Why a model would miss the one-frame needle as it is called, and what to pass; "" where nothing says so.
 
     Args:
-        name: lmms-eval's ``--model``.
-        given: its ``--model_args``.
+        name, given, batch_size: lmms-eval's ``--model``, ``--model_args`` and ``--batch_size``.
         frames: of the longest composed video.
         presentation: "video" or "images".
-        batch_size: its ``--batch_size``.
     """
     try:
         host = advise(name, frames)

@@ -54,13 +54,7 @@ def best_codec() -> str:
 
 
 class IntraStore:
-    """The all-intra encoding of a haystack, in chunks on disk, made as far as it is asked for.
-
-    Attributes:
-        key: hash of everything that determines the bytes of the packets.
-        folder: where the chunks are.
-        encoded_frames: frames encoded by this object, not found on disk.
-    """
+    """The all-intra encoding of a haystack, in chunks on disk, made as far as it is asked for."""
 
     def __init__(
         self, haystack: Haystack, cache_dir: Path, codec: str, progress: Callable[[int], object] | None = None
@@ -74,9 +68,10 @@ class IntraStore:
         settings = f"{codec} {sorted(_SETTINGS[codec].items())} {_PIXELS[codec]}"
         # Another build of the encoder may configure its stream otherwise, and must not continue this one.
         build = f"{av.__version__} {av.library_versions}"
+        # Of everything that determines the bytes of the packets.
         self.key = content_hash([_VERSION, haystack.fingerprint, str(haystack.size), settings, build])
         self.folder = cache_dir / f"haystack-{self.key}"
-        self.encoded_frames = 0
+        self.encoded_frames = 0  # by this object, not found on disk
         self._progress = progress
         self._known: dict[str, Path] = {}
 
