@@ -95,9 +95,6 @@ class RandomBackend(Backend):
     def image_tokens(self, size: tuple[int, int]) -> int:
         return self.tokens_per_frame
 
-    def video_suffix(self) -> torch.Tensor | None:
-        return None
-
 
 def numbered_frames(count: int) -> HeldFrames:
     """Frames of one pixel that holds their number."""

@@ -26,21 +26,6 @@ class LongVAConfig(PreTrainedConfig):
     Any key of the decoder, ``rope_theta`` and ``rope_scaling`` included, may be given to ``from_pretrained``
     and reaches ``text_config``: ``from_pretrained(path, rope_theta=1e8, max_position_embeddings=500_000)``.
 
-    Attributes:
-        text_config: the decoder's configuration (qwen2, llama, mistral, ...).
-        vision_config: the tower's (clip_vision_model). Its ``image_size`` is the edge of a tile in pixels.
-        image_token_index: placeholder id of an image token in ``input_ids``, outside any vocabulary.
-        video_token_index: the same for videos.
-        projector_hidden_act: between the projector's two linear layers.
-        vision_feature_layer: which hidden state of the tower is used; -2 is the one before the last.
-        vision_feature_select_strategy: "patch": the class token is dropped.
-        mm_patch_merge_type, image_aspect_ratio, image_grid_pinpoints, mm_spatial_pool_stride, mm_spatial_pool_mode:
-            see ``VisualLayout``.
-        mm_resampler_type: must be None: the released "spatial_pool" would pool a frame twice.
-        tokenizer_model_max_length: carried over; it limits nothing here.
-        released_config: config.json of the released layout this came from, word for word, so that converting
-            back gives the same keys.
-
     Raises:
         ValueError: an unknown merge type, pool mode or feature strategy, a resampler, or canvases that are
             not made of whole tiles.
@@ -50,20 +35,23 @@ class LongVAConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 - transformers' own form
     attribute_map = {"image_token_id": "image_token_index", "video_token_id": "video_token_index"}  # noqa: RUF012
 
-    text_config: Any = None  # a dict before __post_init__, a PreTrainedConfig after it
-    vision_config: Any = None
-    image_token_index: int = IMAGE_TOKEN_INDEX
+    # Both are a dict before __post_init__, a PreTrainedConfig after it.
+    text_config: Any = None  # of the decoder (qwen2, llama, mistral, ...)
+    vision_config: Any = None  # of the tower (clip_vision_model); its image_size is the edge of a tile in pixels
+    image_token_index: int = IMAGE_TOKEN_INDEX  # placeholder id in input_ids, outside any vocabulary
     video_token_index: int = VIDEO_TOKEN_INDEX
-    projector_hidden_act: str = "gelu"
-    vision_feature_layer: int = -2
-    vision_feature_select_strategy: str = "patch"
+    projector_hidden_act: str = "gelu"  # between the projector's two linear layers
+    vision_feature_layer: int = -2  # which hidden state of the tower is used: the one before the last
+    vision_feature_select_strategy: str = "patch"  # the class token is dropped
+    # The next five: see VisualLayout.
     mm_patch_merge_type: str = "unires"
     image_aspect_ratio: str | None = "anyres"
     image_grid_pinpoints: list | None = None
     mm_spatial_pool_stride: int | None = 2
     mm_spatial_pool_mode: str | None = "average"
-    mm_resampler_type: str | None = None
-    tokenizer_model_max_length: int | None = None
+    mm_resampler_type: str | None = None  # must be None: the released "spatial_pool" would pool a frame twice
+    tokenizer_model_max_length: int | None = None  # carried over; it limits nothing here
+    # config.json of the released layout this came from, word for word, so that converting back gives the same keys.
     released_config: dict | None = None
     tie_word_embeddings: bool = False
 

@@ -33,10 +33,8 @@ class LongVAProcessor(ProcessorMixin):
         tokenizer: the decoder's.
         chat_template: Jinja; one of ``chat_templates.CHAT_TEMPLATES`` by default.
         layout: a ``VisualLayout`` or its dict; must be the model's (``config.layout``).
-        image_mean: per channel, of values in 0..1.
-        image_std: per channel.
-        image_token_index: placeholder id of an image token.
-        video_token_index: placeholder id of a video token.
+        image_mean, image_std: per channel, of values in 0..1.
+        image_token_index, video_token_index: placeholder ids.
         preprocess: how video frames are fitted unless a call says so: "crop" (the released inference: centre
             crop) or "pad" (V-NIAH: letterboxed).
     """
@@ -114,7 +112,6 @@ class LongVAProcessor(ProcessorMixin):
             ValueError: placeholders and visuals that do not match in number, an unreadable image, an empty
                 video, an unknown mode, or a prompt above ``max_length``.
         """
-        mode = _check_mode(preprocess or self.preprocess)
         if audio is not None:
             raise ValueError("LongVA hears nothing; audio must be None")
         if images is not None and not isinstance(images, (list, tuple)):
@@ -123,6 +120,7 @@ class LongVAProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or ())
         samples = [(images or (), videos or (), [])] if text is None else distribute(texts, images, videos)
         all_images = [load_image(image) for sample in samples for image in sample[0]]
+        mode = _check_mode(preprocess or self.preprocess)
         all_videos = [
             fit_frames(load_frames(video, num_frames), mode, self.visual_layout.tile_size)
             for sample in samples

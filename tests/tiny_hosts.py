@@ -10,8 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_qwen_vl import CHAT, SPECIAL, made_to_spell, tiny_tokenizer, write_tiny_qwen_vl
+from tiny_checkpoints import TEXT as COMMON
 
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for item in message.content %}"
+    "{% if item.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif item.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ENDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = [*ENDS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 # One placeholder a visual, in front of the text.
 PLACEHOLDERS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -20,15 +30,37 @@ PLACEHOLDERS = (
     "{% for item in message.content if item.type == 'text' %}{{ item.text }}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
-}
+TEXT: dict[str, Any] = {name: size for name, size in COMMON.items() if name != "vocab_size"}
+TEXT["max_position_embeddings"] = 32768
 VISION: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+
+
+def tiny_tokenizer(special: list[str], template: str, **more: Any) -> Any:
+    """Bytes as tokens, and ``special`` ones behind them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    known = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", **more}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **known)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def made_to_spell(model: Any, tokenizer: Any) -> Any:
+    """The model, its words made letters, so that no random answer is blank."""
+    import torch
+
+    head = model.get_output_embeddings().weight
+    assert head is not model.get_input_embeddings().weight
+    spelt = [tokenizer.decode([number]).isalpha() for number in range(len(tokenizer))]
+    with torch.no_grad():
+        head[[number for number in range(len(head)) if number >= len(spelt) or not spelt[number]]] = 0
+    return model
 
 
 def _qwen_ids(tokenizer: Any) -> dict[str, int]:
@@ -63,6 +95,29 @@ def write_tiny_qwen2_vl(folder: Path) -> None:
     torch.manual_seed(0)
     processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
     _save(folder, Qwen2VLForConditionalGeneration(config), processor)
+
+
+def write_tiny_qwen2_5_vl(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    ends = dict(zip(("bos_token_id", "eos_token_id"), (tokenizer.pad_token_id, tokenizer.eos_token_id), strict=True))
+    config = Qwen2_5_VLConfig(
+        text_config={"vocab_size": len(tokenizer) + 1, "rope_parameters": rope, **ends, **TEXT},
+        vision_config={**VISION, "fullatt_block_indexes": [0]},
+        **_qwen_ids(tokenizer),
+    )
+    torch.manual_seed(0)
+    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
+    _save(folder, Qwen2_5_VLForConditionalGeneration(config), processor)
 
 
 def _qwen3_processor(tokenizer: Any) -> Any:
@@ -123,9 +178,7 @@ def write_tiny_internvl(folder: Path) -> None:
 
     named = {"start_image_token": "<img>", "end_image_token": "</img>"}
     named |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    tokenizer = tiny_tokenizer(
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()], PLACEHOLDERS, extra_special_tokens=named
-    )
+    tokenizer = tiny_tokenizer([*ENDS, *named.values()], PLACEHOLDERS, extra_special_tokens=named)
     config = InternVLConfig(
         vision_config={
             "hidden_size": 32,
@@ -158,7 +211,7 @@ def write_tiny_llava_onevision(folder: Path) -> None:
     )
 
     named = {"image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()]
+    special = [*ENDS, *named.values()]
     tokenizer = tiny_tokenizer(special, PLACEHOLDERS, extra_special_tokens=named)
     tiles = [[70, 70], [70, 140], [140, 70]]
     config = LlavaOnevisionConfig(
@@ -203,7 +256,7 @@ def write_tiny_gemma3(folder: Path) -> None:
     )
 
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", *named.values()]
+    special = [*ENDS, "<bos>", *named.values()]
     template = PLACEHOLDERS.replace("<IMG_CONTEXT>", "<start_of_image>")
     tokenizer = tiny_tokenizer(special, template, bos_token="<bos>", extra_special_tokens=named)
     config = Gemma3Config(
@@ -239,7 +292,7 @@ def write_tiny_gemma3(folder: Path) -> None:
 # By lmms-eval's name of the model that loads it.
 CHECKPOINTS: dict[str, Callable[[Path], None]] = {
     "qwen2_vl": write_tiny_qwen2_vl,
-    "qwen2_5_vl": write_tiny_qwen_vl,
+    "qwen2_5_vl": write_tiny_qwen2_5_vl,
     "qwen3_vl": write_tiny_qwen3_vl,
     "qwen3_5": write_tiny_qwen3_5,
     "internvl_hf": write_tiny_internvl,

@@ -55,29 +55,21 @@ _FIXED_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class Backend:
-    """The face of a model towards the engine; as it stands here, that of a text-only one.
-
-    Attributes:
-        fingerprint: of all that decides what the model computes.
-        max_length: tokens of the longest prompt; 0 is any.
-        train_tokens: positions that the checkpoint's config states.
-        layout: how images and frames become visual tokens; None for a text-only model.
-        chunked_until: tokens of the longest prompt that may be computed in parts; None is any.
-        positions_until: tokens of the longest prompt at all; None is any.
-    """
+    """The face of a model towards the engine; as it stands here, that of a text-only one."""
 
     name: str
-    fingerprint: str
+    fingerprint: str  # of all that decides what the model computes
     template: PromptTemplate
     tokenizer: Any
     model: Any
     decoder: Any
     lm_head: Any
     eos_ids: tuple[int, ...]
-    max_length: int
-    train_tokens: int | None
+    max_length: int  # tokens of the longest prompt; 0 is any
+    train_tokens: int | None  # positions that the checkpoint's config states
     tokens_per_frame: int = 0
-    layout: VisualLayout | None = None
+    layout: VisualLayout | None = None  # how images and frames become visual tokens
+    # Tokens of the longest prompt that may be computed in parts, and of the longest at all; None is any.
     chunked_until: int | None = None
     positions_until: int | None = None
     _frames_fingerprint: str = ""

@@ -39,50 +39,29 @@ _DEFAULT_TOP_K = 50  # of transformers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArgs:
-    """Arguments of the lmms-eval model ``longva_ring``.
+    """Arguments of the lmms-eval model ``longva_ring``."""
 
-    Attributes:
-        pretrained: ``nano`` (shipped), a folder, or a Hub id; LongVA in either layout, LLaVA-NeXT-Video,
-            or a text-only causal model.
-        revision: Hub revision.
-        dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
-        device: ``auto`` is this process's CUDA device, else the CPU.
-        max_frames_num: frames sampled from an ordinary video; V-NIAH shows all of a cell's frames.
-        rope_theta: overrides the checkpoint's RoPE base.
-        max_length: overrides the context length that the checkpoint states.
-        parallel: under torchrun, ``branch`` gives subtrees to ranks, ``ring`` shards one sequence over them;
-            ``auto`` is branch when the longest cell fits a device and ring when it does not.
-        attn: attention backend, ``auto`` or a name of transformers' registry.
-        journal: file of scored leaves; ``auto`` keeps one per run in the cache, ``none`` keeps none.
-        preprocess: how frames are fitted; ``auto`` is pad for V-NIAH and crop for ordinary videos.
-        scoring: ``tree`` shares prefixes, ``plain`` is one forward a request (the reference).
-        chunk_tokens: tokens of one prefill chunk.
-        frame_batch: frames of one tower call.
-        template: prompt template, ``auto`` or a name of ``vniah.prompts``.
-        system_prompt: instead of the template's, text or a file of text; a system message of a chat task wins.
-        mm_spatial_pool_mode, mm_spatial_pool_stride: for released configs that lack them.
-        batch_size: accepted for lmms-eval; the tree shares prefixes instead of batching.
-    """
-
-    pretrained: str = "nano"
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    max_frames_num: int = 32
-    rope_theta: float | None = None
-    max_length: int | None = None
+    pretrained: str = "nano"  # shipped; or a folder or Hub id: LongVA, LLaVA-NeXT-Video, or a text-only causal model
+    revision: str | None = None  # of the Hub
+    dtype: str = "auto"  # bfloat16 on CUDA and float32 on the CPU
+    device: str = "auto"  # this process's CUDA device, else the CPU
+    max_frames_num: int = 32  # sampled from an ordinary video; V-NIAH shows all of a cell's frames
+    rope_theta: float | None = None  # instead of the checkpoint's RoPE base
+    max_length: int | None = None  # instead of the context length that the checkpoint states
+    # Under torchrun, branch gives subtrees to ranks and ring shards one sequence over them; auto is branch when the
+    # longest cell fits a device and ring when it does not.
     parallel: str = "auto"
-    attn: str = "auto"
-    journal: str = "auto"
-    preprocess: str = "auto"
-    scoring: str = "tree"
-    chunk_tokens: int = 8192
-    frame_batch: int = 16
-    template: str = "auto"
-    system_prompt: str | None = None
-    mm_spatial_pool_mode: str | None = None
+    attn: str = "auto"  # or a name of transformers' registry of attention
+    journal: str = "auto"  # file of scored leaves; auto keeps one per run in the cache, none keeps none
+    preprocess: str = "auto"  # how frames are fitted; auto is pad for V-NIAH and crop for ordinary videos
+    scoring: str = "tree"  # shares prefixes; plain is one forward a request (the reference)
+    chunk_tokens: int = 8192  # of one prefill chunk
+    frame_batch: int = 16  # frames of one tower call
+    template: str = "auto"  # of the prompt, or a name of vniah.prompts
+    system_prompt: str | None = None  # text or a file of text; a system message of a chat task wins
+    mm_spatial_pool_mode: str | None = None  # this and the next for released configs that lack them
     mm_spatial_pool_stride: int | None = None
-    batch_size: int = 1
+    batch_size: int = 1  # accepted for lmms-eval; the tree shares prefixes instead of batching
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> ModelArgs:

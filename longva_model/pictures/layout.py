@@ -42,25 +42,18 @@ _CHOICES: dict[str, tuple[str, tuple[str | None, ...]]] = {
 class VisualLayout:
     """Everything about pictures that prompt and model must agree on.
 
-    Attributes:
-        merge_type: "unires", "spatial_unpad" (AnyRes) or "flat" (all tokens as they come).
-        aspect_ratio: "anyres" cuts images into tiles; "pad" letterboxes them to one tile; "square" or None
-            crops the centre to one tile.
-        tile_size, patch_size: edges of a tile and of a patch in pixels.
-        pool_stride, pool_mode: edge of the pool over a video frame's patches, "average" or "max"; None is unknown.
-        pinpoints: the canvases; the default follows the merge type.
-
     Raises:
         ValueError: an unknown value, or canvases that are not made of whole tiles.
     """
 
-    merge_type: str = "unires"
+    merge_type: str = "unires"  # or "spatial_unpad" (AnyRes), or "flat" (all tokens as they come)
+    # "anyres" cuts images into tiles, "pad" letterboxes them to one tile, "square" or None crops the centre to one.
     aspect_ratio: str | None = "anyres"
-    tile_size: int = CLIP_SIZE
-    patch_size: int = 14
-    pool_stride: int | None = 2
-    pool_mode: str | None = "average"
-    pinpoints: Pinpoints = ()
+    tile_size: int = CLIP_SIZE  # edge in pixels
+    patch_size: int = 14  # edge in pixels
+    pool_stride: int | None = 2  # edge of the pool over a video frame's patches; None is unknown
+    pool_mode: str | None = "average"  # or "max"; None is unknown
+    pinpoints: Pinpoints = ()  # the canvases; the default follows the merge type
 
     def __post_init__(self) -> None:
         for key, (name, allowed) in _CHOICES.items():

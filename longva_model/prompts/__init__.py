@@ -1,1 +1,1 @@
-"""Prompts and chat templates, and the visuals in them, as requests."""
+"""Prompts and chat templates, and the visuals in them, as requests. Knows no model."""

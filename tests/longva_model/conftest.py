@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tiny_checkpoints import TEXT, VISION, letters
 
-TEXT_SIZES: dict[str, Any] = {
-    "vocab_size": 120,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-}
-# 28 pixels in patches of 7: 4 x 4 patches a tile, 2 x 2 tokens a frame.
-VISION_SIZES: dict[str, Any] = {
-    "image_size": 28,
-    "patch_size": 7,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-}
+TEXT_SIZES: dict[str, Any] = {**TEXT, "vocab_size": 120, "max_position_embeddings": 2048}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +19,7 @@ def tiny_config() -> Callable[..., Any]:
         from longva_model import LongVAConfig
 
         return LongVAConfig(
-            text_config={"model_type": text_type, **TEXT_SIZES, **(text or {})}, vision_config=VISION_SIZES, **options
+            text_config={"model_type": text_type, **TEXT_SIZES, **(text or {})}, vision_config=VISION, **options
         )
 
     return make
@@ -64,18 +47,7 @@ def tiny_model(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def letter_tokenizer() -> Any:
     """One token a character, and the special tokens of Qwen."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = [*string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
-    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
-    )
+    return letters()
 
 
 @pytest.fixture(scope="session")

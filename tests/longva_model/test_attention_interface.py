@@ -8,20 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_checkpoints import TEXT
 from torch import Tensor, nn
 
 from longva_model.attention import RingContext, register, ring_context
 from longva_model.renamed import cache_keyword
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
+SMALL = {**TEXT, "vocab_size": 97, "max_position_embeddings": 256}
 
 
 def decoder(kind: str, attention: str, **settings: Any) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_checkpoints import TEXT
 from torch import nn
 
 from longva_model.backends.backend import ExactRotary, make_exact
@@ -15,15 +16,7 @@ from longva_model.engine import logits
 from longva_model.engine.logits import OwnHead, WideLinear, widened
 
 torch.set_num_threads(1)
-SIZES: dict[str, Any] = {
-    "vocab_size": 130,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-}
+SIZES: dict[str, Any] = {**TEXT, "vocab_size": 130, "max_position_embeddings": 2048}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_checkpoints import TEXT as SIZES
 from tiny_checkpoints import letters, write_llava_next_video, write_longva, write_text_model
 
 from longva_model.backends.loading import load_backend
@@ -25,15 +26,7 @@ from vniah.notices import forget, recorded
 torch.set_num_threads(1)
 LENGTH = 150
 TEXT = "The old harbour lies north of the red river; 31 boats went out, 7 came back, and nobody asked. " * 4
-COMMON: dict[str, Any] = {
-    "vocab_size": 120,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
+COMMON: dict[str, Any] = {**SIZES, "vocab_size": 120, "max_position_embeddings": 512}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
 WINDOWED = {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from tiny_checkpoints import TEXT
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from longva_model.attention import register
@@ -20,15 +21,7 @@ from vniah.contract.sources import HeldFrames
 from vniah.prompts import PLAIN
 
 VOCAB = 97
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-}
+SIZES: dict[str, Any] = {**TEXT, "vocab_size": VOCAB}
 CONFIGS = {
     "qwen2": lambda: Qwen2Config(**SIZES),
     "llama": lambda: LlamaConfig(**SIZES),
@@ -85,9 +78,6 @@ class TinyBackend(Backend):
 
     def image_tokens(self, size: tuple[int, int]) -> int:
         return self.tokens_per_frame
-
-    def video_suffix(self) -> torch.Tensor | None:
-        return None
 
 
 class NoiseFrames(HeldFrames):

@@ -247,11 +247,11 @@ def test_the_references_predictions_on_every_cell(
 @pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")  # by lmms-eval's models
 def test_a_model_of_lmms_evals_own_answers_on_composed_videos(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmms_eval.evaluator import simple_evaluate
-    from tiny_qwen_vl import write_tiny_qwen_vl
+    from tiny_hosts import write_tiny_qwen2_5_vl
 
     monkeypatch.setenv("VNIAH_FRAMES", "3,7")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(small / "datasets"))
-    write_tiny_qwen_vl(small / "qwen")
+    write_tiny_qwen2_5_vl(small / "qwen")
     results = simple_evaluate(
         model="qwen2_5_vl",
         model_args=f"pretrained={small / 'qwen'},{QWEN_ARGS}",
