@@ -48,9 +48,8 @@ def read_run(path: str | Path, name: str | None = None, *, task: str | None = No
         partial: accept a grid with holes (a run that was stopped, or limited).
 
     Raises:
-        FileNotFoundError: no such path, or nothing there to read; says what was looked for.
-        ValueError: a broken line (with its number), no scored cells, several tasks to choose from, or
-            cells that are missing from the grid.
+        FileNotFoundError: nothing there to read; says what was looked for.
+        ValueError: a broken line (with its number), no scored cells, several tasks to choose from, or missing cells.
     """
     runs = read_runs(path, name, task=task)
     grids = [run for run in runs if run.is_grid]
@@ -68,13 +67,8 @@ def read_run(path: str | Path, name: str | None = None, *, task: str | None = No
 
 
 def read_runs(path: str | Path, name: str | None = None, *, task: str | None = None) -> list[Run]:
-    """Read every task of the newest evaluation at ``path``, needle grids or not, as one run a task.
-
-    With ``task``, of the newest evaluation that has that task. See ``read_run`` for the arguments.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``read_run``.
-    """
+    """Read every task of the newest evaluation at ``path``, needle grids or not, as one run a task; with ``task``, that
+    one of the newest evaluation that has it. See ``read_run`` for the arguments and errors."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -87,9 +81,9 @@ def read_runs(path: str | Path, name: str | None = None, *, task: str | None = N
     found = _evaluations(path)
     if task is not None and found:
         tasks = {one for evaluation in found for one in evaluation.tasks}
-        if task not in tasks:
-            raise ValueError(f"{path} has no task {task!r}; it has {', '.join(sorted(tasks)) or 'none'}")
         found = [evaluation for evaluation in found if task in evaluation.tasks]
+        if not found:
+            raise ValueError(f"{path} has no task {task!r}; it has {', '.join(sorted(tasks)) or 'none'}")
     if not found:
         journals = sorted(path.rglob(JOURNALS), key=lambda file: file.stat().st_mtime) if path.is_dir() else []
         if journals:
@@ -99,7 +93,7 @@ def read_runs(path: str | Path, name: str | None = None, *, task: str | None = N
             "none of them; what it scored is in its journal, which a stopped run names. lmms-eval ends with exit code "
             "0 after a failure: its last lines say what went wrong"
         )
-    newest = max(found, key=lambda evaluation: evaluation.age)
+    newest = max(found, key=lambda one: (one.date, max(file.stat().st_mtime for file in one.files)))
     if len(found) > 1:
         notice(f"{path} holds {len(found)} evaluations; the newest is read: {newest.files[0]}")
     only = path if path in newest.samples.values() else None
@@ -122,10 +116,6 @@ class _Evaluation:
     @property
     def files(self) -> list[Path]:
         return [self.results] if self.results else list(self.samples.values())
-
-    @property
-    def age(self) -> tuple[str, float]:
-        return self.date, max(file.stat().st_mtime for file in self.files)
 
     @functools.cached_property
     def told(self) -> Mapping[str, Any]:
@@ -205,8 +195,7 @@ def _read_loose(path: Path, name: str | None, task: str | None) -> Run:
     # While several processes work, each writes a journal of its own; the first is whole at the end.
     ranks = [file for file in path.parent.glob(f"{glob.escape(path.name)}.rank*") if file.suffix != ".lock"]
     rows, parts = _read_cells([path, *sorted(ranks)], last_wins=True)
-    tasks = {str(row["task"]) for row in rows if row["task"] is not None}
-    models = {str(row["model"]) for row in rows if row["model"] is not None}
+    tasks, models = ({str(row[key]) for row in rows if row[key] is not None} for key in ("task", "model"))
     if task is not None and tasks:
         rows = [row for row in rows if row["task"] is None or str(row["task"]) == task]
         if not rows:
@@ -298,15 +287,12 @@ def _object(value: Any, *keys: str) -> Mapping[str, Any]:
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """Scalar metrics by name; a dict of scalars becomes ``name/key``."""
-    found: dict[str, float] = {}
+    parts: dict[str, Any] = {}
     for name, value in values.items():
-        if "_stderr" in name or name.endswith(("_grid", "_provenance")) or name in {"alias", "samples"}:
-            continue
-        parts = {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
-        for full, one in parts.items():
-            if isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one):
-                found[full] = float(one)
-    return found
+        if "_stderr" not in name and not name.endswith(("_grid", "_provenance")) and name not in ("alias", "samples"):
+            parts |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    numbers = {key: one for key, one in parts.items() if isinstance(one, (int, float)) and not isinstance(one, bool)}
+    return {key: float(one) for key, one in numbers.items() if math.isfinite(one)}
 
 
 def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
@@ -352,14 +338,12 @@ _Parts = dict[str, dict[str, Mapping[str, Any]]]
 
 
 def _read_cells(paths: Sequence[Path], *, last_wins: bool) -> tuple[list[dict[str, Any]], _Parts]:
-    """Every scored cell of samples files or journals in file order, read as if the first went on in the others.
+    """Every scored cell of samples files or journals in file order, as a row for ``cells_table`` (see ``_cell``), and
+    what journals say of their runs. Of several files the first goes on in the others.
 
     A cell that was scored twice is one cell when both scores agree; when they do not, the later one
     counts in a journal (``last_wins``), and in a samples file it is an error. A journal may hold runs of several
     models, settings or haystacks, since its keys tell them apart; one grid is not made of them.
-
-    Returns:
-        Rows for ``cells_table``, with ``task``, ``model`` and ``unit`` beside; and what journals say of their runs.
 
     Raises:
         ValueError: naming the file and line: not JSON, not a scored cell's types, scored twice, of another run.
@@ -473,8 +457,7 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict
         }
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: needle_index, ids or log-probabilities are no numbers ({error})") from None
-    about = {key: row[key] for key in ("task", "model") if isinstance(row.get(key), str)}
-    asked = row["input"] if isinstance(row.get("input"), str) else ""
+    outside = {key: value for key, value in row.items() if isinstance(value, str)}
     return {
         **numbers,
         "num_frames": frames,
@@ -483,10 +466,10 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict
         "correct": bool(scored["correct"]),
         "predicted": str(scored.get("predicted", "")),
         "answer": str(scored.get("answer", row.get("target", ""))),
-        "question": str(scored.get("question", asked)),
+        "question": str(scored.get("question", outside.get("input", ""))),
         "mistake": str(scored["mistake"]) if scored.get("distractors") and "mistake" in scored else None,
         "unit": "frames" if "num_frames" in scored else "tokens",
-        "task": scored.get("task", about.get("task")),
-        "model": scored.get("model", about.get("model")),
+        "task": scored.get("task", outside.get("task")),
+        "model": scored.get("model", outside.get("model")),
         "sample": scored.get("sample"),
     }

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 # What a metric says in place of a value that nobody could give.
 NOT_SCORED = "not scored"
-# What a scored cell is where it says nothing of it.
+# Of a scored cell beside its place and needle: what a row says that does not say it.
 _UNTOLD: dict[str, Any] = {
-    "depth_percent": None,
-    "needle": "",
     "needle_index": None,
     "predicted": "",
     "answer": "",
@@ -44,12 +42,16 @@ def cells_table(rows: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     """
     import pandas
 
-    told = [{"num_frames": row.get("context_length"), **_UNTOLD, **row} for row in rows]
-    for row in told:
-        if row.get("control"):
-            row["depth_percent"] = None  # the rows of tasks and journals have -1 there
-    names = ["num_frames", "depth_percent", "needle", "correct", *list(_UNTOLD)[2:]]
-    table = pandas.DataFrame(told, columns=names, dtype=object).astype(_TYPES)
+    rows = list(rows)
+    columns = {
+        "num_frames": [row["num_frames"] if "num_frames" in row else row["context_length"] for row in rows],
+        # The rows of tasks and journals have -1 for a control.
+        "depth_percent": [None if row.get("control") else row["depth_percent"] for row in rows],
+        "needle": [row["needle"] for row in rows],
+        "correct": [row["correct"] for row in rows],
+    }
+    columns |= {name: [row.get(name, untold) for row in rows] for name, untold in _UNTOLD.items()}
+    table = pandas.DataFrame(columns, dtype=object).astype(_TYPES)
     table.insert(4, "control", table["depth_percent"].isna())
     return table
 
