@@ -16,16 +16,14 @@ Measures, on random weights of LongVA-7B's shape:
 
 from __future__ import annotations
 
-import argparse
-import bisect
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from random_backend import RandomBackend
+from harness import options, peak_bytes, random_backend, spent, table
 
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
@@ -38,55 +36,29 @@ from vniah.runs.plan import grid_requests
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is measured."""
+    """What is measured: the paper's by default. ``marks`` are the lengths at which the prefill is read off."""
 
-    device: str
-    dtype: torch.dtype
-    shape: ModelShape
-    vision: dict[str, int] | None
-    frames: str
-    marks: tuple[int, ...]
-    chunk: int
-    tower_frames: int
-    square: int
-    slice_lengths: tuple[int, ...]
-    longest_steps: int
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    shape: ModelShape = SHAPES["LongVA-7B"]
+    vision: dict[str, int] | None = None
+    frames: str = "200-3000:200"
+    marks: tuple[int, ...] = (50_000, 200_000, 432_000)
+    chunk: int = 8192
+    tower_frames: int = 512
+    square: int = 8192
+    slice_lengths: tuple[int, ...] = (16, 64, 512, 2048, 8192)
+    longest_steps: int = 64
 
 
-PAPER = Setting(
-    device="cuda",
-    dtype=torch.bfloat16,
-    shape=SHAPES["LongVA-7B"],
-    vision=None,
-    frames="200-3000:200",
-    marks=(50_000, 200_000, 432_000),
-    chunk=8192,
-    tower_frames=512,
-    square=8192,
-    slice_lengths=(16, 64, 512, 2048, 8192),
-    longest_steps=64,
-)
+PAPER = Setting()
+_TINY = {"layers": 2, "hidden": 128, "intermediate": 256, "heads": 4, "kv_heads": 2, "head_dim": 32, "vocab": 512}
+_TINY_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL = Setting(
     device="cpu",
     dtype=torch.float32,
-    shape=ModelShape(
-        layers=2,
-        hidden=128,
-        intermediate=256,
-        heads=4,
-        kv_heads=2,
-        head_dim=32,
-        vocab=512,
-        tokens_per_frame=4,
-        kv_bytes=4,
-    ),
-    vision={
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 56,
-    },
+    shape=ModelShape(**_TINY, tokens_per_frame=4, kv_bytes=4),
+    vision={**_TINY_VISION, "image_size": 56},
     frames="20-300:20",
     marks=(200, 800, 1200),
     chunk=256,
@@ -97,33 +69,31 @@ SMALL = Setting(
 )
 
 
-def main(options: argparse.Namespace) -> None:
-    setting = SMALL if options.small else PAPER
+def main(given: Any) -> None:
+    setting = SMALL if given.small else PAPER
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device; try --small, which runs on the CPU")
-    torch.set_num_threads(options.threads)
-    print(f"{_device_name(setting)}; torch {torch.__version__}; {setting.dtype}; {setting.shape}")
+    torch.set_num_threads(given.threads)
+    name = f"CPU, {torch.get_num_threads()} thread(s)"
+    if setting.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        name = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+    print(f"{name}; torch {torch.__version__}; {setting.dtype}; {setting.shape}")
     with torch.inference_mode():
         rate = matmul_rate(setting)
         print(f"matrix product of {setting.square} x {setting.square}: {rate / 1e12:.2f} TFLOP/s")
         frames_per_second = tower(setting)
-        engine = new_engine(setting)
+        backend = random_backend(setting.shape, setting.device, setting.dtype)
+        engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=setting.chunk))
         prefill(engine, setting, rate)
         longest(engine, setting)
-        slices = Slices(engine, setting)
-    whole_grid(slices, setting, frames_per_second)
+        forward_seconds = slices(engine, setting)
+    whole_grid(forward_seconds, setting, frames_per_second)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
     """Seconds of one call, the device's work included; the fastest of some."""
-    best = float("inf")
-    for _ in range(repeats):
-        _wait()
-        start = time.perf_counter()
-        work()
-        _wait()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(spent(work)[1].wall for _ in range(repeats))
 
 
 def matmul_rate(setting: Setting) -> float:
@@ -143,12 +113,8 @@ def tower(setting: Setting) -> float:
     # The decoder plays no part: one small layer, of the right width.
     text = {"hidden_size": setting.shape.hidden, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 128}
     heads = {"num_attention_heads": setting.shape.heads, "num_key_value_heads": setting.shape.kv_heads}
-    vision = (
-        {"vision_config": {"model_type": "clip_vision_model", "patch_size": 14, **setting.vision}}
-        if setting.vision
-        else {}
-    )
-    config = LongVAConfig(text_config={"model_type": "qwen2", **text, **heads}, **vision)
+    vision = setting.vision and {"model_type": "clip_vision_model", "patch_size": 14, **setting.vision}
+    config = LongVAConfig(text_config={"model_type": "qwen2", **text, **heads}, vision_config=vision)
     with torch.device(setting.device):
         model = LongVAForConditionalGeneration._from_config(config, dtype=setting.dtype).eval()
     edge = config.layout.tile_size
@@ -169,34 +135,33 @@ def tower(setting: Setting) -> float:
     return found
 
 
-def new_engine(setting: Setting) -> TreeEngine:
-    backend = RandomBackend(setting.shape, setting.device, setting.dtype)
-    return TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=setting.chunk))
-
-
-def _chunk(engine: TreeEngine, setting: Setting, length: int) -> torch.Tensor:
+def _chunk(setting: Setting, length: int) -> torch.Tensor:
     """Random embeddings, (T, D)."""
     return torch.randn(length, setting.shape.hidden, device=setting.device, dtype=setting.dtype)
 
 
 def prefill(engine: TreeEngine, setting: Setting, rate: float) -> None:
     """One prefill of the longest length in chunks; the shorter ones are read off on the way."""
-    total, spent, done = max(setting.marks), 0.0, 0
-    _reset_peak()
+    total, taken, done, rows = max(setting.marks), 0.0, 0, []
+    on_cuda = setting.device == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
     engine.cache = engine.new_cache(total)
-    chunk_TD = _chunk(engine, setting, setting.chunk)
+    chunk_TD = _chunk(setting, setting.chunk)
     engine.hidden(chunk_TD, 1)  # the first forward compiles and plans
     engine.cache.crop_to(0)
-    print(f"\n{'tokens':>9}{'frames':>8}{'seconds':>9}{'TFLOP/s':>9}{'of matmul':>11}")
     for mark in sorted(setting.marks):
         while done < mark:
             new = min(setting.chunk, mark - done)
-            spent += seconds(functools.partial(engine.hidden, chunk_TD[:new], 1))
+            taken += seconds(functools.partial(engine.hidden, chunk_TD[:new], 1))
             done += new
-        flops = setting.shape.forward_flops(mark)
-        frames = mark // setting.shape.tokens_per_frame
-        print(f"{mark:>9,}{frames:>8,}{spent:>9.2f}{flops / spent / 1e12:>9.2f}{flops / spent / rate:>10.0%}")
-    print(f"peak memory: {_peak() / 1e9:.1f} GB, of which keys and values {engine.cache.num_bytes / 1e9:.1f} GB")
+        speed, frames = setting.shape.forward_flops(mark) / taken, mark // setting.shape.tokens_per_frame
+        rows.append({"tokens": f"{mark:,}", "frames": f"{frames:,}", "seconds": f"{taken:.2f}"})
+        rows[-1] |= {"TFLOP/s": f"{speed / 1e12:.2f}", "of matmul": f"{speed / rate:.0%}"}
+    print()
+    table(rows)
+    peak = torch.cuda.max_memory_allocated() if on_cuda else peak_bytes()
+    print(f"peak memory: {peak / 1e9:.1f} GB, of which keys and values {engine.cache.num_bytes / 1e9:.1f} GB")
     engine.cache = None
 
 
@@ -204,7 +169,7 @@ def longest(engine: TreeEngine, setting: Setting) -> None:
     """The longest cache behind which a chunk still runs, by doubling and then halving what is between."""
     step = setting.chunk * 8 if setting.device == "cuda" else setting.chunk
     fits, fails = 0, None
-    chunk_TD = _chunk(engine, setting, setting.chunk)
+    chunk_TD = _chunk(setting, setting.chunk)
     for _ in range(setting.longest_steps):
         length = max(step, 2 * fits) if fails is None else (fits + fails) // 2 // step * step
         if fails is not None and length <= fits:
@@ -234,81 +199,53 @@ def _begin_behind(engine: TreeEngine, setting: Setting, past: int, room: int) ->
     engine.cache.crop_to(past)
 
 
-class Slices:
-    """Seconds of forwards of some lengths behind pasts of some lengths, and between them by interpolation."""
+def slices(engine: TreeEngine, setting: Setting) -> Callable[[int, int], float]:
+    """Measure forwards of some lengths behind pasts of some lengths; seconds of any, in chunks, by interpolation."""
+    most = max(setting.marks)
+    pasts, lengths = [0, most // 8, most // 4, most // 2, most], setting.slice_lengths
+    measured = np.zeros((len(lengths), len(pasts)))
+    _begin_behind(engine, setting, most, room=most + setting.chunk)
+    for row, length in enumerate(lengths):
+        new_TD = _chunk(setting, length)
+        # What a forward writes behind the past stays, so that a longer past must be there again: longest first.
+        for column, past in reversed(list(enumerate(pasts))):
 
-    def __init__(self, engine: TreeEngine, setting: Setting) -> None:
-        self.chunk = setting.chunk
-        self.lengths = list(setting.slice_lengths)
-        most = max(setting.marks)
-        self.pasts = [0, most // 8, most // 4, most // 2, most]
-        self.table: list[list[float]] = []
-        _begin_behind(engine, setting, most, room=most + self.chunk)
-        print(
-            f"\nseconds of a forward of n tokens behind a past\n{'n':>8}"
-            + "".join(f"{past:>10,}" for past in self.pasts)
-        )
-        for length in self.lengths:
-            new_TD = _chunk(engine, setting, length)
-            row = []
-            for past in reversed(self.pasts):
+            def forward(past: int = past, new_TD: torch.Tensor = new_TD) -> None:
                 engine.cache.crop_to(past)
+                engine.hidden(new_TD, 1)
 
-                def forward(past: int = past, new_TD: torch.Tensor = new_TD) -> None:
-                    engine.cache.crop_to(past)
-                    engine.hidden(new_TD, 1)
+            forward()
+            measured[row, column] = seconds(forward, 3)
+            for layer in engine.cache.layers:
+                layer.length = most
+    engine.cache = None
+    print("\nseconds of a forward of n tokens behind a past")
+    table(
+        {"n": f"{length:,}", **{f"{past:,}": f"{value:.4f}" for past, value in zip(pasts, row, strict=True)}}
+        for length, row in zip(lengths, measured, strict=True)
+    )
 
-                forward()
-                row.append(seconds(forward, 3))
-                # What the forward wrote behind the past stays, so that a longer past is there again.
-                for layer in engine.cache.layers:
-                    layer.length = most
-            self.table.append(row[::-1])
-            print(f"{length:>8,}" + "".join(f"{value:>10.4f}" for value in self.table[-1]))
-        engine.cache = None
-
-    def forward(self, new: int, past: int) -> float:
-        """Seconds of ``new`` tokens behind ``past``, in chunks."""
+    def forward_seconds(new: int, past: int) -> float:
         total = 0.0
         while new > 0:
-            now = min(new, self.chunk)
-            total += self._one(now, past)
+            now = min(new, setting.chunk)
+            total += float(np.interp(now, lengths, [np.interp(past, pasts, row) for row in measured]))
             new, past = new - now, past + now
         return total
 
-    def _one(self, new: int, past: int) -> float:
-        low, share = _between(self.lengths, new)
-        above = min(low + 1, len(self.lengths) - 1)
-        at_low, at_high = (self._behind(row, past) for row in (self.table[low], self.table[above]))
-        return at_low + share * (at_high - at_low)
-
-    def _behind(self, row: Sequence[float], past: int) -> float:
-        low, share = _between(self.pasts, past)
-        above = min(low + 1, len(row) - 1)
-        return row[low] + share * (row[above] - row[low])
+    return forward_seconds
 
 
-def _between(points: Sequence[int], value: int) -> tuple[int, float]:
-    """The point at or below ``value``, and how far it is to the next; the ends hold beyond themselves."""
-    low = max(bisect.bisect_right(points, value) - 1, 0)
-    if low + 1 == len(points) or value <= points[0]:
-        return low, 0.0
-    return low, (value - points[low]) / (points[low + 1] - points[low])
-
-
-def whole_grid(slices: Slices, setting: Setting, frames_per_second: float) -> None:
+def whole_grid(forward_seconds: Callable[[int, int], float], setting: Setting, frames_per_second: float) -> None:
     """The paper's grid in time: every forward of the tree, and every forward of one cell after the other."""
-    needles = [(f"needle{number}", "q" * 60, "an answer") for number in range(5)]
-    grid = Grid.parse(setting.frames, "0-100:20")
+    grid, needles = Grid.parse(setting.frames, "0-100:20"), [(f"needle{i}", "q" * 60, "an answer") for i in range(5)]
     cells, _ = grid_requests(grid, needles)
     tokens = functools.partial(segment_tokens, shape=setting.shape)
-    tree = 0.0
-    forwards = 0
-    for step in steps(RequestTree(cells), tokens):
-        # A leaf's forced tokens ride in the same forward.
-        tree += slices.forward(step.new + (2 if step.leaves else 0), step.past)
-        forwards += -(-step.new // setting.chunk)
-    plain = sum(slices.forward(sum(tokens(segment) for segment in cell.segments) + 2, 0) for cell in cells)
+    walk = list(steps(RequestTree(cells), tokens))
+    # A leaf's forced tokens ride in the same forward.
+    tree = sum(forward_seconds(step.new + (2 if step.leaves else 0), step.past) for step in walk)
+    forwards = sum(-(-step.new // setting.chunk) for step in walk)
+    plain = sum(forward_seconds(sum(map(tokens, cell.segments)) + 2, 0) for cell in cells)
     encoding = (grid.longest + len(needles)) / frames_per_second
     print(f"\n{len(cells)} cells, up to {grid.longest} frames, from the slices above:")
     print(f"frames, encoded once  {_clock(encoding)}")
@@ -322,35 +259,5 @@ def _clock(value: float) -> str:
     return f"{int(hours)} h {int(rest // 60):02d} min {rest % 60:04.1f} s"
 
 
-def _device_name(setting: Setting) -> str:
-    if setting.device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-    return f"CPU, {torch.get_num_threads()} thread(s)"
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        from random_backend import peak_bytes
-
-        peak_bytes(anew=True)
-
-
-def _peak() -> int:
-    from random_backend import peak_bytes
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a tiny shape on the CPU")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    main(parser.parse_args())
+    main(options(__doc__, small=False, threads=1))

@@ -10,7 +10,6 @@ not end, and processes that outlive their run. On the shipped nano model, on CPU
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import hashlib
@@ -23,18 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-GRID = {
-    "VNIAH_FRAMES": "4,8,16",
-    "VNIAH_DEPTHS": "0,50,100",
-    "VNIAH_NEEDLES": "icons:0:6",
-    "VNIAH_HAYSTACK": "synthetic",
-}
-VNIAH = ("-m", "vniah")
-RUN = ("run", "vniah_nano", "--model", "nano", "--model-args", "device=cpu")
+from harness import options
+
+GRID = {"FRAMES": "4,8,16", "DEPTHS": "0,50,100", "NEEDLES": "icons:0:6", "HAYSTACK": "synthetic"}
 RECIPE = """
 name: kills
 output: {out}
@@ -53,15 +46,18 @@ SHARES = {"one": 0.7, "branch": 0.1, "ring": 0.1, "training": 0.1}
 TIMEOUT = 600.0
 
 
-def main(options: argparse.Namespace) -> int:
-    draw = random.Random(options.seed)
+def main(given: Any) -> int:
+    modes = given.modes or list(SHARES)
+    if unknown := set(modes) - set(SHARES):
+        raise SystemExit(f"no such mode: {', '.join(unknown)}; expected {', '.join(SHARES)}")
+    draw = random.Random(given.seed)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for mode in options.modes:
-            share = SHARES[mode] / sum(SHARES[each] for each in options.modes)
-            rows.append(run_mode(Path(folder) / mode, mode, max(1, round(share * options.trials)), options.kills, draw))
-    if options.csv:
-        with open(options.csv, "w", newline="", encoding="utf-8") as file:
+        for mode in modes:
+            share = SHARES[mode] / sum(SHARES[each] for each in modes)
+            rows.append(run_mode(Path(folder) / mode, mode, max(1, round(share * given.trials)), given.kills, draw))
+    if given.csv:
+        with open(given.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -108,30 +104,18 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
 def start(mode: str, place: Path) -> subprocess.Popen[bytes]:
     """The run of a mode, in a session of its own; what it prints is in ``log``."""
     place.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **GRID, "VNIAH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["HF_HUB_OFFLINE"] = "1"
-    command = [sys.executable]
+    environment = {**os.environ, **{f"VNIAH_{name}": value for name, value in GRID.items()}}
+    environment |= {"VNIAH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    port = str(29500 + os.getpid() % 99)
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    parallel = [] if mode == "one" else [f"parallel={mode}"]
+    arguments = ",".join(["device=cpu", *parallel])
+    command = [*(torchrun if parallel else []), "-m", "vniah", "run", "vniah_nano", "--model", "nano"]
+    command += ["--model-args", arguments, "-o", str(place / "out")]
     if mode == "training":
-        recipe = place / "recipe.yaml"
-        recipe.write_text(RECIPE.format(out=place / "out"))
-        command += ["-m", "vniah.cli", "train", str(recipe)]
-    else:
-        if mode in ("branch", "ring"):
-            command += [
-                "-m",
-                "torch.distributed.run",
-                "--nproc_per_node",
-                "2",
-                "--master_port",
-                str(29500 + os.getpid() % 99),
-            ]
-        command += [
-            *VNIAH,
-            *RUN[:-1],
-            f"{RUN[-1]},parallel={mode}" if mode != "one" else RUN[-1],
-            "-o",
-            str(place / "out"),
-        ]
+        (place / "recipe.yaml").write_text(RECIPE.format(out=place / "out"))
+        command = ["-m", "vniah.cli", "train", str(place / "recipe.yaml")]
+    command = [sys.executable, *command]
     with (place / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -210,19 +194,5 @@ def undated(value: Any) -> Any:
     return [undated(one) for one in value] if isinstance(value, list) else value
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("modes", nargs="*", help=f"of {', '.join(SHARES)}; all by default")
-    parser.add_argument("--trials", type=int, default=108, help="kills in all")
-    parser.add_argument("--kills", type=int, default=6, help="kills of one run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv")
-    options = parser.parse_args(arguments)
-    options.modes = options.modes or list(SHARES)
-    if unknown := set(options.modes) - set(SHARES):
-        parser.error(f"no such mode: {', '.join(unknown)}; expected {', '.join(SHARES)}")
-    return options
-
-
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(main(options(__doc__, "modes", trials=108, kills=6, seed=0, csv="")))

@@ -14,34 +14,20 @@ longer sequences only come closer to 1. Takes about a minute.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
+
+from harness import Spent, in_processes, options, spent
 
 # Before PyTorch is imported: one thread a process, and no threads to lose in the fork.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """What is measured. ``length`` tokens of the whole sequence, rounded up to full chunks."""
-
-    processes: int
-    length: int
-    heads: int
-    key_heads: int
-    head_size: int
-    rounds: int
-    dtype: str
-
-
-def measure(rank: int, sizes: Sizes, store: str) -> None:
+def measure(rank: int, sizes: Any, store: str) -> None:
     """One process of the ring. Rank 0 also runs the single-process side, while the others wait, and reports."""
     import torch
     import torch.distributed as dist
@@ -72,9 +58,8 @@ def measure(rank: int, sizes: Sizes, store: str) -> None:
 
     def seconds(run: Callable[..., object], *qkv: torch.Tensor) -> torch.Tensor:
         """Seconds on the wall, and of CPU in all threads of this process."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        run(*qkv)
-        return torch.tensor([time.perf_counter() - wall, time.process_time() - cpu])
+        took: Spent = spent(lambda: run(*qkv))[1]
+        return torch.tensor([took.wall, took.cpu])
 
     if rank == 0:
         off = (zigzag_shard(forward(q, k, v), 0, sizes.processes, 2) - forward(local_q, local_k, local_v)).abs().max()
@@ -105,35 +90,14 @@ def measure(rank: int, sizes: Sizes, store: str) -> None:
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--heads", type=int, default=28)
-    parser.add_argument("--key-heads", type=int, default=4)
-    parser.add_argument("--head-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    sizes = Sizes(**vars(parser.parse_args()))
+def main(sizes: Any) -> None:
     import torch  # noqa: F401  imported once, before the fork
 
     with tempfile.TemporaryDirectory() as folder:
-        children = []
-        for rank in range(sizes.processes):
-            child = os.fork()
-            if child == 0:
-                status = 1
-                try:
-                    measure(rank, sizes, str(Path(folder) / "store"))
-                    status = 0
-                finally:
-                    sys.stdout.flush()
-                    os._exit(status)
-            children.append(child)
-        statuses = [os.waitpid(child, 0)[1] for child in children]
-    if any(statuses):
-        sys.exit(1)
+        store = os.path.join(folder, "store")
+        in_processes(*(functools.partial(measure, rank, sizes, store) for rank in range(sizes.processes)))
 
 
 if __name__ == "__main__":
-    main()
+    shape: dict[str, Any] = {"length": 4096, "heads": 28, "key_heads": 4, "head_size": 128}
+    main(options(__doc__, processes=2, **shape, rounds=5, dtype=("float32", "bfloat16")))

@@ -8,13 +8,13 @@ seconds and 2 GB of memory. The tokenizer is a byte-level BPE trained here unles
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import resource
-import time
 from collections.abc import Callable
+from typing import Any
 
-from vniah.contract.requests import RequestTree
+from harness import options, peak_bytes, spent
+
+from vniah.contract.requests import Request, RequestTree
 from vniah.text import prose
 from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import MeasuredHaystack
@@ -36,40 +36,33 @@ def trained_tokenizer() -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def main() -> None:
-    """Print seconds and memory, and the ratio to the plain way."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--haystack", default="builtin")
-    parser.add_argument("--tokenizer", default="", help="folder or Hub id; trained here if not given")
-    parser.add_argument("--lengths", default="32000-512000:32000")
-    args = parser.parse_args()
-    if args.tokenizer:
+def main(given: Any) -> None:
+    if given.tokenizer:
         from vniah.text.task import named_tokenizer
 
-        encode: Callable[[str], list[int]] = named_tokenizer(args.tokenizer)
+        encode: Callable[[str], list[int]] = named_tokenizer(given.tokenizer)
     else:
         encode = trained_tokenizer()
+    settings = TextSettings(lengths=given.lengths, num_distractors=5)
 
-    start = time.perf_counter()
-    source = MeasuredHaystack(open_text_haystack(args.haystack), encode)
-    task = TextTask("text_niah_5", "teacher-forced", TextSettings(lengths=args.lengths, num_distractors=5), source)
-    requests = task.requests()
-    nodes = sum(1 for _ in RequestTree(requests).walk())
-    seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    def prepare() -> tuple[MeasuredHaystack, TextTask, list[Request], int]:
+        source = MeasuredHaystack(open_text_haystack(given.haystack), encode)
+        task = TextTask("text_niah_5", "teacher-forced", settings, source)
+        requests = task.requests()
+        return source, task, requests, sum(1 for _ in RequestTree(requests).walk())
 
+    (source, task, requests, nodes), took = spent(prepare)
+    memory = peak_bytes() / 1e9
     total = sum(task.compose(cell).num_tokens for cell in task.cells)
     longest = [task.compose(cell) for cell in task.cells[-PLAIN_PROMPTS:]]
-    start = time.perf_counter()
-    tokens = sum(len(encode(composed.text())) for composed in longest)
-    plain = (time.perf_counter() - start) * total / tokens
-
-    whole = source.num_tokens
-    print(f"haystack {args.haystack}: {'endless' if whole is None else f'{whole:,} tokens, read again when short'}")
+    tokens, plain = spent(lambda: sum(len(encode(composed.text())) for composed in longest))
+    seconds, whole = plain.wall * total / tokens, source.num_tokens
+    print(f"haystack {given.haystack}: {'endless' if whole is None else f'{whole:,} tokens, read again when short'}")
     print(f"{len(requests):,} prompts of {total:,} tokens in a tree of {nodes:,} nodes")
-    print(f"prepared in {seconds:.1f} s, peak memory {memory:.2f} GB")
-    print(f"each prompt tokenised whole: about {plain:.0f} s, by {tokens:,} tokens: {plain / seconds:.0f} times longer")
+    print(f"prepared in {took.wall:.1f} s, peak memory {memory:.2f} GB")
+    print(f"each prompt tokenised whole: about {seconds:.0f} s, by {tokens:,} tokens: ", end="")
+    print(f"{seconds / took.wall:.0f} times longer")
 
 
 if __name__ == "__main__":
-    main()
+    main(options(__doc__, haystack="builtin", tokenizer="", lengths="32000-512000:32000"))

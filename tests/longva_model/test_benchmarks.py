@@ -1,4 +1,4 @@
-"""The engine's benchmarks run and print their ratios (the numbers themselves are not tested)."""
+"""The benchmarks run and print their ratios (the numbers themselves are not tested)."""
 
 from __future__ import annotations
 
@@ -46,3 +46,9 @@ def test_gpu_grid_in_small_on_the_cpu() -> None:
     for what in ("frames/s", "TFLOP/s", "peak memory", "longest context", "one tree", "times the tree's"):
         assert what in text
     assert re.search(r"one forward a cell +0 h 0\d min", text)
+
+
+def test_the_ring_prints_an_efficiency_for_both_directions() -> None:
+    text = printed("ring.py", "--length", "66", "--heads", "4", "--key-heads", "2", "--rounds", "1")
+    assert float(re.search(r"largest difference of the outputs (\S+)", text)[1]) < 1e-5  # type: ignore[index]
+    assert len(re.findall(r"efficiency \d+\.\d+ by the wall, \d+\.\d+ by CPU seconds", text)) == 2
