@@ -24,14 +24,25 @@ if _os.path.isfile(_os.path.join(_checkout, "pyproject.toml")) and not _os.path.
 
 
 def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
-    """Measure a needle task on a model.
+    """Measure a needle task on a model: ``vniah.evaluate("lmms-lab/LongVA-7B", "vniah", frames="200-3000:200")``.
 
-    Options: frames, depths, haystack, needles, decoder (V-NIAH); lengths, depths, haystack, samples, tokenizer, seed,
-    shared_distractors (text NIAH); limit, output, name; and any model argument (dtype, device, chunk_tokens, ...). What
-    each is: ``help(vniah.commands.run.evaluate)``.
+    The ``Run`` has ``cells`` (a pandas table), ``table()``, ``heatmap(path)`` and ``report(path)``.
 
-    ``vniah.evaluate("nano", "vniah_nano", frames="16,32")`` returns a ``Run`` with ``cells`` (a pandas table),
-    ``table()``, ``heatmap(path)`` and ``report(path)``. ``model`` may be a function ``(mp4_path, question) -> str``.
+    Args:
+        model: a name as ``vniah run --model`` takes it, or a function ``(mp4_path, question) -> str`` that answers
+            freely (for ``vniah_generate``; the path is ``None`` for ``text_niah_generate``).
+        task: a needle task, not a group of several.
+        options: ``limit``: score the first so many cells alone. ``output``: keep results files in that folder, as
+            ``vniah heatmap`` and lmms-eval know them. ``name``: what to call the run; the model's name otherwise. The
+            inputs of V-NIAH, ``frames, depths, haystack, needles, decoder``, or of text NIAH, ``lengths, depths,
+            samples, haystack, tokenizer, seed, shared_distractors``; a grid is a text, a number or a list of numbers.
+            What is left out is read from ``VNIAH_*`` or ``TEXT_NIAH_*``, else is the task's own. And arguments of
+            the model, such as ``dtype``, ``device``, ``chunk_tokens`` (see ``longva_model.lmms.arguments.ModelArgs``).
+
+    Raises:
+        ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
+        FileNotFoundError: no such model, film or needle set.
+        vniah.runs.measure.CellError: the function failed at a cell; names it.
     """
     from vniah.commands.run import evaluate as run
 

@@ -85,25 +85,7 @@ def evaluate(
     name: str | None = None,
     **options: Any,
 ) -> Run:
-    """Measure a needle task on a model: ``vniah.evaluate("lmms-lab/LongVA-7B", "vniah", frames="200-3000:200")``.
-
-    Args:
-        model: a name as ``vniah run --model`` takes it, or a function ``(mp4_path, question) -> str`` that answers
-            freely (for ``vniah_generate``; the path is ``None`` for ``text_niah_generate``).
-        task: a needle task, not a group of several.
-        limit: score the first so many cells alone.
-        output: keep results files there, as ``vniah heatmap`` and lmms-eval know them.
-        name: what to call the run; the model's name otherwise.
-        options: the inputs of V-NIAH, ``frames, depths, haystack, needles, decoder``, or of text NIAH, ``lengths,
-            depths, samples, haystack, tokenizer, seed, shared_distractors``; a grid is a text such as "200-3000:200", a
-            number or a list of numbers. What is left out is read from ``VNIAH_*`` or ``TEXT_NIAH_*``, else is the
-            task's own. And more arguments of the model (see ``longva_model.lmms.arguments.ModelArgs``).
-
-    Raises:
-        ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.
-        FileNotFoundError: no such model, film or needle set.
-        vniah.runs.measure.CellError: the function failed at a cell; names it.
-    """
+    """See ``vniah.evaluate``."""
     from vniah.lmms_plugin import tasks_dir
     from vniah.runs.open import INPUTS, expand, read_index
 

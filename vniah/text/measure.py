@@ -36,6 +36,7 @@ class MeasuredHaystack:
 
     Attributes:
         unit: what is counted, in words.
+        fingerprint: of the text's and of the ids of its first sentences: another tokenizer, another fingerprint.
     """
 
     def __init__(self, haystack: TextHaystack, encode: Encode | None = None, name: str = "") -> None:
@@ -54,7 +55,7 @@ class MeasuredHaystack:
         self._extend()
         key = hashlib.sha256(haystack.fingerprint.encode())
         key.update(self.unit.encode() if self.is_estimate else self._ids.tobytes())
-        self._fingerprint = key.hexdigest()
+        self.fingerprint = key.hexdigest()
 
     def counted_by(self, encode: Encode, name: str = "") -> MeasuredHaystack:
         """The same haystack in tokens of a model, by what the model is fed for a ``Text`` segment.
@@ -81,11 +82,6 @@ class MeasuredHaystack:
         return self._counts[text]
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of the text's and of the ids of its first sentences: another tokenizer, another fingerprint."""
-        return self._fingerprint
-
-    @property
     def num_tokens(self) -> int | None:
         """Tokens of one reading; ``None`` while its end has not been reached."""
         return int(self._borders[-1]) if self._whole else None
@@ -97,13 +93,11 @@ class MeasuredHaystack:
 
     def border_before(self, position: int) -> int:
         """The last sentence border at or before ``position``."""
-        self._reach(position)
         start, offset = self._fold(position)
         return start + int(self._borders[np.searchsorted(self._borders, offset, side="right") - 1])
 
     def border_after(self, position: int) -> int:
         """The first sentence border at or after ``position``."""
-        self._reach(position)
         start, offset = self._fold(position)
         return start + int(self._borders[np.searchsorted(self._borders, offset, side="left")])
 
@@ -132,14 +126,9 @@ class MeasuredHaystack:
             start = base + end
         return "".join(pieces)
 
-    def longest_sentence(self, length: int) -> int:
-        """Tokens of the longest sentence among the first ``length`` tokens: the bound of every placement."""
-        self._reach(length)
-        borders = self._borders[: int(np.searchsorted(self._borders, length, side="left")) + 1]
-        return int(np.diff(borders).max())
-
     def _fold(self, position: int) -> tuple[int, int]:
-        """(where the reading that holds ``position`` begins, the position in it)."""
+        """(where the reading that holds ``position`` begins, the position in it); measured that far."""
+        self._reach(position)
         total = int(self._borders[-1])
         start = position // total * total if self._whole else 0
         return start, position - start

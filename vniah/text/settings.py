@@ -9,15 +9,10 @@ from vniah.runs.grid import Grid, parse_lengths, parse_range
 from vniah.runs.settings import TaskSettings, own
 from vniah.text.puzzles import check_puzzle
 
-PAPER_LENGTHS = "32000-512000:32000"
-PAPER_DEPTHS = "0-100:10"
-PAPER_SAMPLES = 5
-PAPER_SEED = 24242424
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(TaskSettings):
-    """The inputs of a text NIAH grid.
+    """The inputs of a text NIAH grid; the paper's by default.
 
     Attributes:
         lengths: tokens of haystack, "32000-512000:32000" or "32K,64K" (K for thousands).
@@ -33,12 +28,12 @@ class TextSettings(TaskSettings):
     """
 
     prefix = "TEXT_NIAH_"
-    lengths: str = PAPER_LENGTHS
-    depths: str = PAPER_DEPTHS
-    samples: int = PAPER_SAMPLES
+    lengths: str = "32000-512000:32000"
+    depths: str = "0-100:10"
+    samples: int = 5
     haystack: str = ""
     tokenizer: str = ""
-    seed: int = PAPER_SEED
+    seed: int = 24242424
     shared_distractors: bool = False
     num_distractors: int = own(0)
     variant: str = own("single")
