@@ -375,10 +375,6 @@ class Pulse:
         return self._until - time.monotonic()
 
 
-class _StoppedError(BaseException):
-    """In a thread whose caller waits no longer. No ``Exception``: a library that tries again must not catch it."""
-
-
 def within(seconds: float, call: Callable[[], _T]) -> _T:
     """What ``call()`` gives, or what it raises, within a limit on the whole: a byte now and then outlives a read's.
 
@@ -400,36 +396,40 @@ def _together(
     Raises:
         TimeoutError: ``pulse`` died; says ``dead``.
     """
-    done: list[_T] = []
-    failed: list[BaseException] = []
+    done: dict[int, _T] = {}
+    failed: dict[int, BaseException] = {}
 
-    def run(call: Callable[[], _T]) -> None:
+    def run(number: int) -> None:
         try:
-            done.append(call())
+            done[number] = calls[number]()
         except BaseException as error:
-            failed.append(error)
+            failed[number] = error
 
     # Daemons, since an executor's threads are waited for when the process ends.
-    threads = [threading.Thread(target=run, args=(call,), daemon=True, name="within a deadline") for call in calls]
-    for thread in threads:
-        thread.start()
+    threads = [
+        threading.Thread(target=run, args=(number,), daemon=True, name="within a deadline")
+        for number in range(len(calls))
+    ]
     try:
-        while any(thread.is_alive() for thread in threads) and not failed:
+        for thread in threads:
+            thread.start()
+        while len(done) < len(calls) and not failed:
             if pulse.left_s < 0:
                 raise TimeoutError(dead)
             for thread in threads:
                 thread.join(0.02)
             meanwhile()
     finally:
-        for thread in threads:
-            if thread.is_alive():
-                # What Python has for this: the exception is raised in that thread when it next runs Python code.
-                stop = ctypes.py_object(_StoppedError)
+        for number, thread in enumerate(threads):
+            if number not in done and number not in failed:
+                # What Python has for this: the exception is raised in that thread when it next runs Python code. It is
+                # one that no library which tries again catches, and that a thread may end with in silence.
+                stop = ctypes.py_object(SystemExit)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), stop)
     meanwhile()
     if failed:
-        raise failed[0]
-    return done
+        raise next(iter(failed.values()))
+    return list(done.values())
 
 
 @contextlib.contextmanager
