@@ -14,7 +14,13 @@ from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
 from vniah.training.fit import fit, steps_and_passes
 from vniah.training.stages import AlignStage
 
-PARTS = {"tower": "model.vision_tower.", "projector": "model.multi_modal_projector."}
+# What a parameter belongs to by the beginning of its name; the decoder is all that is neither tower nor projector.
+PARTS = (
+    ("model.vision_tower.", "tower"),
+    ("model.multi_modal_projector.", "projector"),
+    ("model.image_newline", "projector"),
+    ("", "decoder"),
+)
 
 
 def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -25,7 +31,8 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], 
 
     set_seed(seed)
     model, tokenizer = load_or_assemble(stage, resolve, seed=seed)
-    train_only(model, stage.parts)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(next((part for start, part in PARTS if name.startswith(start))) in stage.parts)
     model.set_attn_implementation(stage.train.attention)
     aspect_ratio = model.config.image_aspect_ratio
     if stage.data.merge == "square":
@@ -94,15 +101,6 @@ def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: 
 
         calibrate_projector(model, tokenizer, seed=seed)
     return model, tokenizer
-
-
-def train_only(model: Any, parts: tuple[str, ...]) -> None:
-    """Freeze everything but ``parts``. The decoder is all that is neither tower nor projector."""
-    for name, parameter in model.named_parameters():
-        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "decoder")
-        if name == "model.image_newline":
-            part = "projector"
-        parameter.requires_grad_(part in parts)
 
 
 def processor_for(model: Any, tokenizer: Any, template: str) -> Any:

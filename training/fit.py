@@ -149,13 +149,17 @@ def metrics_callback(path: Path) -> Any:
 def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:
     """transformers' TrainingArguments (or a ``kind`` of them, with ``more`` of its own) for a ``Train`` section."""
     import torch
+    import torch.distributed as dist
     from transformers import TrainingArguments
 
     sharded = train.sharding == "fsdp2"
     if sharded and "LOCAL_RANK" not in os.environ:
         raise ValueError(NOT_SHARDED)
-    if train.offload:
-        start_group()
+    if train.offload and world_size() > 1 and torch.cuda.is_available() and not dist.is_initialized():
+        # Before the Trainer does: with weights and gradients on the host, their norm is summed over ranks on the host
+        # too, and NCCL alone cannot.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=timedelta(minutes=30))
     check_trackers(train.report_to)
     schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
     if train.schedule == "constant" and train.warmup:
@@ -236,41 +240,23 @@ def check_disk(folder: Path, needed: int = MINIMUM_FREE) -> None:
         raise OSError(f"the disk of {folder} has {free / 2**20:.0f} MiB free; {needed / 2**20:.0f} MiB are needed")
 
 
-def start_group() -> None:
-    """Open the process group of several ranks on CUDA devices, before the Trainer does.
-
-    With weights and gradients on the host, their norm is summed over ranks on the host too: NCCL alone cannot.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if world_size() > 1 and torch.cuda.is_available() and not dist.is_initialized():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=timedelta(minutes=30))
-
-
 def prepare_model(model: Any) -> None:
-    """Make a model fit to be shared by several ranks.
-
-    *Layers to shard by.* A model made of several ones (tower and decoder) names layers of its families that it does
-    not hold, and accelerate refuses to wrap by a layer that is not there: so name those it has.
-
-    *One pass of the tower.* Sharded layers are gathered by all ranks together each time they run. Ranks with more
-    images must not run the tower more often than the others: all tiles go through it at once.
-
-    *Unused parameters.* The tower's last layers, whose output nobody reads, get no gradient, and data-parallel ranks
-    would wait for it.
-    """
+    """Make a model fit to be shared by several ranks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    # A model made of several ones (tower and decoder) names layers of its families that it does not hold, and
+    # accelerate refuses to shard by a layer that is not there: so name those it has.
     layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
     if layers:
         model._no_split_modules = sorted(layers)
     if world_size() == 1:
         return
     base: Any = getattr(model, "model", None)
+    # Sharded layers are gathered by all ranks together each time they run. Ranks with more images must not run the
+    # tower more often than the others: all tiles go through it at once.
     if hasattr(base, "vision_batch_size"):
         base.vision_batch_size = 1 << 30
+    # The tower's last layers, whose output nobody reads, get no gradient, and data-parallel ranks would wait for it.
     if hasattr(base, "unused_parameters"):
         for parameter in base.unused_parameters():
             parameter.requires_grad_(False)

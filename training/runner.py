@@ -257,7 +257,10 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
                 del running[name]
                 bars.remove(name)
                 if process.returncode or not is_done(folder, name):
-                    raise ValueError(f"stage {name!r} failed: {_last_line(folder / name / 'log.txt')}")
+                    path = folder / name / "log.txt"
+                    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+                    last = next((line for line in reversed(lines) if line.strip()), "no output")
+                    raise ValueError(f"stage {name!r} failed: {last} (whole log: {path})")
                 say(f"{name}: {_summary(read_json(folder / name / DONE))}")
     finally:
         bars.close()
@@ -324,11 +327,6 @@ def last_event(path: Path) -> dict[str, Any] | None:
             if isinstance(event := json.loads(line), dict):
                 return event
     return None
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'no output'} (whole log: {path})"
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -31,8 +31,14 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
 
     set_seed(seed)
     model, tokenizer = load_or_create(stage, resolve)
-    if stage.data.phases:
-        dataset, steps, collate = _synthetic(stage, tokenizer, seed), stage.train.steps, None
+    data, steps = stage.data, stage.train.steps
+    dataset: Any
+    if data.phases:
+        from vniah.training.nano.text_tasks import TextTasks
+
+        shares = {"repeat_share": data.repeat_share, "number_share": data.number_share}
+        tasks = TextTasks(tokenizer, data.phases, seed=seed, **shares)
+        dataset, collate = StepDataset(tasks.batch, steps * stage.train.accumulation), None
     else:
         dataset, steps, collate = *_prepared(stage, seed, resolve), together
     install_loss(model, stage.train.loss, ring=stage.train.attention == "ring")
@@ -89,15 +95,6 @@ def new_decoder(size: NanoSize, tokenizer: Any, stage: TextStage) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen2ForCausalLM(config)
-
-
-def _synthetic(stage: TextStage, tokenizer: Any, seed: int) -> StepDataset:
-    from vniah.training.nano.text_tasks import TextTasks
-
-    data = stage.data
-    shares = {"repeat_share": data.repeat_share, "number_share": data.number_share}
-    tasks = TextTasks(tokenizer, data.phases, seed=seed, **shares)
-    return StepDataset(tasks.batch, stage.train.steps * stage.train.accumulation)
 
 
 def _prepared(stage: TextStage, seed: int, resolve: Callable[[str], str]) -> tuple[Any, int]:
