@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from training_models import nano_folder, pair
 
 from vniah.training.data.labels import BadSampleError
 from vniah.training.dpo import PreferenceCollator, check_pair, read_pairs
@@ -28,36 +28,6 @@ def videos(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(folder / f"{number:03d}.jpg")
     (tmp_path / "videos" / "empty").mkdir()
     return tmp_path / "videos"
-
-
-def pair(**changes: Any) -> dict[str, Any]:
-    return {"id": "p", "video": "v1", "prompt": "<video>\nWhat?", "chosen": "red", "rejected": "blue", **changes}
-
-
-def nano_folder(folder: Path) -> Path:
-    """An untrained nano LongVA with its processor."""
-    from longva_model import LongVAConfig, LongVAForConditionalGeneration
-    from vniah.training.align import processor_for
-    from vniah.training.checkpoints import save_model
-    from vniah.training.nano.tower import tower_config
-    from vniah.training.nano.vocabulary import build_tokenizer
-    from vniah.training.stages import LengthPhase, NanoSize, TextData, TextStage
-    from vniah.training.text import new_decoder
-
-    torch.manual_seed(0)
-    size = NanoSize(hidden_size=32, num_layers=1, intermediate_size=48, vision_width=32, vision_layers=2)
-    tokenizer = build_tokenizer()
-    stage = TextStage(
-        name="t",
-        new=size,
-        train=Train(lr=1e-3, steps=1),
-        data=TextData(phases=(LengthPhase(start=0, length=64, batch=1),)),
-        sequence_length=512,
-    )
-    text = new_decoder(size, tokenizer, stage).config
-    model = LongVAForConditionalGeneration(LongVAConfig(text_config=text, vision_config=tower_config(size)))
-    save_model(model, processor_for(model, tokenizer, "nano"), folder)
-    return folder
 
 
 @pytest.mark.parametrize(

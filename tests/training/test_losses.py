@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training_models import tiny_qwen2
 
 from vniah.training import losses
 from vniah.training.losses import available_engines, install_loss, linear_cross_entropy
@@ -87,18 +88,7 @@ def test_an_engine_that_is_not_here() -> None:
 
 
 def test_installed_in_a_model_it_equals_the_models_own_loss() -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model = Qwen2ForCausalLM(config)
+    model = tiny_qwen2(2, vocabulary=VOCABULARY)
     ids = torch.randint(0, VOCABULARY, (2, 11))
     labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, -100)
     wanted = model(input_ids=ids, labels=labels).loss
@@ -119,13 +109,7 @@ def test_installed_in_a_model_it_equals_the_models_own_loss() -> None:
 
 def test_the_head_is_called_as_a_module() -> None:
     """FSDP has a module's weights whole only while the module runs; it is told by hooks."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1,
-    )  # fmt: skip
-    model = install_loss(Qwen2ForCausalLM(config))
+    model = install_loss(tiny_qwen2(vocabulary=VOCABULARY))
     called = []
     model.lm_head.register_forward_pre_hook(lambda *_: called.append("before"))
     model.lm_head.register_forward_hook(lambda *_: called.append("after"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from training_models import write_recipe
 
 from vniah.training.align import load_or_assemble
 from vniah.training.nano.pictures import draw_distractors, draw_icons
@@ -33,9 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "frozen", **start, "train": QUICK},
         {"name": "decoder", **start, "parts": ["projector", "decoder"], "train": decoder_alone},
     ]
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"name": "small", "seed": 3, "output": str(folder / "run"), "stages": stages}))
-    run_recipe(load_recipe(str(path)), say=lambda _: None)
+    run_recipe(load_recipe(write_recipe(folder, "run", stages, seed=3)), say=lambda _: None)
     return folder / "run"
 
 
@@ -49,7 +47,7 @@ def weights(folder: Path, part: str) -> dict[str, Any]:
 def fresh(trained: Path) -> tuple[Any, Any]:
     from transformers import set_seed
 
-    stage = load_recipe(str(trained.parent / "recipe.yaml")).stage("frozen")
+    stage = load_recipe(trained.with_suffix(".yaml")).stage("frozen")
     set_seed(3)
     return load_or_assemble(stage, lambda name: str(trained / name / "model"), seed=3)
 

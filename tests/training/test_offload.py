@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from training_models import tiny_qwen2
 
 from vniah.training.activations import enable_offloaded_checkpointing, enable_tiling
 from vniah.training.losses import install_loss
-
-
-def tiny() -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=20,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    return Qwen2ForCausalLM(config).train()
 
 
 @pytest.mark.parametrize("frozen_embeddings", [False, True])
@@ -31,7 +15,7 @@ def test_same_gradients(frozen_embeddings: bool) -> None:
     ids = torch.arange(14).view(2, 7)
     grads = []
     for offload in (False, True):
-        model = tiny()
+        model = tiny_qwen2(3).train()
         model.model.embed_tokens.requires_grad_(not frozen_embeddings)
         if offload:
             enable_offloaded_checkpointing(model)
@@ -48,7 +32,7 @@ def test_under_autocast_the_backward_pass_repeats_what_the_forward_pass_did() ->
     ids = torch.arange(14).view(2, 7)
     grads = []
     for offload in (False, True):
-        model = tiny()
+        model = tiny_qwen2(3).train()
         if offload:
             enable_offloaded_checkpointing(model)
         install_loss(model)
@@ -69,7 +53,7 @@ def test_in_tiles_the_loss_and_gradients_are_the_same(tokens: int, offload: bool
     ids = torch.arange(14).view(2, 7)
     results = []
     for tile in (0, tokens):
-        model = tiny()
+        model = tiny_qwen2(3).train()
         model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
         if tile:
             enable_tiling(model, tile)
@@ -89,7 +73,7 @@ def test_tiles_keep_less_for_the_backward_pass() -> None:
     """Of MLP and norms only the input is kept, whatever their width."""
     kept = []
     for tile in (0, 2):
-        model = tiny()
+        model = tiny_qwen2(3).train()
         if tile:
             enable_tiling(model, tile)
         install_loss(model)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_models import tiny_qwen2
 
 from vniah.notices import recorded
 from vniah.training import fit as fit_module
@@ -42,16 +43,9 @@ class Batches:
 
 
 def tiny() -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     from vniah.training.losses import install_loss
 
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1,
-    )  # fmt: skip
-    return install_loss(Qwen2ForCausalLM(config))
+    return install_loss(tiny_qwen2())
 
 
 def train(folder: Path, dies_at: int = -1) -> tuple[list[Any], dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from training_models import write_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 FSDP = str(Path(__file__).with_name("fsdp_on_gloo.py"))
@@ -73,9 +73,7 @@ def recipe(folder: Path, name: str, **train: Any) -> Path:
         # What two ranks would train without sharding is taken from the run on one.
         stages = [{**stages[2], "model_from": str(folder / "alone" / "start" / "model")}]
         stages[0]["data"] = {"shards": str(folder / "alone" / "shards" / "shards")}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"name": name, "output": str(folder / name), "stages": stages}))
-    return path
+    return write_recipe(folder, name, stages)
 
 
 def run(command: list[str]) -> str:

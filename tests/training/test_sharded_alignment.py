@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from training_models import nano_folder, nano_parts, pair, write_recipe
 
 ROOT = Path(__file__).parents[2]
 FSDP = str(Path(__file__).with_name("fsdp_on_gloo.py"))
@@ -40,23 +39,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPVisionModel
 
     from vniah.training.checkpoints import save_model
-    from vniah.training.nano.tower import tower_config
-    from vniah.training.nano.vocabulary import build_tokenizer
-    from vniah.training.stages import LengthPhase, NanoSize, TextData, TextStage, Train
-    from vniah.training.text import new_decoder
 
     folder = tmp_path_factory.mktemp("world")
-    size = NanoSize(hidden_size=32, num_layers=2, intermediate_size=48, vision_width=32, vision_layers=2)
-    tokenizer = build_tokenizer()
-    text = TextStage(
-        name="t",
-        new=size,
-        train=Train(lr=1e-3, steps=1),
-        data=TextData(phases=(LengthPhase(start=0, length=64, batch=1),)),
-        sequence_length=2048,
-    )
-    save_model(new_decoder(size, tokenizer, text), tokenizer, folder / "decoder")
-    save_model(CLIPVisionModel(tower_config(size)), None, folder / "tower")
+    decoder, tokenizer, tower = nano_parts(2, length=2048)
+    save_model(decoder, tokenizer, folder / "decoder")
+    save_model(CLIPVisionModel(tower), None, folder / "tower")
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     samples: list[dict[str, Any]] = []
@@ -88,9 +75,7 @@ def recipe(world: Path, name: str, **train: Any) -> Path:
         stage("one", ["projector"], "plain", "square", **start),
         stage("two", ["tower", "projector", "decoder"], "qwen_1_5", "unires", model_from="one"),
     ]
-    path = world / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"name": name, "output": str(world / name), "stages": stages}))
-    return path
+    return write_recipe(world, name, stages)
 
 
 def losses(folder: Path) -> list[float]:
@@ -129,26 +114,21 @@ def test_both_stages_on_two_ranks_without_sharding(world: Path, alone: list[floa
 @pytest.mark.slow
 def test_dpo_sharded(world: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    spec = importlib.util.spec_from_file_location("dpo_data", Path(__file__).with_name("test_dpo.py"))
-    assert spec is not None and spec.loader is not None
-    dpo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(dpo)
     for number in range(3):
         (tmp_path / "videos" / "v1").mkdir(parents=True, exist_ok=True)
         pixels = np.full((24, 40, 3), 60 * number, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "videos" / "v1" / f"{number}.png")
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(dpo.pair(id=str(i))) for i in range(4)))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair(id=str(i))) for i in range(4)))
     stage = {
         "name": "dpo",
         "kind": "dpo",
-        "model_from": str(dpo.nano_folder(tmp_path / "model")),
+        "model_from": str(nano_folder(tmp_path / "model")),
         "json": [str(tmp_path / "pairs.jsonl")],
         "videos": str(tmp_path / "videos"),
         "num_frames": 3,
         "train": {"lr": 2e-3, "steps": 3, "sharding": "fsdp2", "checkpointing": "full", "log_every": 1},
     }
-    path = tmp_path / "dpo.yaml"
-    path.write_text(yaml.safe_dump({"name": "dpo", "output": str(tmp_path / "out"), "stages": [stage]}))
+    path = write_recipe(tmp_path, "out", [stage])
     assert "'FSDPQwen2DecoderLayer': 1" in launch("torchrun", FSDP, "train", str(path))
     curve = [json.loads(line)["loss"] for line in (tmp_path / "out/dpo/run/metrics.jsonl").open()]
     assert curve[0] == pytest.approx(np.log(2), abs=5e-3) and curve[-1] < curve[0] - 0.02
