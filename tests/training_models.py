@@ -33,7 +33,7 @@ def nano_parts(layers: int = 1, *, length: int = 512) -> tuple[Any, Any, Any]:
     data = TextData(phases=(LengthPhase(start=0, length=64, batch=1),))
     stage = TextStage(name="t", new=size, train=Train(lr=1e-3, steps=1), data=data, sequence_length=length)
     tokenizer = build_tokenizer()
-    return new_decoder(size, tokenizer, stage), tokenizer, tower_config(size)
+    return new_decoder(stage, tokenizer), tokenizer, tower_config(size)
 
 
 def nano_folder(folder: Path) -> Path:

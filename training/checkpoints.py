@@ -66,23 +66,10 @@ def _named(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
 
 
-def seal_callback() -> Any:
-    """A callback of the Trainer that seals each checkpoint behind its last write."""
-    import torch.distributed as dist
-    from transformers import TrainerCallback
-
-    class Sealed(TrainerCallback):
-        """Writes hashes.json into a checkpoint, on the first rank."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if dist.is_initialized():
-                dist.barrier()  # every rank writes a part of it
-            if state.is_world_process_zero:
-                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                hashes = _hashes(checkpoint, _files(checkpoint))
-                write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
-
-    return Sealed()
+def seal(checkpoint: Path) -> None:
+    """Write the hash of every file of a checkpoint beside them."""
+    hashes = _hashes(checkpoint, _files(checkpoint))
+    write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -22,8 +22,7 @@ import numpy as np
 from vniah.files import read_json, read_json_lines
 from vniah.prompts import QWEN_1_5, PromptTemplate
 from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
-from vniah.training.data.labels import BadSampleError, sample_id
-from vniah.training.processes import check_bad, map_parts, rank, wait_for
+from vniah.training.processes import BadSampleError, check_bad, map_parts, rank, sample_id, wait_for
 from vniah.training.stages import DpoStage, as_data
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.files import replacing
-from vniah.training.checkpoints import check_identity, last_checkpoint, seal_callback
+from vniah.training.checkpoints import check_identity, last_checkpoint, seal
 from vniah.training.processes import world_size
 from vniah.training.stages import Train, as_data
 
@@ -100,8 +100,7 @@ def run_trainer(trainer: Any, train: Train, folder: Path, save: Any = None) -> t
     """
     if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         raise ValueError(NOT_SHARDED)
-    for callback in (metrics_callback(folder / METRICS), seal_callback()):
-        trainer.add_callback(callback)
+    trainer.add_callback(run_callback(folder / METRICS))
     result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if save is not None:
         save(trainer)
@@ -123,11 +122,12 @@ def logged_events(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def metrics_callback(path: Path) -> Any:
-    """A callback of the Trainer that keeps metrics.jsonl, and stops on a loss that is not finite."""
+def run_callback(path: Path) -> Any:
+    """A callback of the Trainer that keeps metrics.jsonl, seals checkpoints, and stops on a loss that is not finite."""
+    import torch.distributed as dist
     from transformers import TrainerCallback
 
-    class Metrics(TrainerCallback):
+    class Kept(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             """Begin as the run was at its checkpoint. What stands in the file is not read: it may be damaged."""
             if state.is_world_process_zero:
@@ -143,7 +143,13 @@ def metrics_callback(path: Path) -> Any:
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(event) + "\n")
 
-    return Metrics()
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if dist.is_initialized():
+                dist.barrier()  # every rank writes a part of it
+            if state.is_world_process_zero:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Kept()
 
 
 def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: Any = None, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ranks that share a stage, and worker processes that share a rank's work.
+"""Ranks that share a stage, worker processes that share a rank's work, and what they find that is bad.
 
 The launcher (torchrun, accelerate launch) says by RANK and WORLD_SIZE who is who.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +31,16 @@ def wait_for(path: Path, seconds: float = 1.0) -> None:
     """Wait until another process has written ``path``. Should that process die, the launcher ends this one."""
     while not path.is_file():
         time.sleep(seconds)
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be learnt from, for a reason to report."""
+
+
+def sample_id(sample: Any, number: int) -> str:
+    """What to call a sample in reports: its id where it has one, else its number."""
+    given = sample.get("id") if isinstance(sample, dict) else None
+    return f"#{number}" if given is None else re.sub(r"\s+", " ", str(given))
 
 
 def check_bad(what: str, bad: Sequence[str], total: int, max_share: float, *, more: str = "") -> None:

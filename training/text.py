@@ -13,7 +13,7 @@ from typing import Any
 from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
 from vniah.training.fit import StepDataset, fit, steps_and_passes
 from vniah.training.processes import world_size
-from vniah.training.stages import NanoSize, TextStage
+from vniah.training.stages import TextStage
 
 
 def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -62,9 +62,8 @@ def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any
     if stage.model_from is None:
         from vniah.training.nano.vocabulary import build_tokenizer
 
-        assert stage.new is not None
         tokenizer = build_tokenizer()
-        model = new_decoder(stage.new, tokenizer, stage)
+        model = new_decoder(stage, tokenizer)
     else:
         source = resolve(stage.model_from)
         tokenizer = load_tokenizer(source)
@@ -80,13 +79,14 @@ def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any
     return model, tokenizer
 
 
-def new_decoder(size: NanoSize, tokenizer: Any, stage: TextStage) -> Any:
-    """A Qwen2ForCausalLM of random weights."""
+def new_decoder(stage: TextStage, tokenizer: Any) -> Any:
+    """A Qwen2ForCausalLM of random weights, of the shape that the stage says."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    assert stage.new is not None
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        **size.decoder,
+        **stage.new.decoder,
         max_position_embeddings=stage.max_positions or stage.sequence_length,
         rope_parameters={"rope_type": "default", "rope_theta": stage.rope_theta or 1e4},
         tie_word_embeddings=False,

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from training_models import nano_folder, pair
 
-from vniah.training.data.labels import BadSampleError
 from vniah.training.dpo import PreferenceCollator, check_pair, read_pairs
+from vniah.training.processes import BadSampleError
 from vniah.training.stages import DpoStage, Train
 
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from vniah.training.data.labels import (
-    IGNORE,
+from vniah.training.data.llava import (
     IMAGE,
-    BadSampleError,
     check_conversation,
     encode,
     expand_images,
     pieces,
 )
-from vniah.training.stages import VisionData
+from vniah.training.processes import BadSampleError
+from vniah.training.stages import IGNORE, VisionData
 
 Style = functools.partial(VisionData, json=("data.json",))
 

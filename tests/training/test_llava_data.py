@@ -15,8 +15,8 @@ from PIL import Image
 
 from longva_model.pictures.layout import VisualLayout
 from vniah.training.data import llava
-from vniah.training.data.labels import BadSampleError
 from vniah.training.data.llava import Collator, LlavaSamples, SampleReader, Source, build_index, grouped_order
+from vniah.training.processes import BadSampleError
 from vniah.training.stages import VisionData
 
 LAYOUT = VisualLayout(tile_size=32, patch_size=8)

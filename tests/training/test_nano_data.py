@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from vniah.training.nano import pictures
 from vniah.training.nano.pictures import VisionTasks, draw_distractors, draw_icons, montage
 from vniah.training.nano.text_tasks import IGNORE, TextTasks, phase_at
 from vniah.training.nano.vocabulary import build_tokenizer
-from vniah.training.stages import LengthPhase
+from vniah.training.stages import AlignStage, LengthPhase, Train, VisionData
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +129,10 @@ def test_vision_batches_fit_the_model(tokenizer: Any, merge: str) -> None:
     from longva_model.pictures.layout import VisualLayout
 
     layout = VisualLayout(merge_type=merge, tile_size=32, patch_size=8)
-    tasks = VisionTasks(
-        tokenizer,
-        draw_icons(60, 32, seed=0),
-        np.zeros((5, 32, 32, 3), np.uint8),
-        layout=layout,
-        placeholder=2**30,
-        batch_size=3,
-        max_tiles=8,
-        max_questions=3,
-        seed=0,
-    )
+    data = VisionData(icons=True, max_tiles=8, max_questions=3)
+    stage = AlignStage(name="a", model_from="m", data=data, train=Train(lr=1e-3, steps=1, batch_size=3))
+    config = SimpleNamespace(layout=layout, image_token_index=2**30)
+    tasks = VisionTasks(stage, config, tokenizer, draw_icons(60, 32, seed=0), np.zeros((5, 32, 32, 3), np.uint8), 0)
     counts = set()
     for step in range(20):
         batch = tasks.batch(step)

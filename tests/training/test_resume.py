@@ -14,7 +14,7 @@ from training_models import tiny_qwen2
 from vniah.notices import recorded
 from vniah.training import fit as fit_module
 from vniah.training.checkpoints import check_identity, last_checkpoint
-from vniah.training.fit import fit, logged_events, metrics_callback, parameter_groups
+from vniah.training.fit import fit, logged_events, parameter_groups, run_callback
 from vniah.training.stages import TowerStage, Train
 
 STEPS = 8
@@ -268,7 +268,7 @@ def test_the_log_of_a_run_that_begins_is_empty(tmp_path: Path) -> None:
 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')
-    metrics_callback(path).on_train_begin(None, TrainerState(), None)
+    run_callback(path).on_train_begin(None, TrainerState(), None)
     assert path.read_text() == "" and logged_events([]) == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vniah.training.data.labels import IMAGE, check_conversation, encode, expand_images, pieces
+from vniah.training.data.llava import IMAGE, check_conversation, encode, expand_images, pieces
 from vniah.training.stages import VisionData
 
 Style = functools.partial(VisionData, json=("data.json",))

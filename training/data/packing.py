@@ -9,7 +9,7 @@ Shape legend: D documents, S selected ones in order. ``lengths_D`` in tokens; ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,20 +97,16 @@ class Packing:
         total = int(self.ends_S[-1]) if len(take_S) else 0
         self.num_sequences, self.tail_tokens = divmod(total, length + 1)
 
-    def _pieces(self, sequence: int) -> Iterator[tuple[int, int, int]]:
-        """(entry, start, stop) of what makes up a sequence, in order: those tokens of the entry-th document."""
+    def tokens(self, sequence: int, document: Callable[[int], Ints], separator: int) -> NDArray[np.int32]:
+        """The ids of a sequence; ``document`` gives the taken ids of the n-th selected document."""
         if not 0 <= sequence < self.num_sequences:
             raise IndexError(f"sequence {sequence} of {self.num_sequences}")
         position, stop = sequence * (self.length + 1), (sequence + 1) * (self.length + 1)
         entry = int(np.searchsorted(self.ends_S, position, side="right"))
+        pieces = []
         while position < stop:
             begin = int(self.ends_S[entry - 1]) if entry else 0
             end = min(stop, int(self.ends_S[entry]))
-            yield entry, position - begin, end - begin
+            pieces.append(np.append(document(entry), separator)[position - begin : end - begin])
             position, entry = end, entry + 1
-
-    def tokens(self, sequence: int, document: Callable[[int], Ints], separator: int) -> NDArray[np.int32]:
-        """The ids of a sequence; ``document`` gives the taken ids of the n-th selected document."""
-        pieces = self._pieces(sequence)
-        ids = [np.append(document(entry), separator)[start:stop] for entry, start, stop in pieces]
-        return np.concatenate(ids).astype(np.int32)
+        return np.concatenate(pieces).astype(np.int32)

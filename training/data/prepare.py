@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 
 from vniah.files import parse_json, read_json
 from vniah.training.checkpoints import check_identity, load_tokenizer, write_json
-from vniah.training.data.labels import BadSampleError
 from vniah.training.data.packing import Packing, Selection, select_documents
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.fit import MINIMUM_FREE, check_disk
-from vniah.training.processes import check_bad, map_parts
+from vniah.training.processes import BadSampleError, check_bad, map_parts
 from vniah.training.stages import PrepareTextStage, as_data
 
 # Scan this many times the tokens wanted, so that long documents are upsampled by choice before repetition.
@@ -264,10 +263,9 @@ def _check_bad(reports: list[Report], max_share: float, folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """Everything a process needs to write a shard; ``rows`` are the documents of each of ``parts``."""
+    """Everything a process needs to write a shard."""
 
     parts: tuple[Path, ...]
-    rows: tuple[int, ...]
     out: Path
     selection: Selection
     packing: Packing
@@ -282,7 +280,7 @@ class _Job:
         if path.is_file():
             return path.name, count
         tables = [read_arrow(part) for part in self.parts]
-        starts = np.concatenate([[0], np.cumsum(self.rows)])
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
 
         def document(entry: int) -> NDArray[np.int64]:
             index = int(self.selection.index_S[entry])
@@ -314,7 +312,6 @@ def _plan(
     )
     job = _Job(
         parts=paths,
-        rows=tuple(table.num_rows for table in tables),
         out=folder.parent / "shards",
         selection=selection,
         packing=Packing(selection.take_S, stage.sequence_length),

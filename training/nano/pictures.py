@@ -164,54 +164,33 @@ def shifted(pixels_NHWC: PicturesNHWC, rng: np.random.Generator, *, reach: int) 
 def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> StepDataset:
     """A stage's generated pictures, and text between them, as a dataset of whole batches."""
     data, size = stage.data, config.layout.tile_size
-    make = VisionTasks(
-        tokenizer,
-        draw_icons(data.pool_images, size, seed=seed + 10),
-        draw_distractors(data.pool_images // 4, size, seed=seed + 10, film_share=data.film_share),
-        layout=config.layout,
-        placeholder=config.image_token_index,
-        batch_size=stage.train.batch_size,
-        max_tiles=data.max_tiles,
-        max_questions=data.max_questions,
-        seed=seed,
-    ).batch
+    icons = draw_icons(data.pool_images, size, seed=seed + 10)
+    others_NHWC = draw_distractors(data.pool_images // 4, size, seed=seed + 10, film_share=data.film_share)
+    make = VisionTasks(stage, config, tokenizer, icons, others_NHWC, seed).batch
     if data.text_share:
         make = with_text(make, tokenizer, share=data.text_share, length=data.text_length, seed=seed)
     return StepDataset(make, stage.train.steps * stage.train.accumulation)
 
 
 class VisionTasks:
-    """Batches of ``batch_size`` images with icons among distractors, and questions about them, by step.
-
-    ``layout`` is the model's ``VisualLayout``, ``placeholder`` its config's ``image_token_index``.
-    """
+    """Batches of images with icons among distractors, and questions about them, by step."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        icons: IconPool,
-        distractors_NHWC: PicturesNHWC,
-        *,
-        layout: Any,
-        placeholder: int,
-        batch_size: int,
-        max_tiles: int,
-        max_questions: int,
-        seed: int,
+        self, stage: AlignStage, config: Any, tokenizer: Any, icons: IconPool, others_NHWC: PicturesNHWC, seed: int
     ) -> None:
         self._ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
         self._pre, self._end, self._pad = self._ids(NANO.pre), tokenizer.eos_token_id, tokenizer.pad_token_id
         self._names = ([str(o) for o in OBJECTS], [str(c) for c in COLOURS], [str(d) for d in DIGITS])
-        self._icons, self._distractors_NHWC = icons, distractors_NHWC
-        self._layout, self._placeholder = layout, placeholder
-        self._batch_size, self._max_questions, self._seed = batch_size, max_questions, seed
+        self._icons, self._others_NHWC, self._seed = icons, others_NHWC, seed
+        self._layout, self._placeholder = config.layout, config.image_token_index
+        self._batch_size, self._max_questions = stage.train.batch_size, stage.data.max_questions
         self._shapes: dict[int, list[tuple[int, int]]] = {}  # (columns, rows) of canvases by their number of tiles
-        for width, height in layout.pinpoints:
-            columns, rows = width // layout.tile_size, height // layout.tile_size
-            if columns * rows in TILE_COUNTS and columns * rows <= max_tiles:
+        for width, height in self._layout.pinpoints:
+            columns, rows = width // self._layout.tile_size, height // self._layout.tile_size
+            if columns * rows in TILE_COUNTS and columns * rows <= stage.data.max_tiles:
                 self._shapes.setdefault(columns * rows, []).append((columns, rows))
         if not self._shapes:
-            raise ValueError(f"no canvas has 2 to {max_tiles} tiles; raise max_tiles")
+            raise ValueError(f"no canvas has 2 to {stage.data.max_tiles} tiles; raise max_tiles")
 
     def batch(self, step: int) -> dict[str, Any]:
         """``pixel_values`` (N, 3, S, S), ``image_sizes`` (B, 2); ids, labels and mask (B, T)."""
@@ -236,7 +215,7 @@ class VisionTasks:
         count = columns * rows
         chosen = self._draw_icons(rng, int(rng.integers(1, min(count, 6) + 1)))
         places = rng.choice(count, len(chosen), replace=False)
-        pictures_NHWC = self._distractors_NHWC[rng.integers(0, len(self._distractors_NHWC), count)]
+        pictures_NHWC = self._others_NHWC[rng.integers(0, len(self._others_NHWC), count)]
         pictures_NHWC[places] = self._icons.pixels_NHWC[chosen]
         image = Image.fromarray(montage(shifted(pictures_NHWC, rng, reach=1), columns, rows))
         row = [*self._pre, *[self._placeholder] * self._layout.num_image_tokens(image.size)]

@@ -20,7 +20,7 @@ from longva_model.pictures.preprocess import normalise
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 from vniah.training.checkpoints import save_model
 from vniah.training.fit import StepDataset, fit
-from vniah.training.nano.pictures import IconPool, PicturesNHWC, draw_distractors, draw_icons, shifted
+from vniah.training.nano.pictures import IconPool, draw_distractors, draw_icons, shifted
 from vniah.training.nano.vocabulary import word_list
 from vniah.training.stages import IGNORE, NanoSize, TowerStage
 
@@ -40,7 +40,16 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Callable[[str], 
     model = supervised_tower(stage.new, stage.feature_penalty)
 
     def batch(step: int) -> dict[str, Any]:
-        return tower_batch(icons, distractors_NHWC, stage.train.batch_size, seed=seed, step=step)
+        """``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence of an icon."""
+        rng = np.random.default_rng((seed, step, 3))
+        without = int(stage.train.batch_size * DISTRACTOR_SHARE)
+        chosen = rng.integers(0, len(icons.labels_N3), stage.train.batch_size - without)
+        other = rng.integers(0, len(distractors_NHWC), without)
+        pixels_NHWC = np.concatenate([icons.pixels_NHWC[chosen], distractors_NHWC[other]])
+        labels_N4 = np.full((len(pixels_NHWC), 4), IGNORE, np.int64)
+        labels_N4[: len(chosen), :3] = icons.labels_N3[chosen]
+        labels_N4[:, 3] = np.arange(len(labels_N4)) < len(chosen)
+        return {"pixel_values": normalise(shifted(pixels_NHWC, rng, reach=2)), "labels": labels_N4}
 
     steps = stage.train.steps
     report = fit(model, StepDataset(batch, steps), stage, folder / "run", seed=seed, steps=steps)
@@ -53,24 +62,6 @@ def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Callable[[str], 
         report[f"heldout_{name}"] = round(float(right_N.mean()), 4)
     save_model(model.vision_tower, None, folder / "model")
     return report
-
-
-def tower_batch(
-    icons: IconPool, distractors_NHWC: PicturesNHWC, batch_size: int, *, seed: int, step: int
-) -> dict[str, Any]:
-    """Icons and distractors, moved by up to two pixels.
-
-    ``pixel_values`` (N, 3, S, S) and ``labels`` (N, 4): object, colour, digit, presence.
-    """
-    rng = np.random.default_rng((seed, step, 3))
-    without = int(batch_size * DISTRACTOR_SHARE)
-    chosen = rng.integers(0, len(icons.labels_N3), batch_size - without)
-    other = rng.integers(0, len(distractors_NHWC), without)
-    pixels_NHWC = np.concatenate([icons.pixels_NHWC[chosen], distractors_NHWC[other]])
-    labels_N4 = np.full((batch_size, 4), IGNORE, np.int64)
-    labels_N4[: len(chosen), :3] = icons.labels_N3[chosen]
-    labels_N4[:, 3] = np.arange(batch_size) < len(chosen)
-    return {"pixel_values": normalise(shifted(pixels_NHWC, rng, reach=2)), "labels": labels_N4}
 
 
 def tower_config(size: NanoSize) -> Any:
@@ -124,24 +115,18 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
 
 
 def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int = 2000) -> dict[str, float]:
-    """Let a fresh projector start in the decoder's space of words.
+    """Let the untrained projector of a LongVA start in the decoder's space of words.
 
     CLIP has seen pictures beside words before a projector meets it; the nano tower has not. Two things are missing, and
-    with them alignment of the projector alone often never finds out which of several objects a question means:
+    without them alignment of the projector alone often never finds out which of several objects a question means:
 
     * scale: the tower's features are a residual stream with no norm behind it, and its tokens come out of a default
       projector about a hundred times as long as word embeddings, so that attention writes next to nothing into them;
     * words: visual tokens begin by meaning nothing to the decoder. Here they are fitted to the sum of the embeddings of
       the words that an icon's caption has (object, colour, digit), and those of pictures without an icon to the mean
-      embedding of filler words.
+      embedding of filler words. It is fitted on so many ``pictures`` of training combinations, and as many without.
 
-    Args:
-        model: a LongVA with an untrained projector of two linear layers, changed in place.
-        tokenizer: of the decoder's words.
-        seed: of the icons of training combinations, and as many films and abstract ``pictures``.
-
-    Returns:
-        The mean square error of the "fit", and of the best "constant".
+    Returns the mean square error of the "fit", and of the best "constant".
     """
     import torch
     from torch import nn
