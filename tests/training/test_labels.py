@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from vniah.training.data.llava import (
-    IMAGE,
-    check_conversation,
-    encode,
-    expand_images,
-    pieces,
-)
+from vniah.training.data.llava import IMAGE, check_conversation, encode, expand_images, pieces
 from vniah.training.processes import BadSampleError
 from vniah.training.stages import IGNORE, VisionData
 
