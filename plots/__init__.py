@@ -1,4 +1,4 @@
-"""Figures, tables and pages of runs: each kind is data first (plain Python), then a drawing of it.
+"""Figures, tables and pages of runs: each kind is data first, then a drawing of it.
 
 Nothing is imported at the top: matplotlib and seaborn come in with the modules that draw.
 """

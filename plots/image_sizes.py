@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,18 +76,11 @@ def read_sizes(
         images = _from_hub(source, column, split)
     else:
         raise FileNotFoundError(f"no such folder or file: {source}; a Hub dataset is named owner/name")
-    sizes, unreadable = [], 0
-    for image in images:
-        size = _size(image)
-        if size is None:
-            unreadable += 1
-        else:
-            sizes.append(size)
-        if limit is not None and len(sizes) + unreadable >= limit:
-            break
+    read = [_size(image) for image in itertools.islice(images, limit)]
+    sizes = tuple(size for size in read if size is not None)
     if not sizes:
-        raise ValueError(f"{source}: none of {unreadable} images could be read")
-    return Sizes(name=name or path.name or source, sizes=tuple(sizes), unreadable=unreadable)
+        raise ValueError(f"{source}: none of {len(read)} images could be read")
+    return Sizes(name=name or path.name or source, sizes=sizes, unreadable=len(read) - len(sizes))
 
 
 def _size(image: Any) -> tuple[int, int] | None:
