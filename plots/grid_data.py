@@ -21,17 +21,11 @@ class GridData:
     """A run's grid, columns and rows that were never scored included.
 
     Attributes:
-        run: whose it is; ``name``, ``unit`` and ``train_length`` are the run's.
-        frames, depths: columns and rows (percent), rising.
-        scores, counts: mean over needles, 0 to 1, and how many needles were scored, as tables of depths by frames;
-            NaN where nothing was.
-        mean: over the grid's cells.
-        column_means: by frames, over depths and needles.
-        controls: mean without a needle by frames; empty where no control was scored.
-        control: mean over all controls; ``None`` where none was scored.
-        threshold: what a column's mean must be at least to be effective.
-        effective: the longest frames up to which every column is whole and effective; 0 if none. A column that lacks
-            scores ends it: of what was not scored nobody knows that it would have been found.
+        scores, counts: mean over needles, 0 to 1, and how many were scored, as tables of ``depths`` (percent) by
+            ``frames``; NaN where nothing was.
+        column_means, controls: means by frames, over depths and needles and without a needle.
+        effective: the longest frames up to which every column is whole and its mean at least ``threshold``; 0 if none.
+            Of what was not scored nobody knows that it would have been found.
         missing: how many scores the grid lacks, of ``whole``, controls left out.
         in_part: (frames, depth) of the places where some scores are there and some are not.
         mistakes: wrong answers, and those of them that were a distractor's (paper section 9); ``None`` where there were

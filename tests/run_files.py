@@ -134,6 +134,22 @@ def write_metrics(
     return out
 
 
+def metrics_run(
+    task: str,
+    metrics: dict[str, float],
+    *,
+    name: str = "ours",
+    frames: int | None = None,
+    limit: float | None = None,
+    unscored: tuple[str, ...] = (),
+) -> Run:
+    """A run of a task without needles: metrics, and how many frames and documents it took."""
+    model: dict[str, Any] = {"model_args": f"pretrained=x,max_frames_num={frames}"} if frames else {}
+    model |= {"limit": limit} if limit else {}
+    settings = {"model": model} if model else {}
+    return Run(name=name, task=task, model="x", metrics=metrics, unscored=unscored, settings=settings)
+
+
 def without(run: Run, **place: Any) -> Run:
     """The run without the cells of a place, such as ``num_frames=8, depth_percent=50``."""
     gone = run.cells[list(place)].isin({key: [value] for key, value in place.items()}).all(axis=1)

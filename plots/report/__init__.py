@@ -173,10 +173,10 @@ def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) 
             "unit": run.unit,
             "control": control_name(run).capitalize(),
             "aggregate": bool(run.cells["aggregate"].any()),
-            "pictures": {needle: place(image) for needle, image in mine.items() if needle in run.needles},
+            "pictures": {needle: place(image) for needle, image in mine.items() if needle in needles},
             "cells": _by_place(run),
         }
-        for run, mine in zip(runs, pictures, strict=True)
+        for run, mine, needles in zip(runs, pictures, (set(run.needles) for run in runs), strict=True)
     ]
     return {"images": images, "runs": told}
 

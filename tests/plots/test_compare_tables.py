@@ -5,30 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from typing import Any
 
 import pytest
-from run_files import small_run, without
+from run_files import metrics_run, small_run, without
 
 from vniah.plots.compare import Comparison, compare, published_names
 from vniah.plots.published import read_published, tables
 from vniah.plots.table_formats import FORMATS, TextTable, as_csv, as_latex, as_markdown, as_text, csv_text
-from vniah.runs.run import Run
-
-
-def metrics_run(
-    task: str,
-    metrics: dict[str, float],
-    *,
-    name: str = "ours",
-    frames: int | None = None,
-    limit: float | None = None,
-    unscored: tuple[str, ...] = (),
-) -> Run:
-    model: dict[str, Any] = {"model_args": f"pretrained=x,max_frames_num={frames}"} if frames else {}
-    model |= {"limit": limit} if limit else {}
-    settings = {"model": model} if model else {}
-    return Run(name=name, task=task, model="x", metrics=metrics, unscored=unscored, settings=settings)
 
 
 def rows_of(comparison: Comparison) -> dict[str, list[str]]:

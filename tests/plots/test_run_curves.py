@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_files import metrics_run
 
 from vniah.plots.curves import (
     Curve,
@@ -19,10 +21,10 @@ from vniah.plots.published import read_table
 from vniah.runs.run import Run
 
 
-def run_at(frames: int | None, overall: float, *, name: str = "ours") -> Run:
-    arguments = {} if frames is None else {"model": {"model_args": {"max_frames_num": frames}}}
+def run_at(frames: int | None, overall: float) -> Run:
     metrics = {"videomme_overall": overall, "videomme_short": overall + 9, "videomme_missing_videos": 2.0}
-    return Run(name=name, task="videomme_longva", model="x", metrics=metrics, settings=arguments)
+    run = metrics_run("videomme_longva", metrics)
+    return replace(run, settings={} if frames is None else {"model": {"model_args": {"max_frames_num": frames}}})
 
 
 def test_runs_of_one_model_become_one_curve_beside_the_published() -> None:
@@ -50,7 +52,7 @@ def test_categories_are_metrics_without_counts() -> None:
     assert bars.values == {"Overall": 50.0, "Short": 59.0}
     with pytest.raises(ValueError, match="no metrics by category"):
         category_bars([])
-    other = Run(name="x", task="ai2d", model="x", metrics={"exact_match": 0.5})
+    other = metrics_run("ai2d", {"exact_match": 0.5})
     with pytest.raises(ValueError, match=r"one task at a time, got videomme_longva, ai2d; choose one with --task"):
         category_bars([run_at(8, 50.0), other])
 
