@@ -417,7 +417,7 @@ def build_index(path: Path, evenly: int | None = None) -> VideoIndex:
     return _index(path, file_key(path), evenly)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _index(path: Path, key: tuple[object, ...], evenly: int | None) -> VideoIndex:
     timeline = _timeline(path, key)
     if evenly is None:
