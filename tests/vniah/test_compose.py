@@ -26,16 +26,16 @@ from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FrameSource, Visual
 from vniah.haystack import open_haystack
 from vniah.runs.grid import around_needle, needle_index
-from vniah.visual import splice
+from vniah.visual import composer as composing
 from vniah.visual.compose import (
     PAD_COLOUR,
-    Composer,
     SplicedVideo,
     composed_frames,
     composed_video,
     held_at_the_end,
     letterbox,
 )
+from vniah.visual.composer import Composer
 
 HAYSTACK = "synthetic:0:200:64x48"
 
@@ -163,7 +163,7 @@ def test_depths_reach_both_ends() -> None:
     assert index_map(8, needle_index(8, 100))[-1] == NEEDLE
 
 
-@pytest.mark.parametrize("codec", splice.CODECS)
+@pytest.mark.parametrize("codec", composing.CODECS)
 @pytest.mark.parametrize("index", [0, 1, 35, 69, 70, None])
 def test_mp4_shows_the_needle_at_its_index(tmp_path: Path, cell, codec: str, index: int | None) -> None:
     """70 frames, so that the haystack spans two chunks of its encoding."""
@@ -215,14 +215,14 @@ def test_other_readers_see_the_same(tmp_path: Path, cell, reader: str) -> None:
 
 def test_cells_share_one_encoding(tmp_path: Path, cell, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
-    real = splice.encode_intra
+    real = composing.encode_intra
 
     def counting(frames, file, codec):
         frames = list(frames)
         encoded.append(len(frames))
         real(frames, file, codec)
 
-    monkeypatch.setattr(splice, "encode_intra", counting)
+    monkeypatch.setattr(composing, "encode_intra", counting)
     composer = Composer(open_haystack(HAYSTACK), tmp_path)
     paths = {composer.cached(cell(n, n * d // 100)) for n in (40, 80, 120) for d in (0, 50, 100)}
     assert len(paths) == 9
@@ -486,7 +486,8 @@ def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys
 _CHILD = """
 import sys
 from PIL import Image
-from vniah.visual.compose import Composer, SplicedVideo
+from vniah.visual.compose import SplicedVideo
+from vniah.visual.composer import Composer
 from vniah.haystack import open_haystack
 
 haystack = open_haystack("synthetic:0:200:64x48")
@@ -570,7 +571,7 @@ def test_a_needle_of_another_configuration_is_refused(tmp_path: Path, cell, monk
     video = cell(4, 1)
     composer = Composer(video.haystack, tmp_path)
     composer.cached(cell(4, None))
-    monkeypatch.setitem(splice._SETTINGS["libx264"], "x264-params", "keyint=1:scenecut=0:aud=1:cabac=0")
+    monkeypatch.setitem(composing._SETTINGS["libx264"], "x264-params", "keyint=1:scenecut=0:aud=1:cabac=0")
     with pytest.raises(RuntimeError, match="differs from the haystack's"):
         composer.cached(video)
 

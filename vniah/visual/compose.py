@@ -1,20 +1,17 @@
-"""A needle in a haystack: what one cell shows, and its mp4.
+"""A needle in a haystack: what one cell shows.
 
 A cell shows ``num_frames`` haystack frames from the haystack's start and, before the one at ``needle_index``,
 the needle (reference section 3.3): ``num_frames + 1`` frames. A control has no needle and ``num_frames`` frames.
 ``SplicedVideo`` says so without pixels. What is shown to models of others as a video differs from it
-(``composed_video``): it has an even number of frames, and a control as many as its cells. ``Composer`` writes videos as
-mp4s of one frame a second by splicing packets, so that all cells of a grid share one encoding of the haystack (see
-``splice.py``).
+(``composed_video``): it has an even number of frames, and a control as many as its cells; ``composer.py`` writes it.
 Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,13 +19,10 @@ from PIL import Image
 from vniah.contract.requests import Frames, Segment
 from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FramesNHWC, FrameSource
-from vniah.files import replacing
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, LoopedHaystack, content_hash
 from vniah.notices import notice
 from vniah.runs.grid import around_needle, needle_index
-from vniah.visual.composed_files import Holds, fill_file, make_room, whole_file
-from vniah.visual.splice import IntraStore, best_codec, encode_one, write_spliced
 
 # The colour that V-NIAH pads with (reference section 3.1).
 PAD_COLOUR = (122, 116, 104)
@@ -180,93 +174,3 @@ def held_at_the_end(haystack: Haystack, num_frames: int) -> Haystack:
         f"its last frame is held"
     )
     return LoopedHaystack(haystack, len(haystack) + lacking, hold=True)
-
-
-class Composer:
-    """Writes the mp4s of one haystack's cells, encoding the haystack once however many cells there are.
-
-    Several processes may compose into one folder. What is in the folder is bounded: above ``max_bytes`` the
-    composed files that were not used for longest go, and then encodings of other haystacks. What a composer has handed
-    out stays as long as that composer does, its haystack's encoding too, and if that is more than ``max_bytes``.
-
-    Args:
-        cache_dir: holds the encoding of the haystack and the composed files; made when missing.
-        codec: one of ``CODECS``; ``None`` takes the first that is there.
-        progress: called with a number of haystack frames as they become ready.
-    """
-
-    def __init__(
-        self,
-        haystack: Haystack,
-        cache_dir: Path | str,
-        *,
-        max_bytes: int = 20_000_000_000,
-        codec: str | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> None:
-        self.haystack = haystack
-        self.cache_dir = Path(cache_dir).expanduser()
-        self.max_bytes = max_bytes
-        self._store = IntraStore(haystack, self.cache_dir, codec or best_codec(), progress)
-        self._holds = Holds(self.cache_dir)
-        self._needles: dict[str, bytes] = {}
-
-    @property
-    def encoded_frames(self) -> int:
-        """Haystack frames that this object has encoded."""
-        return self._store.encoded_frames
-
-    def cached(self, video: SplicedVideo) -> Path:
-        """The mp4 of a cell in the cache folder, composed now unless it is there already and whole.
-
-        It stays there as long as this object lives.
-        """
-        self._check(video)
-        cells, recipe = self.cache_dir / "cells", content_hash([self._store.key, video.fingerprint])
-        self._holds.hold(recipe)
-        path = whole_file(cells, recipe, lambda file: self._compose(video, file))
-        make_room(self.cache_dir, self.max_bytes, self._holds)
-        return path
-
-    def write(self, video: SplicedVideo, path: Path | str, *, overwrite: bool = False) -> Path:
-        """Write the mp4 of a cell: ``len(video)`` frames at exactly 1 fps.
-
-        Raises:
-            FileExistsError: ``path`` is there already and ``overwrite`` is off.
-            FileNotFoundError: its folder is not there.
-            OSError: the disk is full, or the folder takes no file.
-            ValueError: a name that does not end in .mp4, or a video of another haystack.
-        """
-        self._check(video)
-        path = Path(path).expanduser()
-        if path.suffix.casefold() != ".mp4":
-            raise ValueError(f"the output must be an .mp4 file, got {path}")
-        if path.is_dir():
-            raise IsADirectoryError(f"the output {path} is a folder; give the name of an .mp4 file")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into; make it first")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists already; choose another name or ask to overwrite it (--force)")
-        with replacing(path) as part:
-            fill_file(part, lambda file: self._compose(video, file))
-        make_room(self.cache_dir, self.max_bytes, self._holds)
-        return path
-
-    def _check(self, video: SplicedVideo) -> None:
-        if video.haystack.fingerprint != self.haystack.fingerprint:
-            raise ValueError(f"this composer is for {self.haystack.name!r} and not for {video.haystack.name!r}")
-
-    def _compose(self, video: SplicedVideo, file: BinaryIO) -> None:
-        self._holds.hold(self._store.folder.name)
-        write_spliced(self._store.prepare(video.num_frames), self._packets(video), file)
-
-    def _packets(self, video: SplicedVideo) -> Iterator[bytes]:
-        before, after = around_needle(video.num_frames, video.needle_index)
-        yield from self._store.packets(before)
-        if video.needle is None:
-            return
-        if video.needle_source not in self._needles:
-            frame_HWC = letterbox(video.needle, self.haystack.size)
-            self._needles[video.needle_source] = encode_one(frame_HWC, self._store)
-        yield self._needles[video.needle_source]
-        yield from self._store.packets(after)
