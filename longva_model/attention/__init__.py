@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longva_model.attention.blockwise import block_attention, merge, use_kernel
     from longva_model.attention.interface import RingContext, register, ring_context
-    from longva_model.attention.reference import reference_attention
+    from longva_model.attention.kernels import reference_attention
     from longva_model.attention.ring import ring_attention_with_past, sharded_past_attention, zigzag_ring_attention
     from longva_model.attention.zigzag import (
         local_length,
@@ -48,7 +48,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for home in ("zigzag", "blockwise", "reference", "ring", "interface"):
+        for home in ("zigzag", "kernels", "blockwise", "ring", "interface"):
             module = importlib.import_module(f"{__name__}.{home}")
             if name in vars(module):
                 return getattr(module, name)

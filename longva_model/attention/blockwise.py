@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from longva_model.attention import kernels
-from longva_model.attention.reference import sum_dtype
+from longva_model.attention.kernels import sum_dtype
 
 _named_kernel: str | None = None
 

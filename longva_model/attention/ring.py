@@ -40,7 +40,7 @@ from longva_model.attention.blockwise import (
     default_scale,
     merge_,
 )
-from longva_model.attention.reference import sum_dtype
+from longva_model.attention.kernels import sum_dtype
 from longva_model.attention.zigzag import Layout
 
 if TYPE_CHECKING:

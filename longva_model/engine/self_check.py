@@ -42,6 +42,9 @@ _SHORT_WINDOW = 256
 _PROBED_WINDOW = 20
 # Settings of a config that limit the reach of the layers of a kind, in tokens.
 _WINDOWS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
+_BY_ITS_OWN_CODE = (
+    "Measure it by its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
+)
 _LAYERS_THAT_REWIND = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -67,12 +70,8 @@ def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
     ids = check_ids(backend, _TOKENS + (window if window is not None and window <= _SHORT_WINDOW else 0))
     with torch.inference_mode():
         wanted_TV = own_logits(backend, ids)
-    if attn != "auto":
-        names = [attn]
-    elif plain or windowed:
-        names = [own]
-    else:
-        names = ["longva_blockwise", own]
+    choices = [own] if plain or windowed else ["longva_blockwise", own]
+    names = choices if attn == "auto" else [attn]
     reasons = []
     for name in names:
         reason = _try(backend, name, ids, wanted_TV)
@@ -83,8 +82,7 @@ def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
         backend.decoder.set_attn_implementation(own)
         raise ValueError(
             f"{backend.name} ({backend.decoder.config.model_type}) is refused, its scores would be wrong: "
-            f"{'; '.join(reasons)}. Measure it by its own code: vniah_generate with lmms-eval's model, or a function "
-            "given to vniah.evaluate"
+            f"{'; '.join(reasons)}. {_BY_ITS_OWN_CODE}"
         )
     if name == "longva_blockwise" or attn != "auto" or plain:
         return
@@ -130,8 +128,8 @@ def refuse_recurrent(name: str, decoder: Any) -> None:
         what = f"layers of {', '.join(strange)}" if strange else "a recurrent state"
         kind = getattr(config, "model_type", None) or getattr(decoder, "__name__", type(decoder).__name__)
         raise ValueError(
-            f"{name} ({kind}) is refused: it has {what}, which cannot be taken back to a shared prefix. Measure it by "
-            "its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
+            f"{name} ({kind}) is refused: it has {what}, which cannot be taken back to a shared prefix. "
+            f"{_BY_ITS_OWN_CODE}"
         )
 
 
@@ -191,11 +189,9 @@ def own_logits(backend: Any, ids: Sequence[int], embeds_TD: torch.Tensor | None 
     Raises:
         ValueError: it does not run, or its logits are not finite.
     """
-    device = backend.device
-    given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=device)}
+    given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=backend.device)}
     if embeds_TD is not None:
         given = {"inputs_embeds": embeds_TD[None]}
-
     # What fails in a class of transformers' own is its config's doing.
     theirs = type(backend.model).__module__.startswith("transformers.")
 

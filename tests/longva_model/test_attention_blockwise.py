@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longva_model.attention import block_attention, merge, reference_attention, use_kernel
-from longva_model.attention import reference as plain
+from longva_model.attention import block_attention, kernels, merge, reference_attention, use_kernel
 from longva_model.attention.blockwise import usable_kernels
 
 
@@ -154,12 +153,12 @@ def test_the_plain_kernel_slices_long_queries(monkeypatch: pytest.MonkeyPatch) -
     q, k, v = draw(6, (1, 4, 33, 8), (1, 2, 50, 8), (1, 2, 50, 8))
     grad = draw(7, (1, 4, 33, 8))[0]
     want, want_lse = reference_attention(q, k, v, causal=True)
-    want_grads = plain.plain_backward(grad, q, k, v, want, want_lse, True, 8**-0.5)
-    monkeypatch.setattr(plain, "_MAX_SCORES", 4 * 50 * 5)  # five queries at a time
-    out, lse = plain.plain_forward(q, k, v, True, 8**-0.5)
+    want_grads = kernels.plain_backward(grad, q, k, v, want, want_lse, True, 8**-0.5)
+    monkeypatch.setattr(kernels, "_MAX_SCORES", 4 * 50 * 5)  # five queries at a time
+    out, lse = kernels.plain_forward(q, k, v, True, 8**-0.5)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
-    for a, b in zip(plain.plain_backward(grad, q, k, v, want, want_lse, True, 8**-0.5), want_grads, strict=True):
+    for a, b in zip(kernels.plain_backward(grad, q, k, v, want, want_lse, True, 8**-0.5), want_grads, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
