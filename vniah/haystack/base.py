@@ -40,6 +40,8 @@ class Haystack(ABC):
     rule: str  # by which frames are taken from what it is made of
     warnings: tuple[str, ...] = ()  # what was chosen or mended, or is odd, without its name
     notes: tuple[str, ...] = ()  # what is not shown as elsewhere, without its name
+    parts: Sequence[Haystack] = ()  # those that it is made of
+    _length: int
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -50,8 +52,8 @@ class Haystack(ABC):
     def _identify(self) -> str:
         """Work the fingerprint out; called once, when it is first asked for."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self._length
 
     @abstractmethod
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
@@ -87,7 +89,7 @@ class Haystack(ABC):
     @property
     def films(self) -> list[Haystack]:
         """The haystacks that it is made of in the end; itself where it is made of none."""
-        return [self]
+        return [film for part in self.parts for film in part.films] or [self]
 
     def reader(self) -> Haystack | None:
         """Another reader of the same frames, for a thread beside this one's; ``None`` where none is to be had."""
@@ -116,7 +118,7 @@ class LoopedHaystack(Haystack):
     def __init__(self, base: Haystack, num_frames: int, *, hold: bool = False) -> None:
         if num_frames < 1:
             raise ValueError(f"loop={num_frames} leaves zero frames; give a positive number of frames")
-        self.base, self._length = base, num_frames
+        self.base, self.parts, self._length = base, (base,), num_frames
         self.name = base.name if hold else f"{base.name} (looped)"
         self.fps, self.size, self.approximate = base.fps, base.size, base.approximate
         self.kind = "held" if hold else "loop"
@@ -125,9 +127,6 @@ class LoopedHaystack(Haystack):
         height, width = self.size
         self._kept = (len(base) - self._from) * height * width * 3 <= KEPT_LAP_BYTES
         self._lap: NDArray[np.uint8] | None = None
-
-    def __len__(self) -> int:
-        return self._length
 
     def _identify(self) -> str:
         return f"{self.kind}-" + content_hash([self.base.fingerprint, str(len(self.base))])
@@ -144,10 +143,6 @@ class LoopedHaystack(Haystack):
             else:
                 yield from in_pieces(self.base, at, until)
             start += until - at
-
-    @property
-    def films(self) -> list[Haystack]:
-        return self.base.films
 
     def reader(self) -> LoopedHaystack | None:
         base = None if self._kept else self.base.reader()
@@ -176,9 +171,7 @@ class JoinedHaystack(Haystack):
         self.name = " + ".join(part.name for part in parts)
         self.fps, self.size = first.fps, first.size
         self.approximate = any(part.approximate for part in parts)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        self._length = sum(map(len, parts))
 
     def _identify(self) -> str:
         return "joined-" + content_hash([text for part in self.parts for text in (part.fingerprint, str(len(part)))])
@@ -189,10 +182,6 @@ class JoinedHaystack(Haystack):
                 yield from in_pieces(part, start, min(stop, len(part)))
             # From here on, positions count from the next part's first frame.
             start, stop = max(0, start - len(part)), stop - len(part)
-
-    @property
-    def films(self) -> list[Haystack]:
-        return [film for part in self.parts for film in part.films]
 
     def reader(self) -> JoinedHaystack | None:
         readers = [reader for part in self.parts if (reader := part.reader()) is not None]

@@ -35,6 +35,7 @@ class FolderHaystack(Haystack):
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
         self.paths = image_files(folder)
+        self._length = len(self.paths)
         if not self.paths:
             raise ValueError(f"no images in {folder}; a haystack folder holds one image a frame ({', '.join(FORMATS)})")
         known = (*IMAGE_SUFFIXES, *_BESIDE_PICTURES)
@@ -57,9 +58,6 @@ class FolderHaystack(Haystack):
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         counts = Counter(note for path in self.paths for note in image_notes(path))
         return tuple(f"{count} of {len(self)} images: {note}" for note, count in counts.items())
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def _identify(self) -> str:
         """Hash of the files' bytes in frame order; their names matter only by that order."""

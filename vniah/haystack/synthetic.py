@@ -68,9 +68,6 @@ class SyntheticHaystack(Haystack):
         self.endless = num_frames is None
         self._length = ENDLESS_FRAMES if num_frames is None else num_frames
 
-    def __len__(self) -> int:
-        return self._length
-
     def _identify(self) -> str:
         height, width = self.size
         return f"synthetic-v{VERSION}-{self.seed}-{width}x{height}"

@@ -77,6 +77,7 @@ class VideoHaystack(Haystack):
         self.path, self.name = path, path.stem
         self.approximate, self.threads = approximate, threads
         self.index = index = build_index(path, evenly)
+        self._length = len(index.numbers)
         self.fps, self.rule, self.warnings, self.notes = index.fps, index.sampling, index.warnings, index.timeline.notes
         if evenly is None:
             for warning in (*self.warnings, *self.notes):
@@ -85,9 +86,6 @@ class VideoHaystack(Haystack):
         self._lock = threading.Lock()
         height, width, _ = next(self._stream(0, 1)).shape
         self.size = (height, width)
-
-    def __len__(self) -> int:
-        return len(self.index.stamps)
 
     @property
     def seconds(self) -> float:
@@ -293,7 +291,7 @@ class DecordHaystack(Haystack):
         # First, since a clock that jumps would end the process inside decord.
         exact = VideoHaystack(path)
         self.path, self.name, self.index = path, exact.name, exact.index
-        self.fps, self.size = exact.fps, exact.size
+        self.fps, self.size, self._length = exact.fps, exact.size, len(exact)
         self.rule, self.warnings, self.notes = exact.rule, exact.warnings, exact.notes
         self._errors: type[Exception] = decord.DECORDError
         try:
@@ -339,9 +337,6 @@ class DecordHaystack(Haystack):
     @property
     def seconds(self) -> float:
         return self.index.timeline.seconds
-
-    def __len__(self) -> int:
-        return len(self.index.numbers)
 
     def _identify(self) -> str:
         return "video-decord-" + content_hash([file_hash(self.path), self.rule])
