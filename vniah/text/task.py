@@ -242,7 +242,4 @@ def named_tokenizer(name: str) -> Encode:
                 f"({str(error).strip().splitlines()[0]})"
             ) from None
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    return encode
+    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,7 +6,6 @@ import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -95,28 +94,23 @@ class VisualTask(NeedleTask):
         needle = self.needles.get(cell.needle)
         if self.scoring == "generated":
             return composed_video(self._film, cell.length, cell.depth_percent, needle.image, needle.fingerprint)
-        if cell.is_control:
-            return SplicedVideo(haystack=self.haystack, num_frames=cell.length)
         return SplicedVideo(
             haystack=self.haystack,
             num_frames=cell.length,
-            needle=needle.image,
-            needle_source=needle.fingerprint,
+            needle=None if cell.is_control else needle.image,
+            needle_source="" if cell.is_control else needle.fingerprint,
             needle_index=cell.needle_index,
         )
 
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
-        images: list[Image.Image] = []
         with self._reading:  # some models ask from several threads, and a film is read by one
-            for start in range(0, len(video), _BATCH):
-                images.extend(map(Image.fromarray, video.frames(start, min(start + _BATCH, len(video)))))
-        return images
+            spans = ((start, min(start + _BATCH, len(video))) for start in range(0, len(video), _BATCH))
+            return [Image.fromarray(frame_HWC) for span in spans for frame_HWC in video.frames(*span)]
 
     @functools.cached_property
     def composer(self) -> Composer:
-        folder: Path = self.settings.cache_dir / "composed"
-        return Composer(self._film, folder, max_bytes=self.settings.cache_bytes)
+        return Composer(self._film, self.settings.cache_dir / "composed", max_bytes=self.settings.cache_bytes)
 
     def is_right(self, row: Row, text: str) -> bool:
         return is_right(text, row["answer"], row["question"])
