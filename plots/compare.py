@@ -6,7 +6,8 @@ published table that its metrics fill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vniah.notices import did_you_mean
@@ -26,20 +27,15 @@ class Measured:
 
     Attributes:
         name: its head.
-        values: by row; rows may be missing.
-        unscored: rows that were measured and not scored.
+        values: by row; rows may be missing, and ``None`` was measured and not scored.
         published: whether it is the paper's.
         kind: what may be subtracted from it, if not everything: the same kind (distractors, frames).
     """
 
     name: str
-    values: dict[str, float]
-    unscored: frozenset[str] = frozenset()
+    values: Mapping[str, float | None]
     published: bool = False
     kind: str | int | None = None
-
-    def cell(self, row: str, digits: int) -> str:
-        return NOT_SCORED if row in self.unscored else _number(self.values.get(row), digits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,18 +72,20 @@ class Comparison:
         heads += [f"{one.name} \N{MINUS SIGN} {other.name}" for one, other in pairs]
         rows = []
         for label, digits in self.rows.items():
-            cells = [one.cell(label, digits) for one in self.columns]
+            cells = [_number(one.values.get(label, math.nan), digits) for one in self.columns]
             for one, other in pairs:
-                known = label in one.values and label in other.values and label not in self.apart
-                difference = one.values[label] - other.values[label] if known else None
-                cells.append(_number(difference, digits, sign="+"))
+                a, b = one.values.get(label), other.values.get(label)
+                if a is None or b is None or label in self.apart:
+                    cells.append(MISSING)
+                else:
+                    cells.append(_number(a - b, digits, sign="+"))
             rows.append((label, *cells))
         return TextTable(title=self.title, head=("", *heads), rows=tuple(rows), notes=self.notes)
 
 
 def _number(value: float | None, digits: int, *, sign: str = "") -> str:
-    if value is None:
-        return MISSING
+    if value is None or math.isnan(value):
+        return NOT_SCORED if value is None else MISSING
     text = f"{value:{sign},.{digits}f}"
     # A difference that rounds to nothing has no sign.
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
@@ -149,7 +147,7 @@ def compare_grids(
     columns = []
     for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
         data = GridData(run, threshold)
-        values: dict[str, float] = {"mean": data.mean, effective: data.effective}
+        values: dict[str, float | None] = {"mean": data.mean, effective: data.effective}
         values |= {row: sum(cells[place] for place in shared) / len(shared) for row in common}
         if data.control is not None:
             values[run_notes.control_note(run)] = data.control
@@ -192,7 +190,7 @@ def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> 
     for row, frames in theirs.items():
         values = {column.name: score for column, score in zip(table.columns, row.scores, strict=True)}
         columns.append(Measured(name=f"{row.label} (published)", values=values, published=True, kind=frames))
-    shown = {name for measured in columns for name in (*measured.values, *measured.unscored)}
+    shown = {name for measured in columns for name in measured.values}
     return Comparison(
         title=f"{table.title} ({table.unit})",
         rows={column.name: column.digits for column in table.columns if column.name in shown},
@@ -225,17 +223,15 @@ def _ours(table: Table, runs: Sequence[Run], *, by_frames: bool) -> list[Measure
     made = []
     for name in dict.fromkeys(run.name for run in runs):
         mine = [run for run in runs if run.name == name]
-        values: dict[str, float] = {}
-        unscored: set[str] = set()
+        values: dict[str, float | None] = {}
         for run in mine:
             for column in table.columns:
                 if (value := column.of(run)) is not None:
                     values[column.name] = value
                 elif run.task in column.tasks and column.metric in run.unscored:
-                    unscored.add(column.name)
-        if values or unscored:
-            kind = run_notes.frames_of(mine[0]) if by_frames else None
-            made.append(Measured(name=name, values=values, unscored=frozenset(unscored - values.keys()), kind=kind))
+                    values.setdefault(column.name, None)
+        if values:
+            made.append(Measured(name=name, values=values, kind=run_notes.frames_of(mine[0]) if by_frames else None))
     return made
 
 
@@ -245,7 +241,7 @@ def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
     told = [run for run in runs if run.metrics or run.unscored]
     for task in dict.fromkeys(run.task for run in told):
         these = [run for run in told if run.task == task]
-        columns = [Measured(name=run.name, values=run.metrics, unscored=frozenset(run.unscored)) for run in these]
+        columns = [Measured(name=run.name, values={**dict.fromkeys(run.unscored), **run.metrics}) for run in these]
         rows = dict.fromkeys((name for run in these for name in (*run.metrics, *run.unscored)), 4)
         notes = tuple(run_notes.left_out(these))
         made.append(Comparison(title=task, rows=rows, columns=tuple(columns), notes=notes))
