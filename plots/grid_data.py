@@ -41,7 +41,7 @@ class GridData:
         self.run, self.threshold = run, threshold
         self.name, self.unit, self.train_length = run.name, run.unit, run.train_frames
         self.frames, self.depths = run.axes
-        self.scores, self.counts = run.table(), run.by_place("size")
+        self.scores, self.counts = run.table(), run.by_place("count")
         self.mean, self.column_means = grid_mean(run.cells), column_means(run.cells)
         self.controls, self.control = control_means(run.cells), control_mean(run.cells)
         missing = run.missing()

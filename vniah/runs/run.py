@@ -213,10 +213,11 @@ class Run:
         """Mean correctness, depth in percent down and num_frames across; a place that was not scored is NaN."""
         return self.by_place("mean")
 
-    def by_place(self, figure: Literal["mean", "size"]) -> pandas.DataFrame:
+    def by_place(self, figure: Literal["mean", "count"]) -> pandas.DataFrame:
         """The mean correctness at each place of the whole grid, or how many scores there are; NaN without any."""
         lengths, depths = self.axes
-        found = self.placed.groupby(["depth_percent", "num_frames"])["correct"].agg(figure).unstack()
+        scores = self.placed.astype({"correct": float})
+        found = scores.pivot_table("correct", "depth_percent", "num_frames", aggfunc=figure)
         return found.astype(float).reindex(index=list(depths), columns=list(lengths))
 
     def heatmap(self, path: str | Path, *, partial: bool = False) -> Path:
