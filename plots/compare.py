@@ -200,11 +200,8 @@ def _compare_table(table: Table, runs: Sequence[Run], labels: Sequence[str]) -> 
 
 
 def _rows_of_model(table: Table, model: str, runs: Sequence[Run]) -> dict[TableRow, int | None]:
-    """The rows of a bare model name: those with the runs' numbers of frames, each with its number, or its only one.
-
-    Raises:
-        ValueError: several rows, and no run says how many frames it took.
-    """
+    """The rows of a bare model name: those with the runs' numbers of frames, each with its number, or its only one; a
+    ValueError for several rows where no run says how many frames it took."""
     rows = [row for row in table.rows if row.model == model]
     wanted = {run_notes.frames_of(run) for run in runs}
     matching = {row: row.frames for row in rows if isinstance(row.frames, int) and row.frames in wanted}

@@ -148,11 +148,8 @@ def curves_figure(
     mark_x: float | None = None,
     look: Look = PLAIN,
 ) -> Any:
-    """One panel a title, curves within; x in octaves, with a dotted line at ``mark_x`` (a training length).
-
-    Raises:
-        ValueError: nothing to draw.
-    """
+    """One panel a title, curves within; x in octaves, with a dotted line at ``mark_x`` (a training length). A
+    ValueError for nothing to draw."""
     if not any(panels.values()):
         raise ValueError("no curves to draw")
     across = min(4, len(panels))
@@ -219,11 +216,8 @@ def curves_csv(panels: Mapping[str, Sequence[Curve]], x_name: str, y_name: str) 
 
 
 def category_bars(runs: Sequence[Run]) -> list[Bars]:
-    """A run's scalar metrics as bars, in their own order, counts left out.
-
-    Raises:
-        ValueError: no run has such metrics, or the runs are of several tasks.
-    """
+    """A run's scalar metrics as bars, in their own order, counts left out; a ValueError for runs without any, or of
+    several tasks."""
     measured = [run for run in runs if run.metrics and not run.is_grid]
     tasks = dict.fromkeys(run.task for run in measured)
     if not measured:
@@ -259,11 +253,7 @@ def category_label(key: str, prefix: str = "") -> str:
 
 
 def bars_figure(groups: Sequence[Bars], *, value_label: str, look: Look = PLAIN) -> Any:
-    """Categories down, one bar a run in each, values beside the bars.
-
-    Raises:
-        ValueError: nothing to draw.
-    """
+    """Categories down, one bar a run in each, values beside the bars; a ValueError for nothing to draw."""
     categories = list(dict.fromkeys(category for group in groups for category in group.values))
     if not categories:
         raise ValueError("no categories to draw")

@@ -60,9 +60,7 @@ def panels_figure(
     """Grids side by side, numbered (i), (ii), ... in reading order, on one scale; they may differ in frames and depths.
 
     Two ``columns`` unless told; a place that is left over holds the scale. ``notes`` are small print about all of them.
-
-    Raises:
-        ValueError: no grids, or more than twelve.
+    A ValueError for no grids, or more than twelve.
     """
     if not 1 <= len(grids) <= len(_ROMAN):
         raise ValueError(f"a figure takes 1 to {len(_ROMAN)} runs, got {len(grids)}")

@@ -95,11 +95,7 @@ def _size(image: Any) -> tuple[int, int] | None:
 
 
 def _opened(image: Any, closed: contextlib.ExitStack) -> Any:
-    """What PIL opens lazily. A table may name files of its own Hub dataset; any other name in it is not followed.
-
-    Raises:
-        ValueError: nothing to open.
-    """
+    """What PIL opens lazily. A table may name files of its own Hub dataset; any other name in it is a ValueError."""
     if isinstance(image, Path):
         return image
     stored, name = (image.get("bytes"), str(image.get("path"))) if isinstance(image, dict) else (image, "")
@@ -134,11 +130,7 @@ def _from_parquet(files: Sequence[Path], column: str | None) -> Iterator[Any]:
 
 
 def _column(source: object, names: Sequence[str], images: Sequence[str], asked: str | None) -> str:
-    """The column that was asked for, else the first that holds images.
-
-    Raises:
-        ValueError: there is none; says which there are.
-    """
+    """The column that was asked for, else the first that holds images; a ValueError that lists all where it is none."""
     chosen = asked or next(iter(images), None)
     if chosen is None or chosen not in names:
         raise ValueError(f"{source} has no image column{f' {asked!r}' if asked else ''}; it has {list(names)}")
@@ -203,11 +195,7 @@ def sizes_csv(datasets: Sequence[Sizes]) -> str:
 
 
 def sizes_figure(datasets: Sequence[Sizes], look: Look = PLAIN) -> Any:
-    """One panel a dataset, three in a row.
-
-    Raises:
-        ValueError: no datasets.
-    """
+    """One panel a dataset, three in a row; a ValueError for no datasets."""
     if not datasets:
         raise ValueError("no datasets to draw; name at least one folder, parquet file or Hub dataset")
     from matplotlib.colors import LogNorm

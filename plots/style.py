@@ -231,13 +231,8 @@ def check_output_path(path: Path) -> Path:
 
 
 def save_figure(figure: Any, path: str | Path, *, title: str = "", dpi: int = 200) -> Path:
-    """Save atomically in the format of the path's ending; an image of that name is replaced.
-
-    ``title`` goes into the file's metadata.
-
-    Raises:
-        ValueError, OSError: see ``check_image_path``; or the folder cannot be written to.
-    """
+    """Save atomically in the format of the path's ending, with ``title`` in the file's metadata; an image of that name
+    is replaced. Raises as ``check_image_path`` does, and an OSError for a folder that cannot be written to."""
     path = check_image_path(path)
     kind = path.suffix.lower()[1:]
     # No dates or versions inside: the same run gives the same bytes.

@@ -42,10 +42,8 @@ def build_page(
 ) -> str:
     """The page as a string, under a ``title`` (the runs' names otherwise) and ``notes``.
 
-    ``pictures`` are needle images by id, for each run; ``threshold`` is that of effective lengths.
-
-    Raises:
-        ValueError: no runs.
+    ``pictures`` are needle images by id, for each run; ``threshold`` is that of effective lengths. A ValueError for no
+    runs.
     """
     if not runs:
         raise ValueError("a report needs at least one run")
