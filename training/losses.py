@@ -1,9 +1,8 @@
 """Cross entropy of a language-model head without the full logits.
 
-At 224K tokens and 152K words the logits alone are 68 GB in bf16. Here rows are scored in chunks and
-only where there is a label, so the peak is one chunk. Three engines, picked by what is there; all are
-exact for any number of rows and for labels of -100 (the chunked loss of the paper's code dropped the
-rows that did not fill its last chunk, reference section 6).
+At 224K tokens and 152K words the logits alone are 68 GB in bf16. Here rows are scored in chunks and only where there is
+a label, so the peak is one chunk. Three engines, picked by what is there; all are exact for any number of rows (the
+chunked loss of the paper's code dropped those that did not fill its last chunk, reference section 6).
 
 Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
 """
@@ -122,13 +121,10 @@ def install_loss(
     FSDP gathers its weight. ``shift_labels`` (already shifted: a shard of a sequence has its next token elsewhere) wins
     over ``labels``. ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks.
 
-    Args:
-        model: a decoder with its head, or a LongVA; changed in place and returned.
-        engine: of the cross entropy.
-        ring: the batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
-        without_visuals: gives a zero that is added where a batch has no images, in which gradients go through tower
-            and projector. Sharded layers are gathered by all ranks together, forwards and backwards, so that ranks
-            without images must do what ranks with images do, in the same order.
+    Under ``ring`` the batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
+    ``without_visuals`` gives a zero that is added where a batch has no images, with a graph through tower and
+    projector: sharded layers are gathered by all ranks together, forwards and backwards, so that ranks without images
+    must do what ranks with images do, in the same order.
     """
     extra: dict[str, Any] = {}
     if ring:

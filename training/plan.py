@@ -250,16 +250,15 @@ def _gib(num_bytes: float, width: int) -> str:
 
 def _tokens_of(stage: Planned, gpus: int) -> int:
     """Tokens on one GPU at once, at the longest that the stage allows."""
-    if isinstance(stage, TextStage):
-        if stage.data.phases:
-            return max(phase.length * phase.batch for phase in stage.data.phases)
-        length = -(-stage.sequence_length // gpus) if stage.train.attention == "ring" else stage.sequence_length
-        return length * stage.train.batch_size
     if isinstance(stage, DpoStage):
-        return 2 * stage.max_length * stage.train.batch_size
-    if stage.data.icons:
-        return 512 * stage.train.batch_size  # 16 frames of 4 tokens and six questions of 60
-    return stage.data.max_length * stage.train.batch_size
+        length = 2 * stage.max_length
+    elif isinstance(stage, AlignStage):
+        length = 512 if stage.data.icons else stage.data.max_length  # 16 frames of 4 tokens and six questions of 60
+    elif stage.data.phases:
+        length = max(phase.length * phase.batch for phase in stage.data.phases)
+    else:
+        length = -(-stage.sequence_length // gpus) if stage.train.attention == "ring" else stage.sequence_length
+    return length * stage.train.batch_size
 
 
 def _parameters_of(stage: Planned, shape: ModelShape) -> tuple[int, int]:

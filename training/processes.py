@@ -43,12 +43,19 @@ def sample_id(sample: Any, number: int) -> str:
     return f"#{number}" if given is None else re.sub(r"\s+", " ", str(given))
 
 
-def check_bad(what: str, bad: Sequence[str], total: int, max_share: float, *, more: str = "") -> None:
-    """Raise ValueError, naming the first, where more than ``max_share`` of the ``total`` are bad."""
+def check_bad(
+    what: str, bad: Sequence[str], total: int, max_share: float, *, more: str = "", forget: Iterable[Path] = ()
+) -> None:
+    """Raise ValueError, naming the first, where more than ``max_share`` of the ``total`` are bad.
+
+    The reports ``forget`` are removed before: what is mended by then is looked at again, and not remembered as bad.
+    """
     if len(bad) > max_share * total:
+        for path in forget:
+            path.unlink()
+        first = "; ".join(bad[:3])
         raise ValueError(
-            f"{len(bad)} of {total} {what} are bad, more than the share of {max_share:g} allowed{more}: "
-            + "; ".join(bad[:3])
+            f"{len(bad)} of {total} {what} are bad, more than the share of {max_share:g} allowed{more}: {first}"
         )
 
 

@@ -155,8 +155,7 @@ class PrepareTextStage:
         total_tokens: tokens to choose, separators not counted.
         long_document: a document is long above so many tokens.
         long_share: share of each domain's tokens that long documents get (the paper gives no figure).
-        separator: token between documents; the tokenizer's beginning-of-text token unless given (section 3.1), or
-            its end-of-text token where it has none.
+        separator: token between documents; unless given the tokenizer's beginning (section 3.1), else end of text.
     """
 
     name: str

@@ -254,13 +254,11 @@ def build_index(reader: SampleReader, folder: Path, max_bad_share: float, worker
     reports = map_parts(functools.partial(_index_part, reader, folder), parts, workers)
     good, bad = sum(report["good"] for report in reports), [line for report in reports for line in report["bad"]]
     manifest = {"samples": good, "num_bad": len(bad), "bad": bad, "parts": len(reports)}
+    forget = [folder / f"part-{number:05d}.json" for number, report in enumerate(reports) if report["num_bad"]]
     try:
-        check_bad("samples", bad, good + len(bad), max_bad_share, more=f" (all in {folder / 'bad.json'})")
+        more = f" (all in {folder / 'bad.json'})"
+        check_bad("samples", bad, good + len(bad), max_bad_share, more=more, forget=forget)
     except ValueError:
-        # Mended samples are to be looked at again, not remembered as bad.
-        for number, report in enumerate(reports):
-            if report["num_bad"]:
-                (folder / f"part-{number:05d}.json").unlink()
         write_json(folder / "bad.json", manifest)
         raise
     if not good:

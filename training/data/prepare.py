@@ -247,18 +247,10 @@ def _num_documents(reports: list[Report]) -> int:
 
 
 def _check_bad(reports: list[Report], max_share: float, folder: Path) -> None:
-    """Stop when more than ``max_share`` of the documents are bad, naming the first ones.
-
-    What the parts with bad documents held is forgotten, so that a run after the corpus was mended reads them again.
-    """
+    """Stop when more than ``max_share`` of the documents are bad."""
     bad = [line for report in reports for line in report["bad"]]
-    try:
-        check_bad("documents", bad, _num_documents(reports), max_share)
-    except ValueError:
-        for report in reports:
-            if report["num_bad"]:
-                (folder / f"part-{report['part']:05d}.json").unlink()
-        raise
+    forget = [folder / f"part-{report['part']:05d}.json" for report in reports if report["num_bad"]]
+    check_bad("documents", bad, _num_documents(reports), max_share, forget=forget)
 
 
 @dataclass(frozen=True, kw_only=True)
