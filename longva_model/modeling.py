@@ -106,9 +106,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
             labels: (B, L), -100 where nothing is learnt; shifted inside, as everywhere in transformers.
             logits_to_keep: only the last so many positions get logits (0: all), or those of an index tensor.
                 A whole vocabulary at every position of a long prompt does not fit any memory.
-
-        Raises:
-            ValueError: see ``LongVAModel.forward``.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -143,9 +140,6 @@ class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
         Args:
             inputs: (B, L) ids, unless given as ``input_ids``.
             kwargs: what the processor returned, and any of transformers' generation arguments.
-
-        Raises:
-            ValueError: see ``LongVAModel.forward``.
         """
         ids_BL = kwargs.pop("input_ids", None) if inputs is None else inputs
         old_name, cache = kwargs.pop("past_key_values", None), kwargs.pop("cache", None)

@@ -60,7 +60,7 @@ class LongVAProcessor(ProcessorMixin):
 
     @property
     def level_table(self) -> NDArray[np.float32]:
-        """Pixel value of each 8-bit level by channel, (3, 256): for ``visual.levels_to_pixels``."""
+        """Pixel value of each 8-bit level by channel, (3, 256): for ``backbone.levels_to_pixels``."""
         return level_table(self.image_mean, self.image_std)
 
     def __call__(
@@ -112,6 +112,7 @@ class LongVAProcessor(ProcessorMixin):
             ValueError: placeholders and visuals that do not match in number, an unreadable image, an empty
                 video, an unknown mode, or a prompt above ``max_length``.
         """
+        mode = _check_mode(preprocess or self.preprocess)
         if audio is not None:
             raise ValueError("LongVA hears nothing; audio must be None")
         if images is not None and not isinstance(images, (list, tuple)):
@@ -120,7 +121,6 @@ class LongVAProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or ())
         samples = [(images or (), videos or (), [])] if text is None else distribute(texts, images, videos)
         all_images = [load_image(image) for sample in samples for image in sample[0]]
-        mode = _check_mode(preprocess or self.preprocess)
         all_videos = [
             fit_frames(load_frames(video, num_frames), mode, self.visual_layout.tile_size)
             for sample in samples
