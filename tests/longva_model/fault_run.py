@@ -8,7 +8,6 @@ Prints one JSON object of what each mode gives.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -25,6 +24,11 @@ from typing import Any
 # Before PyTorch is imported: threads of its own would not survive the fork.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# The paths of pytest's configuration, for a program that is started without it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import tiny_backends as tiny
 import torch
 
 from longva_model.engine.leaves import LeafResult
@@ -34,11 +38,6 @@ from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Runner
 from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text
 from vniah.runs.journal import Journal
-
-_SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-tiny: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 KILLS = 20
 LEAVES = 96

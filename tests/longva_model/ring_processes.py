@@ -74,6 +74,8 @@ def run_group(checks: dict[str, Callable[[int, int], None]], world: int, folder:
 
 
 def main(file: Path, folder: Path, worlds: list[int]) -> None:
+    # The paths of pytest's configuration.
+    sys.path[:0] = [str(Path(__file__).parents[number]) for number in (2, 1)]
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_backends as tiny
 import torch
 from tqdm import tqdm
 
@@ -27,15 +27,6 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.contract.requests import Frames, Request, Target
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
-
-if "tiny_backends" in sys.modules:
-    tiny: Any = sys.modules["tiny_backends"]
-else:
-    _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
-    assert _SPEC is not None and _SPEC.loader is not None
-    tiny = importlib.util.module_from_spec(_SPEC)
-    sys.modules["tiny_backends"] = tiny
-    _SPEC.loader.exec_module(tiny)
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -529,6 +520,7 @@ _ONE_OF_TWO = """
 import importlib.util, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
+sys.path[:0] = [str(Path(sys.argv[1]).parents[number]) for number in (2, 1)]
 spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
 tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
 backend = tests.tiny.TinyBackend(tokens_per_frame=2)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import tiny_backends as tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 
@@ -17,12 +16,6 @@ from longva_model.engine.leaves import LeafResult
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run.runner import Progress
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
-
-_SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-tiny: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules["tiny_backends"] = tiny
-_SPEC.loader.exec_module(tiny)
 
 HAY = tiny.NoiseFrames(12)
 MEDIA = {HAY.fingerprint: HAY, **{f"needle{number}": tiny.needle_image(number) for number in range(3)}}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import tiny_backends as tiny
 import torch
 from typer.testing import CliRunner
 
@@ -17,12 +15,6 @@ from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.perplexity import Window, measure, windows
 from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.text.haystack import read_documents
-
-_SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-tiny: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules.setdefault("tiny_backends", tiny)
-_SPEC.loader.exec_module(tiny)
 
 BACKEND = tiny.TinyBackend()
 IDS = np.random.default_rng(0).integers(1, tiny.VOCAB, 150).tolist()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_backends as tiny
 import torch
 
 from longva_model.engine.engine import EngineOptions, TreeEngine
@@ -36,15 +36,6 @@ from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
-
-if "tiny_backends" in sys.modules:
-    tiny: Any = sys.modules["tiny_backends"]
-else:
-    _SPEC = importlib.util.spec_from_file_location("tiny_backends", Path(__file__).with_name("tiny_backends.py"))
-    assert _SPEC is not None and _SPEC.loader is not None
-    tiny = importlib.util.module_from_spec(_SPEC)
-    sys.modules["tiny_backends"] = tiny
-    _SPEC.loader.exec_module(tiny)
 
 CHECKS: dict[str, Callable[[int, int], None]] = {}
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
