@@ -519,6 +519,7 @@ def test_a_cache_that_may_only_be_read_is_read(backend: Any, tmp_path: Path) -> 
 _ONE_OF_TWO = """
 import importlib.util, sys, time, torch
 from pathlib import Path
+sys.path.append(str(Path(sys.argv[1]).parents[1]))
 torch.set_num_threads(1)
 sys.path[:0] = [str(Path(sys.argv[1]).parents[number]) for number in (2, 1)]
 spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
