@@ -75,9 +75,12 @@ def test_the_line_is_whole_and_the_values_on_it_stand_clear() -> None:
     assert len(rimmed) == 11 and rimmed[0].get_zorder() > axes.lines[-1].get_zorder()
 
 
-def test_values_stand_out_from_their_cells() -> None:
-    assert [ink_on(score) for score in (0, 0.4, 1)] == ["white", "black", "black"]
-    axes = heatmap_figure(GridData(small_run())).axes[0]
+@pytest.mark.parametrize(
+    ("look", "inks"), [(Look(), ["white", "black", "black"]), (Look(cmap="viridis"), ["white", "white", "black"])]
+)
+def test_values_stand_out_from_their_cells(look: Look, inks: list[str]) -> None:
+    assert [look.ink(score) for score in (0, 0.4, 1)] == inks
+    axes = heatmap_figure(GridData(small_run()), look).axes[0]
     assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
 
 
@@ -291,13 +294,6 @@ def test_a_title_breaks_at_spaces_and_marks_and_keeps_brackets_whole() -> None:
     assert wrapped("a" * 60, 1.0, 8).replace("\n", "") == "a" * 60 and "\n" in wrapped("a" * 60, 1.0, 8)
     assert wrapped("", 1.0, 8) == ""
     assert wrapped("nano, --limit 7", 0.5, 7) == "nano,\n--limit 7"
-
-
-def test_values_stand_out_on_every_colour_map() -> None:
-    look = Look(cmap="viridis")
-    assert [look.ink(score) for score in (0, 0.4, 1)] == ["white", "white", "black"]
-    axes = heatmap_figure(GridData(small_run()), look).axes[0]
-    assert {(text.get_text(), text.get_color()) for text in axes.texts} == {("0", "white"), ("1", "black")}
 
 
 def test_pages_and_figures_choose_the_same_ink() -> None:
