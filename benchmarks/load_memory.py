@@ -71,11 +71,12 @@ def load(folder: Path, tiny: Path, given: Any) -> tuple[int, int]:
     from longva_model import LongVAForConditionalGeneration
 
     device = None if given.device == "cpu" else given.device
-    LongVAForConditionalGeneration.from_pretrained(tiny, device_map=device)  # what importing and warming up costs
+    # What importing and warming up costs.
+    LongVAForConditionalGeneration.from_pretrained(tiny, trust_remote_code=False, device_map=device)
 
     def read() -> Any:
         model = LongVAForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, given.dtype), device_map=device
+            folder, trust_remote_code=False, dtype=getattr(torch, given.dtype), device_map=device
         )
         for parameter in model.parameters():
             parameter.detach().view(-1)[::512].sum()  # touches every page, should any be mapped only

@@ -76,22 +76,22 @@ def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: 
     # Also registers LongVA with transformers' Auto classes.
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
 
-    source, options = resolve(stage.model_from), {"dtype": load_dtype(stage.train), "trust_remote_code": False}
+    source, dtype = resolve(stage.model_from), load_dtype(stage.train)
     tokenizer = load_tokenizer(source)
     kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
     if kind == "longva":
-        return LongVAForConditionalGeneration.from_pretrained(source, **options), tokenizer
+        return LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, dtype=dtype), tokenizer
     if stage.tower_from is None:
         raise ValueError(f"{source} is a {kind} decoder; stage {stage.name!r} needs tower_from to make a LongVA of it")
-    language = AutoModelForCausalLM.from_pretrained(source, **options)
-    vision = CLIPVisionModel.from_pretrained(resolve(stage.tower_from), **options)
+    language = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, dtype=dtype)
+    vision = CLIPVisionModel.from_pretrained(resolve(stage.tower_from), trust_remote_code=False, dtype=dtype)
     # Where the parts lay on this machine is nobody's business.
     language.config._name_or_path = vision.config._name_or_path = ""
     # "square" is one tile an image; it is kept as UniRes for what follows.
     merge = "spatial_unpad" if stage.data.merge == "anyres" else "unires"
     config = LongVAConfig(text_config=language.config, vision_config=vision.config, mm_patch_merge_type=merge)
     with torch.device("cpu"):
-        model = LongVAForConditionalGeneration(config).to(options["dtype"])
+        model = LongVAForConditionalGeneration(config).to(dtype)
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.lm_head.load_state_dict(language.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(vision.state_dict())

@@ -48,8 +48,10 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
 
     train, run_folder, source = stage.train, folder / "run", resolve(stage.model_from)
     check_identity(run_folder, {"stage": as_data(stage), "seed": seed})
-    options = {"dtype": load_dtype(train), "attn_implementation": train.attention, "trust_remote_code": False}
-    model, frozen = (LongVAForConditionalGeneration.from_pretrained(source, **options) for _ in range(2))
+    options = {"dtype": load_dtype(train), "attn_implementation": train.attention}
+    model, frozen = (
+        LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options) for _ in range(2)
+    )
     prepare_model(model)
     prepare_model(frozen.requires_grad_(False))
     check_room(model, train, run_folder)
