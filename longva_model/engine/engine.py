@@ -76,7 +76,7 @@ class TreeEngine:
     def run(
         self,
         tree: RequestTree,
-        media: Mapping[str, Any],
+        media: Mapping[str, Any] | None = None,
         on_result: OnResult | None = None,
         on_flops: OnFlops | None = None,
         known: Mapping[int, LeafResult] | None = None,
@@ -84,7 +84,8 @@ class TreeEngine:
         """Score every leaf; results in the order of the tree's requests.
 
         Args:
-            media: maps segment sources to frames, images or token lists (see ``vniah.contract.sources.Visual``).
+            media: maps segment sources to frames, images or token lists (see ``vniah.contract.sources.Visual``);
+                those of the prompts that were shown, if left out.
             on_result: called with (request index, result) as each leaf is done.
             on_flops: called with the FLOPs of each finished step.
             known: results of an earlier run, by request index. They are not computed again, and what is
@@ -93,7 +94,8 @@ class TreeEngine:
         Raises:
             ValueError: an empty answer, or a source that the media do not name.
         """
-        self.embedder.media = dict(media)
+        if media is not None:
+            self.embedder.media = dict(media)
         self.requests = tree.requests
         for request in tree.requests:
             if isinstance(request.leaf, Target) and not self.backend.token_ids(request.leaf.text):
@@ -248,8 +250,7 @@ class TreeEngine:
                     leaf,
                     self.backend.logits(last_1D)[-1],
                     step,
-                    self.backend.decode,
-                    self.backend.eos_ids,
+                    self.backend,
                     on_token,
                     set(self.embedder.prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
                     self.agree,

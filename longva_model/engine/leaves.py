@@ -78,8 +78,7 @@ def generate_ids(
     leaf: Generate,
     first_logits_V: torch.Tensor,
     step: Callable[[int], torch.Tensor],
-    decode: Callable[[list[int]], str],
-    eos_ids: Sequence[int],
+    backend: Backend,
     on_token: Callable[[str], None] | None = None,
     prompt_ids: Collection[int] = (),
     agree: Callable[[int], int] = lambda token: token,
@@ -89,7 +88,7 @@ def generate_ids(
     Args:
         first_logits_V: logits at the prompt's last position.
         step: feeds one token and returns the logits after it.
-        decode: ids to text, special tokens skipped.
+        backend: decodes, and says which ids end an answer.
         on_token: called with the text so far after each token (streaming).
         prompt_ids: ids that occur in the prompt, in any order: what a repetition penalty counts beside the new ones.
         agree: the token that all processes take, given this one's.
@@ -106,10 +105,8 @@ def generate_ids(
     chain = LogitsProcessorList()
     if leaf.repetition_penalty != 1.0:
         chain.append(RepetitionPenaltyLogitsProcessor(leaf.repetition_penalty))
-    if leaf.min_new_tokens > 0 and eos_ids:
-        chain.append(
-            MinNewTokensLengthLogitsProcessor(len(before), leaf.min_new_tokens, list(eos_ids), device=str(device))
-        )
+    if leaf.min_new_tokens > 0 and (end := list(backend.eos_ids)):
+        chain.append(MinNewTokensLengthLogitsProcessor(len(before), leaf.min_new_tokens, end, device=str(device)))
     if leaf.temperature > 0:
         chain.append(TemperatureLogitsWarper(leaf.temperature))
         if leaf.top_k > 0:
@@ -131,17 +128,17 @@ def generate_ids(
         token = agree(token)
         if token == _NO_TOKEN:
             raise NotFiniteError(ids)
-        if token in eos_ids:
+        if token in backend.eos_ids:
             break
         ids.append(token)
-        text, stopped = cut_at_stop(decode(ids), leaf.stop)
+        text, stopped = cut_at_stop(backend.decode(ids), leaf.stop)
         if on_token is not None:
             on_token(text)
         if stopped:
             return text, ids
         if len(ids) < leaf.max_new_tokens:
             logits_V = step(token)
-    return cut_at_stop(decode(ids), leaf.stop)[0], ids
+    return cut_at_stop(backend.decode(ids), leaf.stop)[0], ids
 
 
 def beam_search(

@@ -26,7 +26,8 @@ BLOCK = 64
 # Other processes fill the folder too, so what it holds is counted anew now and then.
 _COUNT_EVERY = 16
 _ABANDONED_SECONDS = 3600.0
-# What is left free of a disk: so much, but no more than a share of a small one.
+# The last of a disk belongs to results: a journal in the same cache needs little and cannot do without. So much is left
+# free, but no more than a share of a small disk.
 _KEPT_FREE_BYTES = 1 << 28
 _KEPT_FREE_SHARE = 8
 
@@ -88,7 +89,9 @@ class BlockStore:
         path = self._path(key, index, tokens_NtD.shape[0])
         try:
             with self._part(path.parent) as part:
-                self._leave_room(tokens_NtD.nbytes)
+                disk = shutil.disk_usage(self.folder)
+                if disk.free - tokens_NtD.nbytes < min(disk.total // _KEPT_FREE_SHARE, _KEPT_FREE_BYTES):
+                    raise OSError(errno.ENOSPC, "the disk is nearly full", str(self.folder))
                 tokens_NtD = tokens_NtD.contiguous()
                 save_file({"tokens": tokens_NtD}, part, _described(key, index, tokens_NtD))
                 size = part.stat().st_size
@@ -101,16 +104,6 @@ class BlockStore:
                 f"frame embeddings are not kept on disk: {error}; the run goes on and encodes frames again when "
                 "needed. Free space, or choose another folder with VNIAH_CACHE"
             )
-
-    def _leave_room(self, num_bytes: int) -> None:
-        """The last of a disk belongs to results: a journal in the same cache needs little and cannot do without.
-
-        Raises:
-            OSError: the block would take of it.
-        """
-        disk = shutil.disk_usage(self.folder)
-        if disk.free - num_bytes < min(disk.total // _KEPT_FREE_SHARE, _KEPT_FREE_BYTES):
-            raise OSError(errno.ENOSPC, "the disk is nearly full", str(self.folder))
 
     def _path(self, key: str, index: int, rows: int) -> Path:
         name = f"{index:06d}" if rows == BLOCK else f"{index:06d}-{rows}"

@@ -40,7 +40,7 @@ class Planned:
     key: str
     row: dict[str, Any] | None
     request: Request
-    image_tokens: tuple[tuple[str, int], ...]
+    image_tokens: dict[str, int]
 
 
 class Costs:

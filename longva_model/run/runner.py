@@ -135,7 +135,7 @@ class Runner:
         if len(found) < len(union):
             # Dealt out whatever is known, so that a run that goes on gives each process what it had.
             requests = [plan[job.order].request for job in union]
-            sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens}
+            sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens.items()}
             costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
             if self._mode(costs.longest(requests)) == "ring":
                 # Every process has every result, so one of them keeps the journal.
@@ -168,7 +168,7 @@ class Runner:
                     if isinstance(segment, Image) and not segment.as_frame
                 }
                 row = journal.get(key) if journal is not None else None
-                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=tuple(images.items()))
+                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=images)
         return {order: planned for part in work.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
@@ -209,7 +209,7 @@ class Runner:
             raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
         engine = self.engine(ring=False)
         self._show(engine, prompt)
-        return engine.run(RequestTree([prompt.request]), prompt.media)[0]
+        return engine.run(RequestTree([prompt.request]))[0]
 
     def _show(self, engine: TreeEngine, prompt: Prompt) -> None:
         """Tell the engine of a prompt's media, and refuse one that is too long."""
@@ -353,9 +353,7 @@ class Runner:
         """Run the prompts of a window; ``answered`` ``of`` all are there already."""
         tree = RequestTree([prompt.request for prompt in prompts])
         engine = self.engine(ring=ring)
-        media: dict[str, Any] = {}
         for prompt in prompts:
-            media.update(prompt.media)
             self._show(engine, prompt)
         flops = engine.planned_flops(tree, known)
         with Progress(flops, done=answered, of=of, noun=self._noun, show=self.rank == 0) as progress:
@@ -364,7 +362,7 @@ class Runner:
                 on_result(index, result)
                 progress.answered()
 
-            engine.run(tree, media, on_result=told, on_flops=progress.computed, known=known)
+            engine.run(tree, on_result=told, on_flops=progress.computed, known=known)
 
 
 class Progress(tqdm):

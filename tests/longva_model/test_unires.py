@@ -156,8 +156,8 @@ def test_one_tile_layouts_do_not_pool() -> None:
 
 def test_pinpoints_are_read_as_configs_hold_them() -> None:
     assert parse_pinpoints("[(336, 672), (672, 336)]") == ((336, 672), (672, 336))
-    assert parse_pinpoints([[336, 672]]) == ((336, 672),)
-    for bad in ("(1x1)", [], [[336]], [[0, 336]], "__import__('os')", None):
+    assert parse_pinpoints([[336, 672]]) == ((336, 672),) and parse_pinpoints([[1, 1]]) == ((1, 1),)
+    for bad in ("(1x1)", [], [[336]], [[0, 336]], [[336, 0]], "__import__('os')", None):
         with pytest.raises(ValueError, match="image_grid_pinpoints"):
             parse_pinpoints(bad)
 

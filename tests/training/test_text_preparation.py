@@ -41,6 +41,13 @@ def test_long_documents_are_never_made_rarer() -> None:
     )
     is_long = lengths[chosen.index_S] > 4096
     assert chosen.take_S[is_long].sum() / chosen.tokens == pytest.approx(45_000 / 46_000, abs=1e-3)
+    for lengths in ([], [0], [1]):
+        of_one = np.array(lengths, np.int64), np.zeros(len(lengths), np.int64)
+        if lengths == [1]:
+            assert select_documents(*of_one, total_tokens=3, long_document=9, long_share=0.1, seed=0).tokens == 3
+            continue
+        with pytest.raises(ValueError, match="no documents to choose from"):
+            select_documents(*of_one, total_tokens=3, long_document=9, long_share=0.1, seed=0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Iterator
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from vniah.contract.cost import (
     SHAPES,
     ModelShape,
+    answer_flops,
     deal_out,
     leaf_costs,
     longest_path,
@@ -19,7 +21,7 @@ from vniah.contract.cost import (
     segment_tokens,
     tree_flops,
 )
-from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text
+from vniah.contract.requests import Frames, Image, Node, Request, RequestTree, Segment, Target, Text, Tokens
 from vniah.runs.grid import Grid, around_needle
 from vniah.runs.plan import grid_requests
 
@@ -35,6 +37,18 @@ def request(num_frames: int, index: int | None, needle: str) -> Request:
 
 def tokens(segment: Segment) -> int:
     return segment_tokens(segment, SHAPE, len)
+
+
+def test_bounds_of_spans_and_of_answers() -> None:
+    for kind in (Frames, Tokens):
+        assert kind("hay", 0, 1).stop == 1
+        for start, stop in ((-1, 1), (1, 1), (2, 1)):
+            with pytest.raises(ValueError, match=f"0 <= start < stop, got {start}..{stop}"):
+                kind("hay", start, stop)
+    # An answer's last token is not fed: one token costs its logits alone.
+    assert answer_flops(Target(""), 10, SHAPE, len) == 0
+    assert answer_flops(Target("a"), 10, SHAPE, len) == SHAPE.logits_flops(1)
+    assert answer_flops(Target("ab"), 10, SHAPE, len) == SHAPE.forward_flops(1, 10) + SHAPE.logits_flops(2)
 
 
 def spelled(tree: RequestTree) -> dict[int, tuple[Segment, ...]]:
