@@ -22,6 +22,7 @@ import re
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,6 +143,7 @@ class Fault:
     drop_after: int | None = None
     drip_s: float | None = None
     headers_too: bool = False
+    flood: tuple[int, str] | None = None
     answer: bytes | None = None
 
     def take(self) -> None:
@@ -158,6 +160,7 @@ class LoopbackHub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     connections: set[socket.socket] = field(default_factory=set)
+    flooded: list[int] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -228,6 +231,10 @@ class LoopbackHub:
         """Send a byte each ``every_s`` seconds, without end, in place of what was asked for (or of its headers)."""
         self.faults.append(Fault(match, None, drip_s=every_s, headers_too=headers))
 
+    def flood(self, match: str, status: int = 200, *, header: str = "X-Nothing: 0") -> None:
+        """Answer without end as fast as it is read; ``flooded`` gets the bytes that each client took."""
+        self.faults.append(Fault(match, None, flood=(status, header)))
+
     def answer(self, match: str, body: bytes) -> None:
         """Answer ``body`` to whoever reads a path that contains ``match``."""
         self.faults.append(Fault(match, None, answer=body))
@@ -284,6 +291,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(fault.status, "", "made to fail")
         if fault is not None and fault.drip_s is not None:
             return self._drip(fault.drip_s, fault.headers_too)
+        if fault is not None and fault.flood is not None:
+            return self._flood(*fault.flood)
         if fault is not None and fault.answer is not None:
             return self._send(fault.answer)
 
@@ -372,6 +381,15 @@ class _Handler(BaseHTTPRequestHandler):
             while True:
                 time.sleep(every_s)
                 self.wfile.write(b"x")
+
+    def _flood(self, status: int, header: str) -> None:
+        self.close_connection = True
+        self.wfile.write(f"HTTP/1.1 {status} So\r\n{header}\r\n\r\n".encode())
+        sent, zeros = 0, zlib.compress(bytes(1 << 20)) if "Encoding" in header else b" " * (1 << 20)
+        with contextlib.suppress(OSError):
+            while True:
+                sent += self.wfile.write(zeros)
+        self.hub.flooded.append(sent)
 
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode())

@@ -39,7 +39,12 @@ PAUSE = 60.0
 # Attempts in a row that bring no new byte before we give up on a file.
 ATTEMPTS = 5
 _MAX_FILES = 1_000_000
+# Bytes of an answer other than a file, and of one that came packed though asked not to: it may grow a thousandfold.
+_MAX_BYTES, _MAX_PACKED = 64 << 20, 64 << 10
 _PARALLEL = 4
+_PLAIN = {"Accept-Encoding": "identity"}
+# Held while the hooks of the Hub library's client are changed.
+_HOOKS = threading.Lock()
 
 
 class HubUnreachableError(OSError):
@@ -172,9 +177,10 @@ def fetch_snapshot(
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
 
+    @_bounded_answers()
     def complete() -> Any:
         # All files are there: the library asks the Hub for its listing once more and notes that this is whole.
-        return snapshot_download(repo_id, endpoint=hub_endpoint(), tqdm_class=Silent, **wanted)
+        return snapshot_download(repo_id, endpoint=hub_endpoint(), headers=_PLAIN, tqdm_class=Silent, **wanted)
 
     waiting, pulse = iter(missing.values()), Pulse(PAUSE)
 
@@ -231,15 +237,23 @@ def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tupl
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.hf_api import RepoFile
 
-    api, endpoint = HfApi(endpoint=hub_endpoint()), hub_endpoint()
+    api, endpoint = HfApi(endpoint=hub_endpoint(), headers=_PLAIN), hub_endpoint()
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_TIMEOUT)
     kind: dict[str, Any] = {"repo_type": repo_type}
+
+    @_bounded_answers()
+    def find_commit() -> str:
+        return str(api.repo_info(repo_id, revision=revision, timeout=timeout, **kind).sha)
+
+    @_bounded_answers()
+    def list_tree() -> list[Any]:
+        tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
+        return list(itertools.islice(tree, _MAX_FILES + 1))
+
     try:
         with _plain_errors(repo_id, repo_type, revision):
-            info = within(3 * timeout, lambda: api.repo_info(repo_id, revision=revision, timeout=timeout, **kind))
-            commit = str(info.sha)
-            tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
-            entries = within(LISTING_TIMEOUT, lambda: list(itertools.islice(tree, _MAX_FILES + 1)))
+            commit = within(3 * timeout, find_commit)
+            entries = within(LISTING_TIMEOUT, list_tree)
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
             raise ValueError(f"{commit[:50]!r} as the commit, or more than {_MAX_FILES:,} files")
@@ -334,8 +348,11 @@ def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse) -> Non
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
-    with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response:
+    headers = {**build_hf_headers(), **_PLAIN, **({"Range": f"bytes={size}-"} if size else {})}
+    with (
+        _bounded_answers(but_files=True),
+        get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response,
+    ):
         hf_raise_for_status(response)
         # A server that ignores the range sends the file from its beginning.
         with partial.open("ab" if response.status_code == 206 else "wb") as out:
@@ -430,6 +447,48 @@ def _together(
     if failed:
         raise next(iter(failed.values()))
     return list(done.values())
+
+
+@contextlib.contextmanager
+def _bounded_answers(*, but_files: bool = False) -> Iterator[None]:
+    """Refuse endless answers to this thread: the Hub library reads whole whatever is no file, and every error.
+
+    Raises:
+        HubUnreachableError: in the call that reads the answer.
+    """
+    from huggingface_hub import get_session
+
+    asker, client, stream_type = threading.get_ident(), get_session(), _http_library().SyncByteStream
+
+    def bound(response: Any) -> None:
+        if threading.get_ident() != asker or (but_files and response.is_success):
+            return
+        sent, path = response.stream, response.request.url.path[:100]
+        most = _MAX_PACKED if response.headers.get("content-encoding", "identity") != "identity" else _MAX_BYTES
+
+        class Bounded(stream_type):  # type: ignore[misc, valid-type]
+            def __iter__(self) -> Iterator[bytes]:
+                came = 0
+                for chunk in sent:
+                    if (came := came + len(chunk)) > most:
+                        raise HubUnreachableError(
+                            f"{hub_endpoint()} answered with more than {most:,} bytes for {path}; check HF_ENDPOINT"
+                        )
+                    yield chunk
+
+            def close(self) -> None:
+                sent.close()
+
+        response.stream = Bounded()
+
+    # New lists: another thread may be going through the present one.
+    with _HOOKS:
+        client.event_hooks["response"] = [*client.event_hooks["response"], bound]
+    try:
+        yield
+    finally:
+        with _HOOKS:
+            client.event_hooks["response"] = [hook for hook in client.event_hooks["response"] if hook is not bound]
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hub_server import LoopbackHub
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 
 from vniah import hub
 from vniah.hub import Pulse, within
@@ -23,6 +24,12 @@ from vniah.hub import Pulse, within
 
 def random_bytes(n: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(n)
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    until = time.monotonic() + 10
+    while not what() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def test_first_download_then_cache(online: LoopbackHub) -> None:
@@ -152,6 +159,35 @@ def test_a_hub_that_drips_is_given_up(
             hub.fetch_dataset("org/set", progress=False)
     online.faults.clear()
     assert (hub.fetch_dataset("org/set", progress=False) / "a.json").read_text() == "x" * 500_000
+
+
+@pytest.mark.parametrize("status", [200, 302, 404])
+@pytest.mark.parametrize("match", ["/api/datasets/org/set", "/api/datasets/org/set/tree", "/resolve/"])
+def test_an_answer_without_end_is_refused(online: LoopbackHub, match: str, status: int) -> None:
+    online.add_repo("org/set", {"a.json": "{}"})
+    hooks = dict(get_session().event_hooks)
+    online.flood(match, status, header="Location: /api/datasets/org/set/elsewhere" if status == 302 else "X-Nothing: 0")
+    with pytest.raises(OSError, match=r"answered with more than 67,108,864 bytes|more than the 2 bytes") as caught:
+        hub.fetch_dataset("org/set", progress=False)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
+    wait_for(lambda: online.flooded)
+    # What the kernel's buffers hold was not read.
+    assert len(online.flooded) == 1 and online.flooded[0] < 96 << 20
+    assert get_session().event_hooks == hooks
+
+
+def test_a_packed_answer_is_bounded_by_what_it_may_grow_to(online: LoopbackHub) -> None:
+    online.add_repo("org/set", {"a.json": "{}"})
+    online.flood("/api/datasets/org/set/tree", header="Content-Encoding: deflate")
+    with pytest.raises(hub.HubUnreachableError, match="answered with more than 65,536 bytes"):
+        hub.fetch_dataset("org/set", progress=False)
+
+
+def test_a_large_file_may_be_sent(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_MAX_BYTES", 10_000)
+    content = random_bytes(1 << 20)
+    online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
+    assert (hub.fetch_model("org/net", progress=False) / "model.safetensors").read_bytes() == content
 
 
 @pytest.mark.parametrize(
