@@ -68,30 +68,25 @@ def frames_panels(table: Table, runs: Sequence[Run], models: Sequence[str]) -> d
             raise ValueError(f"{table.source} has no model {model!r}; expected one of {known}")
     panels: dict[str, list[Curve]] = {}
     for at, column in enumerate(table.columns):
-        ours: dict[str, dict[float, float]] = {}
+        # Points by curve: its name, and whether it is published.
+        found: dict[tuple[str, bool], dict[float, float]] = {}
         for run in runs:
             if (value := column.of(run)) is None:
                 continue
-            frames = frames_of(run)
+            points, frames = found.setdefault((run.name, False), {}), frames_of(run)
             if frames is None:
                 raise ValueError(
                     f"the run {run.name!r} does not say how many frames it took (max_frames_num in model_args)"
                 )
-            if frames in ours.setdefault(run.name, {}):
+            if frames in points:
                 raise ValueError(f"two runs of {run.name!r} at {frames} frames; tell them apart with --name")
-            ours[run.name][frames] = value
-        theirs = {
-            f"{model} (published)": {
-                float(row.frames): row.scores[at]
-                for row in table.rows
-                if row.model == model and isinstance(row.frames, int)
-            }
-            for model in models
-        }
+            points[frames] = value
+        for model in models:
+            rows = (row for row in table.rows if row.model == model and isinstance(row.frames, int))
+            found[f"{model} (published)", True] = {float(row.frames): row.scores[at] for row in rows}
         curves = [
             Curve(name=name, points=tuple(sorted(points.items())), published=published)
-            for found, published in ((ours, False), (theirs, True))
-            for name, points in found.items()
+            for (name, published), points in found.items()
         ]
         if curves:
             panels[column.name] = curves
