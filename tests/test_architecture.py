@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,11 @@ def _top_level(tree: ast.Module) -> list[ast.stmt]:
     return found
 
 
+def _dotted(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return name if name.split(".")[0] in ROOMS else f"vniah.{name}"
+
+
 def _files(room: str) -> list[Path]:
     return sorted((ROOT / ROOMS[room][0]).rglob("*.py"))
 
@@ -75,6 +81,17 @@ def test_rooms_import_only_through_their_doors(room: str) -> None:
             if other is not None and other not in allowed and not (other == "vniah" and room.startswith("vniah")):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = {_dotted(path): path for room in ROOMS for path in _files(room)}
+    imported = {name: _imports(path, top_level_only=True) & files.keys() - {name} for name, path in files.items()}
+    graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, which names the files
+
+
+def test_the_top_of_a_room_can_be_taken_in_at_a_glance() -> None:
+    crowded = {room: found for room in ("vniah", "longva_model") if len(found := list((ROOT / room).glob("*.py"))) > 9}
+    assert not crowded, crowded
 
 
 def test_the_benchmark_imports_nothing_heavy() -> None:

@@ -129,7 +129,10 @@ def _frames(
     # Runs of one model at several frame counts share a name on purpose: they are one curve.
     groups = options.run_groups(sources, names=names, task=task) if sources else []
     models = [one for one in published if one != "none"]
-    panels = frames_panels(read_table("table6"), [run for group in groups for run in group], models)
+    table = read_table("table6")
+    # Of a folder with other tasks too, those that are of this figure.
+    runs = [run for group in groups for run in [one for one in group if one.task in table.tasks] or group]
+    panels = frames_panels(table, runs, models)
     labels = {"x_label": "frames", "y_label": "accuracy (%)"}
     return lambda: curves_figure(panels, **labels, look=look), curves_csv(panels, "frames", "accuracy")
 
