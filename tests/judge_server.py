@@ -21,8 +21,15 @@ class Drip:
     headers: bool = False
 
 
+@dataclass(frozen=True)
+class Flood:
+    """An answer that never ends, sent as fast as it is read."""
+
+    status: int = 200
+
+
 # What to do with one request: a reply's text, an HTTP status, raw bytes, or seconds to sleep before hanging up.
-Step = str | int | bytes | float | Drip
+Step = str | int | bytes | float | Drip | Flood
 
 
 class JudgeServer:
@@ -31,6 +38,7 @@ class JudgeServer:
     def __init__(self, script: Callable[[dict[str, Any]], Step]) -> None:
         self.script = script
         self.requests: list[tuple[Message, dict[str, Any]]] = []
+        self.flooded: list[int] = []  # bytes of a flood that each request took
         handler = type("Handler", (_Handler,), {"judge": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -54,6 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         step = self.judge.script(body) if self.path == "/v1/chat/completions" else 404
         if isinstance(step, Drip):
             return self._drip(step)
+        if isinstance(step, Flood):
+            return self._flood(step)
         if isinstance(step, float):
             time.sleep(step)
             return
@@ -76,6 +86,14 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(drip.every_s)
                 self.wfile.write(b"x")
                 self.wfile.flush()
+
+    def _flood(self, flood: Flood) -> None:
+        sent = 0
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.0 %d So\r\n\r\n" % flood.status)
+            while True:
+                sent += self.wfile.write(b" " * (1 << 20))
+        self.judge.flooded.append(sent)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent."""

@@ -151,13 +151,18 @@ class Judge:
     def _client(self) -> Any:
         import openai
 
+        def leave_errors(response: Any) -> None:
+            # Their status says enough, and the client would read them whole, however long.
+            if not response.is_success:
+                response.close()
+
         return openai.OpenAI(
             base_url=self.config.endpoint.removesuffix("/chat/completions"),
             api_key=self.config.key or "none",
             timeout=self.config.timeout_s,
             max_retries=0,
             # A judge that redirects is refused: the answer and the key are meant for the named host alone.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [leave_errors]}),
         )
 
     def _answer(self, system: str, user: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
-from judge_server import Drip, JudgeServer, Step
+from judge_server import Drip, Flood, JudgeServer, Step
 
 from vniah.tasks.mlvu.judge import Judge, JudgeConfig, JudgeError, parse_scores
 
@@ -203,3 +204,18 @@ def test_an_overlong_reply_is_refused() -> None:
     big = json.dumps({"choices": [{"message": {"content": "x" * (2 << 20)}}]}).encode()
     with scripted(big) as server, pytest.raises(JudgeError, match="longer"):
         judge_for(server, retries=0).ask("s", "u")
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+def test_an_answer_without_end_is_left(status: int) -> None:
+    with scripted(Flood(status)) as server:
+        verdict = judge_for(server, retries=0).score("s", "u", NAMES)
+        until = time.monotonic() + 10
+        while not server.flooded and time.monotonic() < until:
+            time.sleep(0.01)
+    assert verdict.scores is None
+    assert verdict.reason == (
+        f"the judge answered HTTP {status}" if status != 200 else "the judge's answer is longer than 1048576 bytes"
+    )
+    # What the kernel's buffers hold was not read.
+    assert len(server.flooded) == 1 and server.flooded[0] < 32 << 20
