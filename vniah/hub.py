@@ -177,7 +177,6 @@ def fetch_snapshot(
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
 
-    @_bounded_answers()
     def complete() -> Any:
         # All files are there: the library asks the Hub for its listing once more and notes that this is whole.
         return snapshot_download(repo_id, endpoint=hub_endpoint(), headers=_PLAIN, tqdm_class=Silent, **wanted)
@@ -196,7 +195,7 @@ def fetch_snapshot(
             _together([fetch_some] * _PARALLEL, pulse, dead, meanwhile=lambda: bar.update(pulse.came - bar.n))
         for file in files:
             _link(storage / "blobs" / _hash(file), storage / "snapshots" / commit / file.path)
-        snapshot = Path(within(LISTING_TIMEOUT, complete))
+        snapshot = Path(_ask(LISTING_TIMEOUT, complete))
     if snapshot.name != commit:
         raise HubUnreachableError(f"{repo_id} changed on {hub_endpoint()} while it was fetched; run it again")
     return snapshot
@@ -240,20 +239,12 @@ def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tupl
     api, endpoint = HfApi(endpoint=hub_endpoint(), headers=_PLAIN), hub_endpoint()
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_TIMEOUT)
     kind: dict[str, Any] = {"repo_type": repo_type}
-
-    @_bounded_answers()
-    def find_commit() -> str:
-        return str(api.repo_info(repo_id, revision=revision, timeout=timeout, **kind).sha)
-
-    @_bounded_answers()
-    def list_tree() -> list[Any]:
-        tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
-        return list(itertools.islice(tree, _MAX_FILES + 1))
-
     try:
         with _plain_errors(repo_id, repo_type, revision):
-            commit = within(3 * timeout, find_commit)
-            entries = within(LISTING_TIMEOUT, list_tree)
+            info = _ask(3 * timeout, lambda: api.repo_info(repo_id, revision=revision, timeout=timeout, **kind))
+            commit = str(info.sha)
+            tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
+            entries = _ask(LISTING_TIMEOUT, lambda: list(itertools.islice(tree, _MAX_FILES + 1)))
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
             raise ValueError(f"{commit[:50]!r} as the commit, or more than {_MAX_FILES:,} files")
@@ -447,6 +438,11 @@ def _together(
     if failed:
         raise next(iter(failed.values()))
     return list(done.values())
+
+
+def _ask(seconds: float, call: Callable[[], _T]) -> _T:
+    """``within``, for a call of the Hub library's that reads no file: its answers are bounded too."""
+    return within(seconds, _bounded_answers()(call))
 
 
 @contextlib.contextmanager
