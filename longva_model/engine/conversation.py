@@ -12,6 +12,9 @@ from longva_model.engine.leaves import LeafResult
 from longva_model.prompts.prompting import build_prompt
 from vniah.contract.requests import Generate, Segment, Text
 
+# Tokens to plan for beside the first question with its visuals and answer; the cache grows past that when it must.
+_ROOM = 4096
+
 
 class Conversation:
     """Asks one model questions in turn; the visuals and earlier turns are computed once.
@@ -20,24 +23,12 @@ class Conversation:
         engine: an engine of the model, for this conversation alone.
         visuals: paths, PIL images or frames, shown with the first question.
         max_frames: frames sampled from each video.
-        room: tokens to plan for beside the first question with its visuals and answer; the cache grows past that
-            when it must.
     """
 
-    def __init__(
-        self,
-        engine: TreeEngine,
-        visuals: Sequence[Any],
-        *,
-        max_frames: int,
-        system: str | None = None,
-        room: int = 4096,
-    ) -> None:
+    def __init__(self, engine: TreeEngine, visuals: Sequence[Any], *, max_frames: int) -> None:
         self.engine = engine
         self.visuals = list(visuals)
         self.max_frames = max_frames
-        self.system = system
-        self.room = room
         self.engine.cache = None
         self._shown: list[Segment] = []
         self._answer = ""
@@ -59,9 +50,7 @@ class Conversation:
         """
         template = self.engine.backend.template
         if not self._shown:
-            prompt = build_prompt(
-                question, self.visuals, leaf, template, max_frames=self.max_frames, system=self.system
-            )
+            prompt = build_prompt(question, self.visuals, leaf, template, max_frames=self.max_frames)
             self.engine.show(prompt)
             segments: tuple[Segment, ...] = prompt.request.segments
         else:
@@ -74,7 +63,7 @@ class Conversation:
                 f"{self.engine.backend.name} is {limit}; start a new one, or show fewer frames"
             )
         if self.engine.cache is None:
-            self.engine.cache = self.engine.new_cache(new + leaf.max_new_tokens + self.room)
+            self.engine.cache = self.engine.new_cache(new + leaf.max_new_tokens + _ROOM)
         result = self.engine.answer(segments, leaf, on_text, self._shown)
         self._shown += segments
         self._answer = result.text

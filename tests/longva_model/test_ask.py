@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from video_files import write_video
 
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
+from longva_model.engine import conversation as conversation_module
 from longva_model.engine.conversation import Conversation
 from longva_model.engine.engine import TreeEngine
 from longva_model.lmms.arguments import ModelArgs
@@ -129,10 +130,10 @@ def test_a_follow_up_computes_only_what_is_new(files: dict[str, Path], monkeypat
     assert frames.frames_encoded == 4
 
 
-def test_a_conversation_plans_its_rows(files: dict[str, Path]) -> None:
+def test_a_conversation_plans_its_rows(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """4,096 rows and then doubles: 524,288 for a prompt of 432,000 tokens."""
     talk = conversation(files["model"], files["video"], files["cat"])
-    talk.room = 40
+    monkeypatch.setattr(conversation_module, "_ROOM", 40)
     first = talk.ask("What is it?", Generate(max_new_tokens=TOKENS))
     cache: Any = talk.engine.cache
     assert cache.layers[0].keys.shape[2] == first.prompt_tokens + TOKENS + 40
