@@ -154,7 +154,7 @@ def contiguous_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     return list(items[start:stop])
 
 
-def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> AbstractContextManager[Journal | None]:
+def open_journal(args: ModelArgs, run_key: str) -> AbstractContextManager[Journal | None]:
     """The journal of this run: at ``journal=PATH``, in the cache for ``auto``, nothing for ``none``.
 
     Several processes write one file each (``PATH`` and ``PATH.rank1`` ...) and read all of them, those of a run
@@ -164,6 +164,7 @@ def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> A
         ValueError: another process holds it, or it is damaged.
         OSError: its folder cannot be written.
     """
+    rank, _ = rank_and_world()
     if args.journal == "none":
         return contextlib.nullcontext(None)
     if args.journal == "auto":
@@ -189,8 +190,8 @@ def open_journal(args: ModelArgs, run_key: str, rank: int, world_size: int) -> A
     return cast(AbstractContextManager["Journal | None"], journal)
 
 
-def _forget_oldest(folder: Path, wanted: Path, max_bytes: int = _JOURNALS_BYTES) -> None:
-    """Remove the automatic journals longest untouched, past ``max_bytes`` in all; never ``wanted`` or one in use.
+def _forget_oldest(folder: Path, wanted: Path) -> None:
+    """Remove the automatic journals longest untouched, past ``_JOURNALS_BYTES`` in all; never ``wanted`` or one in use.
 
     By size and not by age: a clock that jumps must not cost a run what it has scored.
     """
@@ -203,7 +204,7 @@ def _forget_oldest(folder: Path, wanted: Path, max_bytes: int = _JOURNALS_BYTES)
     left = sum(size for files in runs.values() for _, size, _ in files)
     runs.pop(wanted.stem, None)
     for files in sorted(runs.values(), key=lambda files: max(files)[0]):
-        if left <= max_bytes:
+        if left <= _JOURNALS_BYTES:
             return
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             locks = [lock(path.with_name(f"{path.name}.lock")) for _, _, path in files]

@@ -25,6 +25,7 @@ from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.batches import Costs, Planned, shared_sources, windows
 from longva_model.run.sharing import Block, encode_together
+from vniah import __version__
 from vniah.contract.requests import Frames, Image, Leaf, Request, RequestTree
 from vniah.notices import identify
 from vniah.runs.journal import Journal, content_key
@@ -113,7 +114,7 @@ class Runner:
         if not union:
             return []
         run_key = content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
-        with work.open_journal(self.args, run_key, self.rank, self.world_size) as journal:
+        with work.open_journal(self.args, run_key) as journal:
             self._noun = "cells" if measured else "answers"
             self.journal_path = None if journal is None else journal.path
             identify(self.identity())
@@ -241,8 +242,6 @@ class Runner:
 
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""
-        from vniah import __version__
-
         return [
             __version__,
             self.backend.fingerprint,
