@@ -27,7 +27,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # What git-lfs would track: such a file's ETag is its SHA-256, any other's is its git blob hash.
@@ -160,7 +161,7 @@ class LoopbackHub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     connections: set[socket.socket] = field(default_factory=set)
-    flooded: list[int] = field(default_factory=list)
+    flooded: SimpleQueue[int] = field(default_factory=SimpleQueue)
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -242,6 +243,18 @@ class LoopbackHub:
     def count(self, method: str, match: str = "") -> int:
         """Requests seen by ``method`` whose path contains ``match``."""
         return sum(seen == method and match in path for seen, path, _ in self.requests)
+
+
+def pour(out: BinaryIO, start: bytes, piece: bytes, every_s: float = 0.0) -> int:
+    """Write ``start`` and then ``piece`` without end; the bytes of pieces that went out before nobody took more."""
+    sent = 0
+    with contextlib.suppress(OSError):
+        out.write(start)
+        while True:
+            time.sleep(every_s)
+            sent += out.write(piece)
+            out.flush()
+    return sent
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -376,20 +389,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drip(self, every_s: float, headers: bool) -> None:
         self.close_connection = True
-        self.wfile.write(b"HTTP/1.1 200 OK\r\n" if headers else b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        with contextlib.suppress(OSError):
-            while True:
-                time.sleep(every_s)
-                self.wfile.write(b"x")
+        start = b"HTTP/1.1 200 OK\r\n"
+        pour(self.wfile, start if headers else start + b"Content-Length: 1000000\r\n\r\n", b"x", every_s)
 
     def _flood(self, status: int, header: str) -> None:
         self.close_connection = True
-        self.wfile.write(f"HTTP/1.1 {status} So\r\n{header}\r\n\r\n".encode())
-        sent, zeros = 0, zlib.compress(bytes(1 << 20)) if "Encoding" in header else b" " * (1 << 20)
-        with contextlib.suppress(OSError):
-            while True:
-                sent += self.wfile.write(zeros)
-        self.hub.flooded.append(sent)
+        piece = zlib.compress(bytes(1 << 20)) if "Encoding" in header else b" " * (1 << 20)
+        self.hub.flooded.put(pour(self.wfile, f"HTTP/1.1 {status} So\r\n{header}\r\n\r\n".encode(), piece))
 
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode())

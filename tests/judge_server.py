@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -10,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 from typing import Any
+
+from hub_server import pour
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class JudgeServer:
     def __init__(self, script: Callable[[dict[str, Any]], Step]) -> None:
         self.script = script
         self.requests: list[tuple[Message, dict[str, Any]]] = []
-        self.flooded: list[int] = []  # bytes of a flood that each request took
+        self.flooded: SimpleQueue[int] = SimpleQueue()  # bytes of a flood that each request took
         handler = type("Handler", (_Handler,), {"judge": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -61,9 +63,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.judge.requests.append((self.headers, body))
         step = self.judge.script(body) if self.path == "/v1/chat/completions" else 404
         if isinstance(step, Drip):
-            return self._drip(step)
+            start = b"HTTP/1.0 200 OK\r\n" if step.headers else b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+            pour(self.wfile, start, b"x", step.every_s)
+            return
         if isinstance(step, Flood):
-            return self._flood(step)
+            self.judge.flooded.put(pour(self.wfile, b"HTTP/1.0 %d So\r\n\r\n" % step.status, b" " * (1 << 20)))
+            return
         if isinstance(step, float):
             time.sleep(step)
             return
@@ -77,23 +82,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
-
-    def _drip(self, drip: Drip) -> None:
-        start = b"HTTP/1.0 200 OK\r\n" if drip.headers else b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n"
-        with contextlib.suppress(OSError):
-            self.wfile.write(start)
-            while True:
-                time.sleep(drip.every_s)
-                self.wfile.write(b"x")
-                self.wfile.flush()
-
-    def _flood(self, flood: Flood) -> None:
-        sent = 0
-        with contextlib.suppress(OSError):
-            self.wfile.write(b"HTTP/1.0 %d So\r\n\r\n" % flood.status)
-            while True:
-                sent += self.wfile.write(b" " * (1 << 20))
-        self.judge.flooded.append(sent)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent."""
