@@ -145,6 +145,7 @@ class Fault:
     drip_s: float | None = None
     headers_too: bool = False
     flood: tuple[int, str] | None = None
+    location: str | None = None
     answer: bytes | None = None
 
     def take(self) -> None:
@@ -236,6 +237,10 @@ class LoopbackHub:
         """Answer without end as fast as it is read; ``flooded`` gets the bytes that each client took."""
         self.faults.append(Fault(match, None, flood=(status, header)))
 
+    def redirect(self, match: str, location: str) -> None:
+        """Send whoever reads a path that contains ``match`` on to ``location``, as the Hub does for large files."""
+        self.faults.append(Fault(match, None, location=location))
+
     def answer(self, match: str, body: bytes) -> None:
         """Answer ``body`` to whoever reads a path that contains ``match``."""
         self.faults.append(Fault(match, None, answer=body))
@@ -306,6 +311,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drip(fault.drip_s, fault.headers_too)
         if fault is not None and fault.flood is not None:
             return self._flood(*fault.flood)
+        if fault is not None and fault.location is not None:
+            self.send_response(302)
+            self.send_header("Location", fault.location)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         if fault is not None and fault.answer is not None:
             return self._send(fault.answer)
 

@@ -175,11 +175,17 @@ def test_a_packed_answer_is_bounded_by_what_it_may_grow_to(online: LoopbackHub) 
         hub.fetch_dataset("org/set", progress=False)
 
 
-def test_a_large_file_may_be_sent(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_large_file_may_be_sent(online: LoopbackHub, monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
+    """By the host to which the Hub sends on, too, whose paths are its own."""
     monkeypatch.setattr(hub, "_MAX_BYTES", 10_000)
     content = random_bytes(1 << 20)
     online.add_repo("org/net", {"model.safetensors": content}, repo_type="model")
+    if elsewhere:
+        online.answer("/cdn/of/it", content)
+        online.redirect("/org/net/resolve/", f"{online.url}/cdn/of/it")
     assert (hub.fetch_model("org/net", progress=False) / "model.safetensors").read_bytes() == content
+    assert online.count("GET", "/cdn/of/it") == elsewhere
 
 
 @pytest.mark.parametrize(
