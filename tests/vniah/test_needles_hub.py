@@ -45,16 +45,6 @@ def paper_like(images: list[Any] | None = None) -> bytes:
     )
 
 
-@pytest.fixture
-def online(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    return loopback_hub
-
-
 def test_papers_set(online: LoopbackHub) -> None:
     online.add_repo(DEFAULT_NEEDLES, {PARQUET: paper_like(), "README.md": "card", "huge.bin": b"x"})
     needles = open_needles(DEFAULT_NEEDLES)
