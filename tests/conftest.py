@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def online(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VNIAH_NEEDLES", "TEXT_NIAH_HAYSTACK"):
         monkeypatch.delenv(name, raising=False)
     return loopback_hub
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run ``vniah ARGUMENTS`` by its entry; gives (exit code, stdout, stderr)."""
+    from vniah import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vniah", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

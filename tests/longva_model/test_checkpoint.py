@@ -354,19 +354,12 @@ def test_nothing_is_overwritten_or_converted_twice(model: Any, tmp_path: Path) -
     assert convert(folder, tmp_path / "empty") == "ours"
 
 
-def test_the_command(
-    model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vniah import cli
-
+def test_the_command(main: Callable[..., tuple[int, str, str]], model: Any, tmp_path: Path) -> None:
     folder = write_released(tmp_path / "a", model)
-    monkeypatch.setattr("sys.argv", ["vniah", "convert", str(folder), str(tmp_path / "b")])
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    assert not done.value.code and "in the ours layout" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    assert done.value.code == 2 and "is there already" in capsys.readouterr().err
+    code, out, _ = main("convert", folder, tmp_path / "b")
+    assert not code and "in the ours layout" in out
+    code, _, err = main("convert", folder, tmp_path / "b")
+    assert code == 2 and "is there already" in err
 
 
 def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:

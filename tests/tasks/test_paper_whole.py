@@ -25,7 +25,6 @@ from upstream_data import grade, picture, serve_images, serve_table_8, write_vid
 from video_benchmarks import serve_mlvu, serve_videomme
 from video_files import cut, write_video
 
-from vniah import cli
 from vniah.text.haystack import ESSAYS
 from vniah.visual.settings import DEFAULT_NEEDLES
 
@@ -150,15 +149,12 @@ def samples(out: Path, task: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def vniah(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def vniah(main: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     """Run ``vniah ARGUMENTS`` and give what it printed."""
 
     def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["vniah", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert not caught.value.code, err
+        code, out, err = main(*arguments)
+        assert not code, err
         return out
 
     return call

@@ -18,20 +18,6 @@ from vniah import cli
 Outcome = tuple[int, str, str]
 
 
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run ``vniah ARGUMENTS``; gives (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vniah", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
-
-
 def test_the_version_is_told(main: Callable[..., Outcome]) -> None:
     assert main("--version") == (0, f"vniah {vniah.__version__}\n", "")
 

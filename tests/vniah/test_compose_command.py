@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vniah import cli
 from vniah.haystack import open_haystack
 from vniah.visual.compose import letterbox
 
 
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def compose(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs ``vniah compose ARGUMENTS``; returns (exit code, output, errors)."""
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vniah", "compose", *arguments])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(done.value.code or 0), captured.out, captured.err
-
-    return run
+    return functools.partial(main, "compose")
 
 
 @pytest.fixture
