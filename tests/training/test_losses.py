@@ -67,11 +67,15 @@ def test_without_labels_it_is_zero_and_keeps_the_graph() -> None:
     assert loss == 0 and hidden.grad is not None and not hidden.grad.any()
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
-    hidden, weight, labels = case(9, 0.2)
-    weight.requires_grad_(False)
-    linear_cross_entropy(hidden, weight, labels, "chunked").backward()
-    assert weight.grad is None and hidden.grad is not None
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient_and_the_other_its_own(frozen: int) -> None:
+    *inputs, labels = case(9, 0.2)
+    inputs[frozen].requires_grad_(False)
+    learnt = inputs[1 - frozen]
+    (wanted,) = torch.autograd.grad(plain(*inputs, labels), learnt)
+    linear_cross_entropy(*inputs, labels, "chunked").backward()
+    assert inputs[frozen].grad is None
+    torch.testing.assert_close(learnt.grad, wanted)
 
 
 @pytest.mark.parametrize("label", [-1, VOCABULARY])
