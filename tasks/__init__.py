@@ -1,1 +1,1 @@
-"""lmms-eval tasks: one folder a task, each a YAML and a thin module."""
+"""lmms-eval tasks: one folder a task, each of YAML files and thin modules. Knows no model of ours."""

@@ -1,4 +1,4 @@
-"""Sharing work between processes, and where cached files are: the plumbing of ``runner.py``."""
+"""Sharing work between processes: ranks, devices, messages, and the journal of each. The plumbing of ``runner.py``."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FrameSource, Visual
 from vniah.haystack import open_haystack
 from vniah.runs.grid import around_needle, needle_index
-from vniah.visual import composer as composing
+from vniah.visual import composed_videos as composing
 from vniah.visual.compose import (
     PAD_COLOUR,
     SplicedVideo,
@@ -35,7 +35,7 @@ from vniah.visual.compose import (
     held_at_the_end,
     letterbox,
 )
-from vniah.visual.composer import Composer
+from vniah.visual.composed_videos import Composer
 
 HAYSTACK = "synthetic:0:200:64x48"
 
@@ -487,7 +487,7 @@ _CHILD = """
 import sys
 from PIL import Image
 from vniah.visual.compose import SplicedVideo
-from vniah.visual.composer import Composer
+from vniah.visual.composed_videos import Composer
 from vniah.haystack import open_haystack
 
 haystack = open_haystack("synthetic:0:200:64x48")

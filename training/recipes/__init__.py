@@ -1,0 +1,1 @@
+"""The shipped recipes, one YAML file each; ``training/recipe.py`` reads them. No code."""

@@ -42,7 +42,7 @@ def command(
     from vniah.haystack import open_haystack
     from vniah.runs.grid import Grid
     from vniah.visual.compose import composed_video, held_at_the_end
-    from vniah.visual.composer import Composer
+    from vniah.visual.composed_videos import Composer
     from vniah.visual.settings import cache_dir
 
     if output.exists() and not force:

@@ -3,7 +3,8 @@
 A cell shows ``num_frames`` haystack frames from the haystack's start and, before the one at ``needle_index``,
 the needle (reference section 3.3): ``num_frames + 1`` frames. A control has no needle and ``num_frames`` frames.
 ``SplicedVideo`` says so without pixels. What is shown to models of others as a video differs from it
-(``composed_video``): it has an even number of frames, and a control as many as its cells; ``composer.py`` writes it.
+(``composed_video``): it has an even number of frames, and a control as many as its cells.
+``composed_videos.py`` writes it.
 Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 """
 

@@ -18,7 +18,7 @@ from vniah.prompts import question_text
 from vniah.runs.grid import Cell, check_columns, needle_index
 from vniah.runs.task import Answer, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, composed_video, held_at_the_end
-from vniah.visual.composer import Composer
+from vniah.visual.composed_videos import Composer
 from vniah.visual.settings import Settings
 
 _BATCH = 32
