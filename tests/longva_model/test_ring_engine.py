@@ -12,19 +12,19 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ring_processes
 import tiny_backends as tiny
 import torch
+from ring_processes import Checks, assert_passed
 
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
@@ -37,19 +37,13 @@ from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
 
-CHECKS: dict[str, Callable[[int, int], None]] = {}
+CHECKS = check = Checks()
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 # 17 tokens a frame: no chunk or world size divides it.
 TOKENS = 17
 HAY = tiny.NoiseFrames(24)
 MEDIA = {HAY.fingerprint: HAY, **{f"needle{number}": tiny.needle_image(number) for number in range(3)}}
-
-
-def check(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """Every process runs ``function(rank, world)``; an exception in one of them fails the test of that name."""
-    CHECKS[function.__name__] = function
-    return function
 
 
 @functools.cache
@@ -547,24 +541,13 @@ def plain_scoring_is_dealt_out_and_never_a_ring(rank: int, world: int) -> None:
 
 
 @functools.cache
-def reports(world: int) -> dict[int, Any]:
+def reports(world: int) -> list[Any]:
     """What each rank of ``world`` wrote; one launch for all tests."""
-    folder = Path(tempfile.mkdtemp(prefix="ring-engine"))
-    try:
-        program = Path(__file__).with_name("ring_processes.py")
-        command = [sys.executable, str(program), __file__, str(folder), str(world)]
-        log = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600).stdout
-        written = {rank: folder / f"{world}-{rank}.json" for rank in range(world)}
-        missing = [f"rank {rank}" for rank, path in written.items() if not path.is_file()]
-        assert not missing, f"no report of {', '.join(missing)} of {world}:\n{log[-3000:]}"
-        return {rank: json.loads(path.read_text()) for rank, path in written.items()}
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="ring-engine") as folder:
+        return ring_processes.reports(__file__, Path(folder), [world])[world]
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_ring_engine(world: int, name: str) -> None:
-    for rank, report in reports(world).items():
-        assert name in report["seconds"]
-        assert name not in report["failed"], f"rank {rank} of {world}:\n{report['failed'][name]}"
+    assert_passed(reports(world), name)

@@ -6,15 +6,14 @@ each check said on each rank.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import ring_processes
 import torch
 import torch.distributed as dist
+from ring_processes import Checks, assert_passed
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -31,13 +30,7 @@ from longva_model.attention import (
 )
 
 WORLDS = (2, 3, 4)
-CHECKS: dict[str, Callable[[int, int], None]] = {}
-
-
-def check(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """Every process runs ``function(rank, world)``; an exception in one of them fails the test of that name."""
-    CHECKS[function.__name__] = function
-    return function
+CHECKS = check = Checks()
 
 
 def draw(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -269,22 +262,12 @@ def gathered_shards_come_back_in_order(rank: int, world: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
-    """What each (world, rank) wrote; one launch for all tests."""
-    folder = tmp_path_factory.mktemp("ring")
-    program, worlds = Path(__file__).with_name("ring_processes.py"), ",".join(map(str, WORLDS))
-    command = [sys.executable, str(program), __file__, str(folder), worlds]
-    log = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400).stdout
-    written = {(world, rank): folder / f"{world}-{rank}.json" for world in WORLDS for rank in range(world)}
-    missing = [f"rank {rank} of {world}" for (world, rank), path in written.items() if not path.is_file()]
-    assert not missing, f"no report of {', '.join(missing)}:\n{log[-3000:]}"
-    return {key: json.loads(path.read_text()) for key, path in written.items()}
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    """One launch for all tests."""
+    return ring_processes.reports(__file__, tmp_path_factory.mktemp("ring"), WORLDS)
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
 @pytest.mark.parametrize("world", WORLDS)
-def test_ring(reports: dict[tuple[int, int], dict[str, dict[str, str]]], world: int, name: str) -> None:
-    for rank in range(world):
-        report = reports[world, rank]
-        assert name in report["seconds"]
-        assert name not in report["failed"], f"rank {rank} of {world}:\n{report['failed'][name]}"
+def test_ring(reports: dict[int, list[Any]], world: int, name: str) -> None:
+    assert_passed(reports[world], name)

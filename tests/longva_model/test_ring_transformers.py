@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import ring_processes
 import torch
+from ring_processes import Checks, assert_passed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
@@ -27,12 +24,7 @@ from longva_model.attention import (
 from longva_model.renamed import cache_keyword, enable_checkpointing
 
 WORLDS = (2, 3)
-CHECKS: dict[str, Callable[[int, int], None]] = {}
-
-
-def check(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    CHECKS[function.__name__] = function
-    return function
+CHECKS = check = Checks()
 
 
 def decoder(attention: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -153,24 +145,12 @@ def a_ring_that_knows_no_layout_is_an_error(rank: int, world: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
-    """What each (world, rank) wrote; one launch for all tests."""
-    folder = tmp_path_factory.mktemp("ring")
-    program, worlds = Path(__file__).with_name("ring_processes.py"), ",".join(map(str, WORLDS))
-    command = [sys.executable, str(program), __file__, str(folder), worlds]
-    log = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400).stdout
-    written = {(world, rank): folder / f"{world}-{rank}.json" for world in WORLDS for rank in range(world)}
-    missing = [f"rank {rank} of {world}" for (world, rank), path in written.items() if not path.is_file()]
-    assert not missing, f"no report of {', '.join(missing)}:\n{log[-3000:]}"
-    return {key: json.loads(path.read_text()) for key, path in written.items()}
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    """One launch for all tests."""
+    return ring_processes.reports(__file__, tmp_path_factory.mktemp("ring"), WORLDS)
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
 @pytest.mark.parametrize("world", WORLDS)
-def test_decoder_under_the_ring(
-    reports: dict[tuple[int, int], dict[str, dict[str, str]]], world: int, name: str
-) -> None:
-    for rank in range(world):
-        report = reports[world, rank]
-        assert name in report["seconds"]
-        assert name not in report["failed"], f"rank {rank} of {world}:\n{report['failed'][name]}"
+def test_decoder_under_the_ring(reports: dict[int, list[Any]], world: int, name: str) -> None:
+    assert_passed(reports[world], name)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hub_tables
 import pytest
 from hub_server import LoopbackHub
 from PIL import Image
@@ -19,8 +20,7 @@ from vniah.needles import open_needles
 from vniah.notices import recorded
 from vniah.visual.settings import DEFAULT_NEEDLES
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow")
 
 PARQUET = "data/test-00000-of-00001.parquet"
 
@@ -32,9 +32,7 @@ def png(shade: int) -> bytes:
 
 
 def parquet(**columns: list[Any]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
+    return hub_tables.parquet([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 
 def paper_like(images: list[Any] | None = None) -> bytes:

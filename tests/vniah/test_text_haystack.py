@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from pathlib import Path
 
 import pytest
 from hub_server import LoopbackHub
+from hub_tables import parquet
 
 from vniah.text.haystack import ESSAYS, from_texts, open_text_haystack
 
@@ -21,15 +21,6 @@ def text_of(haystack: object, count: int = 10_000) -> str:
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
-
-
-def parquet(column: str, texts: list[str]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({column: texts}), buffer)
-    return buffer.getvalue()
 
 
 def test_folder_is_read_in_name_order_and_hashed(tmp_path: Path) -> None:
@@ -73,8 +64,8 @@ def test_built_in_with_a_seed() -> None:
 
 def test_default_is_the_essays_from_the_hub(online: LoopbackHub) -> None:
     files = {
-        "data/train-00001-of-00002.parquet": parquet("text", ["Third essay."]),
-        "data/train-00000-of-00002.parquet": parquet("text", ["First essay.", "Second essay."]),
+        "data/train-00001-of-00002.parquet": parquet([{"text": "Third essay."}]),
+        "data/train-00000-of-00002.parquet": parquet([{"text": "First essay."}, {"text": "Second essay."}]),
     }
     online.add_repo(ESSAYS, files, repo_type="dataset")
     haystack = open_text_haystack()
@@ -85,7 +76,7 @@ def test_default_is_the_essays_from_the_hub(online: LoopbackHub) -> None:
 
 
 def test_dataset_without_text_column_is_named(online: LoopbackHub) -> None:
-    online.add_repo("org/set", {"a.parquet": parquet("body", ["x"])}, repo_type="dataset")
+    online.add_repo("org/set", {"a.parquet": parquet([{"body": "x"}])}, repo_type="dataset")
     with pytest.raises(ValueError, match=r"no column 'text' \(a\.parquet has body\)"):
         open_text_haystack("org/set")
 

@@ -1,6 +1,6 @@
 """Run the checks of a test file in groups of real processes: ``python ring_processes.py FILE FOLDER 2,3,4``.
 
-FILE is a Python file with ``CHECKS``, a mapping from names to ``function(rank, world)``. It is imported once; then
+FILE is a Python file with ``CHECKS``, a ``Checks``, whose ``reports`` start this program. It is imported once; then
 each group is forked off, so that PyTorch's import is paid once and not nine times. Each process joins a gloo group
 over a file in FOLDER (no port to clash), runs every check, and writes FOLDER/WORLD-RANK.json: seconds a check took, and
 the traceback of those that failed. Time-outs end processes that wait for one that is gone.
@@ -13,21 +13,45 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-# Before PyTorch is imported: threads of its own would not survive the fork.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+from typing import Any
 
 GLOO_SECONDS = 30
 GROUP_SECONDS = 120
+Check = Callable[[int, int], None]
 
 
-def run_checks(checks: dict[str, Callable[[int, int], None]], rank: int, world: int, folder: Path) -> None:
+class Checks(dict[str, Check]):
+    """What every process runs, ``function(rank, world)`` by name; an error in one fails the test of that name."""
+
+    def __call__(self, function: Check) -> Check:
+        self[function.__name__] = function
+        return function
+
+
+def reports(file: str, folder: Path, worlds: Sequence[int]) -> dict[int, list[Any]]:
+    """What each rank of each group wrote of the checks of ``file``."""
+    command = [sys.executable, __file__, file, str(folder), ",".join(map(str, worlds))]
+    log = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600).stdout
+    written = {world: [folder / f"{world}-{rank}.json" for rank in range(world)] for world in worlds}
+    missing = [path.stem for paths in written.values() for path in paths if not path.is_file()]
+    assert not missing, f"no report of {', '.join(missing)} (processes, rank):\n{log[-3000:]}"
+    return {world: [json.loads(path.read_text()) for path in paths] for world, paths in written.items()}
+
+
+def assert_passed(ranks: Sequence[Any], name: str) -> None:
+    """Of one group: every rank has run the check ``name``, without an error."""
+    for rank, report in enumerate(ranks):
+        assert name in report["seconds"]
+        assert name not in report["failed"], f"rank {rank} of {len(ranks)}:\n{report['failed'][name]}"
+
+
+def run_checks(checks: dict[str, Check], rank: int, world: int, folder: Path) -> None:
     """One process of a group. After a failure its partners time out, each on its own, and go on."""
     import torch
     import torch.distributed as dist
@@ -52,7 +76,7 @@ def run_checks(checks: dict[str, Callable[[int, int], None]], rank: int, world: 
     dist.destroy_process_group()
 
 
-def run_group(checks: dict[str, Callable[[int, int], None]], world: int, folder: Path) -> None:
+def run_group(checks: dict[str, Check], world: int, folder: Path) -> None:
     """Fork ``world`` processes and wait for them; end those that take too long."""
     children = []
     for rank in range(world):
@@ -74,8 +98,11 @@ def run_group(checks: dict[str, Callable[[int, int], None]], world: int, folder:
 
 
 def main(file: Path, folder: Path, worlds: list[int]) -> None:
+    # Before PyTorch is imported: threads of its own would not survive the fork.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The paths of pytest's configuration.
-    sys.path[:0] = [str(Path(__file__).parents[number]) for number in (2, 1)]
+    sys.path[:0] = [str(Path(__file__).parents[number]) for number in (1, 0)]
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
