@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
+import ring_processes
+import torch
+import torch.distributed as dist
+from ring_processes import Checks, assert_passed
+
+LENGTH = 24
+
+
+def tiny(attention: str) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=31, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation=attention,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).double()
+
+
+def sequence() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 31, (1, LENGTH + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    labels[:, 5:8] = -100
+    return {"input_ids": ids[:, :-1], "shift_labels": labels, "position_ids": torch.arange(LENGTH)[None]}
+
+
+def one_step(checkpointing: str) -> None:
+    from longva_model.attention import register, zigzag_shard
+    from longva_model.renamed import enable_checkpointing
+    from vniah.training.activations import enable_offloaded_checkpointing
+    from vniah.training.losses import install_loss
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    register()
+    batch = sequence()
+    count = (batch["shift_labels"] != -100).sum()
+    plain = install_loss(tiny("sdpa"))
+    wanted = plain(**batch, num_items_in_batch=count)["loss"]
+    wanted.backward()
+    model = tiny("longva_ring").train()
+    if checkpointing == "full":
+        enable_checkpointing(model)
+    elif checkpointing == "offload":
+        enable_offloaded_checkpointing(model)
+    install_loss(model, ring=True)
+    shard = {key: zigzag_shard(value, rank, world, dim=1) for key, value in batch.items()}
+    loss = model(**shard, num_items_in_batch=count)["loss"]
+    loss.backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, wanted.detach(), rtol=1e-5, atol=1e-6)
+    for (name, mine), (_, whole) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        assert mine.grad is not None and whole.grad is not None
+        dist.all_reduce(mine.grad)
+        torch.testing.assert_close(mine.grad, whole.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+CHECKS = Checks(
+    step=lambda rank, world: one_step("none"),
+    step_full_checkpointing=lambda rank, world: one_step("full"),
+    step_offloaded_checkpointing=lambda rank, world: one_step("offload"),
+)
 
 
 def test_sharded_step_equals_the_whole(tmp_path: Path) -> None:
-    runner = HERE.parent / "longva_model" / "ring_processes.py"
-    command = [sys.executable, str(runner), str(HERE / "ring_step_checks.py"), str(tmp_path), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    results = sorted(tmp_path.glob("2-*.json"))
-    assert len(results) == 2, done.stderr[-2000:]
-    for path in results:
-        result = json.loads(path.read_text())
-        assert not result["failed"], next(iter(result["failed"].values()))
-        assert len(result["seconds"]) == 3
+    ranks = ring_processes.reports(__file__, tmp_path, [2])[2]
+    for name in CHECKS:
+        assert_passed(ranks, name)
+    assert all(len(report["seconds"]) == 3 for report in ranks)
