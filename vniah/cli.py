@@ -1,6 +1,6 @@
 """The ``vniah`` command: one module a command under ``vniah/commands``, imported when it is called.
 
-``vniah --help`` must answer in under 0.5 s, so the names and one-line helps stand here and nothing
+``vniah --help`` must answer in under 0.3 s, so the names and one-line helps stand here and nothing
 heavier than typer is imported. A command module has one function ``command`` with typer annotations,
 and imports what it needs inside it.
 
