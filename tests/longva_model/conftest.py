@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,3 +60,11 @@ def tiny_processor(letter_tokenizer: Any) -> Callable[[Any], Any]:
         return LongVAProcessor.from_config(config, letter_tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A VNIAH_CACHE of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VNIAH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lmms_requests import film, picture
 from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
 
@@ -22,28 +23,14 @@ from vniah.prompts import MISTRAL
 from vniah.visual.compose import SplicedVideo
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("module_cache")
 TILE = VISION["image_size"]
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def film(frames: int = 5, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (frames, 30, 44, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = write_llava_next_video(tmp_path_factory.mktemp("baseline"))
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VNIAH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def load(folder: Path, **args: Any) -> Runner:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from lmms_requests import film, picture
 from transformers import AutoModelForCausalLM
 
 from longva_model.renamed import cache_keyword, enable_checkpointing
@@ -21,17 +20,15 @@ MERGES = ("unires", "spatial_unpad", "flat")
 torch.set_num_threads(1)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def film(frames: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (frames, 30, 40, 3), dtype=np.uint8)
-
-
 @pytest.fixture(scope="module", params=MERGES)
 def pair(request: pytest.FixtureRequest, tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]) -> Any:
     model = tiny_model(mm_patch_merge_type=request.param)
+    return model, tiny_processor(model.config)
+
+
+@pytest.fixture
+def tiny(tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]) -> Any:
+    model = tiny_model()
     return model, tiny_processor(model.config)
 
 
@@ -109,9 +106,9 @@ def test_visual_tokens_are_as_many_as_the_processor_says(pair: Any) -> None:
     assert len(model.get_video_features(**inputs)) == layout.num_video_tokens(5)
 
 
-def test_unires_against_the_plain_form(tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]) -> None:
-    model = tiny_model()
-    inputs = tiny_processor(model.config)(images=[picture(100, 60)], return_tensors="pt")
+def test_unires_against_the_plain_form(tiny: Any) -> None:
+    model, processor = tiny
+    inputs = processor(images=[picture(100, 60)], return_tensors="pt")
     grid = model.config.layout.grid((100, 60))
     with torch.inference_mode():
         hidden = model.vision_tower(inputs["pixel_values"][0], output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -137,15 +134,13 @@ def test_neither_the_whole_image_nor_black_tiles_are_encoded_again(
     torch.testing.assert_close(tokens, plain.reshape(-1, 32), atol=1e-5, rtol=1e-5)
 
 
-def test_the_tower_works_in_bounded_batches_and_stops_where_it_may(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
+def test_the_tower_works_in_bounded_batches_and_stops_where_it_may(tiny: Any) -> None:
+    model, processor = tiny
     model.model.vision_batch_size = 4
     seen, late = count_tiles(model), []
     model.vision_tower.encoder.layers[-1].register_forward_hook(lambda *_: late.append(1))
     model.vision_tower.post_layernorm.register_forward_hook(lambda *_: late.append(1))
-    model.get_video_features(**tiny_processor(model.config)(videos=[film(10)], return_tensors="pt"))
+    model.get_video_features(**processor(videos=[film(10)], return_tensors="pt"))
     assert seen == [4, 4, 2] and not late
 
 
@@ -169,11 +164,8 @@ def test_videos_of_several_lengths_in_one_batch(pair: Any) -> None:
         {"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True},
     ],
 )
-def test_generation_options_meet_placeholders(
-    options: dict[str, Any], tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any], letter_tokenizer: Any
-) -> None:
-    model = tiny_model()
-    processor = tiny_processor(model.config)
+def test_generation_options_meet_placeholders(options: dict[str, Any], tiny: Any, letter_tokenizer: Any) -> None:
+    model, processor = tiny
     prompts, images = (
         ["<image>\nwhat?", "a <image> b <image>"],
         [picture(50, 40), picture(20, 20, 2), picture(60, 30, 3)],
@@ -190,11 +182,9 @@ def test_generation_options_meet_placeholders(
     assert "\nwhat?" in processor.batch_decode(sequences)[0].replace(" ", "")
 
 
-def test_logits_processors_see_ids_of_the_prompt_only(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
-    inputs = tiny_processor(model.config)(text="<image>zy", images=[picture(50, 40)], return_tensors="pt")
+def test_logits_processors_see_ids_of_the_prompt_only(tiny: Any) -> None:
+    model, processor = tiny
+    inputs = processor(text="<image>zy", images=[picture(50, 40)], return_tensors="pt")
     seen: list[torch.Tensor] = []
 
     def look(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -205,11 +195,8 @@ def test_logits_processors_see_ids_of_the_prompt_only(
     assert set(seen[0][0].tolist()) == {i for i in inputs["input_ids"][0].tolist() if i < 120}
 
 
-def test_beams_of_a_batch_equal_beams_of_each_prompt(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
-    processor = tiny_processor(model.config)
+def test_beams_of_a_batch_equal_beams_of_each_prompt(tiny: Any) -> None:
+    model, processor = tiny
     prompts, images = ["<image>\nwhat is it?", "<image>"], [picture(50, 40), picture(90, 20, 2)]
     batch = processor(text=prompts, images=images, return_tensors="pt")
     options = {"num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -219,11 +206,9 @@ def test_beams_of_a_batch_equal_beams_of_each_prompt(
         assert model.generate(**alone, **options)[0, -5:].tolist() == out[i, -5:].tolist()
 
 
-def test_a_follow_up_needs_neither_the_visuals_nor_the_past_again(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
-    inputs = tiny_processor(model.config)(text="<image>\nwhat?", images=[picture(50, 40)], return_tensors="pt")
+def test_a_follow_up_needs_neither_the_visuals_nor_the_past_again(tiny: Any) -> None:
+    model, processor = tiny
+    inputs = processor(text="<image>\nwhat?", images=[picture(50, 40)], return_tensors="pt")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     first = model.generate(**inputs, **options, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)
@@ -267,11 +252,9 @@ def test_gradient_checkpointing_changes_no_gradient(
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_attention_implementation_reaches_both_parts(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
-    inputs = tiny_processor(model.config)(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
+def test_attention_implementation_reaches_both_parts(tiny: Any) -> None:
+    model, processor = tiny
+    inputs = processor(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
     with torch.inference_mode():
         sdpa = model(**inputs).logits
         model.set_attn_implementation("eager")
@@ -291,16 +274,14 @@ def test_attention_implementation_reaches_both_parts(
 
 
 @pytest.mark.parametrize("name", ["longva_blockwise", "longva_ring"])
-def test_our_attention_is_in_the_registry(
-    name: str, tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_our_attention_is_in_the_registry(name: str, tiny: Any, tmp_path: Path) -> None:
     from longva_model import LongVAForConditionalGeneration
 
-    model = tiny_model()
+    model, processor = tiny
     model.save_pretrained(tmp_path)
     ours = LongVAForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=name)
     assert ours.language_model.config._attn_implementation == name
-    inputs = tiny_processor(model.config)(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
+    inputs = processor(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
     with torch.inference_mode():
         torch.testing.assert_close(ours(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
         assert torch.equal(ours.generate(**inputs, max_new_tokens=4), model.generate(**inputs, max_new_tokens=4))
@@ -347,21 +328,17 @@ def test_tied_embeddings(tiny_model: Callable[..., Any]) -> None:
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_vocabulary_may_grow_without_touching_placeholders(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
+def test_vocabulary_may_grow_without_touching_placeholders(tiny: Any) -> None:
+    model, processor = tiny
     model.resize_token_embeddings(130)
     assert model.lm_head.weight.shape == (130, 32) and model.config.text_config.vocab_size == 130
-    inputs = tiny_processor(model.config)(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
+    inputs = processor(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
     assert model(**inputs).logits.shape[-1] == 130
 
 
-def test_placeholders_and_tokens_that_do_not_match_are_refused(
-    tiny_model: Callable[..., Any], tiny_processor: Callable[..., Any]
-) -> None:
-    model = tiny_model()
-    inputs = tiny_processor(model.config)(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
+def test_placeholders_and_tokens_that_do_not_match_are_refused(tiny: Any) -> None:
+    model, processor = tiny
+    inputs = processor(text="<image>x", images=[picture(50, 40)], return_tensors="pt")
     count = model.config.layout.num_image_tokens((50, 40))
     with pytest.raises(ValueError, match=f"{count} image placeholder tokens.*make 0 visual"):
         model(input_ids=inputs["input_ids"])

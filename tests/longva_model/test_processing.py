@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lmms_requests import film, picture
 from PIL import Image
 
 from longva_model import LongVAProcessor
@@ -17,14 +18,6 @@ from longva_model.prompts.chat_templates import CHAT_TEMPLATES
 from vniah.prompts import TEMPLATES
 
 torch.set_num_threads(1)
-
-
-def picture(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def film(frames: int = 3, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (frames, 30, 40, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +51,15 @@ def test_each_prompt_gets_its_visuals(processor: Any) -> None:
     assert one["image_sizes"].tolist() == [[40, 50], [90, 28]] and one["video_num_frames"].tolist() == [2, 4]
     dealt = processor(text=["<image>x", "<video>", "<image><video>"], images=images, videos=videos, return_tensors="pt")
     assert [kinds(processor, dealt, i) for i in range(3)] == [".Ix", ".V", "IV"]
-    own = processor(text=["<image>x", "<image>y"], images=[[picture()], []], videos=[[], [film()]], return_tensors="pt")
+    own = processor(
+        text=["<image>x", "<image>y"], images=[[picture()], []], videos=[[], [film(3)]], return_tensors="pt"
+    )
     assert [kinds(processor, own, i) for i in range(2)] == ["Ix", ".Vy"]
     assert own["pixel_values"].shape[0] == own["pixel_values_videos"].shape[0] == 1
 
 
 def test_image_stands_for_a_video_where_there_are_no_images(processor: Any) -> None:
-    frames = film()
+    frames = film(3)
     for videos in (
         [frames],
         frames,
@@ -106,7 +101,7 @@ def test_frames_are_sampled_as_the_released_code_does(processor: Any) -> None:
 
 
 def test_pad_and_crop(processor: Any) -> None:
-    frames = film()
+    frames = film(3)
     crop, pad = (processor(videos=[frames], preprocess=mode)["pixel_values_videos"] for mode in ("crop", "pad"))
     assert not np.array_equal(crop, pad)
     assert np.array_equal(processor(videos=[frames])["pixel_values_videos"], crop)
@@ -129,7 +124,7 @@ def test_pad_and_crop(processor: Any) -> None:
 )
 def test_numbers_that_do_not_match_are_said(processor: Any, text: Any, images: int, videos: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        processor(text=text, images=[picture()] * images or None, videos=[film()] * videos or None)
+        processor(text=text, images=[picture()] * images or None, videos=[film(3)] * videos or None)
 
 
 def test_lists_for_another_number_of_prompts_are_refused(processor: Any) -> None:
@@ -235,7 +230,7 @@ def test_conversations(name: str, expected: str, processor: Any) -> None:
 
 
 def test_chat_messages_carry_their_visuals(processor: Any) -> None:
-    frames, image = film(), picture()
+    frames, image = film(3), picture()
     talk = [
         {
             "role": "user",
@@ -276,7 +271,7 @@ def test_offsets_point_into_the_prompt(processor: Any) -> None:
 
 
 def test_token_types_tell_text_images_and_videos_apart(processor: Any) -> None:
-    out = processor(text="a<image><video>", images=[picture()], videos=[film()], return_mm_token_type_ids=True)
+    out = processor(text="a<image><video>", images=[picture()], videos=[film(3)], return_mm_token_type_ids=True)
     types = out["mm_token_type_ids"][0]
     counts = processor.visual_layout.num_image_tokens((50, 40)), processor.visual_layout.num_video_tokens(3)
     assert types == [0, *[1] * counts[0], *[2] * counts[1]]
