@@ -32,6 +32,7 @@ PLACEHOLDERS = (
 )
 TEXT: dict[str, Any] = {name: size for name, size in COMMON.items() if name != "vocab_size"}
 TEXT["max_position_embeddings"] = 32768
+TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 VISION: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
 
 
@@ -63,107 +64,70 @@ def made_to_spell(model: Any, tokenizer: Any) -> Any:
     return model
 
 
-def _qwen_ids(tokenizer: Any) -> dict[str, int]:
-    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-
-
 def _save(folder: Path, model: Any, processor: Any) -> None:
     made_to_spell(model, processor.tokenizer).save_pretrained(folder)
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
 
 
-def write_tiny_qwen2_vl(folder: Path) -> None:
+def _write_qwen(
+    folder: Path, kind: str, text: dict[str, Any], vision: dict[str, Any], rope: dict[str, Any], *, patch: int = 14
+) -> None:
+    """A model of ``kind`` with a processor of frames in patches of ``patch`` pixels."""
     import torch
-    from transformers import (
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    import transformers
 
     tokenizer = tiny_tokenizer(SPECIAL, CHAT)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
-    config = Qwen2VLConfig(
-        text_config={"vocab_size": len(tokenizer) + 1, "rope_parameters": rope, **TEXT},
-        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
-        **_qwen_ids(tokenizer),
+    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    ends = dict(zip(("bos_token_id", "eos_token_id"), (tokenizer.pad_token_id, tokenizer.eos_token_id), strict=True))
+    rope = {"rope_type": "default", "rope_theta": 1e6, **rope}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={
+            "vocab_size": len(tokenizer) + 1,
+            "rope_parameters": rope,
+            **(ends if kind == "Qwen2_5_VL" else {}),
+            **text,
+            **TEXT,
+        },
+        vision_config=vision,
+        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()},
     )
     torch.manual_seed(0)
-    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
-    _save(folder, Qwen2VLForConditionalGeneration(config), processor)
+    images = transformers.Qwen2VLImageProcessor(patch_size=patch)
+    videos = transformers.Qwen3VLVideoProcessor() if patch == 16 else transformers.Qwen2VLVideoProcessor()
+    of_kind = transformers.Qwen3VLProcessor if patch == 16 else getattr(transformers, f"{kind}Processor")
+    processor = of_kind(images, tokenizer, videos, chat_template=CHAT)
+    _save(folder, getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor)
+
+
+def write_tiny_qwen2_vl(folder: Path) -> None:
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    _write_qwen(folder, "Qwen2VL", {}, vision, {"mrope_section": [1, 1, 2]})
 
 
 def write_tiny_qwen2_5_vl(folder: Path) -> None:
-    import torch
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
-    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
-    ends = dict(zip(("bos_token_id", "eos_token_id"), (tokenizer.pad_token_id, tokenizer.eos_token_id), strict=True))
-    config = Qwen2_5_VLConfig(
-        text_config={"vocab_size": len(tokenizer) + 1, "rope_parameters": rope, **ends, **TEXT},
-        vision_config={**VISION, "fullatt_block_indexes": [0]},
-        **_qwen_ids(tokenizer),
-    )
-    torch.manual_seed(0)
-    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
-    _save(folder, Qwen2_5_VLForConditionalGeneration(config), processor)
-
-
-def _qwen3_processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    images = Qwen2VLImageProcessor(patch_size=16)
-    return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT)
+    _write_qwen(folder, "Qwen2_5_VL", {}, {**VISION, "fullatt_block_indexes": [0]}, {"mrope_section": [1, 1, 2]})
 
 
 def write_tiny_qwen3_vl(folder: Path) -> None:
-    import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    config = Qwen3VLConfig(
-        text_config={"vocab_size": len(tokenizer) + 1, "head_dim": 8, "rope_parameters": rope, **TEXT},
-        vision_config={**VISION, "patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
-        **_qwen_ids(tokenizer),
-    )
-    torch.manual_seed(0)
-    _save(folder, Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer))
+    vision = {**VISION, "patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    rope = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    _write_qwen(folder, "Qwen3VL", {"head_dim": 8}, vision, rope, patch=16)
 
 
 def write_tiny_qwen3_5(folder: Path) -> None:
-    import torch
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
-
-    tokenizer = tiny_tokenizer(SPECIAL, CHAT)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
-    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
-    config = Qwen3_5Config(
-        text_config={
-            "vocab_size": len(tokenizer) + 1,
-            "head_dim": 8,
-            "rope_parameters": rope,
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_value_heads": 2,
-            **linear,
-            **TEXT,
-        },
-        vision_config={**VISION, "patch_size": 16, "num_position_embeddings": 16},
-        **_qwen_ids(tokenizer),
-    )
-    torch.manual_seed(0)
-    _save(folder, Qwen3_5ForConditionalGeneration(config), _qwen3_processor(tokenizer))
+    text = {
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+    }
+    vision = {**VISION, "patch_size": 16, "num_position_embeddings": 16}
+    rope = {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+    _write_qwen(folder, "Qwen3_5", text, vision, rope, patch=16)
 
 
 def write_tiny_internvl(folder: Path) -> None:
@@ -180,14 +144,7 @@ def write_tiny_internvl(folder: Path) -> None:
     named |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     tokenizer = tiny_tokenizer([*ENDS, *named.values()], PLACEHOLDERS, extra_special_tokens=named)
     config = InternVLConfig(
-        vision_config={
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 48,
-            "image_size": [56, 56],
-            "patch_size": [14, 14],
-        },
+        vision_config={**TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
         text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": False, **TEXT},
         tie_word_embeddings=False,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -213,18 +170,10 @@ def write_tiny_llava_onevision(folder: Path) -> None:
     named = {"image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     special = [*ENDS, *named.values()]
     tokenizer = tiny_tokenizer(special, PLACEHOLDERS, extra_special_tokens=named)
+    vision = {**TOWER, "image_size": 70, "patch_size": 14, "vision_use_head": False}
     tiles = [[70, 70], [70, 140], [140, 70]]
     config = LlavaOnevisionConfig(
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 48,
-            "image_size": 70,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
+        vision_config={**vision, "model_type": "siglip_vision_model"},
         text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": False, **TEXT},
         tie_word_embeddings=False,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -259,24 +208,11 @@ def write_tiny_gemma3(folder: Path) -> None:
     special = [*ENDS, "<bos>", *named.values()]
     template = PLACEHOLDERS.replace("<IMG_CONTEXT>", "<start_of_image>")
     tokenizer = tiny_tokenizer(special, template, bos_token="<bos>", extra_special_tokens=named)
+    layers = ["sliding_attention", "full_attention"]
+    attention = {"head_dim": 8, "sliding_window": 512, "layer_types": layers}
     config = Gemma3Config(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "head_dim": 8,
-            "sliding_window": 512,
-            "layer_types": ["sliding_attention", "full_attention"],
-            "tie_word_embeddings": False,
-            **TEXT,
-        },
-        vision_config={
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 48,
-            "image_size": 56,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
+        text_config={"vocab_size": len(tokenizer), "tie_word_embeddings": False, **attention, **TEXT},
+        vision_config={**TOWER, "image_size": 56, "patch_size": 14, "vision_use_head": False},
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),

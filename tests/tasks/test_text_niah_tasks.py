@@ -346,22 +346,15 @@ def _tree_equals_plain(shared: Path, cache: Path, manager: Any, *tasks: str) -> 
     return cells
 
 
+@pytest.mark.parametrize(
+    ("lengths", "distractors", "cells"),
+    [("300,500", 3, 16), pytest.param("1K-8K:1K", 5, 64, marks=pytest.mark.slow)],
+)
 def test_the_adapter_scores_alike_by_tree_and_plain(
-    shared: Path, tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
+    lengths: str, distractors: int, cells: int, shared: Path, tmp_path: Path, manager: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setenv("TEXT_NIAH_LENGTHS", "300,500")
+    monkeypatch.setenv("TEXT_NIAH_LENGTHS", lengths)
     monkeypatch.setenv("TEXT_NIAH_SAMPLES", "1")
     monkeypatch.setenv("TEXT_NIAH_HAYSTACK", str(shared / "data" / "essays"))
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
-    assert _tree_equals_plain(shared, tmp_path, manager, "text_niah_0", "text_niah_3") == 16
-
-
-@pytest.mark.slow
-def test_the_adapter_scores_alike_on_one_to_eight_thousand_tokens(
-    shared: Path, tmp_path: Path, manager: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TEXT_NIAH_LENGTHS", "1K-8K:1K")
-    monkeypatch.setenv("TEXT_NIAH_SAMPLES", "1")
-    monkeypatch.setenv("TEXT_NIAH_HAYSTACK", str(shared / "data" / "essays"))
-    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
-    assert _tree_equals_plain(shared, tmp_path, manager, "text_niah_0", "text_niah_5") == 64
+    assert _tree_equals_plain(shared, tmp_path, manager, "text_niah_0", f"text_niah_{distractors}") == cells
