@@ -14,7 +14,7 @@ from longva_model.checkpoints.checkpoint import read_tensor_index, resolve_folde
 from longva_model.engine.logits import OwnHead
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
 from longva_model.lmms.arguments import ModelArgs
-from longva_model.run import processes as work
+from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean
 
@@ -70,7 +70,7 @@ def load_backend(args: ModelArgs) -> Backend:
     # Whole, and no pickle, whichever class reads them.
     read_tensor_index(folder)
     kind = read_json(config_file).get("model_type")
-    device = work.pick_device(args.device)
+    device = processes.pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     backends: dict[str, Callable[..., Backend]] = {
         "llava_next_video": LlavaNextVideoBackend,

@@ -18,7 +18,7 @@ import torch
 
 from longva_model.engine.engine import TreeEngine
 from longva_model.engine.logits import is_finite
-from longva_model.run import processes as work
+from longva_model.run import processes
 
 # Rows of logits at a time: 512 x 152,064 in fp32 is 311 MB.
 _LOGIT_ROWS = 512
@@ -87,7 +87,7 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
             losses = torch.nn.functional.cross_entropy(logits_TV, targets_T[row : row + rows], reduction="sum")
             total += float(losses) if is_finite(logits_TV) else math.nan
         count += keep
-    total = total if engine.world_size == 1 else sum(work.gather(total))
+    total = total if engine.world_size == 1 else sum(processes.gather(total))
     if not math.isfinite(total):
         raise engine.not_finite((), ids)
     engine.cache = None

@@ -20,7 +20,7 @@ from longva_model.backends.backend import Backend
 from longva_model.engine.engine import EngineOptions, T, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.run import processes as work
+from longva_model.run import processes
 from longva_model.run.sharing import SharedFrames
 from vniah.contract.requests import Generate, Segment
 
@@ -85,7 +85,7 @@ class RingEngine(TreeEngine):
         self.embedder.frames = self.shared_frames
         register()
         backend.decoder.set_attn_implementation("longva_ring")
-        self.rank, self.world_size = work.rank_and_world()
+        self.rank, self.world_size = processes.rank_and_world()
 
     def new_cache(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
@@ -95,7 +95,7 @@ class RingEngine(TreeEngine):
 
     def agree(self, value: T) -> T:
         """Rank 0's: processes that round otherwise must not part, for they would wait for each other in vain."""
-        return work.broadcast(value)
+        return processes.broadcast(value)
 
     def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
         self.check_reach(self.cache.length + chunk_TD.shape[0])

@@ -23,7 +23,7 @@ from longva_model.backends.backend import Backend, building
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.logits import is_finite, not_finite
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.run import processes as work
+from longva_model.run import processes
 from vniah.notices import notice
 
 # The largest relative difference that is never looked into.
@@ -105,7 +105,7 @@ def check_ring(engine: TreeEngine) -> None:
     ids = check_ids(backend, 2 * chunk + 7 + _BRANCH)
     with torch.inference_mode():
         reason = _difference(engine, ids, own_logits(backend, ids), chunk)
-    reasons = [told for told in work.gather(reason) if told]
+    reasons = [told for told in processes.gather(reason) if told]
     if reasons:
         raise ValueError(
             f"parallel=ring cannot run {backend.name} ({backend.decoder.config.model_type}): {reasons[0]}; use "

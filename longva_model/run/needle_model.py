@@ -57,7 +57,7 @@ class NeedleModel:
         Raises:
             ValueError: weights and the longest cell's KV cache are larger than the device.
         """
-        from longva_model.run import processes as work
+        from longva_model.run import processes
         from vniah.runs.plan import shape_of
 
         self.args.check_needles({task.name: task.describe() for task in tasks})
@@ -66,12 +66,12 @@ class NeedleModel:
         except ValueError:
             return  # a config of another form says nothing here; loading it says what is wrong
         longest = max((_longest_tokens(task, shape.tokens_per_frame) for task in tasks), default=0)
-        device = work.pick_device(self.args.device)
+        device = processes.pick_device(self.args.device)
         width = {"float32": 4, "auto": 2 if device.type == "cuda" else 4}.get(self.args.dtype, 2)
         scale = width / shape.kv_bytes
         weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         cache = longest * shape.kv_bytes_per_token * scale
-        room, world = work.total_bytes(device), work.launched_processes()
+        room, world = processes.total_bytes(device), processes.launched_processes()
         shared = world if self.args.parallel in ("auto", "ring") else 1
         if weights + cache / shared > room:
             raise ValueError(

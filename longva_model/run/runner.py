@@ -22,7 +22,7 @@ from longva_model.engine.leaves import LeafResult
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
-from longva_model.run import processes as work
+from longva_model.run import processes
 from longva_model.run.batches import Costs, Planned, shared_sources, windows
 from longva_model.run.sharing import Block, encode_together
 from vniah import __version__
@@ -74,7 +74,7 @@ class Runner:
     def __init__(self, backend: Backend, args: ModelArgs) -> None:
         self.backend = backend
         self.args = args
-        self.rank, self.world_size = work.rank_and_world()
+        self.rank, self.world_size = processes.rank_and_world()
         self.device = backend.device
         self._attention = backend.decoder.config._attn_implementation
         cache = Settings.read()
@@ -95,7 +95,7 @@ class Runner:
         """
         from longva_model.backends.loading import load_backend
 
-        work.join_processes(args.device)
+        processes.join_processes(args.device)
         return cls(load_backend(args), args)
 
     def run(
@@ -108,13 +108,13 @@ class Runner:
         Args:
             measured: what each needle task among them is to measure (``NeedleTask.provenance``), for the journal.
         """
-        everyone = work.gather(list(jobs))
+        everyone = processes.gather(list(jobs))
         by_order = {job.order: job for jobs_of_rank in everyone for job in jobs_of_rank}
         union = [by_order[order] for order in sorted(by_order)]
         if not union:
             return []
         run_key = content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
-        with work.open_journal(self.args, run_key) as journal:
+        with processes.open_journal(self.args, run_key) as journal:
             self._noun = "cells" if measured else "answers"
             self.journal_path = None if journal is None else journal.path
             identify(self.identity())
@@ -145,11 +145,11 @@ class Runner:
                 shares = costs.deal_out(requests, self.world_size)
                 self._encode_shared(union, requests, shares, build)
                 share = [union[index] for index in shares[self.rank]]
-                with work.told_to_all():
+                with processes.told_to_all():
                     mine = self._run_here(share, build, about, journal, ring=False)
-                for part in work.gather(mine):
+                for part in processes.gather(mine):
                     found.update(part)
-        with work.told_to_all():
+        with processes.told_to_all():
             # The first journal ends whole, however many processes there were: it is the one that is read later.
             for job in union if self.rank == 0 else ():
                 if journal is not None and not journal.holds(plan[job.order].key):
@@ -159,8 +159,8 @@ class Runner:
     def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
         """What every process must know of every job; each looks at its part of them."""
         mine: dict[Order, Planned] = {}
-        with work.told_to_all():
-            for job in work.contiguous_share(union, self.rank, self.world_size):
+        with processes.told_to_all():
+            for job in processes.contiguous_share(union, self.rank, self.world_size):
                 prompt = build(job)
                 key = self._key(job, prompt)
                 images = {
@@ -170,7 +170,7 @@ class Runner:
                 }
                 row = journal.get(key) if journal is not None else None
                 mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=images)
-        return {order: planned for part in work.gather(mine) for order, planned in part.items()}
+        return {order: planned for part in processes.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
         self, jobs: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
@@ -262,7 +262,7 @@ class Runner:
         if self.args.parallel != "auto":
             return self.args.parallel
         need = longest * self.backend.shape.kv_bytes_per_token
-        room = 0.7 * min(work.gather(work.free_bytes(self.device)))
+        room = 0.7 * min(processes.gather(processes.free_bytes(self.device)))
         # The plain way is for one device.
         if self.args.scoring == "plain" or need < room:
             return "branch"
@@ -327,12 +327,12 @@ class Runner:
                 except OSError as error:
                     problem = error
                 # Under the ring one process keeps the journal, and the others must not wait for it in vain.
-                problem = work.broadcast(problem) if ring else problem
+                problem = processes.broadcast(problem) if ring else problem
                 if problem is not None:
                     raise problem
 
             if ring:
-                known = work.broadcast(known)
+                known = processes.broadcast(known)
                 found.update({window[index][0].order: result for index, result in known.items()})
             if len(known) < len(window):
                 prompts = [prompt for _, prompt in window]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, block_range, reach
-from longva_model.run import processes as work
+from longva_model.run import processes
 from vniah.contract.requests import Request
 from vniah.contract.sources import FrameSource
 
@@ -39,8 +39,8 @@ def encode_together(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]
     Raises:
         ValueError: on every process, when frames cannot be read on one.
     """
-    rank, _ = work.rank_and_world()
-    asked = work.gather((set(wanted), _missing(frames, wanted)))
+    rank, _ = processes.rank_and_world()
+    asked = processes.gather((set(wanted), _missing(frames, wanted)))
     nowhere = [block for block in sorted(set().union(*(lacks for _, lacks in asked))) if not _having(asked, block)]
     # Neighbours stay together: a video is decoded in runs.
     groups: dict[tuple[int, ...], list[Block]] = defaultdict(list)
@@ -52,10 +52,10 @@ def encode_together(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]
             if rank in ranks:
                 # Groups begin with different ranks, so that single blocks do not all fall to the first.
                 place = (ranks.index(rank) + number) % len(ranks)
-                _prepare(frames, wanted, work.contiguous_share(blocks, place, len(ranks)))
+                _prepare(frames, wanted, processes.contiguous_share(blocks, place, len(ranks)))
     except (ValueError, OSError) as error:
         problem = f"process {rank} cannot encode frames: {error}"
-    ended = work.gather((set(wanted), _missing(frames, wanted), problem))
+    ended = processes.gather((set(wanted), _missing(frames, wanted), problem))
     problems = [text for _, _, text in ended if text is not None]
     if problems:
         raise ValueError(problems[0])
@@ -117,7 +117,7 @@ class SharedFrames:
 
     def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
         owner, tokens = self._elsewhere.get(block, -1), None
-        if owner in (-1, work.rank_and_world()[0]):
+        if owner in (-1, processes.rank_and_world()[0]):
             tokens = self.frames.block(source, block.number, block.preprocess)
         if owner >= 0:
             tokens = send(tokens, owner, self.frames.backend.device)
@@ -129,7 +129,7 @@ class SharedFrames:
 def send(tensor: torch.Tensor | None, owner: int, device: torch.device) -> torch.Tensor:
     """The owner's tensor on every process's device."""
     kind: list[Any] = [None if tensor is None else (tuple(tensor.shape), tensor.dtype)]
-    dist.broadcast_object_list(kind, src=owner, group=work.objects_group())
+    dist.broadcast_object_list(kind, src=owner, group=processes.objects_group())
     shape, dtype = kind[0]
     moved = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device).contiguous()
     dist.broadcast(moved, src=owner)
