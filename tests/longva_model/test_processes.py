@@ -14,8 +14,7 @@ from PIL import Image as PILImage
 
 from longva_model.pictures.opening import ArrayFrames
 from longva_model.prompts.prompting import Prompt
-from longva_model.run import batches as dealing
-from longva_model.run import processes as work
+from longva_model.run import batches, processes
 from vniah.contract.requests import Frames, Request, Target
 
 CUDA = torch.device("cuda", 0)
@@ -41,7 +40,7 @@ def test_each_process_takes_a_device_of_its_own(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert work.local_rank() == rank and work.pick_device("cuda") == torch.device("cuda", rank)
+    assert processes.local_rank() == rank and processes.pick_device("cuda") == torch.device("cuda", rank)
 
 
 def test_what_the_allocator_holds_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,14 +48,14 @@ def test_what_the_allocator_holds_and_does_not_use_is_free(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
-    assert work.free_bytes(CUDA) == 50
+    assert processes.free_bytes(CUDA) == 50
 
 
 def test_a_group_waits_for_a_process_that_has_more_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: told.update(options, backend=backend))
-    work.join_processes("cpu")
+    processes.join_processes("cpu")
     assert told["backend"] == "gloo" and told["timeout"] > datetime.timedelta(days=1)
 
 
@@ -65,10 +64,10 @@ def test_objects_do_not_travel_over_devices(backends: str, beside: bool, monkeyp
     """accelerate's group has nccl alone, in which waiting occupies the device."""
     made: list[dict[str, Any]] = []
     group = SimpleNamespace()
-    monkeypatch.setattr(work, "_beside", None)
+    monkeypatch.setattr(processes, "_beside", None)
     monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
     monkeypatch.setattr(dist, "new_group", lambda **options: (made.append(options), group)[1])
-    assert [work.objects_group(), work.objects_group()] == ([group, group] if beside else [None, None])
+    assert [processes.objects_group(), processes.objects_group()] == ([group, group] if beside else [None, None])
     assert len(made) == beside and all(options["backend"] == "gloo" for options in made)
 
 
@@ -80,17 +79,17 @@ def prompt(**media: Any) -> Prompt:
 
 
 def test_images_and_frames_in_memory_end_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dealing, "_WINDOW_PIXELS", 100)
+    monkeypatch.setattr(batches, "_WINDOW_PIXELS", 100)
     image = PILImage.new("RGB", (6, 10))
     clip = ArrayFrames(np.zeros((6, 2, 5, 3), np.uint8))
     assert clip.pixels_in_memory == 60
     prompts = [prompt(a=image), prompt(a=image), prompt(b=clip), prompt(b=clip, c=object()), prompt(a=image), prompt()]
-    found = [[job for job, _ in window] for window in dealing.windows(range(6), lambda job: prompts[job])]
+    found = [[job for job, _ in window] for window in batches.windows(range(6), lambda job: prompts[job])]
     assert found == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_prompt_larger_than_a_window_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dealing, "_WINDOW_PIXELS", 10)
+    monkeypatch.setattr(batches, "_WINDOW_PIXELS", 10)
     image = PILImage.new("RGB", (6, 10))
-    found = list(dealing.windows(range(3), lambda job: prompt(**{str(job): image})))
+    found = list(batches.windows(range(3), lambda job: prompt(**{str(job): image})))
     assert [[job for job, _ in window] for window in found] == [[0], [1], [2]]
