@@ -5,7 +5,7 @@ Frames are 4 pixels wide and one linear map away from embeddings, so that thousa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,3 +90,17 @@ class NoiseFrames(HeldFrames):
 
 def needle_image(seed: int) -> PILImage.Image:
     return PILImage.fromarray(np.random.default_rng(1000 + seed).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+
+
+def watch_leaves(runner: Any, told: Callable[[int], object]) -> None:
+    """Tell ``told`` the number of each leaf that ``runner`` computes, before it is kept."""
+    run_window = runner._run_window
+
+    def watched(prompts: Any, known: Any, done: Callable[[int, Any], None], **named: Any) -> None:
+        def noted(index: int, result: Any) -> None:
+            told(index)
+            done(index, result)
+
+        run_window(prompts, known, noted, **named)
+
+    runner._run_window = watched

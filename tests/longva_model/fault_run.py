@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import tiny_backends as tiny
 import torch
 
-from longva_model.engine.leaves import LeafResult
 from longva_model.frames import block_store
 from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
@@ -75,16 +74,7 @@ def run(folder: Path, log: Callable[[str], None] = lambda _: None) -> None:
 
     backend.encode_pixels = encode_pixels
     runner = Runner(backend, ModelArgs(journal=str(folder / "journal.jsonl"), chunk_tokens=64, frame_batch=64))
-    run_window = runner._run_window
-
-    def watched(prompts: Any, known: Any, done: Any, **named: Any) -> None:
-        def noted(index: int, result: LeafResult) -> None:
-            log(f"leaf {index}")
-            done(index, result)
-
-        run_window(prompts, known, noted, **named)
-
-    runner._run_window = watched  # type: ignore[method-assign]
+    tiny.watch_leaves(runner, lambda index: log(f"leaf {index}"))
     results = runner.run(JOBS, build, lambda job: {"doc_id": job.doc_id})
     part = folder / "results.part"
     part.write_text(json.dumps([result.as_dict() for result in results]))

@@ -131,18 +131,25 @@ def test_what_the_disk_would_not_keep_is_encoded_as_it_is_asked_for(backend: Any
         assert frames.frames_encoded == BLOCK
 
 
+class Alive:
+    """How many of the tensors that were noted live at once, at the most; with ``rows``, how many rows they have."""
+
+    def __init__(self, rows: bool = False) -> None:
+        self.rows = rows
+        self.noted: list[weakref.ref[torch.Tensor]] = []
+        self.most = 0
+
+    def note(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.noted.append(weakref.ref(tensor))
+        alive = [one for reference in self.noted if (one := reference()) is not None]
+        self.most = max(self.most, sum(map(len, alive)) if self.rows else len(alive))
+        return tensor
+
+
 def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, tmp_path: Path) -> None:
     batches: list[int] = []
-    pixels: list[weakref.ref[torch.Tensor]] = []
-    most_pixels = 0
+    pixels, blocks = Alive(), Alive()
     fit, encode = backend.pixels, backend.encode_pixels
-
-    def counting_fit(frames_NHWC: Any, preprocess: str) -> torch.Tensor:
-        nonlocal most_pixels
-        fitted: torch.Tensor = fit(frames_NHWC, preprocess).clone()
-        pixels.append(weakref.ref(fitted))
-        most_pixels = max(most_pixels, sum(reference() is not None for reference in pixels))
-        return fitted
 
     def counting_encode(pixels_NHWC: torch.Tensor) -> torch.Tensor:
         batches.append(len(pixels_NHWC))
@@ -150,17 +157,15 @@ def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, 
         encoded: torch.Tensor = encode(pixels_NHWC)
         return encoded
 
-    backend.pixels, backend.encode_pixels = counting_fit, counting_encode
+    backend.pixels = lambda frames_NHWC, preprocess: pixels.note(fit(frames_NHWC, preprocess).clone())
+    backend.encode_pixels = counting_encode
     source = CountingFrames(1000)
     frames = FrameEmbeddings(backend, tmp_path, batch_size=8)
-    blocks: list[weakref.ref[torch.Tensor]] = []
-    remember, most_blocks = frames._remember, 0
+    remember = frames._remember
 
     def counting_remember(key: str, index: int, tokens_NtD: torch.Tensor) -> None:
-        nonlocal most_blocks
         remember(key, index, tokens_NtD)
-        blocks.append(weakref.ref(tokens_NtD))
-        most_blocks = max(most_blocks, sum(reference() is not None for reference in blocks))
+        blocks.note(tokens_NtD)
 
     frames._remember = counting_remember  # type: ignore[method-assign]
     for _ in range(2):
@@ -169,16 +174,10 @@ def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, 
     assert max(batches) == 8
     assert max(stop - start for start, stop in source.asked) == 8
     # Two in the queue, one in the thread's hands, one in the tower, and one on its way between.
-    assert most_pixels <= 5
+    assert pixels.most <= 5
     gc.collect()
-    assert most_blocks <= block_count_in_memory() + 2
+    assert blocks.most <= embeddings._MEMORY_BLOCKS + 2
     assert sum(batches) == 1000
-
-
-def block_count_in_memory() -> int:
-    from longva_model.frames import embeddings
-
-    return embeddings._MEMORY_BLOCKS
 
 
 def test_the_least_recently_used_blocks_go_first(backend: Any, tmp_path: Path) -> None:
@@ -384,21 +383,11 @@ def test_a_film_that_is_read_at_several_places_comes_in_order(backend: Any, batc
 
 @pytest.mark.usefixtures("four_cores")
 def test_several_readers_hold_a_block_each(backend: Any, tmp_path: Path) -> None:
-    pixels: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-    fit = backend.pixels
-
-    def counting_fit(frames_NHWC: Any, preprocess: str) -> torch.Tensor:
-        nonlocal most
-        fitted: torch.Tensor = fit(frames_NHWC, preprocess).clone()
-        pixels.append(weakref.ref(fitted))
-        most = max(most, sum(len(alive) for alive in (reference() for reference in pixels) if alive is not None))
-        return fitted
-
-    backend.pixels = counting_fit
+    pixels, fit = Alive(rows=True), backend.pixels
+    backend.pixels = lambda frames_NHWC, preprocess: pixels.note(fit(frames_NHWC, preprocess).clone())
     for _ in FrameEmbeddings(backend, tmp_path, batch_size=8).get(ManyReaders(1000), 0, 1000, "pad"):
         time.sleep(0.01)  # the threads may run ahead
-    assert 4 * 8 < most <= 4 * (BLOCK + 2 * 8) + 8
+    assert 4 * 8 < pixels.most <= 4 * (BLOCK + 2 * 8) + 8
 
 
 @pytest.mark.usefixtures("four_cores")

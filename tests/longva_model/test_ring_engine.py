@@ -445,16 +445,7 @@ def journals_of_a_run_with_more_processes_are_used(rank: int, world: int) -> Non
         work.gather(None)
         runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
         computed: list[int] = []
-        run_window = runner._run_window
-
-        def watched(prompts: Any, known: Any, done: Any, **named: Any) -> None:
-            def noted(index: int, result: LeafResult) -> None:
-                computed.append(index)
-                done(index, result)
-
-            run_window(prompts, known, noted, **named)
-
-        runner._run_window = watched  # type: ignore[method-assign]
+        tiny.watch_leaves(runner, computed.append)
         mine = jobs()[rank::world]
         assert_same(runner.run(mine, build, about), [expected()[job.doc_id] for job in mine])
         assert sum(work.gather(len(computed))) == 7

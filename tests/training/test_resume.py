@@ -54,6 +54,19 @@ def train(folder: Path, dies_at: int = -1) -> tuple[list[Any], dict[str, torch.T
     return curve(folder), model.state_dict()
 
 
+def killed(folder: Path, at: int) -> None:
+    """A run that dies at batch ``at``."""
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, dies_at=at)
+
+
+def assert_same(run: Any, whole: Any) -> None:
+    """The same curve and weights, to the bit."""
+    assert run[0] == whole[0]
+    for name, value in whole[1].items():
+        assert torch.equal(run[1][name], value)
+
+
 def curve(folder: Path) -> list[Any]:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(event["step"], event["loss"], event["learning_rate"]) for event in events]
@@ -66,25 +79,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str
 
 def test_one_seed_one_curve(whole: Any, tmp_path: Path) -> None:
     again = train(tmp_path)
-    assert again[0] == whole[0] and len(again[0]) == STEPS
-    for name, value in whole[1].items():
-        assert torch.equal(again[1][name], value)
+    assert_same(again, whole)
+    assert len(again[0]) == STEPS
 
 
 def test_killed_and_resumed_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=11)
+    killed(tmp_path, at=11)
     assert 4 <= len(curve(tmp_path)) < STEPS
-    resumed = train(tmp_path)
-    assert resumed[0] == whole[0]
-    for name, value in whole[1].items():
-        assert torch.equal(resumed[1][name], value)
+    assert_same(train(tmp_path), whole)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken(whole: Any, tmp_path: Path) -> None:
     """Killed while a checkpoint was written: the one before it is the last."""
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=11)
+    killed(tmp_path, at=11)
     assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
     for name, text in (("checkpoint-6", None), ("checkpoint-8", '{"global_st')):
         (tmp_path / name).mkdir()
@@ -110,8 +117,7 @@ def damage(path: Path, kind: str) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     whole: Any, tmp_path: Path, name: str, kind: str
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=13)
+    killed(tmp_path, at=13)
     newest, before = tmp_path / "checkpoint-6", tmp_path / "checkpoint-4"
     assert (newest / "hashes.json").is_file() and (before / "hashes.json").is_file()
     damage(newest / name, kind)
@@ -123,18 +129,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=13)
+    killed(tmp_path, at=13)
     damage(tmp_path / "checkpoint-6" / "model.safetensors", "zeroed")
-    resumed = train(tmp_path)
-    assert resumed[0] == whole[0]
-    for name, value in whole[1].items():
-        assert torch.equal(resumed[1][name], value)
+    assert_same(train(tmp_path), whole)
 
 
 def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=13)
+    killed(tmp_path, at=13)
     for path in tmp_path.glob("checkpoint-*"):
         damage(path / "model.safetensors", "one bit")
     assert train(tmp_path)[0] == whole[0]
@@ -142,16 +143,14 @@ def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: An
 
 
 def test_damaged_hashes_are_no_proof(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=13)
+    killed(tmp_path, at=13)
     seal = tmp_path / "checkpoint-6" / "hashes.json"
     seal.write_text(seal.read_text().replace("model.safetensors", "model.safetensorz"))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
 def test_a_checkpoint_that_was_never_sealed_is_taken_only_where_no_other_is(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=13)
+    killed(tmp_path, at=13)
     (tmp_path / "checkpoint-6" / "hashes.json").unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-4" / "hashes.json").unlink()
@@ -255,8 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_the_log_of_a_resumed_run_is_that_of_the_whole_one_whatever_became_of_it(
     whole: Any, tmp_path: Path, damage: Any
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dies_at=11)
+    killed(tmp_path, at=11)
     path = tmp_path / "metrics.jsonl"
     left = damage(path.read_text())
     path.write_bytes(left if isinstance(left, bytes) else left.encode())
