@@ -95,3 +95,16 @@ def expected(model: Any, processor: Any, prompt: str, *, num_frames: int | None 
     end = model.generation_config.eos_token_id
     ids = out[: out.index(end)] if end in out else out
     return str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def evaluated(model: str, model_args: str, *tasks: str, **more: Any) -> dict[str, Any]:
+    """What lmms-eval gives of those tasks, samples too."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    given = {"model": model, "model_args": model_args, "tasks": list(tasks), **more}
+    return dict(simple_evaluate(log_samples=True, verbosity="ERROR", **given))
+
+
+def cells_of(results: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+    """The scored cells of a needle task, controls too, in the order in which they were asked."""
+    return [sample.get("vniah_acc") or sample["vniah_control"] for sample in results["samples"][task]]

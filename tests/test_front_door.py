@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import output_of
+from lmms_requests import cells_of, evaluated
 from typer.testing import CliRunner
 
 import vniah
@@ -31,13 +33,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def run(*arguments: str) -> str:
-    """The command's output; its errors as the exceptions that the command line prints."""
-    result = CliRunner().invoke(app, ["run", *arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return str(result.output)
+run = functools.partial(output_of, "run")
 
 
 def scores(path: Path) -> list[tuple[Any, ...]]:
@@ -68,7 +64,7 @@ def test_lmms_eval_is_never_imported_and_the_grid_is_drawn(tmp_path: Path) -> No
 def test_numbers_are_lmms_evals_to_the_bit_on_the_parity_cells(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator = pytest.importorskip("lmms_eval.evaluator")
+    pytest.importorskip("lmms_eval")
     parity = shared / "parity"
     inputs = {"haystack": str(parity / "niah" / "haystack"), "needles": str(parity / "niah" / "needles")}
     for key, value in {"FRAMES": "4,8", "DEPTHS": "0,50,100", **inputs}.items():
@@ -76,14 +72,9 @@ def test_numbers_are_lmms_evals_to_the_bit_on_the_parity_cells(
     model_args = {"dtype": "float32", "device": "cpu", "journal": "none"}
     checkpoint = str(parity / "LongVA-tiny-unires")
     ours = vniah.evaluate(checkpoint, "vniah", output=tmp_path / "ours", **model_args)
-    theirs = evaluator.simple_evaluate(
-        model="longva_ring",
-        model_args=",".join(f"{key}={value}" for key, value in {"pretrained": checkpoint, **model_args}.items()),
-        tasks=["vniah"],
-        log_samples=True,
-        verbosity="ERROR",
-    )
-    samples = [sample.get("vniah_acc") or sample["vniah_control"] for sample in theirs["samples"]["vniah"]]
+    given = ",".join(f"{key}={value}" for key, value in {"pretrained": checkpoint, **model_args}.items())
+    theirs = evaluated("longva_ring", given, "vniah")
+    samples = cells_of(theirs, "vniah")
     assert len(samples) == len(ours.cells) == 16
     for cell, sample in zip(ours.cells.itertuples(), samples, strict=True):
         assert list(cell.predicted_ids) == sample["predicted_ids"]

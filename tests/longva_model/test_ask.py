@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import output_of
 from PIL import Image
 from tiny_checkpoints import write_longva
 from typer.testing import CliRunner
@@ -52,11 +53,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(files: dict[str, Path], *words: str, **given: Any) -> str:
     arguments = ["ask", "--model", str(files["model"]), "--max-new-tokens", str(TOKENS)]
     arguments += ["--model-args", "device=cpu,dtype=float32", *words]
-    result = CliRunner().invoke(app, arguments, **given)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
+    return output_of(*arguments, **given)
 
 
 def in_one_go(

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import output_of
 from tiny_checkpoints import write_llava_next_video
-from typer.testing import CliRunner
 
 from longva_model.backends.llava_next_video import LlavaNextVideoBackend
 from longva_model.engine.engine import TreeEngine
-from vniah.cli import app
 from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table, verdict
 from vniah.runs.read import read_run
 
@@ -34,14 +33,6 @@ def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VNIAH_FRAMES", "3,6")
 
 
-def sweep(*options: str) -> str:
-    result = CliRunner().invoke(app, ["sweep-rope", *options])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
-
-
 def options(folder: Path, out: Path, **more: str) -> list[str]:
     chosen = {"model": str(folder), "thetas": "1e6,3e6,1e8", "output": str(out), "depths": "0,100"}
     chosen |= {"haystack": "synthetic:0:8:64x48", "needles": "icons:0:2", "model-args": "device=cpu,dtype=float32"}
@@ -60,7 +51,7 @@ def test_each_base_is_a_run_and_frames_are_encoded_once(
 
     monkeypatch.setattr(LlavaNextVideoBackend, "encode_pixels", encode)
     out = tmp_path / "out"
-    said = sweep(*options(folder, out))
+    said = output_of("sweep-rope", *options(folder, out))
     assert sum(encoded) == 8 + 2, "the haystack's block and two needles, for three bases"
 
     runs = {base: read_run(out / f"rope_theta_{base}") for base in ("1e6", "3e6", "1e8")}
@@ -75,8 +66,7 @@ def test_each_base_is_a_run_and_frames_are_encoded_once(
     assert logprobs["1e6"] != logprobs["3e6"] != logprobs["1e8"], "the base changes what the model says"
     assert "best RoPE base:" in said and summary["haystack_fingerprint"] and summary["frames"] == "3,6"
 
-    drawn = CliRunner().invoke(app, ["heatmap", *(str(out / f"rope_theta_{base}") for base in runs)])
-    assert drawn.exit_code == 0 and "RoPE base 1e8" in drawn.output
+    assert "RoPE base 1e8" in output_of("heatmap", *(str(out / f"rope_theta_{base}") for base in runs))
 
     # Again: nothing is computed, and the figures are the same.
     def refuse(*_: Any, **__: Any) -> Any:
@@ -84,19 +74,19 @@ def test_each_base_is_a_run_and_frames_are_encoded_once(
 
     # What a prompt goes through; the check of a model that is loaded does not.
     monkeypatch.setattr(TreeEngine, "_extend", refuse)
-    assert sweep(*options(folder, out)) == said
+    assert output_of("sweep-rope", *options(folder, out)) == said
     # Another base joins; only it is computed.
     with pytest.raises(AssertionError, match="computes nothing"):
-        sweep(*options(folder, out, thetas="1e6,5e7"))
+        output_of("sweep-rope", *options(folder, out, thetas="1e6,5e7"))
 
 
 def test_a_folder_holds_one_sweep(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sweep(*options(folder, out, thetas="1e6", depths="0"))
+    output_of("sweep-rope", *options(folder, out, thetas="1e6", depths="0"))
     with pytest.raises(ValueError, match=r"holds a sweep of haystack_fingerprint.*choose another folder"):
-        sweep(*options(folder, out, haystack="synthetic:1:8:64x48"))
+        output_of("sweep-rope", *options(folder, out, haystack="synthetic:1:8:64x48"))
     with pytest.raises(ValueError, match="holds a sweep of model_args 'device=cpu,dtype=float32'"):
-        sweep(*options(folder, out, **{"model-args": "device=cpu,dtype=float32,preprocess=crop"}))
+        output_of("sweep-rope", *options(folder, out, **{"model-args": "device=cpu,dtype=float32,preprocess=crop"}))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +106,7 @@ def test_bad_sweeps_are_refused_before_anything_is_loaded(
     changed: dict[str, str], said: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        sweep(*options(folder, tmp_path / "out", **changed))
+        output_of("sweep-rope", *options(folder, tmp_path / "out", **changed))
     assert not list(tmp_path.glob("out/rope_theta_*"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 from chat_server import ChatServer
+from lmms_requests import cells_of, evaluated
 from typer.testing import CliRunner, Result
 
 from vniah.commands.doctor import command
@@ -59,15 +60,9 @@ def run_host(
     name: str, model_args: str, env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
     """The scored cells of a whole grid on a model of lmms-eval."""
-    from lmms_eval.evaluator import simple_evaluate
-
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    results = simple_evaluate(
-        model=name, model_args=model_args, tasks=["vniah_generate"], log_samples=True, verbosity="ERROR"
-    )
-    samples = results["samples"]["vniah_generate"]
-    return [sample.get("vniah_acc") or sample["vniah_control"] for sample in samples]
+    return cells_of(evaluated(name, model_args, "vniah_generate"), "vniah_generate")
 
 
 def check_cells(cells: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lmms_requests import cells_of, evaluated
 from PIL import Image
 
 from vniah.runs.scoring import ScoredPair
@@ -130,7 +131,6 @@ def test_metrics_by_hand(small: Path) -> None:
 
 def test_a_task_is_added_by_copying_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest real example of CONTRIBUTING.md: another name, and inputs of its own."""
-    from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
     import vniah
@@ -145,13 +145,9 @@ def test_a_task_is_added_by_copying_one_file(tmp_path: Path, monkeypatch: pytest
         (folder / f"my_{name}.yaml").write_text((head if metadata else text) + inputs)
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    results = simple_evaluate(
-        model="longva_ring",
-        model_args="pretrained=nano,device=cpu,journal=none",
-        tasks=["my_vniah_nano", "my_vniah_generate"],
-        task_manager=TaskManager("ERROR", include_path=str(folder), include_defaults=False, model_name="longva_ring"),
-        verbosity="ERROR",
-    )
+    manager = TaskManager("ERROR", include_path=str(folder), include_defaults=False, model_name="longva_ring")
+    tasks = ("my_vniah_nano", "my_vniah_generate")
+    results = evaluated("longva_ring", "pretrained=nano,device=cpu,journal=none", *tasks, task_manager=manager)
     for name, scoring in (("my_vniah_nano", "teacher-forced"), ("my_vniah_generate", "generated")):
         told = results["results"][name]["vniah_provenance,none"]
         assert (told["frames"], told["cells"], told["controls"], told["scoring"]) == ("4,6", 2, 2, scoring)
@@ -208,8 +204,6 @@ def test_more_videos_than_the_cache_holds(small: Path, monkeypatch: pytest.Monke
 def test_the_references_predictions_on_every_cell(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scoring: str
 ) -> None:
-    from lmms_eval.evaluator import simple_evaluate
-
     parity = shared / "parity"
     for key, value in {
         "VNIAH_FRAMES": "4,8",
@@ -219,13 +213,7 @@ def test_the_references_predictions_on_every_cell(
         "VNIAH_CACHE": str(tmp_path),
     }.items():
         monkeypatch.setenv(key, value)
-    results = simple_evaluate(
-        model="longva_ring",
-        model_args=PARITY_ARGS.format(parity / "LongVA-tiny-unires", scoring),
-        tasks=["vniah"],
-        log_samples=True,
-        verbosity="ERROR",
-    )
+    results = evaluated("longva_ring", PARITY_ARGS.format(parity / "LongVA-tiny-unires", scoring), "vniah")
     found = {}
     for sample in results["samples"]["vniah"]:
         scored = sample.get("vniah_acc")
@@ -246,21 +234,13 @@ def test_the_references_predictions_on_every_cell(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")  # by lmms-eval's models
 def test_a_model_of_lmms_evals_own_answers_on_composed_videos(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmms_eval.evaluator import simple_evaluate
     from tiny_hosts import write_tiny_qwen2_5_vl
 
     monkeypatch.setenv("VNIAH_FRAMES", "3,7")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(small / "datasets"))
     write_tiny_qwen2_5_vl(small / "qwen")
-    results = simple_evaluate(
-        model="qwen2_5_vl",
-        model_args=f"pretrained={small / 'qwen'},{QWEN_ARGS}",
-        tasks=["vniah_generate"],
-        log_samples=True,
-        verbosity="ERROR",
-    )
-    samples = results["samples"]["vniah_generate"]
-    assert len(samples) == 12
-    scored = [sample.get("vniah_acc") or sample["vniah_control"] for sample in samples]
+    results = evaluated("qwen2_5_vl", f"pretrained={small / 'qwen'},{QWEN_ARGS}", "vniah_generate")
+    scored = cells_of(results, "vniah_generate")
+    assert len(scored) == 12
     assert all(isinstance(one["predicted"], str) and one["predicted"] for one in scored)
     assert set(results["results"]["vniah_generate"]) >= {"vniah_acc,none", "vniah_control,none", "vniah_grid,none"}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import output_of
 from typer.testing import CliRunner
 
 from vniah.cli import app
@@ -111,17 +112,15 @@ def test_flops_without_a_tree_are_those_of_the_tree(text_prompts: list[Request])
 
 def test_a_forgotten_step_is_refused_with_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     # Hundreds of columns are planned, ...
-    assert CliRunner().invoke(app, ["plan", "--frames", "3-3000:3"]).exit_code == 0
+    assert output_of("plan", "--frames", "3-3000:3")
     # ... and thousands are a mistake, wherever the grid comes from.
     monkeypatch.setenv("VNIAH_FRAMES", "200-3000")
     with pytest.raises(ValueError, match=r"'200-3000' are 2,801 columns, and at most 1,000 .* such as '200-3000:200'"):
-        CliRunner().invoke(app, ["plan"], catch_exceptions=False)
+        output_of("plan")
     with pytest.raises(ValueError, match=r"lengths '1000-3000' are 2,001 columns"):
-        CliRunner().invoke(app, ["plan", "--text", "1000-3000"], catch_exceptions=False)
+        output_of("plan", "--text", "1000-3000")
     with pytest.raises(ValueError, match="are 2,100,000 cells, and at most 1,000,000"):
-        CliRunner().invoke(
-            app, ["plan", "--frames", "200-3000:200", "--needles", "icons:0:20000"], catch_exceptions=False
-        )
+        output_of("plan", "--frames", "200-3000:200", "--needles", "icons:0:20000")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +137,7 @@ def test_needles_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("VNIAH_FRAMES", "4,8")
 
     def first_lines(*arguments: str) -> str:
-        result = CliRunner().invoke(app, ["plan", "--depths", "0,100", *arguments], catch_exceptions=False)
-        return " ".join(" ".join(result.output.splitlines()[:2]).split())
+        return " ".join(" ".join(output_of("plan", "--depths", "0,100", *arguments).splitlines()[:2]).split())
 
     assumed = "5 needles (assumed: lmms-lab/v_niah_needles is not in the cache; `vniah download needles` fetches it)"
     assert assumed in first_lines() and "cells (and controls) 20 (10)" in first_lines()
@@ -157,10 +155,8 @@ def test_needles_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> None:
-    result = CliRunner().invoke(app, ["plan", "--frames", "200-3000:200"])
-    assert result.exit_code == 0 and "2.34x fewer" in result.output
-    result = CliRunner().invoke(app, ["plan", "--text", "32K-64K:32K", "--samples", "2"])
-    assert result.exit_code == 0 and "text NIAH" in result.output
+    assert "2.34x fewer" in output_of("plan", "--frames", "200-3000:200")
+    assert "text NIAH" in output_of("plan", "--text", "32K-64K:32K", "--samples", "2")
     with pytest.raises(ValueError, match="LongVA-7B, "):
         shape_of("LongVA-8B")
     with pytest.raises(ValueError, match=r"did you mean 'LongVA-7B'\?"):
@@ -170,8 +166,7 @@ def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> Non
 def test_a_gpu_goes_by_a_beginning_that_fits_one_alone() -> None:
     assert [get_gpu(name).name for name in ("H100", "h200", "l40s")] == ["H100-80GB", "H200-141GB", "L40S"]
     assert get_gpu("h100").name == get_gpu("H100-80GB").name == "H100-80GB"
-    result = CliRunner().invoke(app, ["plan", "--frames", "200", "--gpu", "H100"])
-    assert "1 x H100-80GB" in result.output
+    assert "1 x H100-80GB" in output_of("plan", "--frames", "200", "--gpu", "H100")
     with pytest.raises(ValueError, match="'A100' comes in A100-40GB and A100-80GB; say which"):
         get_gpu("A100")
     with pytest.raises(
