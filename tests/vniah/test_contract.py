@@ -94,6 +94,26 @@ def grid_tree(needles: str, *, controls: bool = False) -> RequestTree:
     return RequestTree([request(cell.length, cell.needle_index, cell.needle) for cell in cells])
 
 
+# With 2 x vocabulary x hidden of embeddings and the norms these are the 7.62e9 and 7.24e9 of Qwen2-7B and Mistral-7B.
+@pytest.mark.parametrize(
+    ("name", "params", "kv_bytes", "embeddings"),
+    [
+        ("LongVA-7B", 6_525_288_448, 57_344, 1_089_994_752),
+        ("LLaVA-NeXT-Video-7B-32K", 6_979_321_856, 131_072, 262_668_288),
+    ],
+)
+def test_the_papers_models_have_the_sizes_that_their_makers_state(
+    name: str, params: int, kv_bytes: int, embeddings: int
+) -> None:
+    shape = SHAPES[name]
+    assert (shape.decoder_params, shape.kv_bytes_per_token) == (params, kv_bytes)
+    assert shape.logits_flops(1) == embeddings  # 2 FLOPs for each weight of the head
+
+
+def test_nodes_are_told_apart_by_where_they_are() -> None:
+    assert Node(None) != Node(None)
+
+
 def test_the_tree_of_the_papers_grid_needs_2_34_times_fewer_flops() -> None:
     tree, shape = grid_tree("abcde"), SHAPES["LongVA-7B"]
     assert round(plain_flops(tree.requests, shape) / tree_flops(tree, shape), 2) == 2.34
