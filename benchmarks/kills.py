@@ -106,6 +106,7 @@ def start(mode: str, place: Path) -> subprocess.Popen[bytes]:
     place.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **{f"VNIAH_{name}": value for name, value in GRID.items()}}
     environment |= {"VNIAH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"  # the outer address may not answer its own machine
     port = str(29500 + os.getpid() % 99)
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     parallel = [] if mode == "one" else [f"parallel={mode}"]
