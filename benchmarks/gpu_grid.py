@@ -107,7 +107,7 @@ def matmul_rate(setting: Setting) -> float:
 def tower(setting: Setting) -> float:
     """Frames a second from 8-bit pixels on the CPU to pooled tokens on the CPU, as the pipeline moves them."""
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
-    from longva_model.backbone import levels_to_pixels
+    from longva_model.backends.backend import levels_to_pixels
     from longva_model.pictures.preprocess import level_table
 
     # The decoder plays no part: one small layer, of the right width.

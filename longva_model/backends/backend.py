@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import nn
 
-from longva_model.backbone import levels_to_pixels
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.logits import widened
 from longva_model.lmms.arguments import ModelArgs
@@ -187,6 +186,23 @@ class HubModel(Backend):
     def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
         """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
         return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
+
+
+def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
+    """``preprocess.normalise`` on the frames' device: bytes travel instead of floats, the values are the same.
+
+    Args:
+        frames_NHWC: uint8 levels, (N, S, S, 3).
+        table: ``preprocess.level_table(mean, std)``, (3, 256).
+
+    Returns:
+        float32 pixel values, (N, 3, S, S).
+    """
+    device = frames_NHWC.device
+    # One look-up for all channels: the second channel's levels are 256 to 511, the third's 512 to 767.
+    rows_NCHW = frames_NHWC.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)
+    rows_NCHW += torch.arange(0, 768, 256, dtype=torch.int32, device=device)[:, None, None]
+    return torch.from_numpy(table).to(device).flatten().index_select(0, rows_NCHW.flatten()).view(rows_NCHW.shape)
 
 
 def described(config: Any) -> str:

@@ -14,13 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from longva_model.checkpoints import checkpoint, layouts
-from longva_model.config import LongVAConfig
-from longva_model.modeling import LongVAForConditionalGeneration, empty_model
 from longva_model.pictures.preprocess import CLIP_MEAN, CLIP_STD
-from longva_model.processing import LongVAProcessor
 from vniah.files import put_in_place, read_json
 
 Layout = Literal["ours", "released"]
@@ -73,6 +68,11 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
 
 def _write(folder: Path, draft: Path, to: Layout) -> None:
     """Everything of the new folder."""
+    import torch
+
+    from longva_model.config import LongVAConfig
+    from longva_model.modeling import LongVAForConditionalGeneration, empty_model
+
     config = LongVAConfig.from_pretrained(folder, trust_remote_code=False)
     with empty_model(torch.float32):
         expected = {name: tuple(t.shape) for name, t in LongVAForConditionalGeneration(config).state_dict().items()}
@@ -114,6 +114,8 @@ def _write_processor(folder: Path, draft: Path) -> None:
     """Our processor's two files, where the source has a tokenizer; the tokenizer's own are copied as they are."""
     if not (folder / "tokenizer_config.json").is_file():
         return
+    from longva_model.processing import LongVAProcessor
+
     processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.to_json_file(draft / "processor_config.json")
     if isinstance(processor.chat_template, str):
