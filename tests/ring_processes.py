@@ -9,6 +9,7 @@ the traceback of those that failed. Time-outs end processes that wait for one th
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -76,24 +77,30 @@ def run_checks(checks: dict[str, Check], rank: int, world: int, folder: Path) ->
     dist.destroy_process_group()
 
 
+def fork(work: Callable[[], None]) -> int:
+    """Start ``work`` in a process of its own; it exits with 1 on an error, which is printed."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def run_group(checks: dict[str, Check], world: int, folder: Path) -> None:
     """Fork ``world`` processes and wait for them; end those that take too long."""
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                signal.alarm(GROUP_SECONDS)  # ends this process should it hang outside of gloo
-                run_checks(checks, rank, world, folder)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    for child in children:
+
+    def work(rank: int) -> None:
+        signal.alarm(GROUP_SECONDS)  # ends this process should it hang outside of gloo
+        run_checks(checks, rank, world, folder)
+
+    for child in [fork(functools.partial(work, rank)) for rank in range(world)]:
         os.waitpid(child, 0)
 
 

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tiny_backends as tiny
 import torch
+from ring_processes import fork
 
 from longva_model.frames import block_store
 from longva_model.lmms.arguments import ModelArgs
@@ -116,22 +116,6 @@ def slow_down() -> None:
         put(self, *args, **about)
 
     Journal.put = slow_put  # type: ignore[method-assign]
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Start ``work`` in a process of its own; it exits with 1 on an error, which is printed."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def succeeds(child: int) -> bool:

@@ -13,12 +13,11 @@ A file or folder of the very name that is written wins over all of this, whateve
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vniah.files import user_path
+from vniah.files import sha256_of, user_path
 from vniah.haystack.base import Haystack, JoinedHaystack, LoopedHaystack
 from vniah.haystack.folder import FolderHaystack, image_files
 from vniah.haystack.pictures import image_notes, is_picture, open_image
@@ -207,7 +206,7 @@ def _picture(path: Path, found: Inspection) -> None:
     found.notes += image_notes(path)
     image = open_image(path)
     found.size = (image.height, image.width)
-    found.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    found.fingerprint = sha256_of(path)
 
 
 def _haystack(
