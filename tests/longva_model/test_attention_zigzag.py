@@ -102,6 +102,14 @@ def test_full_chunks_give_every_rank_the_same_work(world: int, chunk: int) -> No
         assert len({area(rank, (rank - step) % world) for rank in range(world)}) == 1
 
 
+@given(worlds, st.integers(1, 9))
+def test_a_shard_alone_tells_the_sequence_where_every_token_is_real(world: int, chunk: int) -> None:
+    for rank in range(world):
+        whole = Layout.of(2 * chunk, rank, world, None)
+        assert whole == Layout(length=2 * chunk * world, world_size=world, chunk=chunk)
+        assert whole == Layout.of(2 * chunk, rank, world, 2 * chunk * world)
+
+
 def test_bad_shards_are_named() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2"):
         zigzag_shard(torch.arange(4), 2, 2, 0)

@@ -122,9 +122,10 @@ def test_tiles_put_together_are_the_centred_image_on_black() -> None:
     assert np.array_equal(tiles[0], np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)))
 
 
-def test_black_tiles_share_one_source_and_the_whole_image_is_never_asked_for() -> None:
-    grid = plan_tiles((100, 20), ((140, 140),), 28)  # 5 x 5 tiles, the image in the middle row
-    tiles = cut_tiles(Image.new("RGB", (100, 20), "white"), grid)
+@pytest.mark.parametrize("image_wh", [(100, 20), (20, 100)])  # 5 x 5 tiles, the image in the middle row or column
+def test_black_tiles_share_one_source_and_the_whole_image_is_never_asked_for(image_wh: tuple[int, int]) -> None:
+    grid = plan_tiles(image_wh, ((140, 140),), 28)
+    tiles = cut_tiles(Image.new("RGB", image_wh, "white"), grid)
     black = [i for i in range(25) if not tiles[1 + i].any()]
     assert black == list(grid.black_tiles) and len(black) == 20
     sources = unires_sources(grid)
