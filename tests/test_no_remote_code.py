@@ -53,7 +53,7 @@ def generate(*args, **kwargs):
 """
 LOAD = """import sys
 from longva_model.backends.loading import load_backend
-from longva_model.lmms.arguments import ModelArgs
+from longva_model.arguments import ModelArgs
 try:
     load_backend(ModelArgs(pretrained=sys.argv[1], device="cpu"))
 except ValueError as error:

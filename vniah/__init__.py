@@ -37,7 +37,7 @@ def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
             inputs of V-NIAH, ``frames, depths, haystack, needles, decoder``, or of text NIAH, ``lengths, depths,
             samples, haystack, tokenizer, seed, shared_distractors``; a grid is a text, a number or a list of numbers.
             What is left out is read from ``VNIAH_*`` or ``TEXT_NIAH_*``, else is the task's own. And arguments of
-            the model, such as ``dtype``, ``device``, ``chunk_tokens`` (see ``longva_model.lmms.arguments.ModelArgs``).
+            the model, such as ``dtype``, ``device``, ``chunk_tokens`` (see ``longva_model.arguments.ModelArgs``).
 
     Raises:
         ValueError: no such task or model argument, bad inputs, or a model that does not suit the task.

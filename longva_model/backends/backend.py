@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import nn
 
+from longva_model.arguments import ModelArgs
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.logits import widened
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import level_table
 from vniah.haystack.pictures import to_rgb

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend, HubModel, building, described, device_map, load_transformers
 from longva_model.backends.llava_next_video import LlavaNextVideoBackend
 from longva_model.checkpoints.checkpoint import read_tensor_index, resolve_folder
 from longva_model.engine.logits import OwnHead
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean

@@ -15,7 +15,7 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from longva_model.lmms.arguments import ModelArgs, generate_leaf
+from longva_model.arguments import ModelArgs, generate_leaf
 from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
 from longva_model.run.runner import Job, Order, Runner
 from vniah.contract.requests import Generate, Leaf, Target

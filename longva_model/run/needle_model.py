@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longva_model.lmms.arguments import ModelArgs
+from longva_model.arguments import ModelArgs
 from vniah.contract.requests import Leaf
 from vniah.runs.task import Answer, NeedleTask
 
@@ -88,7 +88,7 @@ class NeedleModel:
             tasks: by name.
             cells: (task, number of the row) in the order of the tasks.
         """
-        from longva_model.lmms.arguments import generate_leaf
+        from longva_model.arguments import generate_leaf
         from longva_model.prompts.prompting import build_prompt
         from longva_model.run.runner import Job, Runner
 

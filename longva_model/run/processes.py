@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from longva_model.lmms.arguments import ModelArgs
+from longva_model.arguments import ModelArgs
 from vniah.files import lock
 from vniah.runs.journal import Journal
 from vniah.visual.settings import Settings

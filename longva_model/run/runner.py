@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
 from longva_model.engine.engine import EngineOptions, OnResult, PlainEngine, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes
 from longva_model.run.batches import Costs, Planned, shared_sources, windows

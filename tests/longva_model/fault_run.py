@@ -31,8 +31,8 @@ import tiny_backends as tiny
 import torch
 from ring_processes import fork
 
+from longva_model.arguments import ModelArgs
 from longva_model.frames import block_store
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Runner
 from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text

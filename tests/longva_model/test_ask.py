@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from video_files import write_video
 
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
+from longva_model.arguments import ModelArgs
 from longva_model.engine import conversation as conversation_module
 from longva_model.engine.conversation import Conversation
 from longva_model.engine.engine import TreeEngine
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.run.runner import Runner
 from vniah.cli import app
 from vniah.contract.requests import Generate

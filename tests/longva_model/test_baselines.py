@@ -12,8 +12,8 @@ from lmms_requests import film, picture
 from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
 
+from longva_model.arguments import ModelArgs
 from longva_model.engine.engine import TreeEngine
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.pictures.preprocess import fit_frames, normalise
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner

@@ -11,11 +11,11 @@ from PIL import Image
 from tiny_checkpoints import write_longva, write_text_model
 from typer.testing import CliRunner
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import PlainEngine, TreeEngine
 from longva_model.engine.perplexity import measure
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner
 from vniah.cli import app

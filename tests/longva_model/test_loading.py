@@ -13,10 +13,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import TEXT, letters, write_llava_next_video, write_longva, write_text_model
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import building
 from longva_model.backends.loading import load_backend
 from longva_model.checkpoints.convert import convert
-from longva_model.lmms.arguments import ModelArgs
 from vniah.notices import forget, recorded
 
 WRITERS = {"text": write_text_model, "LongVA": write_longva, "LLaVA-NeXT-Video": write_llava_next_video}

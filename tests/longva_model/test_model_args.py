@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longva_model.lmms.arguments import ModelArgs, generate_leaf, parse_model_args
+from longva_model.arguments import ModelArgs, generate_leaf, parse_model_args
 from vniah.contract.requests import Generate
 from vniah.notices import recorded
 

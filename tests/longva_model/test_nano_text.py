@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import TreeEngine
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import build_prompt
 from vniah.contract.requests import RequestTree
 from vniah.text.settings import TextSettings

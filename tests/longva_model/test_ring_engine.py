@@ -26,12 +26,12 @@ import tiny_backends as tiny
 import torch
 from ring_processes import Checks, assert_passed
 
+from longva_model.arguments import ModelArgs
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.engine.perplexity import measure
 from longva_model.engine.ring import RingEngine
 from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
-from longva_model.lmms.arguments import ModelArgs
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner

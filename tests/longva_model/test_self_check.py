@@ -13,13 +13,13 @@ import transformers
 from tiny_checkpoints import TEXT as SIZES
 from tiny_checkpoints import letters, write_llava_next_video, write_longva, write_text_model
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine import self_check
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.perplexity import measure
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.lmms.arguments import ModelArgs
 from vniah.contract.requests import Request, RequestTree, Target, Text
 from vniah.notices import forget, recorded
 

@@ -41,10 +41,10 @@ def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | Non
 
     ``given``: frames, depths, haystack and needles, as the task ``vniah`` takes them.
     """
+    from longva_model.arguments import ModelArgs
     from longva_model.backends.loading import load_backend
     from longva_model.engine.engine import TreeEngine
     from longva_model.frames.embeddings import FrameEmbeddings
-    from longva_model.lmms.arguments import ModelArgs
     from longva_model.prompts.prompting import build_prompt
     from vniah.contract.requests import RequestTree, Target
     from vniah.visual.settings import Settings

@@ -49,8 +49,8 @@ def command(
             raise FileNotFoundError(f"no file {path!r}; give videos or images first and the question last, in quotes")
         check_visual(Path(path))
     # What can be refused is, before torch is loaded.
+    from longva_model.arguments import ModelArgs, generate_leaf, parse_model_args
     from longva_model.engine.conversation import Conversation
-    from longva_model.lmms.arguments import ModelArgs, generate_leaf, parse_model_args
     from longva_model.run.runner import Runner
 
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}

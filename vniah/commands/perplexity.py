@@ -41,8 +41,8 @@ def command(
     # What can be refused is, before torch is loaded.
     from tqdm import tqdm
 
+    from longva_model.arguments import ModelArgs, parse_model_args
     from longva_model.engine.perplexity import check_length, measure
-    from longva_model.lmms.arguments import ModelArgs, parse_model_args
     from longva_model.run.runner import Runner
 
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))

@@ -42,7 +42,7 @@ def command(
     Flags win over the environment (VNIAH_FRAMES, ...), which wins over what the task stands for. The same command
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
-    from longva_model.lmms.arguments import parse_model_args
+    from longva_model.arguments import parse_model_args
     from vniah.plots.grid_data import GridData, to_text
 
     more = parse_model_args(model_args)
@@ -131,7 +131,7 @@ def _check_options(options: Iterable[str], inputs: Sequence[str], *, of_function
 
     arguments = []
     if not of_function and options:
-        from longva_model.lmms.arguments import ModelArgs
+        from longva_model.arguments import ModelArgs
 
         arguments = [one.name for one in fields(ModelArgs)]
     for key in options:
@@ -173,7 +173,7 @@ def evaluate_tasks(
         if output is not None:
             chosen.folder = model_folder(output, chosen.name)
     else:
-        from longva_model.lmms.arguments import ModelArgs
+        from longva_model.arguments import ModelArgs
         from longva_model.run.needle_model import NeedleModel
 
         chosen = NeedleModel(ModelArgs.read({"pretrained": model, **model_args}))

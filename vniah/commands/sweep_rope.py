@@ -44,7 +44,7 @@ def command(
     Frames are encoded once for all bases. Each base has a folder with a journal in OUTPUT, which `vniah heatmap`
     reads; a sweep that was stopped goes on where it was.
     """
-    from longva_model.lmms.arguments import parse_model_args
+    from longva_model.arguments import parse_model_args
     from vniah.runs.open import open_tasks
 
     bases = parse_thetas(thetas)
@@ -101,7 +101,7 @@ def label(base: float) -> str:
 
 def _score(task: NeedleTask, args: Mapping[str, Any]) -> tuple[Run, bool]:
     """The run of the grid at one base; also whether this process is the one that prints."""
-    from longva_model.lmms.arguments import ModelArgs
+    from longva_model.arguments import ModelArgs
     from longva_model.run.needle_model import NeedleModel
     from vniah.runs.measure import measure
 
