@@ -335,6 +335,8 @@ def device_map(device: torch.device) -> str | None:
 class ExactRotary(nn.Module):
     """transformers' ``plain`` rotary embedding with its angles in fp64, laid out from (B, T, F) to (B, T, D).
 
+    Where positions have several axes (M-RoPE, P of them), from (P, B, T, F), as the model's own code picks them.
+
     An angle is a position times a frequency. In fp32 the product of position 432,000 is off by up to 0.03 radians,
     which bf16 would not hide (its rounding is 0.002); in fp64 it is exact. Cosine and sine are taken of it and returned
     as the decoder has them.
@@ -352,7 +354,7 @@ class ExactRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of (B, T) positions, (B, T, D) each, in the type of ``x``."""
+        """Cosine and sine of (B, T) or (P, B, T) positions, (B, T, D) each, in the type of ``x``."""
         # Apple's GPUs have no fp64.
         device = torch.device("cpu") if x.device.type == "mps" else x.device
         angles_BTF = position_ids[..., None].to(device, torch.float64) * self.plain.inv_freq.to(device, torch.float64)
@@ -372,11 +374,14 @@ def make_exact(decoder: Any) -> bool:
     # Near position 0 both ways agree to rounding, which tells the layouts apart.
     probe = torch.zeros(1, 1, 1, device=plain.inv_freq.device)
     positions = torch.arange(8, device=probe.device)[None]
+    layouts = _LAYOUTS
+    if picked := getattr(plain, "recomposition_frequencies", None):
+        layouts, positions = (picked,), torch.stack([positions, 2 * positions, 3 * positions])
     try:
         wanted = plain(probe, positions)
-    except TypeError:  # one that asks for more, such as a layer's type
+    except (TypeError, RuntimeError, IndexError):  # one that asks for more, such as a layer's type or a fourth axis
         return False
-    for layout in _LAYOUTS:
+    for layout in layouts:
         exact = ExactRotary(plain, layout)
         found = exact(probe, positions)
         if all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True)):

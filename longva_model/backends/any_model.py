@@ -1,0 +1,144 @@
+"""Any image-text-to-text model of transformers: its towers a unit at a time, its decoder a chunk at a time.
+
+The model's own forward does three things: it runs its towers over the whole clip, puts their features among the
+embeddings, and runs its decoder. Here they are three steps, so that a unit goes through the towers once however many
+prompts show it, and the decoder goes on where another prompt's prefix ended. What is special to a family stands in
+``families.py``.
+
+Shapes: N units, t visual tokens a unit, k levels of features (1, and one for each level of DeepStack), T tokens of a
+chunk, S tokens from the prompt's start to the chunk's end, V visual tokens of a chunk, D hidden size, P axes of
+positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longva_model.arguments import ModelArgs
+from longva_model.backends.backend import HubModel, building, described, load_transformers
+from longva_model.backends.families import Family, family_of
+from longva_model.backends.unit_pixels import UnitPixels
+from longva_model.engine.logits import OwnHead
+from longva_model.renamed import cache_keyword
+from vniah.files import sha256_of
+
+# What decides a clip's text and pixels.
+_PROCESSOR_FILES = (
+    *("preprocessor_config.json", "image_preprocessor_config.json", "video_preprocessor_config.json"),
+    *("processor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.json", "chat_template.jinja"),
+)
+
+
+class AnyModelBackend(HubModel):
+    """A video-language model by transformers' own class and processor.
+
+    Args:
+        folder: config.json, safetensors, the processor's and the tokenizer's files.
+
+    Raises:
+        ValueError: a model that cannot be computed a unit or a chunk at a time, or that does not load.
+    """
+
+    def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        with building(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
+            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        decoder = _decoder_of(model)
+        self._head = OwnHead(model, model.model)
+        self.family: Family = family_of(model, decoder)
+        self._files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
+        self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
+
+    def _visual_settings(self) -> str:
+        settings = self.model.config.to_dict()
+        settings.pop("text_config", None)
+        return " ".join((described(_Settings(settings)), *map(sha256_of, self._files)))
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden_TD)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: UnitPixels) -> torch.Tensor:  # type: ignore[override]
+        """Visual tokens of units, (N, k * t, D): all of a unit's first level, then all of its next."""
+        features_kNtD = self.family.encode(pixels)
+        return features_kNtD.transpose(0, 1).flatten(1, 2)
+
+    @torch.inference_mode()
+    def forward(self, chunk: Any, state: Any, keep: int) -> torch.Tensor:
+        """Run the decoder over a chunk behind a state; hidden states of its last ``keep`` tokens, (n <= keep, D).
+
+        Args:
+            chunk: ``ids_T`` with placeholders at visual tokens, ``positions`` (T,) or (P, T), ``visual_T`` which are
+                visual, ``features_kVD`` of these (None for none), and ``types_S`` (0 text, 1 visual).
+            state: a cache that the chunk is appended to; None for a whole prompt without one.
+        """
+        decoder, device = self.decoder, self.device
+        visual_T = torch.as_tensor(chunk.visual_T, device=device)
+        # A placeholder may be no word of the decoder's; features take its place.
+        ids_T = torch.as_tensor(chunk.ids_T, device=device).masked_fill(visual_T, 0)
+        embeds_TD = decoder.get_input_embeddings()(ids_T)
+        if chunk.features_kVD is not None:
+            embeds_TD[visual_T] = chunk.features_kVD[0].to(device, embeds_TD.dtype)
+        positions = torch.as_tensor(chunk.positions, device=device)
+        given: dict[str, Any] = {"position_ids": positions[None] if positions.ndim == 1 else positions[:, None]}
+        given |= {"use_cache": False} if state is None else {"use_cache": True, cache_keyword(decoder): state}
+        return self.family.decode(chunk, embeds_TD, given)[-keep:]
+
+    @torch.inference_mode()
+    def own_logits(self, inputs: Mapping[str, Any], keep: int) -> torch.Tensor:
+        """Logits at the last ``keep`` tokens by one plain forward of the model's own, (keep, V), fp32.
+
+        Args:
+            inputs: what the model's processor made of one prompt.
+        """
+        self.forget_positions()
+        moved = {name: self._moved(name, value) for name, value in inputs.items()}
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            moved["logits_to_keep"] = keep
+        logits_TV: torch.Tensor = self.model(**moved, use_cache=False).logits[0, -keep:].float()
+        self.forget_positions()
+        return logits_TV
+
+    def forget_positions(self) -> None:
+        """Let go of what the model remembers of another prompt's positions."""
+        if getattr(self.model.model, "rope_deltas", None) is not None:
+            self.model.model.rope_deltas = None
+
+    def _moved(self, name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        # Times between frames are floats too, and decide positions.
+        pixels = name.startswith("pixel_values") and value.is_floating_point()
+        return value.to(self.device, self.dtype) if pixels else value.to(self.device)
+
+
+class _Settings:
+    """A dictionary with a config's face."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._values
+
+
+def _decoder_of(model: Any) -> Any:
+    """A model's text model.
+
+    Raises:
+        ValueError: it has none apart from its towers.
+    """
+    inner = getattr(model, "model", None)
+    for name in ("language_model", "text_model"):
+        if (decoder := getattr(inner, name, None)) is not None:
+            return decoder
+    raise ValueError(f"{type(model).__name__} is refused: it has no text model apart from its towers")

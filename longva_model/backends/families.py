@@ -1,0 +1,165 @@
+"""What a family of video-language models needs between its towers and its decoder, where it needs anything.
+
+Most need nothing: ``Family`` calls the tower by the names that the processor gives its tensors, and the decoder with
+embeddings, positions and a cache, as the model's own forward does. What differs stands here, a few lines a family.
+
+Shapes: N units, t visual tokens a unit, k levels of features (1, and one for each level of DeepStack), T tokens of a
+chunk, S tokens from the prompt's start to the chunk's end, V visual tokens of a chunk, D hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from longva_model.backends.unit_pixels import UnitPixels
+
+# The key of a vector that the model itself puts behind a video.
+NEWLINE = "newline"
+
+
+class Family:
+    """What holds for a model of no family below.
+
+    Args:
+        model: of transformers, with towers and decoder in ``model.model``.
+        decoder: its text model.
+    """
+
+    # Frames reach the tower as (1, N, 3, Y, X) and not as (N, 3, Y, X), by the names of their tensors.
+    one_batch: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, decoder: Any) -> None:
+        self.model, self.inner, self.decoder = model, model.model, decoder
+        self._deep = "deepstack_visual_embeds" in inspect.signature(decoder.forward).parameters
+
+    def encode(self, units: UnitPixels) -> torch.Tensor:
+        """Visual tokens, (k, N, t, D).
+
+        Raises:
+            ValueError: the tower gives another number of tokens than units of one size have.
+        """
+        tensors = dict(units.tensors)
+        keep_Nt = tensors.pop("video_compression_mask", None)
+        video = any(name.startswith("pixel_values_videos") for name in tensors)
+        function = self._tower(video)
+        given = {name: self._shaped(name, tensor, tensors) for name, tensor in tensors.items()}
+        out = function(**_taken(function, {**self._settings(), **given}))
+        levels = [_rows(out), *map(_rows, getattr(out, "deepstack_features", None) or ())]
+        features_kND = torch.stack([self._units(level_TD, len(units)) for level_TD in levels])
+        count, left = divmod(features_kND.shape[1], len(units))
+        if left or not count:
+            raise ValueError(
+                f"{type(self.model).__name__} gives {features_kND.shape[1]} visual tokens for {len(units)} units of "
+                "one size; its units do not stand for themselves"
+            )
+        features_kNtD = features_kND.unflatten(1, (len(units), count))
+        if keep_Nt is not None:
+            features_kNtD = _kept(features_kNtD, keep_Nt.to(features_kNtD.device).bool())
+        return features_kNtD
+
+    def appended(self, name: str) -> torch.Tensor:
+        """A vector that the model itself puts among visual tokens, (D,).
+
+        Raises:
+            ValueError: it has none of that name.
+        """
+        vector = getattr(self.inner, "image_newline", None) if name == NEWLINE else None
+        if vector is None:
+            raise ValueError(f"{type(self.model).__name__} has no vector {name!r} that stands among visual tokens")
+        return vector.detach()
+
+    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """The decoder's hidden states of a chunk, (T, D).
+
+        Args:
+            chunk: what is fed (see ``AnyModelBackend.forward``).
+            embeds_TD: its embeddings, features at their places.
+            given: positions and cache.
+        """
+        if self._deep and chunk.features_kVD is not None and len(chunk.features_kVD) > 1:
+            deeper = chunk.features_kVD[1:].to(embeds_TD.device, embeds_TD.dtype)
+            mask_1T = chunk.visual_T.to(embeds_TD.device)[None]
+            given = {**given, "visual_pos_masks": mask_1T, "deepstack_visual_embeds": list(deeper)}
+        return _hidden(self.decoder(inputs_embeds=embeds_TD[None], **given))
+
+    def _tower(self, video: bool) -> Callable[..., Any]:
+        name = "get_video_features" if video and hasattr(self.inner, "get_video_features") else "get_image_features"
+        function: Callable[..., Any] = getattr(self.inner, name)
+        return function
+
+    def _settings(self) -> dict[str, Any]:
+        """What the model's own forward passes from its config."""
+        names = ("vision_feature_layer", "vision_feature_select_strategy")
+        found = {name: getattr(self.model.config, name) for name in names if hasattr(self.model.config, name)}
+        return {**found, "return_dict": True}
+
+    def _shaped(self, name: str, tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A tensor of N units as the tower takes it."""
+        if name.startswith("pixel_values"):
+            tensor = tensor.to(self.inner.device, self.inner.dtype)
+            if any(other.endswith("grid_thw") for other in tensors):
+                return tensor.flatten(0, 1)  # patches of all units in a row
+        else:
+            tensor = tensor.to(self.inner.device)
+        return tensor[None] if name in self.one_batch else tensor
+
+    def _units(self, features_TD: torch.Tensor, count: int) -> torch.Tensor:
+        """The features that belong to units, without what the model appends to them."""
+        return features_TD
+
+
+class LlavaOnevision(Family):
+    """Pools frames; puts one newline behind the video."""
+
+    one_batch = ("pixel_values_videos",)
+
+    def _units(self, features_TD: torch.Tensor, count: int) -> torch.Tensor:
+        return features_TD[:-1]
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "llava_onevision": LlavaOnevision,
+}
+
+
+def family_of(model: Any, decoder: Any) -> Family:
+    """The family that a model belongs to, by its config's ``model_type``."""
+    return FAMILIES.get(str(model.config.model_type), Family)(model, decoder)
+
+
+def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that the function names; all where it names none of them."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if name in known or name == "return_dict"}
+
+
+def _rows(found: Any) -> torch.Tensor:
+    """Visual tokens in order, (tokens, D), of whatever a tower returns: an output, a tuple, a list, a tensor."""
+    found = getattr(found, "pooler_output", found)
+    return torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in _tensors(found)])
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    else:
+        for part in found:
+            yield from _tensors(part)
+
+
+def _kept(features_kNtD: torch.Tensor, keep_Nt: torch.Tensor) -> torch.Tensor:
+    """The tokens that units keep, as many each."""
+    counts = keep_Nt.sum(1)
+    if (counts != counts[0]).any():
+        raise ValueError(f"units of one series must keep as many tokens each, got {counts.tolist()}")
+    levels = [level_NtD[keep_Nt].unflatten(0, (len(keep_Nt), int(counts[0]))) for level_NtD in features_kNtD]
+    return torch.stack(levels)
+
+
+def _hidden(out: Any) -> torch.Tensor:
+    hidden_TD: torch.Tensor = out.last_hidden_state[0]
+    return hidden_TD
