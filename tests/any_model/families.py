@@ -54,13 +54,15 @@ def make_tokenizer(extra: list[str], named: dict[str, str] | None = None, **role
     Args:
         extra: the family's special tokens.
         named: attributes of the tokenizer that name some of them, such as ``image_token``; added where missing.
-        roles: ``eos_token``, ``bos_token``, ``pad_token`` where the family has other ones than <|im_end|> and <|pad|>.
+        roles: ``eos_token`` and ``pad_token`` where they are not <|im_end|> and <|pad|>; a ``bos_token`` is put in
+            front of every text, as Llama's and Gemma's tokenizers do.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     named = named or {}
     roles = {"pad_token": "<|pad|>", "eos_token": "<|im_end|>", **roles}
+    bos = roles.get("bos_token")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -70,6 +72,10 @@ def make_tokenizer(extra: list[str], named: dict[str, str] | None = None, **role
     trainer = trainers.BpeTrainer(vocab_size=480, initial_alphabet=letters, min_frequency=1, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.add_special_tokens(list(dict.fromkeys([*roles.values(), *extra, *named.values()])))
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, extra_special_tokens=named, clean_up_tokenization_spaces=False, **roles
     )
@@ -94,7 +100,7 @@ def random_model(build: Callable[[], Any], seed: int) -> Any:
                     continue
                 # Experts are stacked matrices, convolutions see a whole patch.
                 inputs = parameter.shape[-1] if parameter.ndim == 3 else parameter[0].numel()
-                gain = 2.0 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.2
+                gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
                 std = 0.4 if id(parameter) in tables else gain / inputs**0.5
                 parameter.normal_(std=std)
             head = model.get_output_embeddings().weight
@@ -144,7 +150,10 @@ QWEN_TEMPLATE = (
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\nTHOUGHT{% endif %}"
 )
-QWEN2_SYSTEM = "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nAnswer in a few words.<|im_end|>\n{% endif %}"
+QWEN2_SYSTEM = (
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\\nAnswer in a few words.<|im_end|>\\n{% endif %}"
+)
 # Thinking models open a thought unless told enable_thinking=False.
 QWEN3_5_THOUGHT = (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
@@ -295,10 +304,286 @@ def build_qwen3_5(folder: Path, seed: int = 0) -> None:
     save(folder, model, _qwen3_processor(tokenizer), qwen_template(thought=QWEN3_5_THOUGHT))
 
 
+# ---------------------------------------------------------------- InternVL, LLaVA, VideoLLaMA3
+
+QWEN2: dict[str, Any] = {"model_type": "qwen2", "tie_word_embeddings": False, **TEXT}
+LLAMA: dict[str, Any] = {"model_type": "llama", **TEXT}
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# LLaVA's: all visuals of a message before its text, wherever they stood.
+LLAVA_PARTS = (
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<video>\n{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}BEFORE{{ part['text'] }}{% endif %}{% endfor %}"
+)
+LLAVA_ONEVISION_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    + LLAVA_PARTS.replace("BEFORE", "\n")
+    + "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() }}: {% endif %}"
+    + LLAVA_PARTS.replace("BEFORE", "")
+    + " {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+VIDEO_LLAMA_3_TEMPLATE = (
+    qwen_template(system=QWEN2_SYSTEM).replace("<|vision_start|>", "").replace("<|vision_end|>", "\n")
+)
+
+
+def build_internvl(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = make_tokenizer(CHATML, named)
+    config = InternVLConfig(
+        text_config={**QWEN2, "vocab_size": len(tokenizer)},
+        vision_config={**LAYERS, "image_size": [32, 32], "patch_size": [8, 8]},
+        image_seq_length=4,
+        tie_word_embeddings=False,
+        **token_ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
+    )
+    size = {"height": 32, "width": 32}
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=size), tokenizer, InternVLVideoProcessor(size=size), image_seq_length=4
+    )
+    save(folder, random_model(lambda: InternVLForConditionalGeneration(config), seed), processor, INTERNVL_TEMPLATE)
+
+
+def build_llava_onevision(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    tokenizer = make_tokenizer(CHATML, {"image_token": "<image>", "video_token": "<video>"})
+    grids = [[40, 80], [80, 40], [80, 80]]
+    config = LlavaOnevisionConfig(
+        text_config={**QWEN2, "vocab_size": len(tokenizer)},
+        # 5 x 5 patches: an odd side, so pooling to 3 x 3 rounds up.
+        vision_config={
+            **LAYERS,
+            "model_type": "siglip_vision_model",
+            "image_size": 40,
+            "patch_size": 8,
+            "vision_use_head": False,
+        },
+        image_grid_pinpoints=grids,
+        **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+    size = {"height": 40, "width": 40}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grids),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=25,
+        vision_feature_select_strategy="full",
+    )
+    model = random_model(lambda: LlavaOnevisionForConditionalGeneration(config), seed)
+    save(folder, model, processor, LLAVA_ONEVISION_TEMPLATE)
+
+
+def _vicuna_tokenizer() -> Any:
+    named = {"image_token": "<image>", "video_token": "<video>"}
+    return make_tokenizer([], named, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+CLIP: dict[str, Any] = {**LAYERS, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+CLIP_SIZE: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+
+
+def build_llava_next_video(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        LlavaNextImageProcessor,
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        LlavaNextVideoProcessor,
+        LlavaNextVideoVideoProcessor,
+    )
+
+    tokenizer = _vicuna_tokenizer()
+    grids = [[32, 64], [64, 32], [64, 64]]
+    config = LlavaNextVideoConfig(
+        text_config={**LLAMA, "vocab_size": len(tokenizer)},
+        vision_config=CLIP,
+        image_grid_pinpoints=grids,
+        image_seq_length=16,
+        video_seq_length=4,
+        **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+    processor = LlavaNextVideoProcessor(
+        LlavaNextVideoVideoProcessor(**CLIP_SIZE),
+        LlavaNextImageProcessor(**CLIP_SIZE, image_grid_pinpoints=grids),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    model = random_model(lambda: LlavaNextVideoForConditionalGeneration(config), seed)
+    save(folder, model, processor, VICUNA_TEMPLATE)
+
+
+def build_video_llava(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        VideoLlavaConfig,
+        VideoLlavaForConditionalGeneration,
+        VideoLlavaImageProcessor,
+        VideoLlavaProcessor,
+        VideoLlavaVideoProcessor,
+    )
+
+    tokenizer = _vicuna_tokenizer()
+    config = VideoLlavaConfig(
+        text_config={**LLAMA, "vocab_size": len(tokenizer)},
+        vision_config=CLIP,
+        image_seq_length=16,
+        video_seq_length=136,
+        **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+    processor = VideoLlavaProcessor(
+        VideoLlavaImageProcessor(**CLIP_SIZE), VideoLlavaVideoProcessor(**CLIP_SIZE), tokenizer, patch_size=8
+    )
+    save(folder, random_model(lambda: VideoLlavaForConditionalGeneration(config), seed), processor, VICUNA_TEMPLATE)
+
+
+def build_video_llama_3(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        VideoLlama3Config,
+        VideoLlama3ForConditionalGeneration,
+        VideoLlama3ImageProcessor,
+        VideoLlama3Processor,
+        VideoLlama3VideoProcessor,
+    )
+
+    tokenizer = make_tokenizer(CHATML, QWEN_NAMED)
+    config = VideoLlama3Config(
+        text_config={**QWEN2, "vocab_size": len(tokenizer)},
+        vision_config={**LAYERS, "patch_size": 8},
+        **token_ids(tokenizer, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+    )
+    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 16 * 4096}
+    processor = VideoLlama3Processor(
+        VideoLlama3ImageProcessor(size=size, patch_size=8),
+        tokenizer,
+        VideoLlama3VideoProcessor(size=size, patch_size=8),
+    )
+    model = random_model(lambda: VideoLlama3ForConditionalGeneration(config), seed)
+    save(folder, model, processor, VIDEO_LLAMA_3_TEMPLATE)
+
+
+# ---------------------------------------------------------------- GLM
+
+GLM_TOKENS = [
+    "[gMASK]",
+    "<sop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+]
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|begin_of_video|><|video|><|end_of_video|>"
+    "{% elif part['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>\n{% endif %}{% endif %}"
+)
+GLM_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5, "rope_theta": 1e4}
+GLM_TOWER: dict[str, Any] = {**DEPTH, "patch_size": 8, "image_size": 48}
+
+
+def _glm_parts() -> tuple[Any, dict[str, int]]:
+    """(processor, the config's token ids)."""
+    from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+
+    named = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    tokenizer = make_tokenizer([*GLM_TOKENS, "<think>", "</think>"], named, eos_token="<|endoftext|>")
+    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 16 * 4096}
+    processor = Glm4vProcessor(
+        Glm4vImageProcessor(size=size, patch_size=8), tokenizer, Glm4vVideoProcessor(size=size, patch_size=8)
+    )
+    ids = token_ids(
+        tokenizer,
+        image_token_id="<|image|>",
+        video_token_id="<|video|>",
+        image_start_token_id="<|begin_of_image|>",
+        image_end_token_id="<|end_of_image|>",
+        video_start_token_id="<|begin_of_video|>",
+        video_end_token_id="<|end_of_video|>",
+    )
+    return processor, ids
+
+
+def build_glm4v(folder: Path, seed: int = 0) -> None:
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    processor, ids = _glm_parts()
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Glm4vConfig(
+        text_config={**TEXT, **heads, "vocab_size": len(processor.tokenizer), "rope_parameters": GLM_ROPE},
+        vision_config=GLM_TOWER,
+        **ids,
+    )
+    save(folder, random_model(lambda: Glm4vForConditionalGeneration(config), seed), processor, GLM_TEMPLATE)
+
+
+def build_glm4v_moe(folder: Path, seed: int = 0) -> None:
+    from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
+
+    processor, ids = _glm_parts()
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    config = Glm4vMoeConfig(
+        text_config={
+            **TEXT,
+            **heads,
+            **experts,
+            "vocab_size": len(processor.tokenizer),
+            "rope_parameters": GLM_ROPE,
+        },
+        vision_config=GLM_TOWER,
+        **ids,
+    )
+    save(folder, random_model(lambda: Glm4vMoeForConditionalGeneration(config), seed), processor, GLM_TEMPLATE)
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(build_qwen2_vl, notes="pairs of frames, one run of placeholders, three axes"),
     "qwen2_5_vl": Family(build_qwen2_5_vl, notes="as qwen2_vl; windowed tower, time axis in seconds"),
     "qwen3_vl": Family(build_qwen3_vl, notes="timestamps between pairs of frames, interleaved axes, DeepStack"),
     "qwen3_vl_moe": Family(build_qwen3_vl_moe, notes="as qwen3_vl, with experts"),
     "qwen3_5": Family(build_qwen3_5, notes="linear and full attention by turns; the prompt opens a thought"),
+    "internvl": Family(build_internvl, notes="a line with its number before each frame"),
+    "llava_onevision": Family(build_llava_onevision, notes="frames pooled, one newline vector behind the last"),
+    "llava_next_video": Family(build_llava_next_video, notes="frames pooled, one run of placeholders"),
+    "video_llava": Family(build_video_llava, notes="one run of placeholders, the tower's class token among them"),
+    "video_llama_3": Family(build_video_llama_3, notes="a frame's tokens that resemble the frame before are left out"),
+    "glm4v": Family(
+        build_glm4v, notes="pairs of frames with a whole second behind, the image's placeholder in a video"
+    ),
+    "glm4v_moe": Family(build_glm4v_moe, notes="as glm4v, with experts"),
 }
