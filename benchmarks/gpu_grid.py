@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from harness import options, peak_bytes, random_backend, spent, table
 
+from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
 from longva_model.frames.embeddings import FrameEmbeddings
@@ -135,7 +136,20 @@ def tower(setting: Setting) -> float:
     return found
 
 
-def _chunk(setting: Setting, length: int) -> torch.Tensor:
+def _chunk(engine: TreeEngine, noise_TD: torch.Tensor, length: int) -> Chunk:
+    """So many tokens of noise behind what the engine holds."""
+    start, device = engine.state.length, noise_TD.device
+    return Chunk(
+        ids_T=torch.zeros(length, dtype=torch.long, device=device),
+        positions=torch.arange(start, start + length, device=device),
+        start=start,
+        visual_T=torch.ones(length, dtype=torch.bool, device=device),
+        features_kVD=noise_TD[None, :length],
+        types_S=torch.ones(start + length, dtype=torch.uint8, device=device),
+    )
+
+
+def _noise(setting: Setting, length: int) -> torch.Tensor:
     """Random embeddings, (T, D)."""
     return torch.randn(length, setting.shape.hidden, device=setting.device, dtype=setting.dtype)
 
@@ -146,14 +160,14 @@ def prefill(engine: TreeEngine, setting: Setting, rate: float) -> None:
     on_cuda = setting.device == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    engine.cache = engine.new_cache(total)
-    chunk_TD = _chunk(setting, setting.chunk)
-    engine.hidden(chunk_TD, 1)  # the first forward compiles and plans
-    engine.cache.crop_to(0)
+    engine.state = engine.new_state(total)
+    noise_TD = _noise(setting, setting.chunk)
+    engine.hidden(_chunk(engine, noise_TD, setting.chunk), 1)  # the first forward compiles and plans
+    engine.state.crop_to(0)
     for mark in sorted(setting.marks):
         while done < mark:
             new = min(setting.chunk, mark - done)
-            taken += seconds(functools.partial(engine.hidden, chunk_TD[:new], 1))
+            taken += seconds(functools.partial(engine.hidden, _chunk(engine, noise_TD, new), 1))
             done += new
         speed, frames = setting.shape.forward_flops(mark) / taken, mark // setting.shape.tokens_per_frame
         rows.append({"tokens": f"{mark:,}", "frames": f"{frames:,}", "seconds": f"{taken:.2f}"})
@@ -161,26 +175,26 @@ def prefill(engine: TreeEngine, setting: Setting, rate: float) -> None:
     print()
     table(rows)
     peak = torch.cuda.max_memory_allocated() if on_cuda else peak_bytes()
-    print(f"peak memory: {peak / 1e9:.1f} GB, of which keys and values {engine.cache.num_bytes / 1e9:.1f} GB")
-    engine.cache = None
+    print(f"peak memory: {peak / 1e9:.1f} GB, of which keys and values {engine.state.num_bytes / 1e9:.1f} GB")
+    engine.state = None
 
 
 def longest(engine: TreeEngine, setting: Setting) -> None:
     """The longest cache behind which a chunk still runs, by doubling and then halving what is between."""
     step = setting.chunk * 8 if setting.device == "cuda" else setting.chunk
     fits, fails = 0, None
-    chunk_TD = _chunk(setting, setting.chunk)
+    noise_TD = _noise(setting, setting.chunk)
     for _ in range(setting.longest_steps):
         length = max(step, 2 * fits) if fails is None else (fits + fails) // 2 // step * step
         if fails is not None and length <= fits:
             break
         try:
             _begin_behind(engine, setting, length - setting.chunk, room=length)
-            engine.hidden(chunk_TD, 1)
+            engine.hidden(_chunk(engine, noise_TD, setting.chunk), 1)
             fits = length
         except torch.OutOfMemoryError:
             fails = length
-        engine.cache = None
+        engine.state = None
         if setting.device == "cuda":
             torch.cuda.empty_cache()
     frames = fits // setting.shape.tokens_per_frame
@@ -190,13 +204,13 @@ def longest(engine: TreeEngine, setting: Setting) -> None:
 
 def _begin_behind(engine: TreeEngine, setting: Setting, past: int, room: int) -> None:
     """A cache that holds ``past`` tokens of noise, as if they had been computed."""
-    engine.cache = engine.new_cache(room)
+    engine.state = engine.new_state(room)
     noise_BKTD = torch.randn(
         1, setting.shape.kv_heads, max(past, 1), setting.shape.head_dim, device=setting.device, dtype=setting.dtype
     )
     for layer in range(setting.shape.layers):
-        engine.cache.update(noise_BKTD, noise_BKTD, layer)
-    engine.cache.crop_to(past)
+        engine.state.update(noise_BKTD, noise_BKTD, layer)
+    engine.state.crop_to(past)
 
 
 def slices(engine: TreeEngine, setting: Setting) -> Callable[[int, int], float]:
@@ -206,19 +220,19 @@ def slices(engine: TreeEngine, setting: Setting) -> Callable[[int, int], float]:
     measured = np.zeros((len(lengths), len(pasts)))
     _begin_behind(engine, setting, most, room=most + setting.chunk)
     for row, length in enumerate(lengths):
-        new_TD = _chunk(setting, length)
+        new_TD = _noise(setting, length)
         # What a forward writes behind the past stays, so that a longer past must be there again: longest first.
         for column, past in reversed(list(enumerate(pasts))):
 
             def forward(past: int = past, new_TD: torch.Tensor = new_TD) -> None:
-                engine.cache.crop_to(past)
-                engine.hidden(new_TD, 1)
+                engine.state.crop_to(past)
+                engine.hidden(_chunk(engine, new_TD, len(new_TD)), 1)
 
             forward()
             measured[row, column] = seconds(forward, 3)
-            for layer in engine.cache.layers:
+            for layer in engine.state.layers:
                 layer.length = most
-    engine.cache = None
+    engine.state = None
     print("\nseconds of a forward of n tokens behind a past")
     table(
         {"n": f"{length:,}", **{f"{past:,}": f"{value:.4f}" for past, value in zip(pasts, row, strict=True)}}

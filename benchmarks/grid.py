@@ -69,12 +69,13 @@ def run(side: str, backend: Any, frames: Any, tree: RequestTree, media: Mapping[
     import torch
 
     from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
+    from longva_model.prompts.prompting import Prompt
 
     torch.set_num_threads(given.threads)
     backend.decoder.set_attn_implementation("sdpa" if side == "plain" else "longva_blockwise")
     kind = PlainEngine if side == "plain" else TreeEngine
     engine = kind(backend, frames, EngineOptions(chunk_tokens=given.chunk_tokens))
-    results, took = spent(lambda: engine.run(tree, media), memory=True)
+    results, took = spent(lambda: engine.run([Prompt(request=one, media=media) for one in tree.requests]), memory=True)
     return [result.as_dict() for result in results], engine.peak_kv_bytes, took
 
 

@@ -5,7 +5,7 @@ Frames are 4 pixels wide and one linear map away from embeddings, so that thousa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from longva_model.attention import register
 from longva_model.backends.backend import Backend
+from longva_model.prompts.prompting import Prompt
+from vniah.contract.requests import Request
 from vniah.contract.sources import HeldFrames
 from vniah.prompts import PLAIN
 
@@ -86,6 +88,11 @@ class NoiseFrames(HeldFrames):
     def __init__(self, count: int, seed: int = 0) -> None:
         noise_NHWC = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
         super().__init__(noise_NHWC, f"noise-{seed}-{count}")
+
+
+def prompts(requests: Sequence[Request], media: Mapping[str, Any] | None = None) -> list[Prompt]:
+    """Requests as the engine takes them."""
+    return [Prompt(request=request, media=media or {}) for request in requests]
 
 
 def needle_image(seed: int) -> PILImage.Image:

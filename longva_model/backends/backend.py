@@ -1,7 +1,7 @@
 """What the engine needs of a model, as a checkpoint on disk gives it.
 
-A backend turns strings, frames and images into embeddings, embeddings into hidden states, and hidden
-states into logits. It is the one place where model classes differ; the engine knows none of them.
+A backend lowers prompts to atoms, turns frames and images into features, chunks of tokens into hidden states, and
+hidden states into logits. It is the one place where model classes differ; the engine knows none of them.
 
 Shapes: N frames, T tokens, D hidden size, V vocabulary, t visual tokens a frame, S edge of a tile in pixels,
 F frequencies of RoPE.
@@ -26,11 +26,18 @@ from torch import nn
 
 from longva_model.arguments import ModelArgs
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
+from longva_model.engine.atoms import AtomTable, Lowered, Series
+from longva_model.engine.chunks import Chunk
+from longva_model.engine.kv import CroppableCache
 from longva_model.engine.logits import widened
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
+from longva_model.prompts.prompting import Prompt
+from longva_model.renamed import cache_keyword
 from vniah.contract.cost import ModelShape
+from vniah.contract.requests import Frames, Image, Segment, Text, Tokens
+from vniah.contract.sources import HeldFrames
 from vniah.files import sha256_of
 from vniah.notices import notice
 from vniah.prompts import PromptTemplate, get_template
@@ -119,10 +126,9 @@ class Backend:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def embed_ids(self, ids: Sequence[int]) -> torch.Tensor:
+    def embed_ids(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """(T, D)."""
-        tensor = torch.tensor(list(ids), dtype=torch.long, device=self.device)
-        embedded: torch.Tensor = self.decoder.get_input_embeddings()(tensor)
+        embedded: torch.Tensor = self.decoder.get_input_embeddings()(torch.as_tensor(ids, device=self.device).long())
         return embedded
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -150,9 +156,80 @@ class Backend:
             self._sees_nothing("images")
         return self.layout.num_image_tokens(size)
 
-    def video_suffix(self) -> torch.Tensor | None:
-        """What follows an ordinary video's last frame, (1, D), if anything."""
-        return None
+    def appended(self, name: str) -> torch.Tensor:
+        """A vector of the model's own that stands among visual tokens (T, D): "newline", behind an ordinary video."""
+        raise ValueError(f"{self.name} appends no {name}")
+
+    @property
+    def ends_videos(self) -> bool:
+        """Whether an ordinary video ends in the newline of AnyRes (reference section 1)."""
+        return False
+
+    def lower(self, prompt: Prompt, table: AtomTable, preprocess: str = "auto") -> Lowered:
+        """A prompt as atoms; here each text is tokenised alone, and positions run on.
+
+        Args:
+            preprocess: "pad", "crop", or "auto" (each source's own, else crop).
+
+        Raises:
+            ValueError: a source that the prompt's media do not hold.
+        """
+        return Lowered.of(
+            [piece for part in prompt.request.segments for piece in self._codes(part, prompt, table, preprocess)], table
+        )
+
+    def _codes(
+        self, segment: Segment, prompt: Prompt, table: AtomTable, preprocess: str
+    ) -> Iterator[NDArray[np.int64]]:
+        if isinstance(segment, Text):
+            yield np.array(self.token_ids(segment.text), np.int64)
+            return
+        if not isinstance(segment, (Frames, Image, Tokens)):
+            raise ValueError(f"{self.name} has no place for a {type(segment).__name__}")
+        if segment.source not in prompt.media:
+            raise ValueError(f"a segment names the source {segment.source!r}, which the media do not hold")
+        source = prompt.media[segment.source]
+        fitted = preprocess if preprocess != "auto" else prompt.preprocess.get(segment.source, "crop")
+        if isinstance(segment, Tokens):
+            yield np.asarray(source.token_ids(segment.start, segment.stop), np.int64)
+        elif isinstance(segment, Frames):
+            if segment.stop > len(source):
+                raise ValueError(f"frames up to {segment.stop} are asked of a source that has {len(source)}")
+            frames = Series(name=segment.source, fitted=fitted, tokens=self.tokens_per_frame, source=source)
+            yield table.codes(frames, segment.start, segment.stop)
+            if self.ends_videos and segment.source in prompt.videos and segment.stop == len(source):
+                yield table.codes(Series(name="", fitted="newline", tokens=1), 0, 1)
+        elif segment.as_frame:
+            # A source of length 1: so a needle passes the frame pipeline and its cache.
+            still = HeldFrames(np.asarray(source.convert("RGB"))[None], f"still:{segment.source}")
+            frame = Series(name=still.fingerprint, fitted=fitted, tokens=self.tokens_per_frame, source=still)
+            yield table.codes(frame, 0, 1)
+        else:
+            tokens = self.image_tokens(source.size)
+            yield table.codes(Series(name=segment.source, fitted="image", tokens=tokens, source=source), 0, 1)
+
+    def new_state(self, room: int) -> CroppableCache:
+        """An empty state for prompts of up to ``room`` tokens with their answers; it grows past that when it must."""
+        return CroppableCache(self.shape.layers, room)
+
+    def embed(self, chunk: Chunk) -> torch.Tensor:
+        """The embeddings of a chunk's tokens, visual ones in place, (T, D)."""
+        embeds_TD = self.embed_ids(chunk.ids_T.clamp(min=0))
+        if chunk.features_kVD is not None:
+            embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD.dtype)
+        return embeds_TD
+
+    def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
+        """The last ``keep`` hidden states of a chunk behind ``state``, or of a whole prompt without one, (keep, D)."""
+        given = {} if state is None else {cache_keyword(self.decoder): state}
+        out = self.decoder(
+            inputs_embeds=self.embed(chunk)[None],
+            position_ids=chunk.positions[None],
+            use_cache=state is not None,
+            **given,
+        )
+        hidden_TD: torch.Tensor = out.last_hidden_state[0, -keep:]
+        return hidden_TD
 
     def _sees_nothing(self, what: str) -> NoReturn:
         raise ValueError(f"{self.name} is a text-only model and cannot be shown {what}; choose a LongVA checkpoint")

@@ -113,10 +113,13 @@ class LongVABackend(HubModel):
         )
         return tokens_TD
 
-    def video_suffix(self) -> torch.Tensor | None:
-        """What follows a video's last frame, (1, D): the newline of AnyRes (reference section 1), else nothing."""
-        newline = self.model.model.image_newline
-        return None if newline is None else newline[None].detach()
+    @property
+    def ends_videos(self) -> bool:
+        return self.model.model.image_newline is not None
+
+    def appended(self, name: str) -> torch.Tensor:
+        newline: torch.Tensor | None = self.model.model.image_newline
+        return super().appended(name) if newline is None else newline[None].detach()
 
 
 class TextBackend(HubModel):

@@ -1,1 +1,1 @@
-"""The engine: runs a ``RequestTree`` on a model. Knows segments, tensors and caches; knows no task."""
+"""The engine: walks prompts as a tree of atoms on a model. Knows tokens, tensors and states; knows no task."""

@@ -1,31 +1,30 @@
-"""The executor: walks a ``RequestTree`` depth-first with one croppable KV cache.
+"""The executor: walks a tree of prompts depth-first with one state that is marked and rewound.
 
-Each shared prefix is computed once: extend the cache along a branch, score the leaves there, crop back
-to where the branch began. Prefill goes in chunks; logits are made at answer positions only. The plain
-way (one forward a request, no cache) stands beside it as its reference.
+Each shared prefix is computed once: extend the state along a branch, score the leaves there, rewind to where the
+branch began. Prefill goes in chunks; logits are made at answer positions only. The plain way (one forward a request,
+no cache) stands beside it as its reference.
 
 Shapes: T tokens, D hidden size, V vocabulary, L answer tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from longva_model.backends.backend import Backend
-from longva_model.engine.kv import CroppableCache
+from longva_model.engine.atoms import AtomTable, Lowered, PrefixTree
+from longva_model.engine.chunks import Chunk, Feeder
 from longva_model.engine.leaves import LeafResult, beam_search, generate_ids, score_answer
 from longva_model.engine.logits import NotFiniteError, not_finite
-from longva_model.engine.segments import Embedder, rechunk
 from longva_model.engine.steps import Step, steps
-from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.frames.embeddings import FrameEmbeddings, reach
 from longva_model.prompts.prompting import Prompt
-from longva_model.renamed import cache_keyword
 from vniah.contract.cost import answer_flops, answer_tokens
-from vniah.contract.requests import Generate, Request, RequestTree, Segment, Target
+from vniah.contract.requests import Generate, Target
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
@@ -51,8 +50,19 @@ class EngineOptions:
             raise ValueError(f"preprocess must be auto, pad or crop, got {self.preprocess!r}")
 
 
+class Batch:
+    """Prompts that are run together, as atoms and as the tree that they make."""
+
+    def __init__(self, prompts: Sequence[Prompt], lowered: Sequence[Lowered], table: AtomTable) -> None:
+        self.prompts = list(prompts)
+        self.lowered = list(lowered)
+        self.table = table
+        self.leaves = [prompt.request.leaf for prompt in prompts]
+        self.tree = PrefixTree(lowered)
+
+
 class TreeEngine:
-    """Runs request trees on a backend.
+    """Runs prompts on a backend.
 
     Args:
         backend: the model.
@@ -67,152 +77,140 @@ class TreeEngine:
     def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
         self.backend = backend
         self.options = options or EngineOptions()
-        self.embedder = Embedder(backend, frames, self.options.preprocess)
-        self.requests: Sequence[Request] = ()
-        self.cache: Any = None
+        self.feeder = Feeder(backend, frames)
+        self.table = AtomTable()
+        self.state: Any = None
         self.peak_kv_bytes = 0
+
+    def lower(self, prompts: Sequence[Prompt]) -> Batch:
+        """Prompts as atoms.
+
+        Raises:
+            ValueError: an answer without tokens, a prompt that the model was not made for (nothing is ever cut), or a
+                source that its media do not hold.
+        """
+        table = AtomTable()
+        lowered = []
+        for prompt in prompts:
+            leaf = prompt.request.leaf
+            if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
+                raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
+            lowered.append(self.backend.lower(prompt, table, self.options.preprocess))
+            limit, answer = self.backend.max_length, answer_tokens(leaf, self._count)
+            if limit and not prompt.beyond_context and lowered[-1].tokens + answer > limit:
+                raise ValueError(
+                    f"a prompt of {lowered[-1].tokens} tokens and {answer} for its answer does not fit the context of "
+                    f"{limit} tokens of {self.backend.name}; show fewer frames (max_frames_num), ask for fewer new "
+                    "tokens, or pass max_length=N to go beyond what the checkpoint states"
+                )
+        return Batch(prompts, lowered, table)
 
     @torch.inference_mode()
     def run(
         self,
-        tree: RequestTree,
-        media: Mapping[str, Any] | None = None,
+        prompts: Batch | Sequence[Prompt],
         on_result: OnResult | None = None,
         on_flops: OnFlops | None = None,
         known: Mapping[int, LeafResult] | None = None,
     ) -> list[LeafResult]:
-        """Score every leaf; results in the order of the tree's requests.
+        """Answer every prompt; results in their order.
 
         Args:
-            media: maps segment sources to frames, images or token lists (see ``vniah.contract.sources.Visual``);
-                those of the prompts that were shown, if left out.
-            on_result: called with (request index, result) as each leaf is done.
+            on_result: called with (number of the prompt, result) as each is done.
             on_flops: called with the FLOPs of each finished step.
-            known: results of an earlier run, by request index. They are not computed again, and what is
-                computed is what that run would have, to the bit.
+            known: results of an earlier run, by number. They are not computed again, and what is computed is what
+                that run would have, to the bit.
 
         Raises:
-            ValueError: an empty answer, or a source that the media do not name.
+            ValueError: as ``lower``; or logits that are not finite.
         """
-        if media is not None:
-            self.embedder.media = dict(media)
-        self.requests = tree.requests
-        for request in tree.requests:
-            if isinstance(request.leaf, Target) and not self.backend.token_ids(request.leaf.text):
-                raise ValueError(f"the answer {request.leaf.text!r} has no tokens; give a non-empty answer")
+        batch = prompts if isinstance(prompts, Batch) else self.lower(prompts)
+        self.table = batch.table
         results: dict[int, LeafResult] = dict(known or {})
-        self.embedder.frames.expect(request for index, request in enumerate(tree.requests) if index not in results)
+        wanted = (one for number, one in enumerate(batch.lowered) if number not in results)
+        self.feeder.frames.expect(reach(batch.table, wanted))
 
         def done(index: int, result: LeafResult) -> None:
             results[index] = result
             if on_result is not None:
                 on_result(index, result)
 
-        self._walk(tree, results, done, on_flops)
-        return [results[index] for index in range(len(tree.requests))]
+        self._walk(batch, results, done, on_flops)
+        return [results[index] for index in range(len(batch.prompts))]
 
-    def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
-        """What ``run`` will tell ``on_flops`` in all; the media must be known (see ``show``)."""
-        shape = self.backend.shape
-        return sum(step.flops(shape, self._count) for step in steps(tree, self.embedder.segment_tokens, known))
+    def planned_flops(self, batch: Batch, known: Collection[int] = ()) -> int:
+        """What ``run`` will tell ``on_flops`` in all."""
+        return sum(self._step_flops(step, batch) for step in steps(batch.tree, known))
 
-    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
-        """Compute what is not known, depth-first in one cache."""
-        count = self.embedder.segment_tokens
-        room = max((answer_tokens(request.leaf, self._count) for request in tree.requests), default=0)
-        longest = max((step.past + step.new for step in steps(tree, count)), default=0)
+    def _step_flops(self, step: Step, batch: Batch) -> int:
+        return step.flops(self.backend.shape, self._count, batch.leaves)
+
+    def _walk(self, batch: Batch, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
+        """Compute what is not known, depth-first in one state."""
+        room = max((answer_tokens(leaf, self._count) for leaf in batch.leaves), default=0)
+        longest = max((one.tokens for one in batch.lowered), default=0)
         self.check_reach(longest)
-        self.cache = self.new_cache(longest + room)
-        # ``starts[depth]`` is the cache length at which a node at that depth begins.
-        starts: list[int] = [0]
-        for step in steps(tree, count, set(known)):
-            del starts[step.depth + 1 :]
-            self.cache.crop_to(starts[step.depth])
-            end = self._finish(step, done)
-            starts += [end] * len(step.segments)
+        self.state = self.new_state(longest + room)
+        # ``marks[depth]`` is the state in which a node at that depth begins.
+        marks: list[Any] = [self.state.mark()]
+        for step in steps(batch.tree, set(known)):
+            del marks[step.depth + 1 :]
+            self.state.rewind(marks[step.depth])
+            end = self._finish(step, batch, done)
+            marks += [end] * step.nodes
             if tick is not None:
-                tick(step.flops(self.backend.shape, self._count))
-        self.peak_kv_bytes = max(self.peak_kv_bytes, self.cache.num_bytes)
-        self.cache = None
+                tick(self._step_flops(step, batch))
+        self.peak_kv_bytes = max(self.peak_kv_bytes, self.state.num_bytes)
+        self.state = None
 
     def _count(self, text: str) -> int:
         return len(self.backend.token_ids(text))
 
-    def new_cache(self, room: int) -> Any:
-        return CroppableCache(self.backend.shape.layers, room)
-
-    def show(self, prompt: Prompt) -> None:
-        """Make a prompt's media known, and how their frames are fitted."""
-        self.embedder.media.update(prompt.media)
-        self.embedder.source_preprocess.update(prompt.preprocess)
-        self.embedder.videos.update(prompt.videos)
+    def new_state(self, room: int) -> Any:
+        return self.backend.new_state(room)
 
     def answer(
-        self,
-        segments: Sequence[Segment],
-        leaf: Generate,
-        on_text: Callable[[str], None] | None = None,
-        before: Sequence[Segment] = (),
+        self, prompt: Lowered, start: int, leaf: Generate, on_text: Callable[[str], None] | None = None
     ) -> LeafResult:
-        """Continue the cache by segments and generate; the cache then ends where the answer begins.
-
-        Args:
-            before: the segments that the cache holds.
-        """
-        last_1D = self._extend(segments)
-        end = self.cache.length
-        result = self._generate(leaf, last_1D, [*before, *segments], on_text)
-        self.cache.crop_to(end)
+        """Continue the state by a prompt's atoms from ``start`` on and generate; it then ends with the prompt."""
+        last_1D = self._extend(prompt, start)
+        mark = self.state.mark()
+        result = self._generate(leaf, last_1D, prompt, on_text)
+        self.state.rewind(mark)
         return result
 
-    def check_length(self, request: Request) -> None:
-        """Refuse a prompt that the model was not made for; nothing is ever cut.
-
-        Raises:
-            ValueError: naming both lengths.
-        """
-        limit, answer = self.backend.max_length, answer_tokens(request.leaf, self._count)
-        prompt = self.embedder.tokens(request.segments)
-        if limit and prompt + answer > limit:
-            raise ValueError(
-                f"a prompt of {prompt} tokens and {answer} for its answer does not fit the context of {limit} tokens "
-                f"of {self.backend.name}; show fewer frames (max_frames_num), ask for fewer new tokens, or pass "
-                "max_length=N to go beyond what the checkpoint states"
-            )
-
-    def _finish(self, step: Step, done: OnResult) -> int:
-        """Extend the cache by a step and score the leaves at its end; returns the prompt's length."""
-        lone = step.node.leaves[0][1] if len(step.node.leaves) == 1 and not step.node.children else None
-        # A target that is the only leaf rides in the same forward; the walk crops its tokens away with the branch.
+    def _finish(self, step: Step, batch: Batch, done: OnResult) -> Any:
+        """Extend the state by a step and score the leaves at its end; returns its mark there, None if none needs it."""
+        leaves = [(index, batch.leaves[index]) for index in step.leaves]
+        # A target that is the only leaf rides in the same forward; the walk takes its tokens away with the branch.
+        lone = leaves[0][1] if step.lone else None
         ahead = self.backend.token_ids(lone.text)[:-1] if isinstance(lone, Target) else []
-        hidden_LD = self._extend(step.segments, ahead, keep=len(ahead) + 1)
-        end: int = self.cache.length - len(ahead)
-        if isinstance(lone, Target):
-            index = step.node.leaves[0][0]
-            done(index, self._target(lone, hidden_LD, end, self.requests[index].segments))
-            return end
+        hidden_LD = self._extend(step.prompt, step.start, step.stop, ahead, keep=len(ahead) + 1)
+        end = None if step.lone else self.state.mark()
         scored: dict[Target | Generate, LeafResult] = {}
-        for index, leaf in step.leaves:
+        for index, leaf in leaves:
+            prompt = batch.lowered[index]
             if leaf not in scored:
-                prompt = self.requests[index].segments
-                if isinstance(leaf, Target):
-                    forced = self.backend.token_ids(leaf.text)[:-1]
-                    rest = [self._extend((), forced, keep=len(forced))] if forced else []
-                    scored[leaf] = self._target(leaf, torch.cat([hidden_LD, *rest]), end, prompt)
-                else:
+                if isinstance(leaf, Generate):
                     scored[leaf] = self._generate(leaf, hidden_LD, prompt)
-                self.cache.crop_to(end)
+                else:
+                    forced = [] if step.lone else self.backend.token_ids(leaf.text)[:-1]
+                    rest = [self._extend(prompt, len(prompt), ids=forced, keep=len(forced))] if forced else []
+                    scored[leaf] = self._target(leaf, torch.cat([hidden_LD, *rest]), prompt)
+                if end is not None:
+                    self.state.rewind(end)
             done(index, scored[leaf])
         return end
 
-    def _target(
-        self, leaf: Target, hidden_LD: torch.Tensor, prompt_tokens: int, prompt: Sequence[Segment]
-    ) -> LeafResult:
+    def _target(self, leaf: Target, hidden_LD: torch.Tensor, prompt: Lowered) -> LeafResult:
         """Score an answer from the hidden states that predict its tokens."""
+        return self._scored(leaf, self.backend.logits(hidden_LD), prompt)
+
+    def _scored(self, leaf: Target, logits_LV: torch.Tensor, prompt: Lowered) -> LeafResult:
         answer = self.backend.token_ids(leaf.text)
         scored: tuple[list[int], list[float]] | None
         try:
-            scored = score_answer(self.backend.logits(hidden_LD), answer)
+            scored = score_answer(logits_LV, answer)
         except NotFiniteError:
             scored = None
         scored = self.agree(scored)
@@ -224,21 +222,20 @@ class TreeEngine:
             predicted_ids=predicted,
             answer_ids=answer,
             answer_logprobs=logprobs,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prompt.tokens,
         )
 
     def _generate(
         self,
         leaf: Generate,
         last_1D: torch.Tensor,
-        prompt: Sequence[Segment],
+        prompt: Lowered,
         on_token: Callable[[str], None] | None = None,
     ) -> LeafResult:
-        """Generate behind the cache, which holds ``prompt`` and whose last hidden state is at hand."""
-        prompt_tokens = self.cache.length
+        """Generate behind the state, which holds ``prompt`` and whose last hidden state is at hand."""
 
         def step(token: int) -> torch.Tensor:
-            return self.backend.logits(self._extend((), [token]))[-1]
+            return self.backend.logits(self._extend(prompt, len(prompt), ids=[token]))[-1]
 
         try:
             if leaf.num_beams > 1:
@@ -252,57 +249,75 @@ class TreeEngine:
                     step,
                     self.backend,
                     on_token,
-                    set(self.embedder.prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
+                    set(self._prompt_ids(prompt)) if leaf.repetition_penalty != 1.0 else (),
                     self.agree,
                 )
         except NotFiniteError as error:
             raise self.not_finite(prompt, error.ids) from None
-        return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt_tokens)
+        return LeafResult(text=text, predicted_ids=ids, answer_ids=[], answer_logprobs=[], prompt_tokens=prompt.tokens)
+
+    def _prompt_ids(self, prompt: Lowered) -> list[int]:
+        """One id a token of the prompt; where a visual token has none, the prompt's first id."""
+        ids_A = self.table.ids(prompt.atoms_A)
+        first = next((int(token) for token in ids_A if token >= 0), 0)
+        ids_T = ids_A.repeat(self.table.sizes(prompt.atoms_A))
+        ids_T[ids_T < 0] = first
+        return [int(token) for token in ids_T]
 
     def agree(self, value: T) -> T:
         """What all processes that walk a tree in step take for ``value``; here there is one."""
         return value
 
-    def not_finite(self, prompt: Sequence[Segment], ids: Sequence[int]) -> ValueError:
-        """The error for NaN or infinite logits behind a prompt and ``ids``; uses the cache up. Collective."""
+    def not_finite(self, prompt: Lowered, ids: Sequence[int]) -> ValueError:
+        """The error for NaN or infinite logits behind a prompt and ``ids``; uses the state up. Collective."""
 
         def rerun() -> None:
-            self.cache = self.new_cache(self.embedder.tokens(prompt) + len(ids))
-            self._extend(prompt, ids)
+            self.state = self.new_state(prompt.tokens + len(ids))
+            self._extend(prompt, 0, ids=ids)
 
-        return not_finite(self.backend, self.embedder.stream(prompt, ids), rerun)
+        embeds = (self.backend.embed(chunk) for chunk in self.chunks(prompt, ids=ids))
+        return not_finite(self.backend, embeds, rerun)
 
-    def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
+    def chunks(
+        self,
+        prompt: Lowered,
+        start: int = 0,
+        stop: int | None = None,
+        ids: Sequence[int] = (),
+        *,
+        size: int | None = None,
+        behind: int = 0,
+    ) -> Iterator[Chunk]:
+        """As ``Feeder.chunks``, of this engine's table and by default of its chunks' size."""
+        size = self.options.chunk_tokens if size is None else size
+        return self.feeder.chunks(self.table, prompt, start, stop, ids, size=size, behind=behind)
+
+    def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:
         """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
-        embeds_TD = torch.cat(list(self.embedder.stream(prompt)))
-        return beam_search(leaf, self.backend, embeds_TD, self.embedder.prompt_ids(prompt))
+        if prompt.positions_PT is not None:
+            raise ValueError(f"num_beams={leaf.num_beams} is not to be had of {self.backend.name}; use num_beams=1")
+        embeds_TD = torch.cat([self.backend.embed(chunk) for chunk in self.chunks(prompt)])
+        return beam_search(leaf, self.backend, embeds_TD, self._prompt_ids(prompt))
 
-    def _extend(self, segments: Sequence[Segment], ids: Sequence[int] = (), keep: int = 1) -> torch.Tensor:
-        """Append segments and then ids to the cache; returns the last ``keep`` hidden states, (keep, D)."""
+    def _extend(
+        self, prompt: Lowered, start: int, stop: int | None = None, ids: Sequence[int] = (), keep: int = 1
+    ) -> torch.Tensor:
+        """Append atoms and then ids to the state; returns the last ``keep`` hidden states, (keep, D)."""
+        behind = self.state.length - prompt.tokens if start == len(prompt) else 0
         tail: list[torch.Tensor] = []
-        for chunk_TD in rechunk(self.embedder.stream(segments, ids), self.options.chunk_tokens):
-            tail = [torch.cat([*tail, self.hidden(chunk_TD, keep)])[-keep:]]
+        for chunk in self.chunks(prompt, start, stop, ids, behind=behind):
+            tail = [torch.cat([*tail, self.hidden(chunk, keep)])[-keep:]]
         return tail[0]
 
-    def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
-        """One forward of new tokens behind the cache; their last ``keep`` hidden states, (at most keep, D).
+    def hidden(self, chunk: Chunk, keep: int) -> torch.Tensor:
+        """One forward of new tokens behind the state; their last ``keep`` hidden states, (at most keep, D).
 
         Raises:
             ValueError: more tokens than the model gives the same states for in parts as in one forward.
         """
-        start = self.cache.length
-        self.check_reach(start + len(chunk_TD))
-        positions_T = torch.arange(start, start + len(chunk_TD), device=chunk_TD.device)
-        return self._decode(chunk_TD, positions_T, self.cache)[-keep:]
-
-    def _decode(self, embeds_TD: torch.Tensor, positions_T: torch.Tensor, cache: Any) -> torch.Tensor:
-        """The decoder's hidden states of new tokens behind a cache, or of a whole prompt without one, (T, D)."""
-        given = {} if cache is None else {cache_keyword(self.backend.decoder): cache}
-        out = self.backend.decoder(
-            inputs_embeds=embeds_TD[None], position_ids=positions_T[None], use_cache=cache is not None, **given
-        )
-        hidden_TD: torch.Tensor = out.last_hidden_state[0]
-        return hidden_TD
+        assert chunk.start == self.state.length, f"a chunk at {chunk.start} behind {self.state.length} tokens"
+        self.check_reach(chunk.start + len(chunk))
+        return self.backend.forward(chunk, self.state, keep)
 
     def check_reach(self, tokens: int, *, in_parts: bool = True) -> None:
         """Refuse a prompt beyond a model's positions, or beyond what it may be given in parts.
@@ -325,31 +340,29 @@ class TreeEngine:
 
 
 class PlainEngine(TreeEngine):
-    """Scores each request on its own. Generation leaves have a cache of their own, unshared."""
+    """Scores each prompt on its own. Generation leaves have a state of their own, unshared."""
 
-    def planned_flops(self, tree: RequestTree, known: Collection[int] = ()) -> int:
-        return sum(self._flops(request) for index, request in enumerate(tree.requests) if index not in known)
+    def planned_flops(self, batch: Batch, known: Collection[int] = ()) -> int:
+        return sum(self._flops(batch, index) for index in range(len(batch.prompts)) if index not in known)
 
-    def _flops(self, request: Request) -> int:
-        prompt, shape = self.embedder.tokens(request.segments), self.backend.shape
-        return shape.forward_flops(prompt) + answer_flops(request.leaf, prompt, shape, self._count)
+    def _flops(self, batch: Batch, index: int) -> int:
+        prompt, shape = batch.lowered[index].tokens, self.backend.shape
+        return shape.forward_flops(prompt) + answer_flops(batch.leaves[index], prompt, shape, self._count)
 
-    def _walk(self, tree: RequestTree, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
-        for index in [index for index in range(len(tree.requests)) if index not in known]:
-            request = tree.requests[index]
-            done(index, self._score(request))
+    def _walk(self, batch: Batch, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
+        for index in [index for index in range(len(batch.prompts)) if index not in known]:
+            done(index, self._score(batch.prompts[index], batch.lowered[index]))
             if tick is not None:
-                tick(self._flops(request))
-        self.cache = None
+                tick(self._flops(batch, index))
+        self.state = None
 
-    def _score(self, request: Request) -> LeafResult:
-        leaf = request.leaf
+    def _score(self, prompt: Prompt, lowered: Lowered) -> LeafResult:
+        leaf = prompt.request.leaf
         if isinstance(leaf, Target):
             forced = self.backend.token_ids(leaf.text)[:-1]
-            embeds_TD = torch.cat(list(self.embedder.stream(request.segments, forced)))
-            self.check_reach(len(embeds_TD), in_parts=False)
-            hidden_TD = self._decode(embeds_TD, torch.arange(len(embeds_TD), device=embeds_TD.device), None)
-            prompt = len(embeds_TD) - len(forced)
-            return self._target(leaf, hidden_TD[prompt - 1 :], prompt, request.segments)
-        self.cache = self.new_cache(self.embedder.tokens(request.segments) + leaf.max_new_tokens)
-        return self._generate(leaf, self._extend(request.segments), request.segments)
+            self.check_reach(lowered.tokens + len(forced), in_parts=False)
+            whole = lowered.tokens + len(forced)
+            (chunk,) = self.chunks(lowered, ids=forced, size=whole)
+            return self._target(leaf, self.backend.forward(chunk, None, len(forced) + 1), lowered)
+        self.state = self.new_state(lowered.tokens + leaf.max_new_tokens)
+        return self._generate(leaf, self._extend(lowered, 0), lowered)

@@ -98,6 +98,14 @@ class CroppableCache(Cache):
     def length(self) -> int:
         return self.layers[0].length
 
+    def mark(self) -> int:
+        """Where the cache ends now, for ``rewind``."""
+        return self.length
+
+    def rewind(self, mark: int) -> None:
+        """Back to a mark."""
+        self.crop_to(mark)
+
     def crop_to(self, length: int) -> None:
         """Forget every row from ``length`` on, in every layer."""
         for layer in self.layers:

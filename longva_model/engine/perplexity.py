@@ -14,8 +14,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from longva_model.engine.atoms import Lowered
 from longva_model.engine.engine import TreeEngine
 from longva_model.engine.logits import is_finite
 from longva_model.run import processes
@@ -67,16 +69,16 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
     Raises:
         ValueError: NaN or infinite logits, with what is to blame.
     """
-    engine.cache = engine.new_cache(len(ids))
+    engine.state = engine.new_state(len(ids))
     engine.check_reach(len(ids))
     total, count = 0.0, 0
-    size = engine.options.chunk_tokens
-    for start in range(0, len(ids) - 1, size):
-        stop = min(start + size, len(ids) - 1)
+    prompt = Lowered(np.asarray(ids, np.int64))
+    for chunk in engine.chunks(prompt, 0, len(ids) - 1):
+        start, stop = chunk.start, chunk.start + len(chunk)
         # The hidden state at position p predicts token p + 1.
         first = max(start, scored_from - 1)
         keep = stop - first
-        hidden_TD = engine.hidden(engine.backend.embed_ids(ids[start:stop]), max(keep, 1))
+        hidden_TD = engine.hidden(chunk, max(keep, 1))
         if keep <= 0:
             continue
         targets_T = torch.tensor(list(ids[first + 1 : stop + 1]), device=hidden_TD.device)
@@ -89,8 +91,8 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
         count += keep
     total = total if engine.world_size == 1 else sum(processes.gather(total))
     if not math.isfinite(total):
-        raise engine.not_finite((), ids)
-    engine.cache = None
+        raise engine.not_finite(prompt, ())
+    engine.state = None
     return total, count
 
 

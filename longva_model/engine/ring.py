@@ -15,14 +15,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from longva_model.attention import local_lengths, register, ring_context, zigzag_positions, zigzag_shard
+from longva_model.attention import local_lengths, register, ring_context, zigzag_positions
 from longva_model.backends.backend import Backend
+from longva_model.engine.atoms import Lowered
+from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, T, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
 from longva_model.run.sharing import SharedFrames
-from vniah.contract.requests import Generate, Segment
+from vniah.contract.requests import Generate
 
 # Below so many tokens a process, dealing a chunk out costs more than computing it everywhere.
 _SHORT_PER_RANK = 32
@@ -61,6 +63,14 @@ class RingCache:
         # A replicated segment was appended on every process and is kept by one.
         self.local.crop_to(shares[self.rank])
 
+    def mark(self) -> int:
+        """Where the sequence ends now, for ``rewind``."""
+        return self.length
+
+    def rewind(self, mark: int) -> None:
+        """Back to a mark."""
+        self.crop_to(mark)
+
     def crop_to(self, length: int) -> None:
         """Forget every token from ``length`` on; a length at which some forward ended."""
         while self.marks[-1][0] > length:
@@ -77,53 +87,53 @@ class RingEngine(TreeEngine):
         frames: of this process. Caches may lie on one disk or on several.
     """
 
-    cache: RingCache
+    state: RingCache
 
     def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
         super().__init__(backend, frames, options)
         self.shared_frames = SharedFrames(frames)
-        self.embedder.frames = self.shared_frames
+        self.feeder.frames = self.shared_frames
         register()
         backend.decoder.set_attn_implementation("longva_ring")
         self.rank, self.world_size = processes.rank_and_world()
 
-    def new_cache(self, room: int) -> Any:
+    def new_state(self, room: int) -> Any:
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
 
-    def _search(self, leaf: Generate, prompt: Sequence[Segment]) -> tuple[str, list[int]]:
+    def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:
         raise ValueError(f"num_beams={leaf.num_beams} needs every key and value on one device; use parallel=branch")
 
     def agree(self, value: T) -> T:
         """Rank 0's: processes that round otherwise must not part, for they would wait for each other in vain."""
         return processes.broadcast(value)
 
-    def hidden(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
-        self.check_reach(self.cache.length + chunk_TD.shape[0])
-        if chunk_TD.shape[0] < _SHORT_PER_RANK * self.world_size:
-            return self._replicated(chunk_TD)[-keep:]
-        return self._sharded(chunk_TD, keep)
+    def hidden(self, chunk: Chunk, keep: int) -> torch.Tensor:
+        assert chunk.start == self.state.length, f"a chunk at {chunk.start} behind {self.state.length} tokens"
+        self.check_reach(chunk.start + len(chunk))
+        if len(chunk) < _SHORT_PER_RANK * self.world_size:
+            return self._replicated(chunk, keep)
+        return self._sharded(chunk, keep)
 
-    def _replicated(self, chunk_TD: torch.Tensor) -> torch.Tensor:
-        """A short chunk, computed everywhere and kept by the process that holds least; (T, D)."""
-        start, new = self.cache.length, chunk_TD.shape[0]
-        keeper = min(range(self.world_size), key=lambda rank: self.cache.shares[rank])
-        positions = torch.arange(start, start + new, device=chunk_TD.device)
+    def _replicated(self, chunk: Chunk, keep: int) -> torch.Tensor:
+        """A short chunk, computed everywhere and kept by the process that holds least; (L, D)."""
+        new = len(chunk)
+        keeper = min(range(self.world_size), key=lambda rank: self.state.shares[rank])
         with ring_context(layout="replicated", new_on=keeper, num_new=new):
-            hidden_TD = self._decode(chunk_TD, positions, self.cache.local)
-        self.cache.extend([new if rank == keeper else 0 for rank in range(self.world_size)])
-        return hidden_TD
+            hidden_LD = self.backend.forward(chunk, self.state.local, keep)
+        self.state.extend([new if rank == keeper else 0 for rank in range(self.world_size)])
+        return hidden_LD
 
-    def _sharded(self, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
+    def _sharded(self, chunk: Chunk, keep: int) -> torch.Tensor:
         """A long chunk, dealt out zigzag; its last ``keep`` hidden states on every process, (L, D)."""
-        start, new = self.cache.length, chunk_TD.shape[0]
-        positions_n = zigzag_positions(new, self.rank, self.world_size, offset=start, device=chunk_TD.device)
-        share_nD = zigzag_shard(chunk_TD, self.rank, self.world_size, dim=0)
-        with ring_context(layout="zigzag", past_lengths=list(self.cache.shares), valid_length=new):
-            hidden_nD = self._decode(share_nD, positions_n, self.cache.local)
-        self.cache.extend(local_lengths(new, self.world_size))
+        new = len(chunk)
+        # Places in the sequence, which positions need not be.
+        places_n = zigzag_positions(new, self.rank, self.world_size, device=chunk.ids_T.device)
+        with ring_context(layout="zigzag", past_lengths=list(self.state.shares), valid_length=new):
+            hidden_nD = self.backend.forward(chunk.take(places_n), self.state.local, len(places_n))
+        self.state.extend(local_lengths(new, self.world_size))
         kept = min(keep, new)
         tail_LD = hidden_nD.new_zeros(kept, hidden_nD.shape[1])
-        rows_n = positions_n - (start + new - kept)
+        rows_n = places_n - (new - kept)
         mine_n = rows_n >= 0
         tail_LD[rows_n[mine_n]] = hidden_nD[mine_n]
         # Each row is non-zero on one process only, so the sum is a copy.

@@ -17,9 +17,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from longva_model.backends.backend import Backend, building
+from longva_model.engine.atoms import Lowered
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.logits import is_finite, not_finite
 from longva_model.frames.embeddings import FrameEmbeddings
@@ -239,7 +241,7 @@ def _difference(engine: TreeEngine, ids: Sequence[int], wanted_TV: torch.Tensor,
     """ "" where the engine gives ``wanted_TV`` in chunks, behind a branch that was left, and token by token."""
     backend = engine.backend
     try:
-        found_TV = backend.logits(walked(engine, backend.embed_ids(ids), chunk))
+        found_TV = backend.logits(walked(engine, ids, chunk))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a model that nobody here has met: anything
@@ -265,16 +267,19 @@ def _difference(engine: TreeEngine, ids: Sequence[int], wanted_TV: torch.Tensor,
     return ""
 
 
-def walked(engine: TreeEngine, embeds_TD: torch.Tensor, chunk: int) -> torch.Tensor:
+def walked(engine: TreeEngine, ids: Sequence[int], chunk: int) -> torch.Tensor:
     """Hidden states of a prompt as the engine computes it, (T, D): in chunks, then by tokens behind a left branch."""
-    split = len(embeds_TD) - _BRANCH
-    engine.cache = engine.new_cache(len(embeds_TD))
-    parts = [engine.hidden(embeds_TD[start : min(start + chunk, split)], chunk) for start in range(0, split, chunk)]
-    engine.hidden(embeds_TD[:_BRANCH].flip(0), 1)
-    engine.cache.crop_to(split)
-    for start, stop in ((split, split + 1), (split + 1, split + 2), (split + 2, len(embeds_TD))):
-        parts.append(engine.hidden(embeds_TD[start:stop], stop - start))
-    engine.cache = None
+    prompt, branch = (Lowered(np.asarray(part, np.int64)) for part in (ids, [*ids[:-_BRANCH], *ids[_BRANCH - 1 :: -1]]))
+    split = len(ids) - _BRANCH
+    engine.state = engine.new_state(len(ids))
+    parts = [engine.hidden(one, len(one)) for one in engine.chunks(prompt, 0, split, size=chunk)]
+    mark = engine.state.mark()
+    for one in engine.chunks(branch, split, size=_BRANCH):
+        engine.hidden(one, 1)
+    engine.state.rewind(mark)
+    for start, stop in ((split, split + 1), (split + 1, split + 2), (split + 2, len(ids))):
+        parts += [engine.hidden(one, len(one)) for one in engine.chunks(prompt, start, stop, size=stop - start)]
+    engine.state = None
     return torch.cat(parts)
 
 

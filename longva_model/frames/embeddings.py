@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from longva_model.backends.backend import Backend
+from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.pictures.preprocess import alone
-from vniah.contract.requests import Frames, Request
 from vniah.contract.sources import FramesNHWC, FrameSource
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
@@ -70,7 +70,7 @@ class FrameTokens(Protocol):
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]: ...
 
-    def expect(self, requests: Iterable[Request]) -> None: ...
+    def expect(self, until: Mapping[str, int]) -> None: ...
 
 
 class FrameEmbeddings:
@@ -118,9 +118,9 @@ class FrameEmbeddings:
                 tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
                 yield tokens[max(start - index * BLOCK, 0) : stop - index * BLOCK].to(self.backend.device)
 
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Learn how far each source will be read, so that it is encoded in one go and not segment by segment."""
-        self._until = reach(requests)
+    def expect(self, until: Mapping[str, int]) -> None:
+        """Learn how far each source will be read (see ``reach``), so that it is encoded in one go and not in pieces."""
+        self._until = dict(until)
 
     def _ahead_of(self, source: FrameSource, start: int, stop: int, preprocess: str) -> list[int]:
         """The blocks to encode at once because they will be asked for; none where the disk would not keep them."""
@@ -254,12 +254,12 @@ class FrameEmbeddings:
                 yield start, min(start + self.batch_size, end)
 
 
-def reach(requests: Iterable[Request]) -> dict[str, int]:
-    """How far the requests read each source of frames."""
+def reach(table: AtomTable, prompts: Iterable[Lowered]) -> dict[str, int]:
+    """How far prompts read each series of units, by its name."""
     until: dict[str, int] = {}
-    for segment in (segment for request in requests for segment in request.segments):
-        if isinstance(segment, Frames):
-            until[segment.source] = max(until.get(segment.source, 0), segment.stop)
+    for prompt in prompts:
+        for series, _, stop in table.runs(prompt.atoms_A):
+            until[series.name] = max(until.get(series.name, 0), stop)
     return until
 
 

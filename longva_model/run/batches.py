@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from PIL import Image as PILImage
 
 from longva_model.backends.backend import Backend
-from longva_model.frames.embeddings import reach
 from longva_model.pictures.opening import ArrayFrames
 from longva_model.prompts.prompting import Prompt
-from vniah.contract.cost import answer_tokens, deal_out, leaf_costs, segment_tokens
-from vniah.contract.requests import Image, Request, RequestTree, Segment
+from vniah.contract.cost import deal_out, leaf_costs, segment_tokens
+from vniah.contract.requests import Frames, Image, Request, RequestTree, Segment
 
 J = TypeVar("J")
 # Images and frames that tasks hand over are held in memory while a window of prompts is run; videos and
@@ -35,12 +34,14 @@ class Planned:
         row: the journal's result, if it has one.
         request: the prompt without its media.
         image_tokens: tokens of each image that is no frame, by source.
+        tokens: of the prompt with its answer.
     """
 
     key: str
     row: dict[str, Any] | None
     request: Request
     image_tokens: dict[str, int]
+    tokens: int
 
 
 class Costs:
@@ -57,11 +58,6 @@ class Costs:
         self._shared = shared
         self._count = functools.cache(lambda text: len(backend.token_ids(text)))
 
-    def longest(self, requests: Sequence[Request]) -> int:
-        """Tokens of the longest prompt with its answer."""
-        totals = (sum(map(self._tokens, each.segments)) + answer_tokens(each.leaf, self._count) for each in requests)
-        return max(totals, default=0)
-
     def deal_out(self, requests: Sequence[Request], parts: int) -> list[list[int]]:
         """Indices of ``requests``, in ``parts`` runs of about equal FLOPs that share as much as they can."""
         costs = leaf_costs(RequestTree(requests), self._shape, self._tokens, self._count, shared=self._shared)
@@ -73,11 +69,14 @@ class Costs:
         return segment_tokens(segment, self._shape, self._count)
 
 
-def shared_sources(requests: Sequence[Request], shares: Sequence[Sequence[int]], part: int) -> dict[str, int]:
-    """Sources of frames that ``shares[part]`` and another share read, and how far this one reads each."""
-    until = [reach(requests[index] for index in share) for share in shares]
-    users = Counter(source for one in until for source in one)
-    return {source: stop for source, stop in until[part].items() if users[source] > 1}
+def shared_sources(requests: Sequence[Request], shares: Sequence[Sequence[int]], part: int) -> set[str]:
+    """Sources of frames that ``shares[part]`` and another share show."""
+    shown = [
+        {item.source for index in share for item in requests[index].segments if isinstance(item, Frames)}
+        for share in shares
+    ]
+    users = Counter(source for one in shown for source in one)
+    return {source for source in shown[part] if users[source] > 1}
 
 
 def windows(jobs: Sequence[J], build: Callable[[J], Prompt]) -> Iterator[list[tuple[J, Prompt]]]:

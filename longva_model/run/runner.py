@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
+from longva_model.engine.atoms import AtomTable
 from longva_model.engine.engine import EngineOptions, OnResult, PlainEngine, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
@@ -26,7 +27,9 @@ from longva_model.run import processes
 from longva_model.run.batches import Costs, Planned, shared_sources, windows
 from longva_model.run.sharing import Block, encode_together
 from vniah import __version__
-from vniah.contract.requests import Frames, Image, Leaf, Request, RequestTree
+from vniah.contract.cost import answer_tokens
+from vniah.contract.requests import Frames, Image, Leaf, Request
+from vniah.contract.sources import FrameSource
 from vniah.notices import identify
 from vniah.runs.journal import Journal, content_key
 from vniah.visual.settings import Settings
@@ -138,7 +141,7 @@ class Runner:
             requests = [plan[job.order].request for job in union]
             sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens.items()}
             costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
-            if self._mode(costs.longest(requests)) == "ring":
+            if self._mode(max(planned.tokens for planned in plan.values())) == "ring":
                 # Every process has every result, so one of them keeps the journal.
                 found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
             else:
@@ -169,26 +172,26 @@ class Runner:
                     if isinstance(segment, Image) and not segment.as_frame
                 }
                 row = journal.get(key) if journal is not None else None
-                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=images)
+                tokens = self.backend.lower(prompt, AtomTable(), self.args.preprocess).tokens
+                tokens += answer_tokens(job.leaf, lambda text: len(self.backend.token_ids(text)))
+                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=images, tokens=tokens)
         return {order: planned for part in processes.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
         self, jobs: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
     ) -> None:
         """Encode the frames that several processes will need, each block by one of them. Collective."""
-        until = shared_sources(requests, shares, self.rank)
-        left = set(until)
+        shared = shared_sources(requests, shares, self.rank)
         wanted: dict[Block, Any] = {}
         for index in shares[self.rank]:
-            named = {item.source for item in requests[index].segments if isinstance(item, Frames)} & left
-            if not named:
+            if not any(isinstance(item, Frames) and item.source in shared for item in requests[index].segments):
                 continue
-            prompt = build(jobs[index])
-            for name in named:
-                fitted = self.args.preprocess
-                fitted = prompt.preprocess.get(name, "crop") if fitted == "auto" else fitted
-                wanted |= {Block(name, fitted, block): prompt.media[name] for block in block_range(0, until[name])}
-            left -= named
+            table = AtomTable()
+            lowered = self.backend.lower(build(jobs[index]), table, self.args.preprocess)
+            for series, start, stop in table.runs(lowered.atoms_A):
+                if isinstance(series.source, FrameSource):
+                    blocks = block_range(start, stop)
+                    wanted |= {Block(series.name, series.fitted, block): series.source for block in blocks}
         encode_together(self.frames, wanted)
 
     def _key(self, job: Job, prompt: Prompt) -> str:
@@ -208,15 +211,7 @@ class Runner:
         """
         if self.world_size > 1 and self.args.parallel == "ring":
             raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
-        engine = self.engine(ring=False)
-        self._show(engine, prompt)
-        return engine.run(RequestTree([prompt.request]))[0]
-
-    def _show(self, engine: TreeEngine, prompt: Prompt) -> None:
-        """Tell the engine of a prompt's media, and refuse one that is too long."""
-        engine.show(prompt)
-        if not prompt.beyond_context:
-            engine.check_length(prompt.request)
+        return self.engine(ring=False).run([prompt])[0]
 
     def identity(self) -> dict[str, Any]:
         """The model and how it is run, for whoever reads the results."""
@@ -350,18 +345,16 @@ class Runner:
         ring: bool,
     ) -> None:
         """Run the prompts of a window; ``answered`` ``of`` all are there already."""
-        tree = RequestTree([prompt.request for prompt in prompts])
         engine = self.engine(ring=ring)
-        for prompt in prompts:
-            self._show(engine, prompt)
-        flops = engine.planned_flops(tree, known)
+        batch = engine.lower(prompts)
+        flops = engine.planned_flops(batch, known)
         with Progress(flops, done=answered, of=of, noun=self._noun, show=self.rank == 0) as progress:
 
             def told(index: int, result: LeafResult) -> None:
                 on_result(index, result)
                 progress.answered()
 
-            engine.run(tree, on_result=told, on_flops=progress.computed, known=known)
+            engine.run(batch, on_result=told, on_flops=progress.computed, known=known)
 
 
 class Progress(tqdm):

@@ -6,15 +6,14 @@ Collective calls: every process makes them, in the same order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, block_range, reach
+from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, block_range
 from longva_model.run import processes
-from vniah.contract.requests import Request
 from vniah.contract.sources import FrameSource
 
 
@@ -94,9 +93,9 @@ class SharedFrames:
         self._agreed: set[Block] = set()
         self._elsewhere: dict[Block, int] = {}
 
-    def expect(self, requests: Iterable[Request]) -> None:
+    def expect(self, until: Mapping[str, int]) -> None:
         """As ``FrameEmbeddings.expect``."""
-        self.until = reach(requests)
+        self.until = dict(until)
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
         """As ``FrameEmbeddings.get``. Collective."""

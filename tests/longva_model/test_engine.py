@@ -71,9 +71,9 @@ def test_tree_equals_plain_on_random_grids(kind: str, cells: list[Any], chunk_to
         cell(frames, None if depth is None else frames * depth // 100, needle, Target(answer))
         for frames, depth, needle, answer in cells
     ]
-    tree, backend = RequestTree(requests), BACKENDS[kind]
-    plain = PlainEngine(backend, FrameEmbeddings(backend)).run(tree, MEDIA)
-    assert_same(tree_engine(backend, chunk_tokens).run(tree, MEDIA), plain)
+    asked, backend = tiny.prompts(requests, MEDIA), BACKENDS[kind]
+    plain = PlainEngine(backend, FrameEmbeddings(backend)).run(asked)
+    assert_same(tree_engine(backend, chunk_tokens).run(asked), plain)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -85,22 +85,21 @@ def test_what_is_known_is_not_computed_and_the_rest_is_the_same_to_the_bit(
         cell(frames, None if depth is None else frames * depth // 100, needle, Target(answer))
         for frames, depth, needle, answer in cells
     ] + [cell(9, 4, 0, Generate(max_new_tokens=3))]
-    tree, backend = RequestTree(requests), BACKENDS["qwen2"]
-    whole = tree_engine(backend, chunk_tokens).run(tree, MEDIA)
+    asked, backend = tiny.prompts(requests, MEDIA), BACKENDS["qwen2"]
+    whole = tree_engine(backend, chunk_tokens).run(asked)
     known = data.draw(st.sets(st.integers(0, len(requests) - 1)))
     told: list[int] = []
     flops: list[int] = []
     engine = tree_engine(backend, chunk_tokens)
     rest = engine.run(
-        tree,
-        MEDIA,
+        asked,
         on_result=lambda index, _: told.append(index),
         on_flops=flops.append,
         known={index: whole[index] for index in known},
     )
     assert rest == whole
     assert sorted(told) == [index for index in range(len(requests)) if index not in known]
-    assert sum(flops) == engine.planned_flops(tree, known)
+    assert sum(flops) == engine.planned_flops(engine.lower(asked), known)
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
@@ -108,7 +107,7 @@ def test_the_plain_way_is_the_models_own_forward(kind: str) -> None:
     """No cache, no mask of ours: embeddings through transformers' model with its eager attention."""
     backend = tiny.TinyBackend(kind, attn="eager")
     request = cell(5, 2, 1, Target("abc"))
-    result = PlainEngine(backend, FrameEmbeddings(backend)).run(RequestTree([request]), MEDIA)[0]
+    result = PlainEngine(backend, FrameEmbeddings(backend)).run(tiny.prompts([request], MEDIA))[0]
     hay = backend.encode_pixels(backend.pixels(HAY.frames(0, 5), "pad"))
     needle = backend.encode_image(MEDIA["needle1"])
     ids = backend.token_ids
@@ -133,7 +132,7 @@ def test_generation_leaves_equal_transformers_generate(kind: str, chunk_tokens: 
     backend = BACKENDS[kind]
     requests = [cell(6, index, index % 3, Generate(max_new_tokens=9)) for index in (0, 3, 6)]
     requests.append(cell(6, None, 0, Generate(max_new_tokens=9)))
-    results = tree_engine(backend, chunk_tokens).run(RequestTree(requests), MEDIA)
+    results = tree_engine(backend, chunk_tokens).run(tiny.prompts(requests, MEDIA))
     engine = tree_engine(backend)
     engine.embedder.media = dict(MEDIA)
     for request, result in zip(requests, results, strict=True):
@@ -149,8 +148,8 @@ def test_targets_and_generations_share_a_prompt() -> None:
     backend = BACKENDS["qwen2"]
     leaves: list[Leaf] = [Target("abc"), Generate(max_new_tokens=4), Target("xy"), Target("abc")]
     requests = [cell(4, 2, 0, leaf) for leaf in leaves]
-    results = tree_engine(backend).run(RequestTree(requests), MEDIA)
-    assert_same(results, PlainEngine(backend, FrameEmbeddings(backend)).run(RequestTree(requests), MEDIA))
+    results = tree_engine(backend).run(tiny.prompts(requests, MEDIA))
+    assert_same(results, PlainEngine(backend, FrameEmbeddings(backend)).run(tiny.prompts(requests, MEDIA)))
     assert results[0] == results[3]
 
 
@@ -159,30 +158,32 @@ def test_sampling_is_repeatable_by_seed_and_honours_its_settings() -> None:
 
     def sample(**settings: Any) -> list[int]:
         request = cell(4, 2, 0, Generate(max_new_tokens=12, temperature=2.0, **settings))
-        return tree_engine(backend).run(RequestTree([request]), MEDIA)[0].predicted_ids
+        return tree_engine(backend).run(tiny.prompts([request], MEDIA))[0].predicted_ids
 
     assert sample(seed=1) == sample(seed=1)
     assert len({tuple(sample(seed=seed)) for seed in range(6)}) > 1
-    greedy = tree_engine(backend).run(RequestTree([cell(4, 2, 0, Generate(max_new_tokens=12))]), MEDIA)[0].predicted_ids
+    greedy = (
+        tree_engine(backend).run(tiny.prompts([cell(4, 2, 0, Generate(max_new_tokens=12))], MEDIA))[0].predicted_ids
+    )
     assert sample(seed=3, top_k=1) == greedy
 
 
 def test_a_stop_string_ends_the_text_before_it() -> None:
     backend = BACKENDS["qwen2"]
-    free = tree_engine(backend).run(RequestTree([cell(4, 2, 0, Generate(max_new_tokens=8))]), MEDIA)[0].text
+    free = tree_engine(backend).run(tiny.prompts([cell(4, 2, 0, Generate(max_new_tokens=8))], MEDIA))[0].text
     assert len(free) > 3
     leaf = Generate(max_new_tokens=8, stop=(free[2],))
-    assert tree_engine(backend).run(RequestTree([cell(4, 2, 0, leaf)]), MEDIA)[0].text == free[: free.index(free[2])]
+    assert tree_engine(backend).run(tiny.prompts([cell(4, 2, 0, leaf)], MEDIA))[0].text == free[: free.index(free[2])]
 
 
 def test_frames_are_encoded_once_for_a_whole_grid(tmp_path: Path) -> None:
     backend = tiny.TinyBackend()
     requests = [cell(12, index, needle, Target("a")) for index in (0, 4, 8, 12) for needle in range(3)]
     frames = FrameEmbeddings(backend, tmp_path)
-    TreeEngine(backend, frames).run(RequestTree(requests), MEDIA)
+    TreeEngine(backend, frames).run(tiny.prompts(requests, MEDIA))
     assert backend.frames_encoded == 12 + 3
     again = tiny.TinyBackend()
-    TreeEngine(again, FrameEmbeddings(again, tmp_path)).run(RequestTree(requests), MEDIA)
+    TreeEngine(again, FrameEmbeddings(again, tmp_path)).run(tiny.prompts(requests, MEDIA))
     assert again.frames_encoded == 0
 
 
@@ -192,7 +193,7 @@ def test_results_are_told_as_they_come() -> None:
     told: list[int] = []
     flops: list[int] = []
     tree_engine(backend).run(
-        RequestTree(requests), MEDIA, on_result=lambda index, _: told.append(index), on_flops=flops.append
+        tiny.prompts(requests, MEDIA), on_result=lambda index, _: told.append(index), on_flops=flops.append
     )
     assert sorted(told) == [0, 1, 2]
     from vniah.contract.cost import tree_flops
@@ -203,11 +204,11 @@ def test_results_are_told_as_they_come() -> None:
 def test_bad_requests_are_named() -> None:
     backend = BACKENDS["qwen2"]
     with pytest.raises(ValueError, match="has no tokens"):
-        tree_engine(backend).run(RequestTree([cell(4, 2, 0, Target(""))]), MEDIA)
+        tree_engine(backend).run(tiny.prompts([cell(4, 2, 0, Target(""))], MEDIA))
     with pytest.raises(ValueError, match="frames up to 13"):
-        tree_engine(backend).run(RequestTree([cell(13, 2, 0, Target("a"))]), MEDIA)
+        tree_engine(backend).run(tiny.prompts([cell(13, 2, 0, Target("a"))], MEDIA))
     with pytest.raises(ValueError, match="needle9"):
-        tree_engine(backend).run(RequestTree([cell(4, 2, 9, Target("a"))]), MEDIA)
+        tree_engine(backend).run(tiny.prompts([cell(4, 2, 9, Target("a"))], MEDIA))
     engine = tree_engine(backend)
     engine.embedder.media = dict(MEDIA)
     engine.backend.max_length = 20

@@ -93,7 +93,7 @@ def test_what_arises_in_a_layer_is_found_by_running_the_prompt_again(name: str, 
     engine = {"tree": TreeEngine, "plain": PlainEngine}[scoring](backend, FrameEmbeddings(backend))
     request = Request((Text("where is it? "), Text("it is")), LEAVES[name])
     with pytest.raises(ValueError, match=r"the logits of .* are not finite .*: they arise in model\.layers\.1\.mlp"):
-        engine.run(RequestTree([request]), {})
+        engine.run(tiny.prompts([request]))
 
 
 def test_a_token_that_breaks_the_model_later_ends_the_answer(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_token_that_breaks_the_model_later_ends_the_answer(tmp_path: Path) -> 
     backend.embed_ids = embed
     engine = TreeEngine(backend, FrameEmbeddings(backend))
     with pytest.raises(ValueError, match="not finite"):
-        engine.run(RequestTree([Request((Text("where is it?"),), Generate(max_new_tokens=8, min_new_tokens=8))]), {})
+        engine.run(tiny.prompts([Request((Text("where is it?"),), Generate(max_new_tokens=8, min_new_tokens=8))]))
 
 
 def test_visual_tokens_that_are_no_numbers_are_named(tmp_path: Path) -> None:

@@ -121,10 +121,12 @@ def environment(**values: str) -> Iterator[None]:
 def targets(rank: int, world: int, *, kind: str, chunk_tokens: int, seed: int) -> None:
     requests = grid(seed, 9, [Target("a"), Target("no"), Target("abcde")])
     engine = ring(kind, chunk_tokens)
-    assert_same(engine.run(RequestTree(requests), MEDIA), one_process(requests, kind))
+    assert_same(engine.run(tiny.prompts(requests, MEDIA)), one_process(requests, kind))
     # Identical to the bit on every rank: else a tie could part them and leave one waiting for the other.
     assert (
-        len({json.dumps([r.as_dict() for r in part]) for part in work.gather(engine.run(RequestTree(requests), MEDIA))})
+        len(
+            {json.dumps([r.as_dict() for r in part]) for part in work.gather(engine.run(tiny.prompts(requests, MEDIA)))}
+        )
         == 1
     )
 
@@ -140,27 +142,27 @@ for _kind, _chunk, _seed in [
 @check
 def targets_in_chunks_of_one_token(rank: int, world: int) -> None:
     requests = [cell(3, 1, 0, Target("ab")), cell(3, 1, 1, Target("a"))]
-    assert_same(ring(chunk_tokens=1).run(RequestTree(requests), MEDIA), one_process(requests))
+    assert_same(ring(chunk_tokens=1).run(tiny.prompts(requests, MEDIA)), one_process(requests))
 
 
 @check
 def generation(rank: int, world: int) -> None:
     leaf = Generate(max_new_tokens=9)
     requests = [cell(20, index, index % 3, leaf) for index in (0, 11, 20)] + [cell(7, None, 0, leaf)]
-    assert_same(ring(chunk_tokens=200).run(RequestTree(requests), MEDIA), one_process(requests))
+    assert_same(ring(chunk_tokens=200).run(tiny.prompts(requests, MEDIA)), one_process(requests))
 
 
 @check
 def sampled_generation_by_seed(rank: int, world: int) -> None:
     requests = [cell(9, 4, 0, Generate(max_new_tokens=8, temperature=1.5, top_k=20, seed=seed)) for seed in range(3)]
-    assert_same(ring().run(RequestTree(requests), MEDIA), one_process(requests))
+    assert_same(ring().run(tiny.prompts(requests, MEDIA)), one_process(requests))
 
 
 @check
 def leaves_of_both_kinds_on_one_prompt(rank: int, world: int) -> None:
     leaves: list[Leaf] = [Target("abc"), Generate(max_new_tokens=4), Target("xy"), Target("abc")]
     requests = [cell(14, 5, 0, leaf) for leaf in leaves] + grid(5, 4, leaves)
-    assert_same(ring(chunk_tokens=256).run(RequestTree(requests), MEDIA), one_process(requests))
+    assert_same(ring(chunk_tokens=256).run(tiny.prompts(requests, MEDIA)), one_process(requests))
 
 
 @check
@@ -168,7 +170,7 @@ def every_length_around_the_limit_of_short_chunks(rank: int, world: int) -> None
     """Text prompts of 32 tokens a process, one less, one more: replicated, or dealt out with uneven shares."""
     for length in (1, 2 * world, 32 * world - 1, 32 * world, 32 * world + 1, 40 * world + 3):
         requests = [Request((Text("x" * length), Text("y" * more)), Target("abc")) for more in (1, 5, 32 * world)]
-        assert_same(ring().run(RequestTree(requests), {}), one_process(requests, media={"none": None}))
+        assert_same(ring().run(tiny.prompts(requests)), one_process(requests, media={"none": None}))
 
 
 @check
@@ -176,16 +178,16 @@ def keys_and_values_are_spread(rank: int, world: int) -> None:
     """The rows that each process really holds, at the longest prompt."""
     engine = ring(chunk_tokens=256)
     shares: list[tuple[int, ...]] = []
-    crop = type(engine.new_cache(10)).crop_to
+    crop = type(engine.new_state(10)).crop_to
 
-    class Watched(type(engine.new_cache(10))):  # type: ignore[misc]
+    class Watched(type(engine.new_state(10))):  # type: ignore[misc]
         def crop_to(self, length: int) -> None:
             shares.append(self.shares)
             crop(self, length)
 
     engine.new_cache = lambda room: Watched(engine.backend.shape.layers, room, engine.rank, engine.world_size)  # type: ignore[method-assign]
     requests = [cell(24, index, 0, Target("a")) for index in (0, 7, 24)] + [cell(8, 3, 1, Target("ab"))]
-    engine.run(RequestTree(requests), MEDIA)
+    engine.run(tiny.prompts(requests, MEDIA))
     longest = max(shares, key=sum)
     assert sum(longest) >= 24 * TOKENS
     assert max(longest) - min(longest) <= 32 * world + 8
@@ -387,7 +389,7 @@ def a_near_tie_does_not_part_the_processes(rank: int, world: int) -> None:
     ]
     model.logits = rounded
     try:
-        results = engine.run(RequestTree(asked), MEDIA)
+        results = engine.run(tiny.prompts(asked, MEDIA))
     finally:
         del model.logits
     assert len(set(map(str, work.gather(picked)))) == world, "each process would have picked another token"
@@ -404,14 +406,14 @@ def logits_that_are_not_finite_end_every_process(rank: int, world: int) -> None:
     engine = RingEngine(model, FrameEmbeddings(model), EngineOptions(chunk_tokens=256))
     for leaf in (Generate(max_new_tokens=3), Target("ok")):
         with pytest.raises(ValueError, match=r"not finite.*layers\.1\.mlp\.down_proj\.weight"):
-            engine.run(RequestTree([cell(20, 3, 0, leaf)]), MEDIA)
+            engine.run(tiny.prompts([cell(20, 3, 0, leaf)], MEDIA))
     # Where no weight is to blame the prompt is run again, by all together.
     healthy = tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS)
     norm = healthy.decoder.layers[1].post_attention_layernorm
     norm.register_forward_hook(lambda module, given, output: output * torch.inf)
     engine = RingEngine(healthy, FrameEmbeddings(healthy), EngineOptions(chunk_tokens=256))
     with pytest.raises(ValueError, match=r"they arise in model\.layers\.1\.post_attention_layernorm"):
-        engine.run(RequestTree([cell(20, 3, 0, Target("ok"))]), MEDIA)
+        engine.run(tiny.prompts([cell(20, 3, 0, Target("ok"))], MEDIA))
     with pytest.raises(ValueError, match="not finite"):
         measure(engine, [list(range(1, 90))], 80)
 

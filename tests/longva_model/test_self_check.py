@@ -185,14 +185,14 @@ def test_frequencies_that_change_with_the_length_end_where_they_change(rope_type
     # In one forward it is the model's own.
     plain = load(tmp_path / "model", scoring="plain")
     request = Request((Text(TEXT[:120]),), Target("ok"))
-    (result,) = PlainEngine(plain, FrameEmbeddings(plain)).run(RequestTree([request]), {})
+    (result,) = PlainEngine(plain, FrameEmbeddings(plain)).run(tiny.prompts([request]))
     own = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False).eval()
     asked = torch.tensor([plain.token_ids(TEXT[:120] + "ok")])
     with torch.inference_mode():
         wanted = own(asked[:, :-1]).logits[0, -2:].log_softmax(-1).gather(1, asked[0, -2:, None])[:, 0]
     assert result.answer_logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
     with pytest.raises(ValueError, match=r"in parts: beyond 100"):
-        engine.run(RequestTree([request]), {})
+        engine.run(tiny.prompts([request]))
 
 
 def test_positions_that_end_are_named(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_positions_that_end_are_named(tmp_path: Path) -> None:
     request = Request((Text(TEXT[:120]),), Target("ok"))
     for engine in (TreeEngine(backend, FrameEmbeddings(backend)), PlainEngine(backend, FrameEmbeddings(backend))):
         with pytest.raises(ValueError, match=r"learned positions for 90 tokens and cannot be run on 12\d"):
-            engine.run(RequestTree([request]), {})
+            engine.run(tiny.prompts([request]))
     with pytest.raises(ValueError, match="learned positions for 90 tokens and cannot be run on 120"):
         measure(engine, [backend.token_ids(TEXT)[:120]], 120)
 

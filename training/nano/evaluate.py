@@ -46,7 +46,7 @@ def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | Non
     from longva_model.engine.engine import TreeEngine
     from longva_model.frames.embeddings import FrameEmbeddings
     from longva_model.prompts.prompting import build_prompt
-    from vniah.contract.requests import RequestTree, Target
+    from vniah.contract.requests import Target
     from vniah.visual.settings import Settings
     from vniah.visual.task import VisualTask
 
@@ -59,10 +59,7 @@ def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | Non
         leaf, frames = Target(row["answer"]), row["num_frames"]
         prompts.append(build_prompt(row["question"], [task.video(row)], leaf, backend.template, max_frames=frames))
     with tempfile.TemporaryDirectory() as folder:
-        engine = TreeEngine(backend, FrameEmbeddings(backend, Path(folder)))
-        for prompt in prompts:
-            engine.show(prompt)
-        results = engine.run(RequestTree(prompt.request for prompt in prompts), dict(engine.embedder.media))
+        results = TreeEngine(backend, FrameEmbeddings(backend, Path(folder))).run(prompts)
     return [
         {
             "num_frames": row["num_frames"],

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from vniah.contract.requests import Frames, Leaf, Request, RequestTree, Segment, Target, Text, Tokens
+from vniah.contract.requests import Clip, Frames, Leaf, Request, RequestTree, Segment, Target, Text, Tokens, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,10 @@ def estimate_tokens(text: str) -> int:
 
 
 def segment_tokens(segment: Segment, shape: ModelShape, count: TokenCount = estimate_tokens) -> int:
-    """Tokens of a segment; an ``Image`` that is not a frame counts as one grid, for want of its size."""
+    """Tokens of a segment; an ``Image`` that is not a frame counts as one grid, for want of its size, and what only
+    says how to show what follows as none."""
+    if isinstance(segment, Turn | Clip):
+        return 0
     if isinstance(segment, Text):
         return count(segment.text)
     if isinstance(segment, Tokens):

@@ -58,7 +58,30 @@ class Image:
     as_frame: bool = True
 
 
-Segment: TypeAlias = Text | Frames | Image | Tokens
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Here a message of ``role`` begins, for models whose own chat template makes the prompt.
+
+    What follows is the message's content; the last turn is the one that is answered.
+    """
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """The frames behind it, and images among them that stand for frames, are one video of ``fps`` frames a second.
+
+    ``indices`` are the frames' numbers in a longer video of ``total`` frames that they were sampled from; left out
+    where the clip is the video.
+    """
+
+    fps: float = 1.0
+    indices: tuple[int, ...] | None = None
+    total: int | None = None
+
+
+Segment: TypeAlias = Text | Frames | Image | Tokens | Turn | Clip
 
 
 @dataclass(frozen=True, slots=True)
