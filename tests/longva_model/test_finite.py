@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backends as tiny
 import torch
 from PIL import Image
 from tiny_checkpoints import write_longva, write_text_model
@@ -19,7 +20,7 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner
 from vniah.cli import app
-from vniah.contract.requests import Generate, Leaf, Request, RequestTree, Target, Text
+from vniah.contract.requests import Generate, Leaf, Request, Target, Text
 
 torch.set_num_threads(1)
 

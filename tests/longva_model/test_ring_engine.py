@@ -35,7 +35,7 @@ from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner
-from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text
+from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, Segment, Target, Text
 
 CHECKS = check = Checks()
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -78,7 +78,7 @@ def grid(seed: int, count: int, leaves: Sequence[Leaf]) -> list[Request]:
 
 def one_process(requests: Sequence[Request], kind: str = "qwen2", media: Any = None) -> list[LeafResult]:
     model = backend(kind)
-    return TreeEngine(model, FrameEmbeddings(model)).run(RequestTree(requests), media or MEDIA)
+    return TreeEngine(model, FrameEmbeddings(model)).run(tiny.prompts(requests, media or MEDIA))
 
 
 def ring(kind: str = "qwen2", chunk_tokens: int = 8192, frames: FrameEmbeddings | None = None) -> RingEngine:
@@ -219,9 +219,9 @@ def encoded_by_each(rank: int, folder: Path | None) -> list[int]:
     ]
     # One token a frame, and a backend of its own, whose count begins at 0.
     model = tiny.TinyBackend("qwen2", "longva_ring", 1)
-    results = ring(frames=FrameEmbeddings(model, folder), chunk_tokens=200).run(RequestTree(requests), media)
+    results = ring(frames=FrameEmbeddings(model, folder), chunk_tokens=200).run(tiny.prompts(requests, media))
     alone = tiny.TinyBackend("qwen2", tokens_per_frame=1)
-    assert_same(results, TreeEngine(alone, FrameEmbeddings(alone)).run(RequestTree(requests), media))
+    assert_same(results, TreeEngine(alone, FrameEmbeddings(alone)).run(tiny.prompts(requests, media)))
     assert alone.frames_encoded == len(hay) + 2
     return work.gather(model.frames_encoded)
 
@@ -258,7 +258,7 @@ def one_rank_has_the_frames_already(rank: int, world: int) -> None:
         if rank == world - 1:
             frames.prepare(hay, [0, 1], "crop")
         requests = [cell(70, 10, 0, Target("ab"), hay.fingerprint)]
-        ring(frames=frames).run(RequestTree(requests), {**MEDIA, hay.fingerprint: hay})
+        ring(frames=frames).run(tiny.prompts(requests, {**MEDIA, hay.fingerprint: hay}))
         assert sum(work.gather(model.frames_encoded)) == 70 + 1
 
 
@@ -276,7 +276,7 @@ def frames_that_one_rank_cannot_read_are_an_error_on_all(rank: int, world: int) 
     hay = BrokenFrames(2 * BLOCK)
     request = cell(2 * BLOCK, 10, 0, Target("ab"), hay.fingerprint)
     with pytest.raises(ValueError, match="frame 64 is damaged"):
-        ring().run(RequestTree([request]), {**MEDIA, hay.fingerprint: hay})
+        ring().run(tiny.prompts([request], {**MEDIA, hay.fingerprint: hay}))
 
 
 # The runner

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backends as tiny
 import torch
 import transformers
 from tiny_checkpoints import TEXT as SIZES
@@ -20,7 +21,7 @@ from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.engine.kv import CroppableCache
 from longva_model.engine.perplexity import measure
 from longva_model.frames.embeddings import FrameEmbeddings
-from vniah.contract.requests import Request, RequestTree, Target, Text
+from vniah.contract.requests import Request, Target, Text
 from vniah.notices import forget, recorded
 
 torch.set_num_threads(1)

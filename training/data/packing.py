@@ -22,8 +22,8 @@ Ints = NDArray[np.int64]
 class Selection:
     """Documents in training order. Entry i takes the first ``take_S[i]`` tokens of document ``index_S[i]``."""
 
-    index_S: Ints  # noqa: N815 - shape suffix
-    take_S: Ints  # noqa: N815
+    index_S: Ints
+    take_S: Ints
 
     @property
     def tokens(self) -> int:

@@ -41,8 +41,8 @@ TILE_COUNTS = (2, 3, 4, 8, 16)
 class IconPool:
     """Icons and what is on them. ``labels_N3``: indices into OBJECTS, COLOURS and DIGITS."""
 
-    pixels_NHWC: PicturesNHWC  # noqa: N815 - shape suffix
-    labels_N3: NDArray[np.int64]  # noqa: N815
+    pixels_NHWC: PicturesNHWC
+    labels_N3: NDArray[np.int64]
 
 
 def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> IconPool:
