@@ -44,10 +44,12 @@ class Family:
         """
         tensors = dict(units.tensors)
         keep_Nt = tensors.pop("video_compression_mask", None)
-        video = any(name.startswith("pixel_values_videos") for name in tensors)
+        video = "pixel_values_videos" in tensors
         function = self._tower(video)
         given = {name: self._shaped(name, tensor, tensors) for name, tensor in tensors.items()}
-        out = function(**_taken(function, {**self._settings(), **given}))
+        # By place: releases of transformers name it differently.
+        pixels = given.pop("pixel_values_videos" if video else "pixel_values")
+        out = function(pixels, **_taken(function, {**self._settings(units), **given}))
         levels = [_rows(out), *map(_rows, getattr(out, "deepstack_features", None) or ())]
         features_kND = torch.stack([self._units(level_TD, len(units)) for level_TD in levels])
         count, left = divmod(features_kND.shape[1], len(units))
@@ -91,8 +93,8 @@ class Family:
         function: Callable[..., Any] = getattr(self.inner, name)
         return function
 
-    def _settings(self) -> dict[str, Any]:
-        """What the model's own forward passes from its config."""
+    def _settings(self, units: UnitPixels) -> dict[str, Any]:
+        """What the model's own forward passes besides the processor's tensors."""
         names = ("vision_feature_layer", "vision_feature_select_strategy")
         found = {name: getattr(self.model.config, name) for name in names if hasattr(self.model.config, name)}
         return {**found, "return_dict": True}
@@ -112,6 +114,12 @@ class Family:
         return features_TD
 
 
+class Batched(Family):
+    """Takes the frames of a video, or a prompt's images, in one batch."""
+
+    one_batch = ("pixel_values_videos", "pixel_values", "pixel_attention_mask")
+
+
 class LlavaOnevision(Family):
     """Pools frames; puts one newline behind the video."""
 
@@ -121,8 +129,43 @@ class LlavaOnevision(Family):
         return features_TD[:-1]
 
 
+class Gemma3(Family):
+    """Visual tokens of one image see each other both ways, which the model's own forward writes into its masks."""
+
+    types = "token_type_ids"
+
+    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        # Read by absolute position, so from the prompt's start on.
+        types_1S = torch.as_tensor(chunk.types_S, device=embeds_TD.device).long()[None]
+        return _hidden(self.inner(inputs_embeds=embeds_TD[None], **{self.types: types_1S}, **given))
+
+
+class Gemma4(Gemma3):
+    """As Gemma 3 where its config says so; smaller ones look embeddings up for each layer, by id."""
+
+    types = "mm_token_type_ids"
+
+    def _settings(self, units: UnitPixels) -> dict[str, Any]:
+        return {**super()._settings(units), "num_frames_per_video": torch.tensor([len(units)])}
+
+    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        config = self.decoder.config
+        if config.hidden_size_per_layer_input:
+            visual_T = torch.as_tensor(chunk.visual_T, device=embeds_TD.device)
+            ids_T = torch.as_tensor(chunk.ids_T, device=embeds_TD.device)
+            padded_1T = ids_T.masked_fill(visual_T, config.pad_token_id)[None]
+            given = {**given, "per_layer_inputs": self.decoder.get_per_layer_inputs(padded_1T)}
+        return super().decode(chunk, embeds_TD, given)
+
+
 FAMILIES: dict[str, type[Family]] = {
+    "gemma3": Gemma3,
+    "gemma4": Gemma4,
+    "llava_next_video": Batched,
     "llava_onevision": LlavaOnevision,
+    "perception_lm": Batched,
+    "smolvlm": Batched,
+    "video_llava": Batched,
 }
 
 
