@@ -28,8 +28,8 @@ from longva_model.arguments import ModelArgs
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.engine.chunks import Chunk
-from longva_model.engine.kv import CroppableCache
 from longva_model.engine.logits import widened
+from longva_model.engine.state import CroppableCache, new_state
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
@@ -210,7 +210,7 @@ class Backend:
 
     def new_state(self, room: int) -> CroppableCache:
         """An empty state for prompts of up to ``room`` tokens with their answers; it grows past that when it must."""
-        return CroppableCache(self.shape.layers, room)
+        return new_state(self.decoder.config, room)
 
     def embed(self, chunk: Chunk) -> torch.Tensor:
         """The embeddings of a chunk's tokens, visual ones in place, (T, D)."""

@@ -20,7 +20,7 @@ from longva_model.backends.backend import Backend
 from longva_model.engine.atoms import Lowered
 from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, T, TreeEngine
-from longva_model.engine.kv import CroppableCache
+from longva_model.engine.state import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
 from longva_model.run.sharing import SharedFrames

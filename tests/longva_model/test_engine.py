@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
-from longva_model.engine.kv import CroppableCache
 from longva_model.engine.leaves import LeafResult
+from longva_model.engine.state import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run.runner import Progress
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, RequestTree, Segment, Target, Text

@@ -18,8 +18,8 @@ from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine import self_check
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
-from longva_model.engine.kv import CroppableCache
 from longva_model.engine.perplexity import measure
+from longva_model.engine.state import CroppableCache
 from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.contract.requests import Request, Target, Text
 from vniah.notices import forget, recorded
@@ -223,7 +223,7 @@ def test_a_fault_of_the_engine_shows_when_a_model_is_loaded(
     load(folder)
     hidden = TreeEngine.hidden
     if fault == "a crop":
-        monkeypatch.setattr(CroppableCache, "crop_to", lambda self, length: None)
+        monkeypatch.setattr(CroppableCache, "rewind", lambda self, mark: None)
     else:
 
         def faulty(self: TreeEngine, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
