@@ -6,8 +6,7 @@ prompts show it, and the decoder goes on where another prompt's prefix ended. Wh
 ``families.py``.
 
 Shapes: N units, t visual tokens a unit, k levels of features (1, and one for each level of DeepStack), T tokens of a
-chunk, S tokens from the prompt's start to the chunk's end, V visual tokens of a chunk, D hidden size, P axes of
-positions.
+chunk, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
 from longva_model.backends.unit_pixels import UnitPixels
+from longva_model.engine.chunks import Chunk
 from longva_model.engine.logits import OwnHead
 from longva_model.renamed import cache_keyword
 from vniah.files import sha256_of
@@ -72,26 +72,22 @@ class AnyModelBackend(HubModel):
         features_kNtD = self.family.encode(pixels)
         return features_kNtD.transpose(0, 1).flatten(1, 2)
 
-    @torch.inference_mode()
-    def forward(self, chunk: Any, state: Any, keep: int) -> torch.Tensor:
-        """Run the decoder over a chunk behind a state; hidden states of its last ``keep`` tokens, (n <= keep, D).
+    def appended(self, name: str) -> torch.Tensor:
+        return self.family.appended(name)[None]
 
-        Args:
-            chunk: ``ids_T`` with placeholders at visual tokens, ``positions`` (T,) or (P, T), ``visual_T`` which are
-                visual, ``features_kVD`` of these (None for none), and ``types_S`` (0 text, 1 visual).
-            state: a cache that the chunk is appended to; None for a whole prompt without one.
-        """
-        decoder, device = self.decoder, self.device
-        visual_T = torch.as_tensor(chunk.visual_T, device=device)
+    def embed(self, chunk: Chunk) -> torch.Tensor:
         # A placeholder may be no word of the decoder's; features take its place.
-        ids_T = torch.as_tensor(chunk.ids_T, device=device).masked_fill(visual_T, 0)
-        embeds_TD = decoder.get_input_embeddings()(ids_T)
+        embeds_TD = self.embed_ids(chunk.ids_T.masked_fill(chunk.visual_T, 0))
         if chunk.features_kVD is not None:
-            embeds_TD[visual_T] = chunk.features_kVD[0].to(device, embeds_TD.dtype)
-        positions = torch.as_tensor(chunk.positions, device=device)
-        given: dict[str, Any] = {"position_ids": positions[None] if positions.ndim == 1 else positions[:, None]}
-        given |= {"use_cache": False} if state is None else {"use_cache": True, cache_keyword(decoder): state}
-        return self.family.decode(chunk, embeds_TD, given)[-keep:]
+            embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD.dtype)
+        return embeds_TD
+
+    def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
+        positions = chunk.positions[None] if chunk.positions.ndim == 1 else chunk.positions[:, None]
+        given: dict[str, Any] = {"position_ids": positions, "use_cache": state is not None}
+        if state is not None:
+            given[cache_keyword(self.decoder)] = state
+        return self.family.decode(chunk, self.embed(chunk), given)[-keep:]
 
     @torch.inference_mode()
     def own_logits(self, inputs: Mapping[str, Any], keep: int) -> torch.Tensor:

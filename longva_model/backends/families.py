@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from longva_model.backends.unit_pixels import UnitPixels
+from longva_model.engine.chunks import Chunk
 
 # The key of a vector that the model itself puts behind a video.
 NEWLINE = "newline"
@@ -74,18 +75,17 @@ class Family:
             raise ValueError(f"{type(self.model).__name__} has no vector {name!r} that stands among visual tokens")
         return vector.detach()
 
-    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    def decode(self, chunk: Chunk, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         """The decoder's hidden states of a chunk, (T, D).
 
         Args:
-            chunk: what is fed (see ``AnyModelBackend.forward``).
+            chunk: what is fed.
             embeds_TD: its embeddings, features at their places.
             given: positions and cache.
         """
         if self._deep and chunk.features_kVD is not None and len(chunk.features_kVD) > 1:
-            deeper = chunk.features_kVD[1:].to(embeds_TD.device, embeds_TD.dtype)
-            mask_1T = chunk.visual_T.to(embeds_TD.device)[None]
-            given = {**given, "visual_pos_masks": mask_1T, "deepstack_visual_embeds": list(deeper)}
+            deeper = chunk.features_kVD[1:].to(embeds_TD.dtype)
+            given = {**given, "visual_pos_masks": chunk.visual_T[None], "deepstack_visual_embeds": list(deeper)}
         return _hidden(self.decoder(inputs_embeds=embeds_TD[None], **given))
 
     def _tower(self, video: bool) -> Callable[..., Any]:
@@ -101,6 +101,10 @@ class Family:
 
     def _shaped(self, name: str, tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """A tensor of N units as the tower takes it."""
+        # Tiles of images stand in one row, except where their sizes tell them apart.
+        whole = {"pixel_values": 4, "pixel_attention_mask": 3}.get(name, tensor.ndim)
+        if tensor.ndim == whole + 1 and "image_sizes" not in tensors:
+            tensor = tensor.flatten(0, 1)
         if name.startswith("pixel_values"):
             tensor = tensor.to(self.inner.device, self.inner.dtype)
             if any(other.endswith("grid_thw") for other in tensors):
@@ -134,9 +138,9 @@ class Gemma3(Family):
 
     types = "token_type_ids"
 
-    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    def decode(self, chunk: Chunk, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         # Read by absolute position, so from the prompt's start on.
-        types_1S = torch.as_tensor(chunk.types_S, device=embeds_TD.device).long()[None]
+        types_1S = chunk.types_S.long()[None]
         return _hidden(self.inner(inputs_embeds=embeds_TD[None], **{self.types: types_1S}, **given))
 
 
@@ -148,12 +152,10 @@ class Gemma4(Gemma3):
     def _settings(self, units: UnitPixels) -> dict[str, Any]:
         return {**super()._settings(units), "num_frames_per_video": torch.tensor([len(units)])}
 
-    def decode(self, chunk: Any, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    def decode(self, chunk: Chunk, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         config = self.decoder.config
         if config.hidden_size_per_layer_input:
-            visual_T = torch.as_tensor(chunk.visual_T, device=embeds_TD.device)
-            ids_T = torch.as_tensor(chunk.ids_T, device=embeds_TD.device)
-            padded_1T = ids_T.masked_fill(visual_T, config.pad_token_id)[None]
+            padded_1T = chunk.ids_T.masked_fill(chunk.visual_T, config.pad_token_id)[None]
             given = {**given, "per_layer_inputs": self.decoder.get_per_layer_inputs(padded_1T)}
         return super().decode(chunk, embeds_TD, given)
 

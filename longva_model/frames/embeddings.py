@@ -238,7 +238,7 @@ class FrameEmbeddings:
             for start, stop in self._batches(reader, blocks):
                 spans = [(first, min(first + piece, stop)) for first in range(start, stop, piece)]
                 parts = [self._fit(reader.frames(*span), reader, preprocess) for span in spans]
-                yield parts[0] if len(parts) == 1 else torch.cat(parts)
+                yield parts[0] if len(parts) == 1 else _joined(parts)
                 del parts
 
     def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
@@ -266,6 +266,11 @@ def reach(table: AtomTable, prompts: Iterable[Lowered]) -> dict[str, int]:
 def block_range(start: int, stop: int) -> range:
     """The blocks that frames ``start`` to ``stop`` lie in."""
     return range(start // BLOCK, (stop - 1) // BLOCK + 1)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """The pixels of all parts in order: one tensor, or tensors by name."""
+    return torch.cat(list(parts)) if isinstance(parts[0], torch.Tensor) else type(parts[0]).joined(parts)
 
 
 def _rows(source: FrameSource, index: int) -> int:
