@@ -1,0 +1,597 @@
+"""A prompt as a model's own chat template and processor write it, without touching a pixel.
+
+One rendering serves all cells of a column: token ids and positions follow from how many frames there are and of which
+size, and a visual unit is told by the frames in it.
+
+Shapes: T tokens of a prompt, F frames of a clip, N units, P placeholders, H and W a frame's height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longva_model.backends.processor_calls import ProcessorCalls
+from longva_model.backends.unit_cutting import Fitted, Kind, UnitCutter, packed
+from longva_model.backends.unit_pixels import UnitPixels
+
+Presentation = Literal["video", "images", "auto"]
+# Gives the frames of one of a prompt's clips, (F, H, W, 3) uint8, by its index over the turns.
+FramesOf = Callable[[int], NDArray[np.uint8]]
+NEWLINE = "newline"
+_COLUMNS = 64
+# Frames of the clip at which a thin rendering is compared with the whole one.
+_COMPARED_FRAMES = 3
+_PLACEHOLDER_NAMES = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+# How families write the begin and the end of a thought.
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """A clip that is shown, as far as a prompt depends on it.
+
+    Attributes:
+        num_frames: F, all of which are shown.
+        size: (H, W) of a frame in pixels.
+        fps: frames a second of the video that the frames were taken from.
+        indices: which frames of that video they are; None is 0 to F-1.
+        total: how many frames that video has; None is as many as are shown.
+
+    Raises:
+        ValueError: it cannot be shown.
+    """
+
+    num_frames: int
+    size: tuple[int, int]
+    fps: float = 1.0
+    indices: tuple[int, ...] | None = None
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise ValueError(f"a clip of {self.num_frames} frames cannot be shown; give it one at least")
+        _check_size(self.size)
+        if not self.fps > 0:
+            raise ValueError(f"a clip at {self.fps} frames a second has no times; give fps above 0")
+        if self.indices is not None and len(self.indices) != self.num_frames:
+            raise ValueError(f"{len(self.indices)} frame numbers are given for {self.num_frames} frames; give as many")
+        last = max(self.indices) if self.indices else self.num_frames - 1
+        if self.total is not None and self.total <= last:
+            raise ValueError(f"frame {last} is shown of a video of {self.total} frames; give its own number of frames")
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """A single image that is shown; ``size`` is its (height, width) in pixels."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+
+Content = str | ClipShape | ImageShape
+Turn = tuple[str, tuple[Content, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlace:
+    """Placeholders that the tower's features of some frames replace.
+
+    Attributes:
+        start, stop: their place in the prompt.
+        clip: which clip or image it shows, counted over the turns.
+        frames: the numbers of that clip's frames in the unit, the last one repeated where the processor repeats it;
+            none where the place belongs to a vector of the model's own.
+        fitted: what decides the unit's pixels besides its frames, as ``Renderer.unit_pixels`` takes it, such as
+            "352x640" (height and width after resizing) or "image 352x640"; or that vector's name ("newline").
+        offset: the first of the unit's tokens that stands here: in some families text stands between the rows or the
+            tiles of an image, and each is a place of its own.
+    """
+
+    start: int
+    stop: int
+    clip: int
+    frames: tuple[int, ...]
+    fitted: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A rendered prompt, shared by all cells of one shape.
+
+    Attributes:
+        ids_T: the processor's token ids, int64.
+        positions_AT: positions of each token and, in the last column, of the token behind the prompt, int64,
+            (axes, T + 1); None is 0, 1, 2 and so on.
+        types_T: what a token shows by the processor's account (0 text, 1 image, 2 video), uint8; None without one.
+        units: the prompt's visual units in order.
+        settings: what a run's results say of how the frames were shown.
+        notes: what a reader of the scores should know.
+    """
+
+    ids_T: NDArray[np.int64]
+    positions_AT: NDArray[np.int64] | None
+    types_T: NDArray[np.uint8] | None
+    units: list[UnitPlace]
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+@dataclass
+class _Visual:
+    """What one placeholder of the chat template's text stands for."""
+
+    kind: Kind
+    clip: int
+    frames: tuple[int, ...]
+    size: tuple[int, int]
+    shape: ClipShape | None = None  # of a video
+
+
+@dataclass
+class _Rendered:
+    """What a call of the processor gave: visuals in the order of the text, each with its grid if there are any."""
+
+    text: str
+    ids_T: NDArray[np.int64]
+    data: dict[str, Any]
+    visuals: list[_Visual]
+    grids: list[tuple[int, int, int] | None]
+
+
+class Renderer:
+    """Prompts and pixels by a model's own processor.
+
+    Args:
+        processor: of ``AutoProcessor``.
+        config: the model's, which names the placeholders.
+        positions: ``get_rope_index`` of the model (which may live on the meta device); None where a model's positions
+            are running.
+        presentation: whether a clip is shown as one video or each frame as an image; "auto" is a video where the
+            processor and its template know videos.
+        frame_tokens: "auto" leaves a frame's size to the processor; a number is the most tokens that a unit (a frame,
+            or the frames that are merged into one) may have, at one size for clips of any length.
+        template_kwargs: passed on to ``apply_chat_template``.
+
+    Raises:
+        ValueError: the processor shows no such thing as is asked for.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        config: Any,
+        positions: Callable[..., Any] | None = None,
+        presentation: Presentation = "auto",
+        frame_tokens: int | Literal["auto"] = "auto",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.processor = processor
+        self.template_kwargs = dict(template_kwargs or {})
+        if frame_tokens != "auto" and (not isinstance(frame_tokens, int) or frame_tokens < 1):
+            raise ValueError(f'frame_tokens={frame_tokens!r}: give "auto" or a number of tokens, 1 at least')
+        self.frame_tokens = frame_tokens
+        self._positions = positions
+        named = {getattr(config, name, None) for name in _PLACEHOLDER_NAMES}
+        self.placeholders: tuple[int, ...] = tuple(sorted(one for one in named if isinstance(one, int)))
+        if not self.placeholders:
+            raise ValueError(f"{type(config).__name__} names no token that stands for an image or a frame")
+        self._calls = ProcessorCalls(processor, self.placeholders)
+        self._cutter = UnitCutter(self._calls)
+        self.presentation = self._presented(presentation)
+        self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
+        self._thin: dict[tuple[Turn, ...], bool] = {}
+        self._frame_counts: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether a prompt depends on what its frames show, so that ``column`` must be given them."""
+        return self.presentation == "video" and bool(
+            getattr(self.processor.video_processor, "use_token_compression", None)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings that decide what a frame's pixels become."""
+        parts = (getattr(self.processor, name, None) for name in ("image_processor", "video_processor"))
+        told = [json.dumps(part.to_dict(), sort_keys=True, default=str) for part in parts if part is not None]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+    def column(self, turns: Sequence[Turn], frames_of: FramesOf | None = None) -> Column:
+        """The prompt of ``turns`` with the answer still to come.
+
+        Args:
+            frames_of: the clips' frames, which are looked at only where ``needs_frames``.
+
+        Raises:
+            ValueError: the processor or the template does not take it, its placeholders do not come out even, or its
+                frames are needed.
+        """
+        key = tuple((role, tuple(contents)) for role, contents in turns)
+        if self.needs_frames and any(isinstance(one, ClipShape) for _, contents in key for one in contents):
+            if frames_of is None:
+                raise ValueError(
+                    f"{self._calls.name} leaves out tokens of frames that resemble the frame before: a prompt is "
+                    "rendered with its frames only"
+                )
+            return self._column(key, frames_of)
+        if key not in self._columns:
+            self._columns[key] = self._column(key, None)
+            while len(self._columns) > _COLUMNS:
+                self._columns.popitem(last=False)
+        self._columns.move_to_end(key)
+        return self._columns[key]
+
+    def unit_pixels(self, frames_NfHWC: NDArray[np.uint8], fitted: str) -> UnitPixels:
+        """What the tower is given of N units of f frames each, by the processor's names for its tensors.
+
+        Equal to the bit to what the processor cuts out of the whole clip.
+
+        Args:
+            frames_NfHWC: uint8 RGB; the frames of a ``UnitPlace``.
+            fitted: as that tells it.
+
+        Raises:
+            ValueError: the processor fits these frames to no such size.
+        """
+        return self._cutter.pixels(frames_NfHWC, fitted)
+
+    def _presented(self, asked: Presentation) -> Literal["video", "images"]:
+        if asked not in ("video", "images", "auto"):
+            raise ValueError(f'presentation={asked!r}: choose "video", "images" or "auto"')
+        if asked != "images" and self._shows("video"):
+            return "video"
+        if asked != "video" and self._shows("image"):
+            return "images"
+        if asked == "auto":
+            raise ValueError(f"{self._calls.name} and its chat template show neither videos nor images")
+        raise ValueError(
+            f'{self._calls.name} or its chat template shows no {asked.rstrip("s")}s; try presentation="auto"'
+        )
+
+    def _shows(self, kind: Kind) -> bool:
+        token = getattr(self.processor, f"{kind}_token", None)
+        if token is None or self._cutter.part(kind) is None:
+            return False
+        try:
+            return str(token) in self._text([("user", [{"type": kind}, {"type": "text", "text": "?"}])])
+        except Exception:  # a template of the checkpoint's own: anything
+            return False
+
+    # ---------------------------------------------------------------- the prompt
+
+    def _text(self, messages: Sequence[tuple[str, list[dict[str, str]]]]) -> str:
+        given = [{"role": role, "content": parts} for role, parts in messages]
+        options = {"add_generation_prompt": True, "tokenize": False, **self.template_kwargs}
+        return str(self.processor.apply_chat_template(given, **options))
+
+    def _column(self, turns: tuple[Turn, ...], frames_of: FramesOf | None) -> Column:
+        self._check(turns)
+        rendered = self._render(turns, self._may_be_thin(turns), frames_of)
+        units = self._units(rendered)
+        types = rendered.data.get("mm_token_type_ids", rendered.data.get("token_type_ids"))
+        types_T = None if types is None else np.asarray(types)[0].astype(np.uint8)
+        positions_AT = None if self._positions is None else self._position_ids(rendered, types_T)
+        settings = self._settings(rendered, units)
+        return Column(rendered.ids_T, positions_AT, types_T, units, settings, _notes(rendered.text))
+
+    def _check(self, turns: tuple[Turn, ...]) -> None:
+        tokens = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")]
+        for content in (content for _, contents in turns for content in contents):
+            if isinstance(content, str):
+                for token in tokens:
+                    if token and token in content:
+                        raise ValueError(
+                            f"a text holds {token!r}, which {self._calls.name} takes for a visual; leave it out"
+                        )
+            elif not isinstance(content, (ClipShape, ImageShape)):
+                raise TypeError(f"a message shows strings, ClipShape and ImageShape, not {type(content).__name__}")
+
+    def _may_be_thin(self, turns: tuple[Turn, ...]) -> bool:
+        """Whether runs of placeholders may be tokenised as one: told by the same turns with clips cut short."""
+        cut = tuple((role, tuple(map(_cut_short, contents))) for role, contents in turns)
+        if cut == turns:
+            return False
+        if cut not in self._thin:
+            whole, thin = (self._render(cut, thin).ids_T for thin in (False, True))
+            self._thin[cut] = np.array_equal(whole, thin)
+        return self._thin[cut]
+
+    def _render(self, turns: tuple[Turn, ...], thin: bool, frames_of: FramesOf | None = None) -> _Rendered:
+        messages, images, videos = self._shown(turns)
+        text = self._text(messages)
+        given: dict[str, Any] = {}
+        if images:
+            given["images"] = [[self._frames(one, frames_of)[0] for one in images]]
+        if videos:
+            given["videos"] = [self._frames(one, frames_of) for one in videos]
+            given["video_metadata"] = [_metadata(one.shape) for one in videos if one.shape]
+            given["do_sample_frames"] = False
+        if self.frame_tokens != "auto":
+            given["do_resize"] = False
+        begin = getattr(self.processor.tokenizer, "bos_token", None)
+        if begin and text.startswith(begin):
+            given["add_special_tokens"] = False
+        call = self._calls.shapes if frames_of is None else self._calls.made
+        data = call(text, given, thin)
+        ids_T = np.asarray(data.pop("input_ids"))[0].astype(np.int64)
+        visuals = self._in_order(text, images, videos)
+        taken = {kind: iter(data.get(f"{kind}_grid_thw", ())) for kind in ("image", "video")}
+        grids: list[tuple[int, int, int] | None] = []
+        for one in visuals:
+            grid = next(taken[one.kind], None)
+            grids.append(None if grid is None else (int(grid[0]), int(grid[1]), int(grid[2])))
+        return _Rendered(text, ids_T, data, visuals, grids)
+
+    def _shown(
+        self, turns: tuple[Turn, ...]
+    ) -> tuple[list[tuple[str, list[dict[str, str]]]], list[_Visual], list[_Visual]]:
+        """Messages for the template, and the images and videos in them."""
+        messages: list[tuple[str, list[dict[str, str]]]] = []
+        images: list[_Visual] = []
+        videos: list[_Visual] = []
+        clip = 0
+        for role, contents in turns:
+            parts: list[dict[str, str]] = []
+            for content in contents:
+                if isinstance(content, str):
+                    parts.append({"type": "text", "text": content})
+                    continue
+                if isinstance(content, ClipShape) and self.presentation == "video":
+                    parts.append({"type": "video"})
+                    videos.append(_Visual("video", clip, tuple(range(content.num_frames)), content.size, content))
+                else:
+                    count = content.num_frames if isinstance(content, ClipShape) else 1
+                    parts += [{"type": "image"} for _ in range(count)]
+                    images += [_Visual("image", clip, (index,), content.size) for index in range(count)]
+                clip += 1
+            messages.append((role, parts))
+        return messages, images, videos
+
+    def _frames(self, visual: _Visual, frames_of: FramesOf | None) -> torch.Tensor:
+        """(F, 3, H, W), at the size that is asked for where one is."""
+        wanted = visual.size
+        if self.frame_tokens != "auto":
+            wanted = self._cutter.size_of(visual.size, visual.kind, self.frame_tokens)
+        if frames_of is None:
+            frame = torch.empty((1, 3, *wanted), dtype=torch.uint8, device="meta")
+            return frame.expand(len(visual.frames), 3, *wanted)
+        frames_FHWC = frames_of(visual.clip)
+        expected = (len(visual.frames), *visual.size, 3)
+        if visual.kind == "video" and frames_FHWC.shape != expected:
+            raise ValueError(
+                f"clip {visual.clip} has frames of shape {frames_FHWC.shape}, not {expected} as it was told"
+            )
+        frames = torch.from_numpy(np.ascontiguousarray(frames_FHWC[list(visual.frames)])).permute(0, 3, 1, 2)
+        return frames.contiguous() if wanted == visual.size else self._cutter.resized(frames, visual.kind, wanted)
+
+    def _in_order(self, text: str, images: list[_Visual], videos: list[_Visual]) -> list[_Visual]:
+        """The visuals as the template's text shows them: some templates put all images before all videos."""
+        waiting = {"image": list(images), "video": list(videos)}
+        tokens = {kind: getattr(self.processor, f"{kind}_token", None) for kind in waiting}
+        pattern = "|".join(f"(?P<{kind}>{re.escape(token)})" for kind, token in tokens.items() if token)
+        found = []
+        for match in re.finditer(pattern, text):
+            if left := waiting[str(match.lastgroup)]:
+                found.append(left.pop(0))
+        for kind, left in waiting.items():
+            if left:
+                total = len(images if kind == "image" else videos)
+                raise ValueError(
+                    f"the chat template shows {total - len(left)} of the prompt's {total} {kind}s; "
+                    'try another presentation ("video" or "images")'
+                )
+        return found
+
+    # ---------------------------------------------------------------- units
+
+    def _units(self, rendered: _Rendered) -> list[UnitPlace]:
+        where_P = np.flatnonzero(np.isin(rendered.ids_T, self.placeholders))
+        masks = self._masks(rendered)
+        counts = [int(sum(mask.sum() for mask in own)) for own in masks] or self._counts(rendered, len(where_P))
+        if sum(counts) != len(where_P):
+            raise ValueError(
+                f"{self._calls.name} wrote {len(where_P)} placeholders, and the prompt's visuals account for "
+                f"{sum(counts)}"
+            )
+        units: list[UnitPlace] = []
+        images = sum(visual.kind == "image" for visual in rendered.visuals)
+        parts = np.split(where_P, np.cumsum(counts)[:-1])
+        for index, (visual, grid) in enumerate(zip(rendered.visuals, rendered.grids, strict=True)):
+            units += self._cut(visual, grid, parts[index], masks[index] if masks else None, images)
+        return units
+
+    def _masks(self, rendered: _Rendered) -> list[list[NDArray[np.bool_]]]:
+        """Which tokens of each unit the processor kept; none where it keeps all."""
+        mask = rendered.data.get("video_compression_mask")
+        if mask is None:
+            return []
+        found, at = [], 0
+        for visual, grid in zip(rendered.visuals, rendered.grids, strict=True):
+            if grid is None:
+                raise ValueError(f"{self._calls.name} tells no grid of a visual beside a mask of its tokens")
+            each = grid[1] * grid[2] // self._cutter.merged_patches(visual.kind)
+            rows = np.ones((grid[0], each), dtype=bool)
+            if visual.kind == "video":
+                rows = np.asarray(mask[at : at + rows.size], dtype=bool).reshape(rows.shape)
+                at += rows.size
+            found.append(list(rows))
+        return found
+
+    def _counts(self, rendered: _Rendered, total: int) -> list[int]:
+        """Placeholders of each visual."""
+        visuals, grids = rendered.visuals, rendered.grids
+        known: list[int | None] = []
+        for visual, grid in zip(visuals, grids, strict=True):
+            if grid is not None:
+                known.append(int(np.prod(grid)) // self._cutter.merged_patches(visual.kind))
+            elif visual.kind == "video" and len(visuals) > 1:
+                each, behind = self._frame_count(visual.size)
+                known.append(each * len(visual.frames) + behind)
+            else:
+                known.append(None)
+        open_sizes = {visual.size for visual, one in zip(visuals, known, strict=True) if one is None}
+        left, number = total - sum(one or 0 for one in known), known.count(None)
+        if len(open_sizes) > 1:
+            raise ValueError(
+                f"{self._calls.name} does not tell how many of {total} placeholders belong to which image; "
+                "show images of one size in a prompt"
+            )
+        if number and (left <= 0 or left % number):
+            raise ValueError(
+                f"{self._calls.name} wrote {left} placeholders for {number} visuals of one size, which does not come "
+                "out even"
+            )
+        return [left // number if one is None else one for one in known]
+
+    def _frame_count(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Placeholders of a frame, and of what stands behind a video's last frame, where no grid tells them."""
+        if size not in self._frame_counts:
+            turns = ((("user", (ClipShape(count, size), "?")),) for count in (2, 3))
+            two, three = (int(np.isin(self._render(one, False).ids_T, self.placeholders).sum()) for one in turns)
+            self._frame_counts[size] = three - two, two - 2 * (three - two)
+        return self._frame_counts[size]
+
+    def _cut(
+        self,
+        visual: _Visual,
+        grid: tuple[int, int, int] | None,
+        where_P: NDArray[np.int64],
+        masks: list[NDArray[np.bool_]] | None,
+        images: int,
+    ) -> list[UnitPlace]:
+        """The units of one visual, whose placeholders stand at ``where_P``, in a prompt of so many images."""
+        total, merged, behind = len(visual.frames), 1, 0
+        if grid is not None:
+            merged = self._cutter.merged_frames if visual.kind == "video" else 1
+            fitted = self._cutter.fitted_grid(visual.kind, grid)
+            if grid[0] != -(-total // merged):
+                raise ValueError(f"{self._calls.name} made {grid[0]} units of {total} frames, {merged} frames each")
+        else:
+            fitted = self._cutter.natural(visual.kind, visual.size, images)
+            if visual.kind == "video":
+                each, behind = self._frame_count(visual.size)
+                if total * each + behind != len(where_P) or behind not in (0, 1):
+                    raise ValueError(
+                        f"{self._calls.name} wrote {len(where_P)} placeholders for {total} frames of {each} tokens "
+                        f"and {behind} behind them, which does not come out even"
+                    )
+        number = -(-total // merged)
+        inside_P = where_P[: len(where_P) - behind]
+        if masks is None:
+            if not len(inside_P) or len(inside_P) % number:
+                raise ValueError(
+                    f"{self._calls.name} wrote {len(inside_P)} placeholders for {number} units of one size, which does "
+                    "not come out even"
+                )
+            rows = list(inside_P.reshape(number, -1))
+        else:
+            rows = np.split(inside_P, np.cumsum([int(mask.sum()) for mask in masks])[:-1])
+        name, units = str(fitted), []
+        for unit, row_t in enumerate(rows):
+            frames = tuple(visual.frames[min(unit * merged + k, total - 1)] for k in range(merged))
+            if masks is not None and not masks[unit].all():
+                name = str(replace(fitted, mask=packed(masks[unit])))
+            elif masks is not None:
+                name = str(fitted)
+            runs = [0, len(row_t)]
+            if row_t[-1] - row_t[0] != len(row_t) - 1:
+                runs[1:1] = (np.flatnonzero(np.diff(row_t) != 1) + 1).tolist()
+            for start, stop in itertools.pairwise(runs):
+                place = int(row_t[start])
+                units.append(UnitPlace(place, place + stop - start, visual.clip, frames, name, start))
+        if behind:
+            units.append(UnitPlace(int(where_P[-1]), int(where_P[-1]) + 1, visual.clip, (), NEWLINE))
+        return units
+
+    # ---------------------------------------------------------------- positions, settings
+
+    def _position_ids(self, rendered: _Rendered, types_T: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+        assert self._positions is not None
+        taken = inspect.signature(self._positions).parameters
+        # One more token of text: where an answer begins.
+        ids_1T = torch.from_numpy(np.append(rendered.ids_T, rendered.ids_T[-1]))[None]
+        given = {name: value for name, value in rendered.data.items() if name in taken and name != "attention_mask"}
+        given["input_ids"] = ids_1T
+        if "mm_token_type_ids" in taken:
+            if types_T is None:
+                raise ValueError(f"{self._calls.name} tells no token types, which the model's positions need")
+            given["mm_token_type_ids"] = torch.from_numpy(np.append(types_T, 0).astype(np.int32))[None]
+        found = self._positions(**given)
+        positions = found[0] if isinstance(found, tuple) else found
+        positions_AT = positions.reshape(-1, ids_1T.shape[1]).cpu().numpy().astype(np.int64)
+        return np.ascontiguousarray(positions_AT)
+
+    def _settings(self, rendered: _Rendered, units: list[UnitPlace]) -> dict[str, Any]:
+        first: dict[int, UnitPlace] = {}
+        tokens: dict[int, int] = {}
+        for unit in units:
+            if unit.frames and unit.frames == first.setdefault(unit.clip, unit).frames:
+                tokens[unit.clip] = tokens.get(unit.clip, 0) + unit.stop - unit.start
+        sizes = {visual.clip: visual.size for visual in rendered.visuals}
+        fitted = {clip: Fitted.read(unit.fitted) for clip, unit in first.items()}
+        shrinks = self.frame_tokens == "auto"
+        return {
+            "processor": self._calls.name,
+            "presentation": self.presentation,
+            "fitted": [str(replace(fitted[clip], mask="")) for clip in first],
+            "frames_a_unit": [len(unit.frames) for unit in first.values()],
+            "tokens_a_unit": [tokens[clip] for clip in first],
+            "frames_shrunk": shrinks and any(self._cutter.shrunk(fitted[clip], sizes[clip]) for clip in first),
+            "frame_tokens": self.frame_tokens,
+            "template_kwargs": self.template_kwargs,
+            **self._cutter.settings(),
+        }
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if min(size) < 1:
+        raise ValueError(f"a picture of {size[0]}x{size[1]} pixels (height x width) cannot be shown")
+
+
+def _cut_short(content: Content) -> Content:
+    """A clip's first frames; anything else as it is."""
+    if not isinstance(content, ClipShape) or content.num_frames <= _COMPARED_FRAMES:
+        return content
+    return replace(content, num_frames=_COMPARED_FRAMES, indices=content.indices and content.indices[:_COMPARED_FRAMES])
+
+
+def _metadata(shape: ClipShape) -> Any:
+    from transformers.video_utils import VideoMetadata
+
+    total = shape.total or shape.num_frames
+    return VideoMetadata(
+        total_num_frames=total,
+        fps=shape.fps,
+        duration=total / shape.fps,
+        width=shape.size[1],
+        height=shape.size[0],
+        frames_indices=list(shape.indices or range(shape.num_frames)),
+    )
+
+
+def _notes(text: str) -> list[str]:
+    """What the template writes behind the last message may open a thought, in which the answer then stands."""
+    for begin, end in _THOUGHTS:
+        if text[-200:].rfind(begin) > text[-200:].rfind(end):
+            return ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
+    return []
