@@ -81,11 +81,12 @@ def make_tokenizer(extra: list[str], named: dict[str, str] | None = None, **role
     )
 
 
-def random_model(build: Callable[[], Any], seed: int) -> Any:
+def random_model(build: Callable[[], Any], seed: int, table: float = 0.4) -> Any:
     """The model that ``build`` makes, filled the same for each seed and loudly, in fp32.
 
     A matrix maps unit inputs to outputs of size ``gain``; queries and keys get more, so that attention is far from
-    uniform. Everything is filled: Gemma 3's projector starts as zeros, which would blind the model.
+    uniform. Everything is filled: Gemma 3's projector starts as zeros, which would blind the model. ``table`` is the
+    size of the embeddings; small where they are the head too and scaled up, or each token would predict itself.
     """
     import torch
 
@@ -101,7 +102,7 @@ def random_model(build: Callable[[], Any], seed: int) -> Any:
                 # Experts are stacked matrices, convolutions see a whole patch.
                 inputs = parameter.shape[-1] if parameter.ndim == 3 else parameter[0].numel()
                 gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
-                std = 0.4 if id(parameter) in tables else gain / inputs**0.5
+                std = table if id(parameter) in tables else gain / inputs**0.5
                 parameter.normal_(std=std)
             head = model.get_output_embeddings().weight
             if id(head) not in tables:
@@ -571,6 +572,270 @@ def build_glm4v_moe(folder: Path, seed: int = 0) -> None:
     save(folder, random_model(lambda: Glm4vMoeForConditionalGeneration(config), seed), processor, GLM_TEMPLATE)
 
 
+# ---------------------------------------------------------------- Gemma
+
+GEMMA_3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% endif %}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA_4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}\n\n<|image|>\n\n"
+    "{% elif part['type'] == 'video' %}\n\n<|video|>\n\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% endif %}<turn|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+# Shorter than any prompt with frames.
+WINDOW = 24
+
+
+def build_gemma3(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3ImageProcessor,
+        Gemma3Processor,
+    )
+
+    named = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    tokenizer = make_tokenizer(turns, named, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    config = Gemma3Config(
+        text_config={
+            **TEXT,
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "vocab_size": len(tokenizer),
+            **token_ids(tokenizer, bos_token_id="<bos>", eos_token_id="<eos>", pad_token_id="<pad>"),
+        },
+        vision_config={**LAYERS, "model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
+        mm_tokens_per_image=4,
+        **token_ids(
+            tokenizer,
+            image_token_index="<image_soft_token>",
+            boi_token_index="<start_of_image>",
+            eoi_token_index="<end_of_image>",
+        ),
+    )
+    image = Gemma3ImageProcessor(size={"height": 32, "width": 32})
+    processor = Gemma3Processor(image, tokenizer, image_seq_length=4)
+    save(
+        folder,
+        random_model(lambda: Gemma3ForConditionalGeneration(config), seed, table=0.1),
+        processor,
+        GEMMA_3_TEMPLATE,
+    )
+
+
+def build_gemma4(folder: Path, seed: int = 0) -> None:
+    """Its frames have 63 tokens each: the processors allow 70 at least."""
+    from transformers import (
+        Gemma4AudioFeatureExtractor,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4ImageProcessor,
+        Gemma4Processor,
+        Gemma4VideoProcessor,
+    )
+
+    named = {
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    }
+    turns = ["<|turn>", "<turn|>", "<|video|>"]
+    tokenizer = make_tokenizer(turns, named, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    config = Gemma4Config(
+        text_config={
+            **TEXT,
+            # The last three layers read the keys and values of the second and third.
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 3,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": WINDOW,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": len(tokenizer),
+            "use_bidirectional_attention": "vision",
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+            "vocab_size": len(tokenizer),
+            **token_ids(tokenizer, bos_token_id="<bos>", eos_token_id="<eos>", pad_token_id="<pad>"),
+        },
+        vision_config={
+            **LAYERS,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 64,
+        },
+        audio_config=None,
+        **token_ids(
+            tokenizer,
+            image_token_id="<|image|>",
+            video_token_id="<|video|>",
+            boi_token_id="<|image>",
+            eoi_token_id="<image|>",
+            audio_token_id="<|audio|>",
+            boa_token_id="<|audio>",
+            eoa_token_index="<audio|>",
+        ),
+    )
+    processor = Gemma4Processor(
+        Gemma4AudioFeatureExtractor(),
+        Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2),
+        tokenizer,
+        Gemma4VideoProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2, num_frames=6),
+        image_seq_length=70,
+    )
+    save(
+        folder,
+        random_model(lambda: Gemma4ForConditionalGeneration(config), seed, table=0.1),
+        processor,
+        GEMMA_4_TEMPLATE,
+    )
+
+
+# ---------------------------------------------------------------- SmolVLM, PerceptionLM, Mistral
+
+# SmolVLM's processor brings the same for videos; nothing stands behind "Assistant:".
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}<image>{% elif part['type'] == 'video' %}<video>{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+LLAMA_3_TURNS = ["<|start_header_id|>", "<|end_header_id|>"]
+PERCEPTION_LM_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
+    "{% elif part['type'] == 'video' %}<|video|>{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL_3_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] != 'system' %}"
+    "[SYSTEM_PROMPT]Answer in a few words.[/SYSTEM_PROMPT]{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}[IMG]{% endif %}{% endfor %}"
+    "{% endif %}[/INST]{% elif message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% else %}[SYSTEM_PROMPT]{{ message['content'] }}[/SYSTEM_PROMPT]{% endif %}{% endfor %}"
+)
+
+
+def build_smolvlm(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+
+    named = {
+        "image_token": "<image>",
+        "video_token": "<video>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    tokenizer = make_tokenizer(["<|im_start|>"], named, eos_token="<end_of_utterance>")
+    config = SmolVLMConfig(
+        text_config={**LLAMA, "vocab_size": len(tokenizer)},
+        vision_config={**LAYERS, "image_size": 32, "patch_size": 8},
+        scale_factor=2,
+        **token_ids(tokenizer, image_token_id="<image>"),
+    )
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**sizes), tokenizer, SmolVLMVideoProcessor(**sizes), image_seq_len=4
+    )
+    save(folder, random_model(lambda: SmolVLMForConditionalGeneration(config), seed), processor, SMOLVLM_TEMPLATE)
+
+
+def build_perception_lm(folder: Path, seed: int = 0) -> None:
+    """With CLIP's tower for its own, which timm holds; both have a class token that the model drops."""
+    from transformers import (
+        PerceptionLMConfig,
+        PerceptionLMForConditionalGeneration,
+        PerceptionLMImageProcessor,
+        PerceptionLMProcessor,
+        PerceptionLMVideoProcessor,
+    )
+
+    named = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    tokenizer = make_tokenizer(
+        LLAMA_3_TURNS, named, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>"
+    )
+    config = PerceptionLMConfig(
+        text_config={**LLAMA, "vocab_size": len(tokenizer)},
+        vision_config={**CLIP, "model_args": {"embed_dim": CLIP["hidden_size"]}},
+        vision_use_cls_token=True,
+        projector_pooling_ratio=2,
+        tie_word_embeddings=False,
+        **token_ids(tokenizer, image_token_id="<|image|>", video_token_id="<|video|>"),
+    )
+    processor = PerceptionLMProcessor(
+        PerceptionLMVideoProcessor(size={"height": 32, "width": 32}),
+        PerceptionLMImageProcessor(tile_size=32, max_num_tiles=4),
+        tokenizer,
+        patch_size=8,
+        pooling_ratio=2,
+    )
+    model = random_model(lambda: PerceptionLMForConditionalGeneration(config), seed)
+    save(folder, model, processor, PERCEPTION_LM_TEMPLATE)
+
+
+def build_mistral3(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        PixtralImageProcessor,
+        PixtralProcessor,
+    )
+
+    tokens = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tokenizer = make_tokenizer(tokens, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    config = Mistral3Config(
+        text_config={
+            **TEXT,
+            "model_type": "mistral",
+            "head_dim": 16,
+            "sliding_window": None,
+            "vocab_size": len(tokenizer),
+            "tie_word_embeddings": False,
+        },
+        vision_config={**LAYERS, "model_type": "pixtral", "image_size": 64, "patch_size": 8, "head_dim": 16},
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+        **token_ids(tokenizer, image_token_index="[IMG]"),
+    )
+    image = PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    processor = PixtralProcessor(image, tokenizer, patch_size=8, spatial_merge_size=2)
+    save(folder, random_model(lambda: Mistral3ForConditionalGeneration(config), seed), processor, MISTRAL_3_TEMPLATE)
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(build_qwen2_vl, notes="pairs of frames, one run of placeholders, three axes"),
     "qwen2_5_vl": Family(build_qwen2_5_vl, notes="as qwen2_vl; windowed tower, time axis in seconds"),
@@ -586,4 +851,15 @@ FAMILIES: dict[str, Family] = {
         build_glm4v, notes="pairs of frames with a whole second behind, the image's placeholder in a video"
     ),
     "glm4v_moe": Family(build_glm4v_moe, notes="as glm4v, with experts"),
+    "gemma3": Family(build_gemma3, "images", notes="both ways within an image, windows, zero projector filled"),
+    "gemma4": Family(
+        build_gemma4, notes="shared key-value layers, embeddings for each layer, windows, both ways in a frame"
+    ),
+    "smolvlm": Family(
+        build_smolvlm,
+        notes="frame count and duration stand before the frames, timestamps between",
+        requires="num2words",
+    ),
+    "perception_lm": Family(build_perception_lm, notes="frames pooled, one run of placeholders"),
+    "mistral3": Family(build_mistral3, "images", notes="a row of an image ends in a token of its own"),
 }
