@@ -9,10 +9,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+
+# How much of a prompt is written out. "runs": a run of placeholders is tokenised as one. "grids": the processor is told
+# of one token a unit, where it counts in patches, and writes so many; the caller repeats them.
+Thinness = Literal["whole", "runs", "grids"]
 
 
 class ProcessorCalls:
@@ -33,35 +37,30 @@ class ProcessorCalls:
     def name(self) -> str:
         return type(self.processor).__name__
 
-    def made(self, text: str, given: Mapping[str, Any], thin: bool = False) -> dict[str, Any]:
+    def made(self, text: str, given: Mapping[str, Any], thin: Thinness = "whole") -> dict[str, Any]:
         """What the processor makes of real frames and images.
 
         Args:
             text: the prompt, each visual one token.
             given: ``images``, ``videos`` and settings.
-            thin: tokenise a run of placeholders as one.
+            thin: how much of it is written out.
 
         Raises:
             ValueError: it does not take them.
         """
         try:
-            return self._call(self._with_tokenizer(thin), text, given)
+            return self._call(self._copied(thin, zeros=False), text, given)
         except Exception as error:  # of any processor that there is
             raise self._refused(error) from error
 
-    def shapes(self, text: str, given: Mapping[str, Any], thin: bool = False) -> dict[str, Any]:
+    def shapes(self, text: str, given: Mapping[str, Any], thin: Thinness = "whole") -> dict[str, Any]:
         """As ``made``, of frames and images on the meta device; tensors that depend on pixels are there or zeros."""
         errors = []
         if getattr(getattr(self.processor, "video_processor", None), "use_token_compression", None):
             given = {**given, "use_token_compression": False}
         for meta in (True, False) if self._meta else (False,):
-            processor = self._with_tokenizer(thin)
-            if not meta:
-                for part in ("image_processor", "video_processor"):
-                    if getattr(processor, part, None) is not None:
-                        setattr(processor, part, _Zeros(getattr(processor, part)))
             try:
-                made = self._call(processor, text, given)
+                made = self._call(self._copied(thin, zeros=not meta), text, given)
             except Exception as error:  # of any processor that there is
                 errors.append(error)
                 continue
@@ -69,17 +68,26 @@ class ProcessorCalls:
             return made
         raise self._refused(errors[0]) from errors[0]
 
-    def _with_tokenizer(self, thin: bool) -> Any:
-        """A copy of the processor, which may be given other parts."""
+    def _copied(self, thin: Thinness, zeros: bool) -> Any:
+        """A copy of the processor with other parts where they are needed."""
         found = copy.copy(self.processor)
-        if thin:
+        if thin == "runs":
             found.tokenizer = _Thin(found.tokenizer, self.placeholders)
+        for part in ("image_processor", "video_processor"):
+            inner = getattr(found, part, None)
+            if inner is not None and (zeros or thin == "grids"):
+                setattr(found, part, _Shapes(inner, zeros, thin == "grids"))
         return found
 
     @staticmethod
     def _call(processor: Any, text: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(processor(text=[text], return_tensors="pt", **given))
+        # Tensors of pixels and grids alone: lists of ids are long, and made arrays of faster than tensors.
+        tensors = {"return_tensors": "pt"}
+        found = dict(processor(text=[text], images_kwargs=tensors, videos_kwargs=tensors, **given))
         found.pop("video_metadata", None)
+        for part in ("image_processor", "video_processor"):
+            if isinstance(inner := getattr(processor, part, None), _Shapes):
+                found |= inner.grids
         return found
 
     def _refused(self, error: Exception) -> ValueError:
@@ -137,16 +145,31 @@ class _Thin(_Delegate):
         }
 
 
-class _Zeros(_Delegate):
-    """An image or video processor whose results are zeros of the right shapes, without memory behind them."""
+class _Shapes(_Delegate):
+    """An image or video processor of shapes alone.
+
+    Args:
+        zeros: results are zeros of the right shapes without memory behind them, in place of tensors on the meta device.
+        thin: it tells of one token a unit; how many patches there are stands in ``grids``.
+    """
+
+    def __init__(self, inner: Any, zeros: bool, thin: bool) -> None:
+        super().__init__(inner)
+        self._zeros, self._thin = zeros, thin
+        self.grids: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         found = self._inner(*args, **kwargs)
         for name, value in found.items():
-            found[name] = self._zeros(value)
+            if self._thin and name.endswith("grid_thw"):
+                self.grids[name] = value
+                found[name] = torch.cat([value[:, :1], torch.full_like(value[:, 1:], self._inner.merge_size)], dim=1)
+            elif self._zeros:
+                found[name] = _emptied(value)
         return found
 
-    def _zeros(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_meta:
-            return torch.zeros((), dtype=value.dtype).expand(value.shape)
-        return [self._zeros(one) for one in value] if isinstance(value, list) else value
+
+def _emptied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return torch.zeros((), dtype=value.dtype).expand(value.shape)
+    return [_emptied(one) for one in value] if isinstance(value, list) else value

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longva_model.backends.processor_calls import ProcessorCalls
+from longva_model.backends.processor_calls import ProcessorCalls, Thinness
 from longva_model.backends.unit_cutting import Fitted, Kind, UnitCutter, packed
 from longva_model.backends.unit_pixels import UnitPixels
 
@@ -199,7 +199,7 @@ class Renderer:
         self._cutter = UnitCutter(self._calls)
         self.presentation = self._presented(presentation)
         self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
-        self._thin: dict[tuple[Turn, ...], bool] = {}
+        self._thin: dict[tuple[Turn, ...], Thinness] = {}
         self._frame_counts: dict[tuple[int, int], tuple[int, int]] = {}
 
     @property
@@ -286,10 +286,9 @@ class Renderer:
 
     def _column(self, turns: tuple[Turn, ...], frames_of: FramesOf | None) -> Column:
         self._check(turns)
-        rendered = self._render(turns, self._may_be_thin(turns), frames_of)
+        rendered = self._render(turns, self._thinness(turns), frames_of)
         units = self._units(rendered)
-        types = rendered.data.get("mm_token_type_ids", rendered.data.get("token_type_ids"))
-        types_T = None if types is None else np.asarray(types)[0].astype(np.uint8)
+        types_T = _types(rendered)
         positions_AT = None if self._positions is None else self._position_ids(rendered, types_T)
         settings = self._settings(rendered, units)
         return Column(rendered.ids_T, positions_AT, types_T, units, settings, _notes(rendered.text))
@@ -306,17 +305,26 @@ class Renderer:
             elif not isinstance(content, (ClipShape, ImageShape)):
                 raise TypeError(f"a message shows strings, ClipShape and ImageShape, not {type(content).__name__}")
 
-    def _may_be_thin(self, turns: tuple[Turn, ...]) -> bool:
-        """Whether runs of placeholders may be tokenised as one: told by the same turns with clips cut short."""
+    def _thinness(self, turns: tuple[Turn, ...]) -> Thinness:
+        """How little of a prompt has to be written out: told by the same turns with clips cut short."""
         cut = tuple((role, tuple(map(_cut_short, contents))) for role, contents in turns)
         if cut == turns:
-            return False
+            return "whole"
         if cut not in self._thin:
-            whole, thin = (self._render(cut, thin).ids_T for thin in (False, True))
-            self._thin[cut] = np.array_equal(whole, thin)
+            whole = self._render(cut, "whole")
+            ways: tuple[Thinness, ...] = ("grids", "runs") if all(whole.grids) else ("runs",)
+            self._thin[cut] = next((way for way in ways if self._gives(cut, way, whole)), "whole")
         return self._thin[cut]
 
-    def _render(self, turns: tuple[Turn, ...], thin: bool, frames_of: FramesOf | None = None) -> _Rendered:
+    def _gives(self, turns: tuple[Turn, ...], thin: Thinness, whole: _Rendered) -> bool:
+        try:
+            found = self._render(turns, thin)
+        except ValueError:
+            return False
+        pairs = ((found.ids_T, whole.ids_T), (_types(found), _types(whole)))
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
+    def _render(self, turns: tuple[Turn, ...], thin: Thinness, frames_of: FramesOf | None = None) -> _Rendered:
         messages, images, videos = self._shown(turns)
         text = self._text(messages)
         given: dict[str, Any] = {}
@@ -340,7 +348,28 @@ class Renderer:
         for one in visuals:
             grid = next(taken[one.kind], None)
             grids.append(None if grid is None else (int(grid[0]), int(grid[1]), int(grid[2])))
-        return _Rendered(text, ids_T, data, visuals, grids)
+        rendered = _Rendered(text, ids_T, data, visuals, grids)
+        if thin == "grids":
+            self._write_out(rendered)
+        return rendered
+
+    def _write_out(self, rendered: _Rendered) -> None:
+        """Repeat the one placeholder that stands for each unit."""
+        times: list[int] = []
+        for visual, grid in zip(rendered.visuals, rendered.grids, strict=True):
+            if grid is not None:
+                times += [grid[1] * grid[2] // self._cutter.merged_patches(visual.kind)] * grid[0]
+        where_P = np.flatnonzero(np.isin(rendered.ids_T, self.placeholders))
+        if len(where_P) != len(times):
+            raise ValueError(
+                f"{self._calls.name} wrote {len(where_P)} placeholders for {len(times)} units of one token"
+            )
+        times_T = np.ones(len(rendered.ids_T), dtype=np.int64)
+        times_T[where_P] = times
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in rendered.data:
+                rendered.data[name] = np.repeat(np.asarray(rendered.data[name])[0], times_T)[None]
+        rendered.ids_T = np.repeat(rendered.ids_T, times_T)
 
     def _shown(
         self, turns: tuple[Turn, ...]
@@ -467,7 +496,7 @@ class Renderer:
         """Placeholders of a frame, and of what stands behind a video's last frame, where no grid tells them."""
         if size not in self._frame_counts:
             turns = ((("user", (ClipShape(count, size), "?")),) for count in (2, 3))
-            two, three = (int(np.isin(self._render(one, False).ids_T, self.placeholders).sum()) for one in turns)
+            two, three = (int(np.isin(self._render(one, "whole").ids_T, self.placeholders).sum()) for one in turns)
             self._frame_counts[size] = three - two, two - 2 * (three - two)
         return self._frame_counts[size]
 
@@ -530,7 +559,11 @@ class Renderer:
         taken = inspect.signature(self._positions).parameters
         # One more token of text: where an answer begins.
         ids_1T = torch.from_numpy(np.append(rendered.ids_T, rendered.ids_T[-1]))[None]
-        given = {name: value for name, value in rendered.data.items() if name in taken and name != "attention_mask"}
+        given = {
+            name: torch.as_tensor(value)
+            for name, value in rendered.data.items()
+            if name in taken and name != "attention_mask"
+        }
         given["input_ids"] = ids_1T
         if "mm_token_type_ids" in taken:
             if types_T is None:
@@ -561,6 +594,11 @@ class Renderer:
             "template_kwargs": self.template_kwargs,
             **self._cutter.settings(),
         }
+
+
+def _types(rendered: _Rendered) -> NDArray[np.uint8] | None:
+    types = rendered.data.get("mm_token_type_ids", rendered.data.get("token_type_ids"))
+    return None if types is None else np.asarray(types)[0].astype(np.uint8)
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -124,7 +124,7 @@ class UnitCutter:
             shown = frame.expand(frames, 3, *size)
             given = self._given(kind, shown, {} if limits is None else {"size": limits})
             text = self._text(kind, frames)
-            made = self._calls.shapes(text, given, thin=True)
+            made = self._calls.shapes(text, given, "runs")
             units = frames if kind == "image" else -(-frames // self._frames(made))
             self._probed[key] = self._fitted(kind, self._by_unit(made, kind, units))
         return self._probed[key]
@@ -182,7 +182,7 @@ class UnitCutter:
             options["do_resize"] = False
         if wanted.mask:
             options["use_token_compression"] = False
-        made = self._calls.made(self._text(kind, len(frames)), self._given(kind, frames, options), thin=True)
+        made = self._calls.made(self._text(kind, len(frames)), self._given(kind, frames, options), "runs")
         tensors = self._by_unit(made, kind, len(shown))
         if not (found := self._fitted(kind, tensors)).fits(wanted):
             raise ValueError(f"{self._calls.name} fits frames of {size[0]}x{size[1]} to {found}, not to {fitted}")
