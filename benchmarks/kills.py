@@ -3,8 +3,8 @@
     python benchmarks/kills.py [one branch ring training] [--trials 108] [--seed 0] [--csv kills.csv]
 
 Every trial is a fresh folder and cache; its run is killed ``--kills`` times (a random signal, after a random share of
-the time that the undisturbed run took), and then left to end. Under torchrun a random rank, the launcher, or all of
-them are killed. Counted are: results that are not byte for byte the undisturbed run's (dates left out), runs that do
+the time that the undisturbed run took), and then left to end. Under torchrun one of its processes, or the launcher
+alone, is killed. Counted are: results that are not byte for byte the undisturbed run's (dates left out), runs that do
 not end, and processes that outlive their run. On the shipped nano model, on CPU. Exits with 1 where one is counted.
 """
 
@@ -85,11 +85,11 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
                 process.wait(draw.uniform(0.05, 1.0) * seconds)
                 break  # it ended before its moment came
             row["kills"] += 1
-            kill(process, draw, one_of_many=mode in ("branch", "ring"))
-            row["hung"] += not ended(process)
-            row["orphans"] += left_behind(process.pid)
+            kill(process, place, draw, one_of_many=mode in ("branch", "ring"))
+            row["hung"] += not ended(process, place)
+            row["orphans"] += left_behind(place)
         process = start(mode, place)
-        if not ended(process, TIMEOUT):
+        if not ended(process, place, TIMEOUT):
             row["hung"] += 1
         elif process.returncode or outcome(place) != truth:
             row["different"] += 1
@@ -121,34 +121,35 @@ def start(mode: str, place: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def kill(process: subprocess.Popen[bytes], draw: random.Random, *, one_of_many: bool) -> None:
-    """A signal to a run: to its process, or one of its processes, or all."""
+def kill(process: subprocess.Popen[bytes], place: Path, draw: random.Random, *, one_of_many: bool) -> None:
+    """A signal to a run: to its process or launcher, or to one of several processes."""
     which = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
     whole = draw.random() < 0.5
     with contextlib.suppress(ProcessLookupError):
-        if one_of_many and not whole and (ranks := in_session(process.pid) - {process.pid}):
+        if one_of_many and not whole and (ranks := processes_of(place) - {process.pid}):
             os.kill(draw.choice(sorted(ranks)), which)
-        elif which == signal.SIGKILL:
-            os.killpg(process.pid, which)
         else:
+            # Of several, the launcher: killed outright, it can tell none of the others.
             os.kill(process.pid, which)
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float = 90.0) -> bool:
+def ended(process: subprocess.Popen[bytes], place: Path, seconds: float = 90.0) -> bool:
     """Whether a run ends by itself in so many seconds; else all of it is killed."""
     try:
         process.wait(seconds)
         return True
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in processes_of(place):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         process.wait()
         return False
 
 
-def left_behind(session: int) -> int:
+def left_behind(place: Path) -> int:
     """Processes of a run that outlive it by ten seconds; they are killed."""
     until = time.monotonic() + 10
-    while (left := in_session(session)) and time.monotonic() < until:
+    while (left := processes_of(place)) and time.monotonic() < until:
         time.sleep(0.1)
     for process in left:
         with contextlib.suppress(ProcessLookupError):
@@ -156,14 +157,15 @@ def left_behind(session: int) -> int:
     return len(left)
 
 
-def in_session(session: int) -> set[int]:
-    """The living processes of a session (Linux)."""
+def processes_of(place: Path) -> set[int]:
+    """The living processes of a run (Linux): those with its cache. torchrun gives each a session of its own."""
+    mark = f"VNIAH_CACHE={place / 'cache'}".encode()
     found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
-            if int(of) == session and state != "Z":
-                found.add(int(path.parent.name))
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and mark in (path / "environ").read_bytes().split(b"\0"):
+                found.add(int(path.name))
     return found
 
 

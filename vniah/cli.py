@@ -17,6 +17,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from vniah.runs.launcher import end_with_launcher
+
 COMMANDS = {
     "download": "Fetch needles, a model or the dataset of a task into the local cache.",
     "inspect": "Say what would be sampled of a video, a folder or a picture, and whether it reads to its end.",
@@ -115,6 +117,7 @@ def _root(
 
 def main() -> None:
     """Run the command line. A bad value, a missing file or a full disk is one line and exit code 2."""
+    end_with_launcher()
     try:
         code = app(prog_name="vniah", standalone_mode=False)
     except (ValueError, OSError) as error:

@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import glob
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,12 +19,17 @@ import torch.distributed as dist
 from longva_model.arguments import ModelArgs
 from vniah.files import lock
 from vniah.runs.journal import Journal
+from vniah.runs.launcher import end_with_launcher
 from vniah.visual.settings import Settings
 
 T = TypeVar("T")
 _JOURNALS_BYTES = 2 << 30
 # One process may have much more to do than another before they meet; torch's own 30 minutes are for training steps.
 _PATIENCE = datetime.timedelta(days=7)
+# They come to their first meeting together, but for what one has to download and another has.
+_MEETING = datetime.timedelta(minutes=30)
+_SAID_AFTER = 60.0  # seconds of waiting
+_AGAIN = "see what the missing ones say, end what is left of an earlier run, and start all of them again"
 _beside: dist.ProcessGroup | None = None
 
 
@@ -34,13 +41,65 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def join_processes(device: str) -> None:
-    """Join the process group that torchrun or accelerate set up in the environment, if any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    """Join the process group that torchrun or accelerate set up in the environment, if any, and end with them.
+
+    Raises:
+        ConnectionError: not every process came in time, or they do not reach each other.
+    """
+    end_with_launcher()
+    if launched_processes() < 2 or dist.is_initialized():
         return
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    store, rank, world = _meet()
+    try:
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process {rank} does not reach the other {world - 1} ({_first_line(error)}); name the network device that "
+            "they share, as GLOO_SOCKET_IFNAME=eth0, or lo on one machine (and NCCL_SOCKET_IFNAME for GPUs)"
+        ) from error
+
+
+def _meet() -> tuple[Any, int, int]:
+    """The store of the group, this process's rank, and their number, once all have said there that they have come.
+
+    Before the group is joined, which waits for one that does not come as long as for one that computes.
+
+    Raises:
+        ConnectionError: see ``join_processes``.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    part_of: Any = dist.PrefixStore  # type: ignore[attr-defined]
+    world, begun, said = launched_processes(), time.monotonic(), False
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=_MEETING))
+        came = part_of("vniah/came", store)
+        came.set(str(rank), "")
+        while not came.check([str(one) for one in range(world)]):
+            waited = time.monotonic() - begun
+            if waited > _MEETING.total_seconds():
+                raise ConnectionError(f"{_who_came(came, world)} within {_MEETING}; {_AGAIN}")
+            if waited > _SAID_AFTER and rank == 0 and not said:
+                print(f"vniah: {_who_came(came, world)} so far; waiting up to {_MEETING}", file=sys.stderr)
+                said = True
+            time.sleep(min(1.0, 0.01 + waited / 10))
+    except RuntimeError as error:
+        raise ConnectionError(f"the {world} processes do not meet ({_first_line(error)}); {_AGAIN}") from error
+    store.set_timeout(_PATIENCE)
+    return part_of("vniah/group", store), rank, world
+
+
+def _who_came(came: Any, world: int) -> str:
+    missing = [str(one) for one in range(world) if not came.check([str(one)])]
+    return f"{world - len(missing)} of {world} processes came to share this run, not {', '.join(missing)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def local_rank() -> int:
