@@ -110,7 +110,12 @@ class CroppableLayer(CacheLayerMixin):
 
 
 class RecurrentLayer(LinearAttentionLayer):
-    """One layer's convolution and recurrent states, which each token overwrites."""
+    """One layer's convolution and recurrent states, which each token overwrites.
+
+    Cutting a prompt into forwards elsewhere changes no more than rounding, where a decoder goes on from these states.
+    Those of Jamba and Zamba do so a token at a time only, and begin anew in a forward of several tokens, with any
+    cache: comparing with a plain forward finds them.
+    """
 
     _STATE = ("conv_states", "recurrent_states")
     _ABOUT = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size")
