@@ -32,7 +32,9 @@ class Series:
     Attributes:
         name: the source's fingerprint; with ``fitted`` and the index, a unit's identity.
         fitted: how its pixels are fitted to the model, and whatever else decides its visual tokens.
-        tokens: of one unit.
+        tokens: of one unit, here.
+        offset, whole: where a unit's tokens stand in several places, the first one that stands here, and how many the
+            unit has in all (0: ``tokens``).
         placeholder: the id that stands at a visual token; -1 where the model has none.
         source: what is encoded: a ``FrameSource`` whose items are the units, an image, or None for a vector that the
             model itself appends.
@@ -42,6 +44,8 @@ class Series:
     fitted: str
     tokens: int
     placeholder: int = -1
+    offset: int = 0
+    whole: int = 0
     source: Any = field(compare=False, repr=False, default=None)
 
 
@@ -56,13 +60,17 @@ class AtomTable:
 
     def codes(self, series: Series, start: int, stop: int) -> _IntsA:
         """Of the units ``start`` to ``stop``."""
+        return self.codes_at(series, np.arange(start, stop, dtype=np.int64))
+
+    def codes_at(self, series: Series, units_A: _IntsA) -> _IntsA:
+        """Of the units with these indices."""
         number = self._numbers.get(series)
         if number is None:
             number = self._numbers[series] = len(self.series)
             self.series.append(series)
             self._sizes = np.array([one.tokens for one in self.series])
             self._placeholders = np.array([one.placeholder for one in self.series])
-        return -1 - ((number << _INDEX_BITS) + np.arange(start, stop, dtype=np.int64))
+        return -1 - ((number << _INDEX_BITS) + units_A)
 
     def sizes(self, codes_A: _IntsA) -> _IntsA:
         """Tokens of each atom."""
@@ -94,8 +102,8 @@ class Lowered:
     Attributes:
         atoms_A: codes.
         ends_A: where each atom ends, in tokens; None where every atom is one token.
-        positions_PT: absolute positions of its T tokens and, as the last column, of the token behind them; None where
-            they run on from 0.
+        positions_PT: absolute positions of its first tokens; behind the last one they run on, as those of text do.
+            None where they run on from 0.
     """
 
     atoms_A: _IntsA
@@ -104,17 +112,10 @@ class Lowered:
 
     @classmethod
     def of(cls, codes: Sequence[_IntsA], table: AtomTable, positions_PT: NDArray[np.int64] | None = None) -> Lowered:
-        """The prompt of these pieces.
-
-        Raises:
-            ValueError: positions of another number of tokens.
-        """
+        """The prompt of these pieces."""
         atoms_A = np.concatenate([np.asarray(piece, np.int64) for piece in codes]) if codes else np.zeros(0, np.int64)
         ends_A = np.cumsum(table.sizes(atoms_A)) if (atoms_A < 0).any() else None
-        lowered = cls(atoms_A, ends_A, positions_PT)
-        if positions_PT is not None and positions_PT.shape[1] != lowered.tokens + 1:
-            raise ValueError(f"{positions_PT.shape[1] - 1} positions for a prompt of {lowered.tokens} tokens")
-        return lowered
+        return cls(atoms_A, ends_A, positions_PT)
 
     def __len__(self) -> int:
         return len(self.atoms_A)
@@ -126,6 +127,16 @@ class Lowered:
     def begin(self, atom: int) -> int:
         """Where an atom begins, in tokens."""
         return atom if self.ends_A is None or atom == 0 else int(self.ends_A[atom - 1])
+
+
+    def positions(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Of the tokens from ``start`` to ``stop``, (P, n), where those behind the prompt are text."""
+        running_T = np.arange(start, stop, dtype=np.int64)
+        if self.positions_PT is None:
+            return running_T[None]
+        given = self.positions_PT.shape[1]
+        behind_T = running_T[max(given - start, 0) :] - (given - 1)
+        return np.concatenate([self.positions_PT[:, start:stop], self.positions_PT[:, -1:] + behind_T], 1)
 
 
 class PrefixTree:
@@ -175,7 +186,7 @@ class PrefixTree:
         key = (id(one.positions_PT), id(other.positions_PT))
         if key not in self._alike:
             length = min(one.tokens, other.tokens)
-            differ_T = (_positions(one, length) != _positions(other, length)).any(0)
+            differ_T = (one.positions(0, length) != other.positions(0, length)).any(0)
             self._alike[key] = int(differ_T.argmax()) if differ_T.any() else length
             if None in (one.positions_PT, other.positions_PT):
                 return self._alike.pop(key)  # of no array that could be told by its id
@@ -204,9 +215,3 @@ class Node:
 def _atoms_within(prompt: Lowered, tokens: int) -> int:
     """Atoms that end within the first ``tokens`` tokens."""
     return tokens if prompt.ends_A is None else int(np.searchsorted(prompt.ends_A, tokens, "right"))
-
-
-def _positions(prompt: Lowered, length: int) -> NDArray[np.int64]:
-    if prompt.positions_PT is None:
-        return np.arange(length, dtype=np.int64)[None]
-    return prompt.positions_PT[:, :length]

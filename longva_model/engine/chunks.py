@@ -113,10 +113,11 @@ class Feeder:
         sizes_A = table.sizes(codes_A)
         device = self.backend.device
         visual_T = np.repeat(codes_A < 0, sizes_A)
+        positions_PT = prompt.positions(start, start + len(visual_T))
         pieces = [piece for run in table.runs(codes_A) for piece in self._features(*run)]
         return Chunk(
             ids_T=torch.from_numpy(np.repeat(table.ids(codes_A), sizes_A)).to(device),
-            positions=torch.from_numpy(_positions(prompt, start, len(visual_T))).to(device),
+            positions=torch.from_numpy(positions_PT if prompt.positions_PT is not None else positions_PT[0]).to(device),
             start=start,
             visual_T=torch.from_numpy(visual_T).to(device),
             features_kVD=torch.cat(pieces, 1) if pieces else None,
@@ -128,8 +129,9 @@ class Feeder:
         if isinstance(series.source, FrameSource):
             for rows_NtD in self.frames.get(series.source, start, stop, series.fitted):
                 # A unit's levels lie one behind the other.
-                rows_NktD = rows_NtD.unflatten(1, (-1, series.tokens))
-                yield rows_NktD.transpose(0, 1).flatten(1, 2)
+                rows_NktD = rows_NtD.unflatten(1, (-1, series.whole or series.tokens))
+                here_NktD = rows_NktD[:, :, series.offset : series.offset + series.tokens]
+                yield here_NktD.transpose(0, 1).flatten(1, 2)
             return
         if series not in self._images:
             if len(self._images) >= _IMAGES:
@@ -138,17 +140,6 @@ class Feeder:
             found_TD = backend.appended(series.fitted) if source is None else backend.encode_image(source)
             self._images[series] = found_TD.unflatten(0, (-1, series.tokens))
         yield self._images[series]
-
-
-def _positions(prompt: Lowered, start: int, count: int) -> NDArray[np.int64]:
-    """Of ``count`` tokens from ``start`` on, those behind the prompt included: they are text and run on."""
-    running_T = np.arange(start, start + count, dtype=np.int64)
-    if prompt.positions_PT is None:
-        return running_T
-    length = prompt.tokens
-    behind_T = running_T[max(length - start, 0) :] - length
-    inside_PT = prompt.positions_PT[:, min(start, length) : min(start + count, length)]
-    return np.concatenate([inside_PT, prompt.positions_PT[:, -1:] + behind_T], 1)
 
 
 def _types(table: AtomTable, prompt: Lowered, start: int, visual_T: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from longva_model.pictures.opening import ArrayFrames, load_image, sample_indices
 from longva_model.prompts.chat_templates import PLACEHOLDER
-from vniah.contract.requests import Frames, Image, Leaf, Request, Segment, Text
+from vniah.contract.requests import Clip, Frames, Image, Leaf, Request, Segment, Text, Turn
 from vniah.contract.sources import FrameSource, Visual
 from vniah.files import user_path
 from vniah.haystack.opening import open_video
@@ -110,6 +110,73 @@ def build_chat(
     return _prompt(segments, parts, leaf)
 
 
+def build_turns(
+    messages: Sequence[Mapping[str, Any]], leaf: Leaf, *, max_frames: int, system: str | None = None
+) -> Prompt:
+    """A conversation for a model that has a chat template of its own: its messages as they are, told apart by turns.
+
+    Args:
+        messages: as ``build_chat`` takes them.
+        system: where the messages have no system turn.
+
+    Raises:
+        ValueError: no user turn at the end, an unknown content type, or placeholders and visuals of a message that do
+            not match in number.
+    """
+    if not messages or messages[-1].get("role") != "user":
+        raise ValueError("a conversation must end with a user turn")
+    segments: list[Segment] = []
+    parts: list[VisualPart] = []
+    if system is not None and messages[0].get("role") != "system":
+        segments += [Turn("system"), Text(system)]
+    for message in messages:
+        items = _items(message["content"])
+        new = [visual_part(item, max_frames) for item in items if not isinstance(item, str)]
+        parts += new
+        segments.append(Turn(str(message.get("role"))))
+        text = _text(items)
+        if PLACEHOLDER.search(text):
+            pieces = _around_placeholders(text, len(new))
+            shown: list[Any] = [pieces[0]]
+            for part, piece in zip(new, pieces[1:], strict=True):
+                shown += [part, piece]
+        else:
+            coming = iter(new)
+            shown = [item if isinstance(item, str) else next(coming) for item in items]
+        for item in shown:
+            if isinstance(item, str):
+                segments.append(Text(item))
+            else:
+                segments += [item.clip, *item.segments] if item.clip else item.segments
+    return _prompt(segments, parts, leaf)
+
+
+def build_question(
+    text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None
+) -> Prompt:
+    """One user turn for a model that has a chat template of its own: visuals, then the text.
+
+    Raises:
+        ValueError: placeholders and visuals that do not match in number.
+    """
+    parts = [visual_part(visual, max_frames) for visual in visuals]
+    if any(part.template == "none" for part in parts):
+        # A raw prompt: its segments hold every word (text NIAH has no chat template, reference section 4).
+        return _prompt([segment for part in parts for segment in part.segments], parts, leaf)
+    content = [*({"type": "video", "url": visual} for visual in visuals), {"type": "text", "text": text}]
+    return build_turns([{"role": "user", "content": content}], leaf, max_frames=max_frames, system=system)
+
+
+def _around_placeholders(text: str, visuals: int) -> list[str]:
+    pieces = PLACEHOLDER.split(text)
+    if len(pieces) - 1 != visuals:
+        raise ValueError(
+            f"the prompt has {len(pieces) - 1} placeholders (<image>) and {visuals} visuals; "
+            "give one visual for each placeholder, or no placeholder at all"
+        )
+    return pieces
+
+
 def _items(content: Any) -> list[str | Mapping[str, Any]]:
     """The texts of a message, and its visuals as they are described, in order."""
     if isinstance(content, str):
@@ -170,12 +237,8 @@ def _turn(before: str, text: str, parts: Sequence[VisualPart], after: str) -> li
             shown = [segment for part in parts for segment in (Text(" "), *part.segments)][1:]
             # A space that would part it from a word has no place before a frame: "[INST]" there, "[INST] " here.
             return [Text(before.rstrip(" ")), *shown, Text(question_text(text)), Text(after)]
-        pieces = ["", *[" "] * (len(parts) - 1), "\n" + text]
-    if len(pieces) - 1 != len(parts):
-        raise ValueError(
-            f"the prompt has {len(pieces) - 1} placeholders (<image>) and {len(parts)} visuals; "
-            "give one visual for each placeholder, or no placeholder at all"
-        )
+        text = "".join(["<image>", *[" <image>"] * (len(parts) - 1), "\n" + text])
+    pieces = _around_placeholders(text, len(parts))
     pieces[0] = before + pieces[0]
     pieces[-1] += after
     segments: list[Segment] = [Text(pieces[0])]
@@ -200,7 +263,10 @@ def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualPart:
-    """One visual of a prompt: its segments, the media they name, and how its frames are fitted."""
+    """One visual of a prompt: its segments, the media they name, and how its frames are fitted.
+
+    ``clip`` says when a video's frames are, where that is known.
+    """
 
     segments: tuple[Segment, ...]
     media: Mapping[str, Any]
@@ -208,6 +274,7 @@ class VisualPart:
     template: str | None = None
     is_visual_prompt: bool = False
     is_video: bool = False
+    clip: Clip | None = None
 
 
 def visual_part(visual: Any, max_frames: int) -> VisualPart:
@@ -287,4 +354,5 @@ def _video_part(source: FrameSource) -> VisualPart:
         media={source.fingerprint: source},
         preprocess={source.fingerprint: "crop"},
         is_video=True,
+        clip=Clip(*source.origin) if isinstance(source, VideoHaystack) else None,
     )

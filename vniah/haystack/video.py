@@ -91,6 +91,13 @@ class VideoHaystack(Haystack):
     def seconds(self) -> float:
         return self.index.timeline.seconds
 
+    @property
+    def origin(self) -> tuple[float, tuple[int, ...], int]:
+        """Where its frames are from: frames a second of the film, the number of each there, and how many that has."""
+        timeline = self.index.timeline
+        rate = timeline.measured_rate or float(timeline.rate)
+        return rate, tuple(int(number) for number in self.index.numbers), timeline.num_frames
+
     def _identify(self) -> str:
         mode = "pyav-approximate" if self.approximate else "pyav"
         return f"video-{mode}-" + content_hash([file_hash(self.path), self.rule])

@@ -1,0 +1,350 @@
+"""From a request to atoms by a model's own chat template and processor.
+
+One column (clips of one shape, one conversation) is rendered once; its cells are the same tokens with other units in
+their places. Columns that differ in the text behind the last visual alone share all that stands before it.
+
+Shapes: A atoms, U units, f frames that are merged into one unit, F frames of a clip, P axes of positions.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from longva_model.backends.rendering import ClipShape, Column, Content, ImageShape, Renderer
+from longva_model.backends.rendering import Turn as RenderedTurn
+from longva_model.engine.atoms import AtomTable, Lowered, Series
+from vniah.contract.requests import Clip, Frames, Image, Segment, Text, Turn
+from vniah.contract.sources import FramesNHWC, FrameSource, HeldFrames
+from vniah.visual.compose import letterbox
+
+_HEADS = 64
+# Frames of the clips at which the ends of two columns are compared.
+_SHORT = 3
+
+
+class UnitSeries:
+    """Units of ``merged`` neighbouring frames of a source, from one of its first ``merged`` frames on."""
+
+    def __init__(self, source: FrameSource, merged: int, first: int) -> None:
+        self.source, self.merged, self.first = source, merged, first
+        self.size, self.approximate = source.size, source.approximate
+        self.fingerprint = source.fingerprint if merged == 1 else f"{source.fingerprint}/{merged}+{first}"
+
+    def __len__(self) -> int:
+        return (len(self.source) - self.first) // self.merged
+
+    def frames(self, start: int, stop: int) -> FramesNHWC:
+        """Units ``start`` to ``stop``, uint8 of shape (N, f, H, W, 3)."""
+        first, last = (self.first + index * self.merged for index in (start, stop))
+        frames_NHWC = self.source.frames(first, last)
+        return frames_NHWC.reshape(stop - start, self.merged, *frames_NHWC.shape[1:])
+
+    def reader(self) -> UnitSeries | None:
+        reader = self.source.reader()
+        return None if reader is None else UnitSeries(reader, self.merged, self.first)
+
+
+class OneUnit:
+    """A unit of frames that are no neighbours in one source, as (source, index) each."""
+
+    approximate = False
+
+    def __init__(self, frames: Sequence[tuple[FrameSource, int]]) -> None:
+        self._frames = frames
+        self.size = frames[0][0].size
+        self.approximate = any(source.approximate for source, _ in frames)
+        self.fingerprint = "unit:" + ",".join(f"{source.fingerprint}#{index}" for source, index in frames)
+
+    def __len__(self) -> int:
+        return 1
+
+    def frames(self, start: int, stop: int) -> FramesNHWC:
+        """Uint8 of shape (1, f, H, W, 3)."""
+        return np.concatenate([source.frames(index, index + 1) for source, index in self._frames])[None][start:stop]
+
+    def reader(self) -> None:
+        return None
+
+
+@dataclass
+class Shown:
+    """The frames of a clip, by where they come from; or of an image, which is one."""
+
+    shape: ClipShape | ImageShape
+    sources: list[FrameSource]
+    source_F: NDArray[np.int64]  # which of the sources
+    index_F: NDArray[np.int64]  # which of its frames
+
+    def frame(self, number: int) -> FramesNHWC:
+        """(1, H, W, 3)."""
+        index = int(self.index_F[number])
+        return self.sources[self.source_F[number]].frames(index, index + 1)
+
+
+def shown(segments: Sequence[Segment], media: Mapping[str, Any]) -> tuple[tuple[RenderedTurn, ...], list[Shown]]:
+    """What a request's messages show: texts and shapes for the renderer, and where the shapes' frames come from.
+
+    Raises:
+        ValueError: a source that the media do not hold, frames of several sizes in one clip, or text outside a turn.
+    """
+    turns: list[tuple[str, list[Content]]] = []
+    visuals: list[Shown] = []
+    clip: list[Segment] = []
+    about = Clip()
+
+    def close() -> None:
+        nonlocal about
+        if clip:
+            visuals.append(_clip(clip, about, media))
+            turns[-1][1].append(visuals[-1].shape)
+            clip.clear()
+        about = Clip()
+
+    for segment in segments:
+        if isinstance(segment, Turn):
+            close()
+            turns.append((segment.role, []))
+            continue
+        if not turns:
+            raise ValueError(f"a {type(segment).__name__} stands before the first turn of a conversation")
+        if isinstance(segment, Frames) or (isinstance(segment, Image) and segment.as_frame):
+            clip.append(segment)
+            continue
+        close()
+        if isinstance(segment, Clip):
+            about = segment
+        elif isinstance(segment, Text):
+            turns[-1][1].append(segment.text)
+        elif isinstance(segment, Image):
+            image = _source(segment.source, media).convert("RGB")
+            still = HeldFrames(np.asarray(image)[None], f"still:{segment.source}")
+            visuals.append(Shown(ImageShape(still.size), [still], np.zeros(1, np.int64), np.zeros(1, np.int64)))
+            turns[-1][1].append(visuals[-1].shape)
+        else:
+            raise ValueError(f"{type(segment).__name__} has no place in a conversation")
+    close()
+    return tuple((role, tuple(contents)) for role, contents in turns), visuals
+
+
+def _clip(segments: Sequence[Segment], about: Clip, media: Mapping[str, Any]) -> Shown:
+    """Frames in a row, images among them letterboxed to the frames' size."""
+    named = dict.fromkeys(part.source for part in segments if isinstance(part, (Frames, Image)))
+    found = {name: _source(name, media) for name in named}
+    sizes = {source.size for source in found.values() if not isinstance(source, PILImage.Image)}
+    if len(sizes) > 1:
+        told = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise ValueError(f"the frames of a clip must be of one size, got {told}")
+    first = next(iter(found.values()))
+    height, width = sizes.pop() if sizes else (first.height, first.width)
+    sources: dict[str, FrameSource] = {}
+    for name, source in found.items():
+        if isinstance(source, PILImage.Image):
+            still_HWC = letterbox(source, (height, width))
+            source = HeldFrames(still_HWC[None], f"still:{name}:{width}x{height}")
+        sources[name] = source
+    numbers = {name: number for number, name in enumerate(sources)}
+    spans = [(numbers[part.source], *_span(part, sources[part.source])) for part in segments]  # type: ignore[union-attr]
+    source_F = np.concatenate([np.full(stop - start, number) for number, start, stop in spans])
+    index_F = np.concatenate([np.arange(start, stop) for _, start, stop in spans])
+    shape = ClipShape(len(source_F), (height, width), about.fps, about.indices, about.total)
+    return Shown(shape, list(sources.values()), source_F, index_F)
+
+
+def _span(segment: Segment, source: FrameSource) -> tuple[int, int]:
+    if not isinstance(segment, Frames):
+        return 0, 1
+    if segment.stop > len(source):
+        raise ValueError(f"frames up to {segment.stop} are asked of a source that has {len(source)}")
+    return segment.start, segment.stop
+
+
+def _source(name: str, media: Mapping[str, Any]) -> Any:
+    try:
+        return media[name]
+    except KeyError:
+        raise ValueError(f"a segment names the source {name!r}, which the media do not hold") from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Units that are made alike: of one visual, fitted alike, with as many tokens.
+
+    Attributes:
+        atoms_U: which atoms of the column they are.
+        frames_Uf: which frames of the visual they show.
+    """
+
+    clip: int
+    fitted: str
+    tokens: int
+    offset: int
+    whole: int
+    placeholder: int
+    atoms_U: NDArray[np.int64]
+    frames_Uf: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """A column up to its last visual token.
+
+    Attributes:
+        atoms_A: ids, and -1 where units come.
+        positions_PT: of its tokens and the one behind; None where they run on.
+        reference: the turns that were rendered, and the ids behind the head there.
+    """
+
+    atoms_A: NDArray[np.int64]
+    places: list[_Places]
+    positions_PT: NDArray[np.int64] | None
+    settings: dict[str, Any]
+    reference: tuple[tuple[RenderedTurn, ...], NDArray[np.int64]]
+
+
+class Lowering:
+    """Lowers conversations.
+
+    Args:
+        renderer: of the model's processor.
+    """
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self._heads: OrderedDict[Any, _Head] = OrderedDict()
+        # What results say of each column: by frames of its clips.
+        self.columns: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, None] = {}
+
+    def lower(self, segments: Sequence[Segment], media: Mapping[str, Any], table: AtomTable) -> Lowered:
+        """A request's messages as atoms.
+
+        Raises:
+            ValueError: as ``shown``, and what the renderer refuses.
+        """
+        turns, visuals = shown(segments, media)
+        head, tail_A = self._column(turns)
+        atoms_A = head.atoms_A.copy()
+        for places in head.places:
+            atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table)
+        return Lowered.of([atoms_A, tail_A], table, head.positions_PT)
+
+    def _column(self, turns: tuple[RenderedTurn, ...]) -> tuple[_Head, NDArray[np.int64]]:
+        """The column's head, and the ids behind it."""
+        stem = _stem(turns)
+        head = self._heads.get(stem)
+        if head is None:
+            head = self._heads[stem] = self._rendered(turns)
+            while len(self._heads) > _HEADS:
+                self._heads.popitem(last=False)
+            return head, head.reference[1]
+        self._heads.move_to_end(stem)
+        if turns == head.reference[0]:
+            return head, head.reference[1]
+        # The same visuals and another end: a text of few tokens tells the end.
+        (before_A, tail_A), (theirs_A, their_tail_A) = (self._ends(one) for one in (turns, head.reference[0]))
+        if np.array_equal(before_A, theirs_A) and np.array_equal(their_tail_A, head.reference[1]):
+            return head, tail_A
+        head = self._rendered(turns)
+        return head, head.reference[1]
+
+    def _ends(self, turns: tuple[RenderedTurn, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids up to the last visual token and behind it, of the same turns with clips cut short."""
+        column = self.renderer.column(tuple((role, tuple(map(_cut, contents))) for role, contents in turns))
+        end = column.units[-1].stop if column.units else 0
+        return column.ids_T[:end], column.ids_T[end:]
+
+    def _rendered(self, turns: tuple[RenderedTurn, ...]) -> _Head:
+        column = self.renderer.column(turns)
+        end = column.units[-1].stop if column.units else 0
+        atoms_A, places = _skeleton(column, end)
+        positions_PT = column.positions_AT
+        if positions_PT is not None:
+            # Behind the last visual token stands text, whose positions run on.
+            running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == np.arange(positions_PT.shape[1] - end)
+            positions_PT = positions_PT[:, : end + 1].copy() if running_T.all() else positions_PT
+        shapes = [content for _, contents in turns for content in contents if isinstance(content, ClipShape)]
+        if shapes:
+            self.columns[" + ".join(str(shape.num_frames) for shape in shapes)] = column.settings
+        self.notes.update(dict.fromkeys(column.notes))
+        return _Head(atoms_A, places, positions_PT, column.settings, (turns, column.ids_T[end:]))
+
+
+def _stem(turns: tuple[RenderedTurn, ...]) -> Any:
+    """A conversation without the texts behind its last visual."""
+    flat = [(number, role, content) for number, (role, contents) in enumerate(turns) for content in contents]
+    last = max((place for place, (_, _, content) in enumerate(flat) if not isinstance(content, str)), default=-1)
+    return tuple(flat[: last + 1]), tuple(role for role, _ in turns)
+
+
+def _cut(content: Content) -> Content:
+    if isinstance(content, ClipShape) and content.num_frames > _SHORT:
+        return replace(content, num_frames=_SHORT, indices=content.indices and content.indices[:_SHORT])
+    return content
+
+
+def _skeleton(column: Column, end: int) -> tuple[NDArray[np.int64], list[_Places]]:
+    """The atoms of a column's first ``end`` tokens, units left open, and the units that belong there."""
+    starts_U, stops_U = (np.array([getattr(unit, name) for unit in column.units], np.int64) for name in ("start", "stop"))
+    first_T = np.ones(end, bool)  # whether an atom begins here
+    inside_T = np.zeros(end + 1, np.int64)
+    np.add.at(inside_T, starts_U, 1)
+    np.add.at(inside_T, stops_U, -1)
+    inside_T = np.cumsum(inside_T)[:end] > 0
+    first_T[inside_T] = False
+    first_T[starts_U] = True
+    atom_T = np.cumsum(first_T) - 1
+    atoms_A = column.ids_T[:end][first_T].copy()
+    atoms_A[atom_T[starts_U]] = -1
+    whole: dict[tuple[int, tuple[int, ...]], int] = {}
+    for unit in column.units:
+        key = (unit.clip, unit.frames)
+        whole[key] = max(whole.get(key, 0), unit.offset + unit.stop - unit.start)
+    groups: dict[tuple[Any, ...], tuple[list[int], list[tuple[int, ...]]]] = {}
+    for unit, start in zip(column.units, starts_U.tolist(), strict=True):
+        kind = (
+            *(unit.clip, unit.fitted, unit.stop - unit.start, unit.offset, whole[unit.clip, unit.frames]),
+            *(int(column.ids_T[start]), len(unit.frames)),
+        )
+        atoms, frames = groups.setdefault(kind, ([], []))
+        atoms.append(int(atom_T[start]))
+        frames.append(unit.frames)
+    return atoms_A, [
+        _Places(
+            *kind[:6],
+            atoms_U=np.array(atoms, np.int64),
+            frames_Uf=np.array(frames, np.int64).reshape(len(atoms), kind[6]),
+        )
+        for kind, (atoms, frames) in groups.items()
+    ]
+
+
+def _codes(places: _Places, visual: Shown, table: AtomTable) -> NDArray[np.int64]:
+    """The codes of units, by the content of their frames."""
+    made = {"fitted": places.fitted, "tokens": places.tokens, "placeholder": places.placeholder}
+    made |= {"offset": places.offset, "whole": places.whole}
+    merged = places.frames_Uf.shape[1]
+    if merged == 0:
+        # What a model itself puts among visual tokens.
+        return np.repeat(table.codes(Series(name="", **{**made, "whole": places.tokens}), 0, 1), len(places.atoms_U))
+    source_Uf, index_Uf = visual.source_F[places.frames_Uf], visual.index_F[places.frames_Uf]
+    neighbours_U = (source_Uf == source_Uf[:, :1]).all(1) & (np.diff(index_Uf, axis=1) == 1).all(1)
+    codes_U = np.zeros(len(places.atoms_U), np.int64)
+    groups_U = source_Uf[:, 0] * merged + index_Uf[:, 0] % merged
+    for group in np.unique(groups_U[neighbours_U]).tolist():
+        number, first = divmod(group, merged)
+        source = UnitSeries(visual.sources[number], merged, first)
+        rows_U = neighbours_U & (groups_U == group)
+        series = Series(name=source.fingerprint, source=source, **made)
+        codes_U[rows_U] = table.codes_at(series, (index_Uf[rows_U, 0] - first) // merged)
+    for row in np.flatnonzero(~neighbours_U).tolist():
+        frames = [(visual.sources[n], int(i)) for n, i in zip(source_Uf[row], index_Uf[row], strict=True)]
+        one = OneUnit(frames)
+        codes_U[row] = table.codes(Series(name=one.fingerprint, source=one, **made), 0, 1)[0]
+    return codes_U
