@@ -1,4 +1,4 @@
-"""What a user may pass to ``longva_ring``, and a task's generation settings: checked once, where they enter.
+"""What a user may pass to ``longva_ring`` and ``hf_tree``, and a task's generation settings: checked once, where they enter.
 
 lmms-eval hands over ``--model_args key=value,...`` with its own guess of each type; everything is read
 again here, and an unknown key is an error that names the nearest one.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ _CHOICES = {
     "preprocess": ("auto", "pad", "crop"),
     "scoring": ("tree", "plain"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "presentation": ("auto", "video", "images"),
+    "thinking": ("auto", "on", "off"),
 }
 # What lmms-eval adds to the arguments of every model.
 _FROM_LMMS_EVAL = ("max_batch_size", "use_cache")
@@ -39,7 +41,7 @@ _DEFAULT_TOP_K = 50  # of transformers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArgs:
-    """Arguments of the lmms-eval model ``longva_ring``."""
+    """Arguments of the lmms-eval models ``longva_ring`` and ``hf_tree``."""
 
     pretrained: str = "nano"  # shipped; or a folder or Hub id: LongVA, LLaVA-NeXT-Video, or a text-only causal model
     revision: str | None = None  # of the Hub
@@ -61,6 +63,13 @@ class ModelArgs:
     system_prompt: str | None = None  # text or a file of text; a system message of a chat task wins
     mm_spatial_pool_mode: str | None = None  # this and the next for released configs that lack them
     mm_spatial_pool_stride: int | None = None
+    # Models of other makers (hf_tree):
+    presentation: str = "auto"  # a clip as one video, or as images; auto is a video where the model knows videos
+    frame_tokens: str = "auto"  # tokens of a unit of frames: as the processor has it, a number, or column (the longest's)
+    positions: str = "model"  # whose position scheme: the model's own, a built-in one, or module:function
+    thinking: str = "auto"  # on and off tell the chat template so (enable_thinking)
+    device_map: str | None = None  # auto spreads a model over all devices, as transformers does
+    generic: bool = False  # set by hf_tree: read by the generic backend where there is another one
     batch_size: int = 1  # accepted for lmms-eval; the tree shares prefixes instead of batching
 
     @classmethod
@@ -70,7 +79,7 @@ class ModelArgs:
         Raises:
             ValueError: an unknown key (names the nearest), a value of the wrong type, out of its range or choices.
         """
-        known = {field.name: field for field in fields(cls)}
+        known = {field.name: field for field in fields(cls) if field.name != "generic"}
         read: dict[str, Any] = {}
         for key, value in values.items():
             if key in _FROM_LMMS_EVAL or value is None:
@@ -83,7 +92,19 @@ class ModelArgs:
         for key, choices in _CHOICES.items():
             if getattr(args, key) not in choices:
                 raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(choices)}")
+        if args.frame_tokens not in ("auto", "column") and not (args.frame_tokens.isdigit() and int(args.frame_tokens)):
+            raise ValueError(f"frame_tokens={args.frame_tokens!r}: expected auto, column, or a number of tokens")
         return args
+
+    def refuse(self, names: Sequence[str], why: str) -> None:
+        """Raise where one of these arguments was given and says nothing to the model.
+
+        Raises:
+            ValueError: naming it.
+        """
+        for name in names:
+            if getattr(self, name) != getattr(ModelArgs(), name):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not for {self.pretrained}: {why}; leave it out")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

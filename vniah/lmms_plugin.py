@@ -32,16 +32,17 @@ def tasks_dir() -> Path:
 
 
 def manifests() -> list[Any]:
-    """Entry point ``lmms_eval.models``: the manifest of ``longva_ring``; installs the task hook beside it."""
+    """Entry point ``lmms_eval.models``: the manifests of our models; installs the task hook beside them."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     install_task_hook()
     return [
         ModelManifest(
-            model_id="longva_ring",
-            simple_class_path="longva_model.lmms.longva_ring.LongVARing",
-            chat_class_path="longva_model.lmms.longva_ring.LongVARingChat",
+            model_id=name,
+            simple_class_path=f"longva_model.lmms.longva_ring.{kind}",
+            chat_class_path=f"longva_model.lmms.longva_ring.{kind}Chat",
         )
+        for name, kind in (("longva_ring", "LongVARing"), ("hf_tree", "HfTree"))
     ]
 
 

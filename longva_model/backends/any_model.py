@@ -12,7 +12,7 @@ chunk, V vocabulary, D hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ import torch
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
+from longva_model.backends.lowering import Lowering
+from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
+from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.engine.chunks import Chunk
 from longva_model.engine.logits import OwnHead
+from longva_model.prompts.prompting import Prompt, build_question, build_turns
 from longva_model.renamed import cache_keyword
+from vniah.contract.requests import Leaf, Turn
 from vniah.files import sha256_of
 
 # What decides a clip's text and pixels.
@@ -55,6 +60,17 @@ class AnyModelBackend(HubModel):
         decoder = _decoder_of(model)
         self._head = OwnHead(model, model.model)
         self.family: Family = family_of(model, decoder)
+        args.refuse(("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"), "it has its own")
+        thinking = {} if args.thinking == "auto" else {"enable_thinking": args.thinking == "on"}
+        self.renderer = Renderer(
+            self.processor,
+            config,
+            getattr(model.model, "get_rope_index", None),
+            args.presentation,  # type: ignore[arg-type]
+            int(args.frame_tokens) if args.frame_tokens.isdigit() else "auto",
+            thinking,
+        )
+        self._lowering = Lowering(self.renderer)
         self._files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
         self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
 
@@ -62,6 +78,43 @@ class AnyModelBackend(HubModel):
         settings = self.model.config.to_dict()
         settings.pop("text_config", None)
         return " ".join((described(_Settings(settings)), *map(sha256_of, self._files)))
+
+    def question(
+        self, text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None
+    ) -> Prompt:
+        return build_question(text, visuals, leaf, max_frames=max_frames, system=system)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], leaf: Leaf, *, max_frames: int, system: str | None = None
+    ) -> Prompt:
+        return build_turns(messages, leaf, max_frames=max_frames, system=system)
+
+    def lower(self, prompt: Prompt, table: AtomTable, preprocess: str = "auto") -> Lowered:
+        segments = prompt.request.segments
+        if not any(isinstance(segment, Turn) for segment in segments):
+            return super().lower(prompt, table, preprocess)
+        return self._lowering.lower(segments, prompt.media, table)
+
+    def appended(self, name: str) -> torch.Tensor:
+        return self.family.appended(name)[None]
+
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        return max(self.tokens_per_frame, 1)
+
+    def about(self) -> dict[str, Any]:
+        from transformers import __version__
+
+        return {
+            "template": "the checkpoint's chat template",
+            "presentation": self.renderer.presentation,
+            "frame_tokens": self.renderer.frame_tokens,
+            "columns": self._lowering.columns,
+            "notes": list(self._lowering.notes),
+            "transformers": __version__,
+        }
+
+    def settings(self) -> list[Any]:
+        return [self.renderer.presentation, self.renderer.frame_tokens, self.renderer.template_kwargs]
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         return self._head(hidden_TD)
@@ -71,16 +124,6 @@ class AnyModelBackend(HubModel):
         """Visual tokens of units, (N, k * t, D): all of a unit's first level, then all of its next."""
         features_kNtD = self.family.encode(pixels)
         return features_kNtD.transpose(0, 1).flatten(1, 2)
-
-    def appended(self, name: str) -> torch.Tensor:
-        return self.family.appended(name)[None]
-
-    def embed(self, chunk: Chunk) -> torch.Tensor:
-        # A placeholder may be no word of the decoder's; features take its place.
-        embeds_TD = self.embed_ids(chunk.ids_T.masked_fill(chunk.visual_T, 0))
-        if chunk.features_kVD is not None:
-            embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD.dtype)
-        return embeds_TD
 
     def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
         positions = chunk.positions[None] if chunk.positions.ndim == 1 else chunk.positions[:, None]

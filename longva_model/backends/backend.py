@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,10 +33,10 @@ from longva_model.engine.state import CroppableCache, new_state
 from longva_model.pictures.layout import VisualLayout
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
-from longva_model.prompts.prompting import Prompt
+from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
 from longva_model.renamed import cache_keyword
 from vniah.contract.cost import ModelShape
-from vniah.contract.requests import Frames, Image, Segment, Text, Tokens
+from vniah.contract.requests import Frames, Image, Leaf, Segment, Text, Tokens
 from vniah.contract.sources import HeldFrames
 from vniah.files import sha256_of
 from vniah.notices import notice
@@ -156,6 +156,33 @@ class Backend:
             self._sees_nothing("images")
         return self.layout.num_image_tokens(size)
 
+    def question(
+        self, text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None
+    ) -> Prompt:
+        """One user turn (see ``build_prompt``)."""
+        return build_prompt(text, visuals, leaf, self.template, max_frames=max_frames, system=system)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], leaf: Leaf, *, max_frames: int, system: str | None = None
+    ) -> Prompt:
+        """A conversation (see ``build_chat``)."""
+        return build_chat(messages, leaf, self.template, max_frames=max_frames, system=system)
+
+    def check(self) -> None:
+        """Compare what is peculiar to this kind of model with its own forward, when it is loaded.
+
+        Raises:
+            ValueError: it differs.
+        """
+
+    def about(self) -> dict[str, Any]:
+        """How prompts are shown and what was checked, for whoever reads the results; beside what the runner says."""
+        return {}
+
+    def settings(self) -> list[Any]:
+        """What of that decides results."""
+        return []
+
     def appended(self, name: str) -> torch.Tensor:
         """A vector of the model's own that stands among visual tokens (T, D): "newline", behind an ordinary video."""
         raise ValueError(f"{self.name} appends no {name}")
@@ -214,7 +241,8 @@ class Backend:
 
     def embed(self, chunk: Chunk) -> torch.Tensor:
         """The embeddings of a chunk's tokens, visual ones in place, (T, D)."""
-        embeds_TD = self.embed_ids(chunk.ids_T.clamp(min=0))
+        # A placeholder may be no word of the decoder's; features take its place.
+        embeds_TD = self.embed_ids(chunk.ids_T.masked_fill(chunk.visual_T, 0))
         if chunk.features_kVD is not None:
             embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD.dtype)
         return embeds_TD

@@ -72,13 +72,25 @@ def load_backend(args: ModelArgs) -> Backend:
     kind = read_json(config_file).get("model_type")
     device = processes.pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    backends: dict[str, Callable[..., Backend]] = {
-        "llava_next_video": LlavaNextVideoBackend,
-        **dict.fromkeys(LONGVA_TYPES, LongVABackend),
-    }
-    backend = backends.get(str(kind), TextBackend)(folder, args, device, getattr(torch, dtype))
+    backend = _backend_of(str(kind), args.generic)(folder, args, device, getattr(torch, dtype))
     settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
+    backend.check()
     return backend
+
+
+def _backend_of(kind: str, generic: bool) -> Callable[..., Backend]:
+    """The class that reads a config's ``model_type``; a kind that has one of its own may be read by the generic one."""
+    if kind in LONGVA_TYPES:
+        return LongVABackend
+    if kind == "llava_next_video" and not generic:
+        return LlavaNextVideoBackend
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        from longva_model.backends.any_model import AnyModelBackend
+
+        return AnyModelBackend
+    return TextBackend
 
 
 class LongVABackend(HubModel):

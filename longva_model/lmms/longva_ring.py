@@ -16,7 +16,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from longva_model.arguments import ModelArgs, generate_leaf
-from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
+from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Order, Runner
 from vniah.contract.requests import Generate, Leaf, Target
 from vniah.runs.scoring import ScoredPair
@@ -26,10 +26,11 @@ class LongVARing(lmms):
     """LongVA, its baselines and text-only models, teacher-forced or generating. See ``ModelArgs``."""
 
     is_simple = True
+    generic = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self.args = ModelArgs.read(kwargs)
+        self.args = replace(ModelArgs.read(kwargs), generic=self.generic)
         self._system = self.args.system_text()
         self.runner = Runner.load(self.args)
         self.backend = self.runner.backend
@@ -150,9 +151,9 @@ class LongVARing(lmms):
 
     def _prompt(self, shown: Sequence[Any], leaf: Leaf, max_frames: int) -> Prompt:
         """The prompt of a chat task's messages, or of visuals and a text."""
-        template, system = self.backend.template, self._system
+        given: dict[str, Any] = {"max_frames": max_frames, "system": self._system}
         if len(shown) == 1:
-            return build_chat(shown[0], leaf, template, max_frames=max_frames, system=system)
+            return self.backend.chat(shown[0], leaf, **given)
         visuals, text = shown
         # Some tasks return one visual, or nothing, or holes.
         several = visuals if isinstance(visuals, (list, tuple)) else [visuals]
@@ -160,7 +161,7 @@ class LongVARing(lmms):
         for visual in visuals:
             if hasattr(visual, "bind_tokenizer"):
                 visual.bind_tokenizer(self.backend.token_ids)
-        return build_prompt(text, visuals, leaf, template, max_frames=max_frames, system=system)
+        return self.backend.question(text, visuals, leaf, **given)
 
     def _measured(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What the needle tasks among the jobs' are to measure; their documents say it."""
@@ -183,6 +184,18 @@ class LongVARing(lmms):
 
 class LongVARingChat(LongVARing):
     """The same model for lmms-eval's chat protocol; teacher forcing and Python tasks are unchanged."""
+
+    is_simple = False
+
+
+class HfTree(LongVARing):
+    """Any image-text-to-text model of transformers by its own chat template and processor: the model ``hf_tree``."""
+
+    generic = True
+
+
+class HfTreeChat(HfTree):
+    """The same model for lmms-eval's chat protocol."""
 
     is_simple = False
 

@@ -354,5 +354,5 @@ def _video_part(source: FrameSource) -> VisualPart:
         media={source.fingerprint: source},
         preprocess={source.fingerprint: "crop"},
         is_video=True,
-        clip=Clip(*source.origin) if isinstance(source, VideoHaystack) else None,
+        clip=Clip(*source.origin) if hasattr(source, "origin") else None,
     )

@@ -89,7 +89,6 @@ class NeedleModel:
             cells: (task, number of the row) in the order of the tasks.
         """
         from longva_model.arguments import generate_leaf
-        from longva_model.prompts.prompting import build_prompt
         from longva_model.run.runner import Job, Runner
 
         runner = self._runner = self._runner or Runner.load(self.args)
@@ -115,8 +114,8 @@ class NeedleModel:
                     visual.bind_tokenizer(runner.backend.token_ids)
             # A needle's film is shown whole: sampling it would skip the one-frame needle.
             frames = 10**9 if job.every_frame else self.args.max_frames_num
-            template, system = runner.backend.template, self.args.system_text()
-            prompt = build_prompt(job.context or "", visuals, job.leaf, template, max_frames=frames, system=system)
+            system = self.args.system_text()
+            prompt = runner.backend.question(job.context or "", visuals, job.leaf, max_frames=frames, system=system)
             return replace(prompt, beyond_context=prompt.beyond_context or job.every_frame)
 
         def about(job: Job) -> dict[str, Any]:

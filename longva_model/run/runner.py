@@ -229,6 +229,7 @@ class Runner:
             "preprocess": self.args.preprocess,
             "rope_theta": self.args.rope_theta,
             "template": self.backend.template.name,
+            **self.backend.about(),
             "attention": str(self._attention),
             "kernels": kernels,
             "settings": content_key(self.settings_key())[:8],
@@ -246,6 +247,7 @@ class Runner:
             self.args.rope_theta,
             self.backend.template.name,
             self.backend.eos_ids,
+            *self.backend.settings(),
         ]
 
     def _mode(self, longest: int) -> str:

@@ -45,7 +45,6 @@ def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | Non
     from longva_model.backends.loading import load_backend
     from longva_model.engine.engine import TreeEngine
     from longva_model.frames.embeddings import FrameEmbeddings
-    from longva_model.prompts.prompting import build_prompt
     from vniah.contract.requests import Target
     from vniah.visual.settings import Settings
     from vniah.visual.task import VisualTask
@@ -57,7 +56,7 @@ def score_by_tree(source: str, given: dict[str, str], *, rope_theta: float | Non
     prompts = []
     for row in task.rows:
         leaf, frames = Target(row["answer"]), row["num_frames"]
-        prompts.append(build_prompt(row["question"], [task.video(row)], leaf, backend.template, max_frames=frames))
+        prompts.append(backend.question(row["question"], [task.video(row)], leaf, max_frames=frames))
     with tempfile.TemporaryDirectory() as folder:
         results = TreeEngine(backend, FrameEmbeddings(backend, Path(folder))).run(prompts)
     return [
