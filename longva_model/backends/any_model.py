@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
@@ -94,6 +96,10 @@ class AnyModelBackend(HubModel):
         if not any(isinstance(segment, Turn) for segment in segments):
             return super().lower(prompt, table, preprocess)
         return self._lowering.lower(segments, prompt.media, table)
+
+    def pixels(self, frames_NfHWC: NDArray[np.uint8], preprocess: str) -> Any:
+        frames_NfHWC = frames_NfHWC if frames_NfHWC.ndim == 5 else frames_NfHWC[:, None]
+        return self.renderer.unit_pixels(frames_NfHWC, preprocess.removesuffix("-fast"))
 
     def appended(self, name: str) -> torch.Tensor:
         return self.family.appended(name)[None]

@@ -131,6 +131,11 @@ class Backend:
         embedded: torch.Tensor = self.decoder.get_input_embeddings()(torch.as_tensor(ids, device=self.device).long())
         return embedded
 
+    def reference(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor | None:
+        """Logits at the end of a prompt and of each of ``ids`` behind it, by one forward of the model's own on what its
+        own processor makes of the whole, (1 + n, V); None where ``forward`` of a whole prompt is just that."""
+        return None
+
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """(T, V), float32, not rounded to a shorter type on the way."""
         logits_TV: torch.Tensor = widened(self.lm_head)(hidden_TD)

@@ -13,6 +13,7 @@ Shapes: A atoms, T tokens, P axes of positions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,14 +183,13 @@ class PrefixTree:
         return stop if one.begin(stop) <= tokens else max(at, _atoms_within(one, tokens))
 
     def _alike_positions(self, one: Lowered, other: Lowered) -> int:
-        """Tokens from the start whose positions are the same in both."""
+        """Tokens from the start whose positions are the same in both; all there may be where they never differ."""
         key = (id(one.positions_PT), id(other.positions_PT))
         if key not in self._alike:
-            length = min(one.tokens, other.tokens)
+            # Behind the last one that is given, positions run on in both.
+            length = max(0 if each.positions_PT is None else each.positions_PT.shape[1] for each in (one, other))
             differ_T = (one.positions(0, length) != other.positions(0, length)).any(0)
-            self._alike[key] = int(differ_T.argmax()) if differ_T.any() else length
-            if None in (one.positions_PT, other.positions_PT):
-                return self._alike.pop(key)  # of no array that could be told by its id
+            self._alike[key] = int(differ_T.argmax()) if differ_T.any() else sys.maxsize
         return self._alike[key]
 
     def walk(self) -> Iterator[tuple[int, Node]]:

@@ -361,8 +361,10 @@ class PlainEngine(TreeEngine):
         if isinstance(leaf, Target):
             forced = self.backend.token_ids(leaf.text)[:-1]
             self.check_reach(lowered.tokens + len(forced), in_parts=False)
-            whole = lowered.tokens + len(forced)
-            (chunk,) = self.chunks(lowered, ids=forced, size=whole)
+            own_LV = self.backend.reference(prompt, forced)
+            if own_LV is not None:
+                return self._scored(leaf, own_LV, lowered)
+            (chunk,) = self.chunks(lowered, ids=forced, size=lowered.tokens + len(forced))
             return self._target(leaf, self.backend.forward(chunk, None, len(forced) + 1), lowered)
         self.state = self.new_state(lowered.tokens + leaf.max_new_tokens)
         return self._generate(leaf, self._extend(lowered, 0), lowered)
