@@ -1,4 +1,4 @@
-"""What a user may pass to ``longva_ring`` and ``hf_tree``, and a task's generation settings: checked once, where they enter.
+"""What a user may pass to our lmms-eval models, and a task's generation settings: checked once, where they enter.
 
 lmms-eval hands over ``--model_args key=value,...`` with its own guess of each type; everything is read
 again here, and an unknown key is an error that names the nearest one.
@@ -65,7 +65,9 @@ class ModelArgs:
     mm_spatial_pool_stride: int | None = None
     # Models of other makers (hf_tree):
     presentation: str = "auto"  # a clip as one video, or as images; auto is a video where the model knows videos
-    frame_tokens: str = "auto"  # tokens of a unit of frames: as the processor has it, a number, or column (the longest's)
+    frame_tokens: str = (
+        "auto"  # tokens of a unit of frames: as the processor has it, a number, or column (the longest's)
+    )
     positions: str = "model"  # whose position scheme: the model's own, a built-in one, or module:function
     thinking: str = "auto"  # on and off tell the chat template so (enable_thinking)
     device_map: str | None = None  # auto spreads a model over all devices, as transformers does

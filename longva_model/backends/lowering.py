@@ -9,7 +9,7 @@ Shapes: A atoms, U units, f frames that are merged into one unit, F frames of a 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.backends.rendering import ClipShape, Column, Content, ImageShape, Renderer
+from longva_model.backends.rendering import ClipShape, Column, Content, FramesOf, ImageShape, Renderer
 from longva_model.backends.rendering import Turn as RenderedTurn
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from vniah.contract.requests import Clip, Frames, Image, Segment, Text, Turn
@@ -82,10 +82,11 @@ class Shown:
     source_F: NDArray[np.int64]  # which of the sources
     index_F: NDArray[np.int64]  # which of its frames
 
-    def frame(self, number: int) -> FramesNHWC:
-        """(1, H, W, 3)."""
-        index = int(self.index_F[number])
-        return self.sources[self.source_F[number]].frames(index, index + 1)
+    def frames(self) -> FramesNHWC:
+        """All of them, (F, H, W, 3)."""
+        cuts = np.flatnonzero((np.diff(self.source_F) != 0) | (np.diff(self.index_F) != 1)) + 1
+        runs = zip(np.split(self.source_F, cuts), np.split(self.index_F, cuts), strict=True)
+        return np.concatenate([self.sources[one[0]].frames(int(at[0]), int(at[-1]) + 1) for one, at in runs])
 
 
 def shown(segments: Sequence[Segment], media: Mapping[str, Any]) -> tuple[tuple[RenderedTurn, ...], list[Shown]]:
@@ -177,16 +178,14 @@ class _Places:
     """Units that are made alike: of one visual, fitted alike, with as many tokens.
 
     Attributes:
+        clip: which visual.
+        series: what they have in common with others, sources left open.
         atoms_U: which atoms of the column they are.
         frames_Uf: which frames of the visual they show.
     """
 
     clip: int
-    fitted: str
-    tokens: int
-    offset: int
-    whole: int
-    placeholder: int
+    series: Series
     atoms_U: NDArray[np.int64]
     frames_Uf: NDArray[np.int64]
 
@@ -229,7 +228,11 @@ class Lowering:
             ValueError: as ``shown``, and what the renderer refuses.
         """
         turns, visuals = shown(segments, media)
-        head, tail_A = self._column(turns)
+        if self.renderer.needs_frames and visuals:
+            head = self._rendered(turns, lambda clip: visuals[clip].frames())
+            tail_A = head.reference[1]
+        else:
+            head, tail_A = self._column(turns)
         atoms_A = head.atoms_A.copy()
         for places in head.places:
             atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table)
@@ -260,8 +263,8 @@ class Lowering:
         end = column.units[-1].stop if column.units else 0
         return column.ids_T[:end], column.ids_T[end:]
 
-    def _rendered(self, turns: tuple[RenderedTurn, ...]) -> _Head:
-        column = self.renderer.column(turns)
+    def _rendered(self, turns: tuple[RenderedTurn, ...], frames_of: FramesOf | None = None) -> _Head:
+        column = self.renderer.column(turns, frames_of)
         end = column.units[-1].stop if column.units else 0
         atoms_A, places = _skeleton(column, end)
         positions_PT = column.positions_AT
@@ -291,48 +294,44 @@ def _cut(content: Content) -> Content:
 
 def _skeleton(column: Column, end: int) -> tuple[NDArray[np.int64], list[_Places]]:
     """The atoms of a column's first ``end`` tokens, units left open, and the units that belong there."""
-    starts_U, stops_U = (np.array([getattr(unit, name) for unit in column.units], np.int64) for name in ("start", "stop"))
-    first_T = np.ones(end, bool)  # whether an atom begins here
-    inside_T = np.zeros(end + 1, np.int64)
-    np.add.at(inside_T, starts_U, 1)
-    np.add.at(inside_T, stops_U, -1)
-    inside_T = np.cumsum(inside_T)[:end] > 0
-    first_T[inside_T] = False
-    first_T[starts_U] = True
-    atom_T = np.cumsum(first_T) - 1
-    atoms_A = column.ids_T[:end][first_T].copy()
+    starts_U, stops_U = (np.array([getattr(one, name) for one in column.units], np.int64) for name in ("start", "stop"))
+    change_T = np.zeros(end + 1, np.int64)
+    np.add.at(change_T, starts_U, 1)
+    np.add.at(change_T, stops_U, -1)
+    begins_T = np.cumsum(change_T)[:end] == 0
+    begins_T[starts_U] = True
+    atom_T = np.cumsum(begins_T) - 1
+    atoms_A = column.ids_T[:end][begins_T].copy()
     atoms_A[atom_T[starts_U]] = -1
     whole: dict[tuple[int, tuple[int, ...]], int] = {}
     for unit in column.units:
         key = (unit.clip, unit.frames)
         whole[key] = max(whole.get(key, 0), unit.offset + unit.stop - unit.start)
-    groups: dict[tuple[Any, ...], tuple[list[int], list[tuple[int, ...]]]] = {}
-    for unit, start in zip(column.units, starts_U.tolist(), strict=True):
-        kind = (
-            *(unit.clip, unit.fitted, unit.stop - unit.start, unit.offset, whole[unit.clip, unit.frames]),
-            *(int(column.ids_T[start]), len(unit.frames)),
+    groups: dict[tuple[int, Series, int], tuple[list[int], list[tuple[int, ...]]]] = {}
+    for unit in column.units:
+        series = Series(
+            name="",
+            fitted=unit.fitted,
+            tokens=unit.stop - unit.start,
+            placeholder=int(column.ids_T[unit.start]),
+            offset=unit.offset,
+            whole=whole[unit.clip, unit.frames] if unit.frames else 0,
         )
-        atoms, frames = groups.setdefault(kind, ([], []))
-        atoms.append(int(atom_T[start]))
+        atoms, frames = groups.setdefault((unit.clip, series, len(unit.frames)), ([], []))
+        atoms.append(int(atom_T[unit.start]))
         frames.append(unit.frames)
     return atoms_A, [
-        _Places(
-            *kind[:6],
-            atoms_U=np.array(atoms, np.int64),
-            frames_Uf=np.array(frames, np.int64).reshape(len(atoms), kind[6]),
-        )
-        for kind, (atoms, frames) in groups.items()
+        _Places(clip, series, np.array(atoms, np.int64), np.array(frames, np.int64).reshape(len(atoms), merged))
+        for (clip, series, merged), (atoms, frames) in groups.items()
     ]
 
 
 def _codes(places: _Places, visual: Shown, table: AtomTable) -> NDArray[np.int64]:
     """The codes of units, by the content of their frames."""
-    made = {"fitted": places.fitted, "tokens": places.tokens, "placeholder": places.placeholder}
-    made |= {"offset": places.offset, "whole": places.whole}
     merged = places.frames_Uf.shape[1]
     if merged == 0:
         # What a model itself puts among visual tokens.
-        return np.repeat(table.codes(Series(name="", **{**made, "whole": places.tokens}), 0, 1), len(places.atoms_U))
+        return np.repeat(table.codes(places.series, 0, 1), len(places.atoms_U))
     source_Uf, index_Uf = visual.source_F[places.frames_Uf], visual.index_F[places.frames_Uf]
     neighbours_U = (source_Uf == source_Uf[:, :1]).all(1) & (np.diff(index_Uf, axis=1) == 1).all(1)
     codes_U = np.zeros(len(places.atoms_U), np.int64)
@@ -341,10 +340,11 @@ def _codes(places: _Places, visual: Shown, table: AtomTable) -> NDArray[np.int64
         number, first = divmod(group, merged)
         source = UnitSeries(visual.sources[number], merged, first)
         rows_U = neighbours_U & (groups_U == group)
-        series = Series(name=source.fingerprint, source=source, **made)
+        series = replace(places.series, name=source.fingerprint, source=source)
         codes_U[rows_U] = table.codes_at(series, (index_Uf[rows_U, 0] - first) // merged)
     for row in np.flatnonzero(~neighbours_U).tolist():
-        frames = [(visual.sources[n], int(i)) for n, i in zip(source_Uf[row], index_Uf[row], strict=True)]
-        one = OneUnit(frames)
-        codes_U[row] = table.codes(Series(name=one.fingerprint, source=one, **made), 0, 1)[0]
+        one = OneUnit(
+            [(visual.sources[n], int(i)) for n, i in zip(source_Uf[row].tolist(), index_Uf[row].tolist(), strict=True)]
+        )
+        codes_U[row] = table.codes(replace(places.series, name=one.fingerprint, source=one), 0, 1)[0]
     return codes_U

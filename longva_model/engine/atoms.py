@@ -129,7 +129,6 @@ class Lowered:
         """Where an atom begins, in tokens."""
         return atom if self.ends_A is None or atom == 0 else int(self.ends_A[atom - 1])
 
-
     def positions(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of the tokens from ``start`` to ``stop``, (P, n), where those behind the prompt are text."""
         running_T = np.arange(start, stop, dtype=np.int64)
