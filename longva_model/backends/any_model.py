@@ -24,6 +24,7 @@ from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
 from longva_model.backends.lowering import Lowering
+from longva_model.backends.refusals import refuse_by_config
 from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.engine.atoms import AtomTable, Lowered
@@ -57,6 +58,8 @@ class AnyModelBackend(HubModel):
 
         with building(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_by_config(args.pretrained, config)
+        with building(folder):
             model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         decoder = _decoder_of(model)
