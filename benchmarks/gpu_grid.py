@@ -24,13 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from harness import options, peak_bytes, random_backend, spent, table
+from PIL import Image
 
 from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
 from longva_model.frames.embeddings import FrameEmbeddings
-from vniah.contract.cost import SHAPES, ModelShape, segment_tokens
-from vniah.contract.requests import RequestTree
+from longva_model.prompts.prompting import Prompt
+from vniah.contract.cost import SHAPES, ModelShape
+from vniah.contract.sources import HeldFrames
 from vniah.runs.grid import Grid
 from vniah.runs.plan import grid_requests
 
@@ -89,7 +91,7 @@ def main(given: Any) -> None:
         prefill(engine, setting, rate)
         longest(engine, setting)
         forward_seconds = slices(engine, setting)
-    whole_grid(forward_seconds, setting, frames_per_second)
+    whole_grid(engine, forward_seconds, setting, frames_per_second)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
@@ -250,16 +252,22 @@ def slices(engine: TreeEngine, setting: Setting) -> Callable[[int, int], float]:
     return forward_seconds
 
 
-def whole_grid(forward_seconds: Callable[[int, int], float], setting: Setting, frames_per_second: float) -> None:
+def whole_grid(
+    engine: TreeEngine, forward_seconds: Callable[[int, int], float], setting: Setting, frames_per_second: float
+) -> None:
     """The paper's grid in time: every forward of the tree, and every forward of one cell after the other."""
-    grid, needles = Grid.parse(setting.frames, "0-100:20"), [(f"needle{i}", "q" * 60, "an answer") for i in range(5)]
+    grid = Grid.parse(setting.frames, "0-100:20")
+    # Letters are this backend's tokens, so a question is as short as an answer.
+    needles = [(f"needle{number}", "q" * 15, "abc") for number in range(5)]
+    media: dict[str, Any] = {"haystack": HeldFrames(np.zeros((grid.longest, 1, 1, 3), np.uint8), "haystack")}
+    media |= {needle: Image.new("RGB", (1, 1)) for needle, *_ in needles}
     cells, _ = grid_requests(grid, needles)
-    tokens = functools.partial(segment_tokens, shape=setting.shape)
-    walk = list(steps(RequestTree(cells), tokens))
+    batch = engine.lower([Prompt(request=cell, media=media) for cell in cells])
+    walk = list(steps(batch.tree))
     # A leaf's forced tokens ride in the same forward.
     tree = sum(forward_seconds(step.new + (2 if step.leaves else 0), step.past) for step in walk)
     forwards = sum(-(-step.new // setting.chunk) for step in walk)
-    plain = sum(forward_seconds(sum(map(tokens, cell.segments)) + 2, 0) for cell in cells)
+    plain = sum(forward_seconds(prompt.tokens + 2, 0) for prompt in batch.lowered)
     encoding = (grid.longest + len(needles)) / frames_per_second
     print(f"\n{len(cells)} cells, up to {grid.longest} frames, from the slices above:")
     print(f"frames, encoded once  {_clock(encoding)}")

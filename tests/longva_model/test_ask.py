@@ -21,6 +21,7 @@ from video_files import write_video
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 from longva_model.arguments import ModelArgs
 from longva_model.engine import conversation as conversation_module
+from longva_model.engine.chunks import Chunk
 from longva_model.engine.conversation import Conversation
 from longva_model.engine.engine import TreeEngine
 from longva_model.run.runner import Runner
@@ -109,14 +110,14 @@ def test_a_follow_up_computes_only_what_is_new(files: dict[str, Path], monkeypat
     computed: list[int] = []
     original = TreeEngine.hidden
 
-    def hidden(self: TreeEngine, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
-        computed.append(len(chunk_TD))
-        return original(self, chunk_TD, keep)
+    def hidden(self: TreeEngine, chunk: Chunk, keep: int) -> torch.Tensor:
+        computed.append(len(chunk))
+        return original(self, chunk, keep)
 
     monkeypatch.setattr(TreeEngine, "hidden", hidden)
     talk = conversation(files["model"], files["video"], files["cat"])
     first = talk.ask("What is it?", Generate(max_new_tokens=TOKENS))
-    frames: Any = talk.engine.embedder.frames
+    frames: Any = talk.engine.feeder.frames
     assert frames.frames_encoded == 4 and talk.length == first.prompt_tokens
     computed.clear()
     second = talk.ask("Why?", Generate(max_new_tokens=TOKENS))
@@ -132,7 +133,7 @@ def test_a_conversation_plans_its_rows(files: dict[str, Path], monkeypatch: pyte
     talk = conversation(files["model"], files["video"], files["cat"])
     monkeypatch.setattr(conversation_module, "_ROOM", 40)
     first = talk.ask("What is it?", Generate(max_new_tokens=TOKENS))
-    cache: Any = talk.engine.cache
+    cache: Any = talk.engine.state
     assert cache.layers[0].keys.shape[2] == first.prompt_tokens + TOKENS + 40
     talk.ask("Why? " * 20, Generate(max_new_tokens=TOKENS))
     assert talk.length < cache.layers[0].keys.shape[2] <= talk.length + TOKENS + 256

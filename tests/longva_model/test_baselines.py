@@ -13,11 +13,10 @@ from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
 
 from longva_model.arguments import ModelArgs
-from longva_model.engine.engine import TreeEngine
 from longva_model.pictures.preprocess import fit_frames, normalise
 from longva_model.prompts.prompting import build_prompt
 from longva_model.run.runner import Runner
-from vniah.contract.requests import Generate, Leaf, RequestTree, Target
+from vniah.contract.requests import Generate, Leaf, Target
 from vniah.haystack import SyntheticHaystack
 from vniah.prompts import MISTRAL
 from vniah.visual.compose import SplicedVideo
@@ -51,12 +50,7 @@ def own(folder: Path) -> Any:
 
 
 def run(runner: Runner, prompts: list[Any]) -> list[Any]:
-    engine: TreeEngine = runner.engine(ring=False)
-    media: dict[str, Any] = {}
-    for prompt in prompts:
-        engine.show(prompt)
-        media.update(prompt.media)
-    return engine.run(RequestTree([prompt.request for prompt in prompts]), media)
+    return runner.engine(ring=False).run(prompts)
 
 
 def cells(leaf: Leaf) -> list[Any]:

@@ -21,10 +21,10 @@ import tiny_backends as tiny
 import torch
 from tqdm import tqdm
 
+from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.frames import block_store, embeddings
 from longva_model.frames.block_store import BLOCK, BlockStore
-from longva_model.frames.embeddings import FrameEmbeddings
-from vniah.contract.requests import Frames, Request, Target
+from longva_model.frames.embeddings import FrameEmbeddings, reach
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
 
@@ -99,8 +99,11 @@ def test_a_run_that_was_interrupted_goes_on_at_its_block(backend: Any, tmp_path:
     assert frames.frames_encoded == 200 - 2 * BLOCK
 
 
-def asks(source: Any, *spans: tuple[int, int]) -> list[Request]:
-    return [Request((Frames(source.fingerprint, *span),), Target("a")) for span in spans]
+def asks(source: Any, *spans: tuple[int, int]) -> dict[str, int]:
+    """How far prompts that show these frames read their source."""
+    table = AtomTable()
+    film = Series(name=source.fingerprint, fitted="pad", tokens=2, source=source)
+    return reach(table, [Lowered.of([table.codes(film, *span)], table) for span in spans])
 
 
 def test_what_will_be_asked_for_is_encoded_in_one_go(

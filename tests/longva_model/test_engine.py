@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,10 @@ def test_generation_leaves_equal_transformers_generate(kind: str, chunk_tokens: 
     requests.append(cell(6, None, 0, Generate(max_new_tokens=9)))
     results = tree_engine(backend, chunk_tokens).run(tiny.prompts(requests, MEDIA))
     engine = tree_engine(backend)
-    engine.embedder.media = dict(MEDIA)
-    for request, result in zip(requests, results, strict=True):
-        embeds = torch.cat(list(engine.embedder.stream(request.segments)))[None]
+    batch = engine.lower(tiny.prompts(requests, MEDIA))
+    engine.table = batch.table
+    for prompt, result in zip(batch.lowered, results, strict=True):
+        embeds = torch.cat([backend.embed(chunk) for chunk in engine.chunks(prompt)])[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
         expected = backend.model.generate(
             inputs_embeds=embeds, attention_mask=mask, max_new_tokens=9, do_sample=False, eos_token_id=0, pad_token_id=0
@@ -210,11 +212,13 @@ def test_bad_requests_are_named() -> None:
     with pytest.raises(ValueError, match="needle9"):
         tree_engine(backend).run(tiny.prompts([cell(4, 2, 9, Target("a"))], MEDIA))
     engine = tree_engine(backend)
-    engine.embedder.media = dict(MEDIA)
+    long = tiny.prompts([cell(12, 2, 0, Target("a"))], MEDIA)
     engine.backend.max_length = 20
     try:
         with pytest.raises(ValueError, match="context of 20 tokens"):
-            engine.check_length(cell(12, 2, 0, Target("a")))
+            engine.lower(long)
+        # A measurement of how far the context reaches is not refused.
+        assert engine.lower([replace(long[0], beyond_context=True)]).lowered[0].tokens > 20
     finally:
         engine.backend.max_length = 4096
 

@@ -261,8 +261,9 @@ def test_a_document_without_visuals_may_say_so_in_any_way(lm: Any) -> None:
 
 def embeddings(lm: Any, prompt: Any) -> torch.Tensor:
     engine = lm.runner.engine(ring=False)
-    engine.show(prompt)
-    return torch.cat(list(engine.embedder.stream(prompt.request.segments)))
+    batch = engine.lower([prompt])
+    engine.table = batch.table
+    return torch.cat([engine.backend.embed(chunk) for chunk in engine.chunks(batch.lowered[0])])
 
 
 @pytest.mark.parametrize("merge", ["unires", "spatial_unpad"])

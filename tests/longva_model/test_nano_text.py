@@ -12,7 +12,6 @@ from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import TreeEngine
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import build_prompt
-from vniah.contract.requests import RequestTree
 from vniah.text.settings import TextSettings
 from vniah.text.task import TextTask
 
@@ -37,9 +36,8 @@ def test_it_finds_numbers_in_prose_that_it_has_never_seen(nano: Any, distractors
     prompts = []
     for cell, request in zip(task.cells, task.requests(), strict=True):
         prompt = build_prompt("", task.visuals(task.row(cell)), request.leaf, nano.template, max_frames=1)
-        engine.show(prompt)
-        prompts.append(prompt.request)
-    results = engine.run(RequestTree(prompts), dict(engine.embedder.media))
+        prompts.append(prompt)
+    results = engine.run(prompts)
     control = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if cell.is_control]
     right = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if not cell.is_control]
     assert len(right) == 18 and sum(right) / len(right) >= least and not any(control)

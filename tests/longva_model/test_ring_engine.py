@@ -185,7 +185,7 @@ def keys_and_values_are_spread(rank: int, world: int) -> None:
             shares.append(self.shares)
             crop(self, length)
 
-    engine.new_cache = lambda room: Watched(engine.backend.shape.layers, room, engine.rank, engine.world_size)  # type: ignore[method-assign]
+    engine.new_state = lambda room: Watched(engine.backend.shape.layers, room, engine.rank, engine.world_size)  # type: ignore[method-assign]
     requests = [cell(24, index, 0, Target("a")) for index in (0, 7, 24)] + [cell(8, 3, 1, Target("ab"))]
     engine.run(tiny.prompts(requests, MEDIA))
     longest = max(shares, key=sum)

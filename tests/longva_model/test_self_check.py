@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_checkpoints import letters, write_llava_next_video, write_longva, writ
 from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine import self_check
+from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.engine.perplexity import measure
 from longva_model.engine.state import CroppableCache
@@ -226,10 +228,10 @@ def test_a_fault_of_the_engine_shows_when_a_model_is_loaded(
         monkeypatch.setattr(CroppableCache, "rewind", lambda self, mark: None)
     else:
 
-        def faulty(self: TreeEngine, chunk_TD: torch.Tensor, keep: int) -> torch.Tensor:
-            if fault == "a position" and self.cache.length:
-                return hidden(self, chunk_TD.flip(0), keep)
-            return hidden(self, chunk_TD, keep) * {"the head": -1.0, "nan": torch.nan}.get(fault, 1.0)
+        def faulty(self: TreeEngine, chunk: Chunk, keep: int) -> torch.Tensor:
+            if fault == "a position" and self.state.length:
+                return hidden(self, replace(chunk, positions=chunk.positions.flip(-1)), keep)
+            return hidden(self, chunk, keep) * {"the head": -1.0, "nan": torch.nan}.get(fault, 1.0)
 
         monkeypatch.setattr(TreeEngine, "hidden", faulty)
     with pytest.raises(ValueError, match=r"is refused, its scores would be wrong: .* differ from those of its own"):
