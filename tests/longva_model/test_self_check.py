@@ -21,7 +21,7 @@ from longva_model.engine import self_check
 from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.engine.perplexity import measure
-from longva_model.engine.state import CroppableCache
+from longva_model.engine.state import CroppableCache, CroppableLayer
 from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.contract.requests import Request, Target, Text
 from vniah.notices import forget, recorded
@@ -188,13 +188,17 @@ def test_frequencies_that_change_with_the_length_end_where_they_change(rope_type
     # In one forward it is the model's own.
     plain = load(tmp_path / "model", scoring="plain")
     request = Request((Text(TEXT[:120]),), Target("ok"))
-    (result,) = PlainEngine(plain, FrameEmbeddings(plain)).run(tiny.prompts([request]))
+    # As a measurement of how far the context reaches.
+    asked = [replace(prompt, beyond_context=True) for prompt in tiny.prompts([request])]
+    (result,) = PlainEngine(plain, FrameEmbeddings(plain)).run(asked)
     own = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False).eval()
-    asked = torch.tensor([plain.token_ids(TEXT[:120] + "ok")])
+    ids = torch.tensor([plain.token_ids(TEXT[:120] + "ok")])
     with torch.inference_mode():
-        wanted = own(asked[:, :-1]).logits[0, -2:].log_softmax(-1).gather(1, asked[0, -2:, None])[:, 0]
+        wanted = own(ids[:, :-1]).logits[0, -2:].log_softmax(-1).gather(1, ids[0, -2:, None])[:, 0]
     assert result.answer_logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
     with pytest.raises(ValueError, match=r"in parts: beyond 100"):
+        engine.run(asked)
+    with pytest.raises(ValueError, match=r"does not fit the context of 100 tokens"):
         engine.run(tiny.prompts([request]))
 
 
@@ -202,9 +206,10 @@ def test_positions_that_end_are_named(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=90)
     backend = load(made(tmp_path / "model", config))
     request = Request((Text(TEXT[:120]),), Target("ok"))
+    asked = [replace(prompt, beyond_context=True) for prompt in tiny.prompts([request])]
     for engine in (TreeEngine(backend, FrameEmbeddings(backend)), PlainEngine(backend, FrameEmbeddings(backend))):
         with pytest.raises(ValueError, match=r"learned positions for 90 tokens and cannot be run on 12\d"):
-            engine.run(tiny.prompts([request]))
+            engine.run(asked)
     with pytest.raises(ValueError, match="learned positions for 90 tokens and cannot be run on 120"):
         measure(engine, [backend.token_ids(TEXT)[:120]], 120)
 
@@ -216,7 +221,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("fault", ["the head", "a crop", "a position", "nan"])
+@pytest.mark.parametrize("fault", ["the head", "no rewind", "stale rows", "a position", "nan"])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_fault_of_the_engine_shows_when_a_model_is_loaded(
     kind: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,8 +229,19 @@ def test_a_fault_of_the_engine_shows_when_a_model_is_loaded(
     folder = WRITERS[kind](tmp_path / "model")
     load(folder)
     hidden = TreeEngine.hidden
-    if fault == "a crop":
+    said = "differ from those of its own"
+    if fault == "no rewind":
         monkeypatch.setattr(CroppableCache, "rewind", lambda self, mark: None)
+        said = "a chunk at 48 behind 64 tokens"
+    elif fault == "stale rows":
+        crop_to = CroppableLayer.crop_to
+
+        def stale(self: CroppableLayer, length: int) -> None:
+            left = self.length - length
+            self.keys[:, :, length - left : length] = self.keys[:, :, length : self.length].clone()
+            crop_to(self, length)
+
+        monkeypatch.setattr(CroppableLayer, "crop_to", stale)
     else:
 
         def faulty(self: TreeEngine, chunk: Chunk, keep: int) -> torch.Tensor:
@@ -234,7 +250,7 @@ def test_a_fault_of_the_engine_shows_when_a_model_is_loaded(
             return hidden(self, chunk, keep) * {"the head": -1.0, "nan": torch.nan}.get(fault, 1.0)
 
         monkeypatch.setattr(TreeEngine, "hidden", faulty)
-    with pytest.raises(ValueError, match=r"is refused, its scores would be wrong: .* differ from those of its own"):
+    with pytest.raises(ValueError, match=rf"is refused, its scores would be wrong: .* {said}"):
         load(folder)
 
 
