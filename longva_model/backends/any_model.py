@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
-from longva_model.backends.lowering import Lowering
+from longva_model.backends.lowering import Lowering, shown
 from longva_model.backends.refusals import refuse_by_config
 from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
@@ -76,6 +76,7 @@ class AnyModelBackend(HubModel):
             thinking,
         )
         self._lowering = Lowering(self.renderer)
+        self._checked: float | None = None
         self._files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
         self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
 
@@ -100,6 +101,25 @@ class AnyModelBackend(HubModel):
             return super().lower(prompt, table, preprocess)
         return self._lowering.lower(segments, prompt.media, table)
 
+    def reference(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor | None:
+        segments = prompt.request.segments
+        if not any(isinstance(segment, Turn) for segment in segments):
+            return None
+        turns, visuals = shown(segments, prompt.media)
+        inputs = self.renderer.inputs(turns, lambda clip: visuals[clip].frames())
+        behind = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
+        behind |= {name: [0] * len(ids) for name in ("token_type_ids", "mm_token_type_ids")}
+        for name, values in behind.items():
+            if name in inputs:
+                rows_1T = torch.as_tensor(inputs[name])
+                inputs[name] = torch.cat([rows_1T, torch.tensor([values], dtype=rows_1T.dtype)], 1)
+        return self.own_logits(inputs, 1 + len(ids))
+
+    def check(self) -> None:
+        from longva_model.backends.visual_check import check_visual
+
+        self._checked = check_visual(self)
+
     def pixels(self, frames_NfHWC: NDArray[np.uint8], preprocess: str) -> Any:
         frames_NfHWC = frames_NfHWC if frames_NfHWC.ndim == 5 else frames_NfHWC[:, None]
         return self.renderer.unit_pixels(frames_NfHWC, preprocess.removesuffix("-fast"))
@@ -119,6 +139,7 @@ class AnyModelBackend(HubModel):
             "frame_tokens": self.renderer.frame_tokens,
             "columns": self._lowering.columns,
             "notes": list(self._lowering.notes),
+            "largest_difference_from_own_forward": self._checked,
             "transformers": __version__,
         }
 

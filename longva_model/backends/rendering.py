@@ -241,6 +241,17 @@ class Renderer:
         self._columns.move_to_end(key)
         return self._columns[key]
 
+    def inputs(self, turns: Sequence[Turn], frames_of: FramesOf) -> dict[str, Any]:
+        """What the processor makes of the whole prompt with all its frames, as the model's own forward is given it.
+
+        Raises:
+            ValueError: as ``column``.
+        """
+        key = tuple((role, tuple(contents)) for role, contents in turns)
+        self._check(key)
+        rendered = self._render(key, "whole", frames_of)
+        return {**rendered.data, "input_ids": torch.from_numpy(rendered.ids_T)[None]}
+
     def unit_pixels(self, frames_NfHWC: NDArray[np.uint8], fitted: str) -> UnitPixels:
         """What the tower is given of N units of f frames each, by the processor's names for its tensors.
 
