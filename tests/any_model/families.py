@@ -104,7 +104,8 @@ def random_model(build: Callable[[], Any], seed: int, table: float = 0.4) -> Any
                 gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
                 std = table if id(parameter) in tables else gain / inputs**0.5
                 parameter.normal_(std=std)
-            head = model.get_output_embeddings().weight
+            # Nemotron-H-Omni names its decoder's head only there.
+            head = (model.get_output_embeddings() or model.language_model.get_output_embeddings()).weight
             if id(head) not in tables:
                 head.mul_(2.0)
     return model
@@ -367,7 +368,7 @@ def build_internvl(folder: Path, seed: int = 0) -> None:
     save(folder, random_model(lambda: InternVLForConditionalGeneration(config), seed), processor, INTERNVL_TEMPLATE)
 
 
-def build_llava_onevision(folder: Path, seed: int = 0) -> None:
+def build_llava_onevision(folder: Path, seed: int = 0, text: dict[str, Any] = QWEN2) -> None:
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -379,7 +380,7 @@ def build_llava_onevision(folder: Path, seed: int = 0) -> None:
     tokenizer = make_tokenizer(CHATML, {"image_token": "<image>", "video_token": "<video>"})
     grids = [[40, 80], [80, 40], [80, 80]]
     config = LlavaOnevisionConfig(
-        text_config={**QWEN2, "vocab_size": len(tokenizer)},
+        text_config={**text, "vocab_size": len(tokenizer)},
         # 5 x 5 patches: an odd side, so pooling to 3 x 3 rounds up.
         vision_config={
             **LAYERS,
@@ -836,6 +837,174 @@ def build_mistral3(folder: Path, seed: int = 0) -> None:
     save(folder, random_model(lambda: Mistral3ForConditionalGeneration(config), seed), processor, MISTRAL_3_TEMPLATE)
 
 
+# ---------------------------------------------------------------- what a tree of prefixes cannot be right for
+
+MOLMO_2_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>"
+    "{% elif part['type'] == 'video' %}<|video|>{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MOLMO_2_TOKENS = [
+    "<im_patch>",
+    "<im_col>",
+    "<im_start>",
+    "<low_res_im_start>",
+    "<frame_start>",
+    "<im_end>",
+    "<frame_end>",
+    "<im_low>",
+]
+NEMOTRON_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% elif part['type'] == 'video' %}<video>\n{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% else %}<think>\n{% endif %}"
+    "{% endif %}"
+)
+# Phi-3's long rope: other frequencies beyond 64 positions.
+LONG_ROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + 0.5 * i for i in range(8)],
+    "original_max_position_embeddings": 64,
+}
+
+
+def build_long_rope(folder: Path, seed: int = 0) -> None:
+    """LLaVA-OneVision on a Phi-3 decoder."""
+    phi = {"model_type": "phi3", "rope_parameters": LONG_ROPE, "original_max_position_embeddings": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    build_llava_onevision(folder, seed, {**TEXT, **phi, **tokens})
+
+
+def build_molmo2(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        Molmo2Config,
+        Molmo2ForConditionalGeneration,
+        Molmo2ImageProcessor,
+        Molmo2Processor,
+        Molmo2VideoProcessor,
+    )
+
+    tokenizer = make_tokenizer(
+        [*CHATML, *MOLMO_2_TOKENS], {"image_token": "<|image|>", "video_token": "<|video|>"}, eos_token="<|endoftext|>"
+    )
+    tower = {**LAYERS, "num_key_value_heads": 2, "head_dim": 16}
+    config = Molmo2Config(
+        text_config={
+            **TEXT,
+            "head_dim": 16,
+            "vocab_size": len(tokenizer),
+            "additional_vocab_size": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        vision_config={**tower, "image_size": [32, 32], "patch_size": 8},
+        adapter_config={
+            "vision_feature_layer": [2, 1],
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 48,
+            "text_hidden_size": TEXT["hidden_size"],
+        },
+        **token_ids(
+            tokenizer,
+            image_start_token_id="<im_start>",
+            low_res_image_start_token_id="<low_res_im_start>",
+            image_end_token_id="<im_end>",
+            image_patch_id="<im_patch>",
+            frame_start_token_id="<frame_start>",
+            frame_end_token_id="<frame_end>",
+        ),
+    )
+    size = {"height": 32, "width": 32}
+    processor = Molmo2Processor(
+        Molmo2ImageProcessor(size=size, patch_size=8, overlap_margins=[1, 1]),
+        Molmo2VideoProcessor(size=size, patch_size=8, pooling_size=[2, 2], num_frames=6),
+        tokenizer,
+    )
+    save(folder, random_model(lambda: Molmo2ForConditionalGeneration(config), seed), processor, MOLMO_2_TEMPLATE)
+
+
+def build_nemotron_h_omni(folder: Path, seed: int = 0, pruned: float = 0.0) -> None:
+    """``pruned`` is the share of a video's tokens that the model leaves out."""
+    from transformers import (
+        NemotronH_Omni_Reasoning_V3,
+        NemotronH_Omni_Reasoning_V3_Config,
+        NemotronH_Omni_Reasoning_V3ImageProcessor,
+        NemotronH_Omni_Reasoning_V3Processor,
+        NemotronH_Omni_Reasoning_V3VideoProcessor,
+        ParakeetFeatureExtractor,
+    )
+
+    named = {
+        "image_token": "<image>",
+        "video_token": "<video>",
+        "image_start_token": "<img>",
+        "image_end_token": "</img>",
+        "audio_token": "<so_embedding>",
+    }
+    tokenizer = make_tokenizer([*CHATML, "<so_start>", "<so_end>", "<think>", "</think>"], named)
+    statistics = {"norm_mean": [0.48, 0.46, 0.41], "norm_std": [0.27, 0.26, 0.28]}
+    config = NemotronH_Omni_Reasoning_V3_Config(
+        text_config={
+            "model_type": "nemotron_h",
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "layer_types": ["linear_attention", "moe", "full_attention", "linear_attention", "mlp"],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "ssm_state_size": 16,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "chunk_size": 16,
+            "use_mamba_kernels": False,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 32,
+            "moe_shared_expert_intermediate_size": 32,
+            "max_position_embeddings": 8192,
+            "vocab_size": len(tokenizer),
+        },
+        vision_config={
+            "model_type": "radio",
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2.0,
+            "patch_size": 8,
+            "image_size": 32,
+            "max_img_size": 128,
+            "num_cls_tokens": 3,
+            "num_registers": 1,
+            "video_temporal_patch_size": 2,
+        },
+        audio_config=None,
+        vision_hidden_size=32,
+        projector_hidden_size=64,
+        video_pruning_rate=pruned,
+        **token_ids(tokenizer, image_token_id="<image>", video_token_id="<video>", audio_token_id="<so_embedding>"),
+    )
+    processor = NemotronH_Omni_Reasoning_V3Processor(
+        NemotronH_Omni_Reasoning_V3ImageProcessor(
+            **statistics, patch_size=8, min_num_patches=16, max_num_patches=64, downsample_ratio=0.5
+        ),
+        NemotronH_Omni_Reasoning_V3VideoProcessor(**statistics, patch_size=8, video_target_num_patches=24),
+        tokenizer,
+        ParakeetFeatureExtractor(),
+    )
+    save(folder, random_model(lambda: NemotronH_Omni_Reasoning_V3(config), seed), processor, NEMOTRON_TEMPLATE)
+
+
+def build_nemotron_h_omni_pruned(folder: Path, seed: int = 0) -> None:
+    build_nemotron_h_omni(folder, seed, pruned=0.5)
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(build_qwen2_vl, notes="pairs of frames, one run of placeholders, three axes"),
     "qwen2_5_vl": Family(build_qwen2_5_vl, notes="as qwen2_vl; windowed tower, time axis in seconds"),
@@ -862,4 +1031,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "perception_lm": Family(build_perception_lm, notes="frames pooled, one run of placeholders"),
     "mistral3": Family(build_mistral3, "images", notes="a row of an image ends in a token of its own"),
+    "nemotron_h_omni": Family(build_nemotron_h_omni, notes="pairs of frames, Mamba and attention layers by turns"),
+    "nemotron_h_omni_pruned": Family(
+        build_nemotron_h_omni_pruned,
+        notes="logits are fewer than the prompt's tokens",
+        refused="which tokens stay is decided over the whole video",
+    ),
+    "molmo2": Family(build_molmo2, refused="all frames' tokens of a prompt see each other, both ways"),
+    "long_rope": Family(build_long_rope, refused="rope's frequencies follow the longest position of a call"),
 }

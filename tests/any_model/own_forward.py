@@ -43,6 +43,17 @@ def own_inputs(
     return {name: value for name, value in inputs.items() if name != "video_metadata"}
 
 
+def own_logits(model: Any, inputs: dict[str, Any]) -> Any:
+    """(T, V) logits of one plain forward; a position that an earlier prompt left behind is forgotten first."""
+    import torch
+
+    inner = getattr(model, "model", model)
+    if hasattr(inner, "rope_deltas"):
+        inner.rope_deltas = None
+    with torch.inference_mode():
+        return model(**inputs, use_cache=False).logits[0]
+
+
 def own_logprobs(
     model: Any,
     processor: Any,
@@ -66,9 +77,7 @@ def own_logprobs(
     ):
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.tensor([behind]).to(inputs[name])], dim=1)
-    if hasattr(model.model, "rope_deltas"):
-        model.model.rope_deltas = None
-    with torch.inference_mode():
-        logits_TV = model(**inputs, use_cache=False).logits[0].float()
-    logprobs_LV = logits_TV[len(prompt_ids) - 1 : -1].log_softmax(-1)
+    logits_TV = own_logits(model, inputs)
+    # Counted from the end: a model that leaves out tokens of a video has fewer logits than ids.
+    logprobs_LV = logits_TV[-len(answer_ids) - 1 : -1].log_softmax(-1)
     return logprobs_LV.numpy(), prompt_ids
