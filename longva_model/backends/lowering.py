@@ -25,6 +25,7 @@ from vniah.contract.sources import FramesNHWC, FrameSource, HeldFrames
 from vniah.visual.compose import letterbox
 
 _HEADS = 64
+_STILLS = 64
 # Frames of the clips at which the ends of two columns are compared.
 _SHORT = 3
 
@@ -89,7 +90,24 @@ class Shown:
         return np.concatenate([self.sources[one[0]].frames(int(at[0]), int(at[-1]) + 1) for one, at in runs])
 
 
-def shown(segments: Sequence[Segment], media: Mapping[str, Any]) -> tuple[tuple[RenderedTurn, ...], list[Shown]]:
+class Stills:
+    """Images that stand among frames, letterboxed to their size: the same few for hundreds of cells."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, tuple[int, int]], HeldFrames] = OrderedDict()
+
+    def letterboxed(self, image: PILImage.Image, name: str, size: tuple[int, int]) -> HeldFrames:
+        """One frame of (height, width)."""
+        if (name, size) not in self._kept:
+            self._kept[name, size] = HeldFrames(letterbox(image, size)[None], f"still:{name}:{size[1]}x{size[0]}")
+            while len(self._kept) > _STILLS:
+                self._kept.popitem(last=False)
+        return self._kept[name, size]
+
+
+def shown(
+    segments: Sequence[Segment], media: Mapping[str, Any], stills: Stills
+) -> tuple[tuple[RenderedTurn, ...], list[Shown]]:
     """What a request's messages show: texts and shapes for the renderer, and where the shapes' frames come from.
 
     Raises:
@@ -103,7 +121,7 @@ def shown(segments: Sequence[Segment], media: Mapping[str, Any]) -> tuple[tuple[
     def close() -> None:
         nonlocal about
         if clip:
-            visuals.append(_clip(clip, about, media))
+            visuals.append(_clip(clip, about, media, stills))
             turns[-1][1].append(visuals[-1].shape)
             clip.clear()
         about = Clip()
@@ -134,7 +152,7 @@ def shown(segments: Sequence[Segment], media: Mapping[str, Any]) -> tuple[tuple[
     return tuple((role, tuple(contents)) for role, contents in turns), visuals
 
 
-def _clip(segments: Sequence[Segment], about: Clip, media: Mapping[str, Any]) -> Shown:
+def _clip(segments: Sequence[Segment], about: Clip, media: Mapping[str, Any], stills: Stills) -> Shown:
     """Frames in a row, images among them letterboxed to the frames' size."""
     named = dict.fromkeys(part.source for part in segments if isinstance(part, (Frames, Image)))
     found = {name: _source(name, media) for name in named}
@@ -147,8 +165,7 @@ def _clip(segments: Sequence[Segment], about: Clip, media: Mapping[str, Any]) ->
     sources: dict[str, FrameSource] = {}
     for name, source in found.items():
         if isinstance(source, PILImage.Image):
-            still_HWC = letterbox(source, (height, width))
-            source = HeldFrames(still_HWC[None], f"still:{name}:{width}x{height}")
+            source = stills.letterboxed(source, name, (height, width))
         sources[name] = source
     numbers = {name: number for number, name in enumerate(sources)}
     spans = [(numbers[part.source], *_span(part, sources[part.source])) for part in segments]  # type: ignore[union-attr]
@@ -202,7 +219,7 @@ class _Head:
 
     atoms_A: NDArray[np.int64]
     places: list[_Places]
-    positions_PT: NDArray[np.int64] | None
+    positions_PT: NDArray[np.integer[Any]] | None
     settings: dict[str, Any]
     reference: tuple[tuple[RenderedTurn, ...], NDArray[np.int64]]
 
@@ -217,6 +234,7 @@ class Lowering:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self._heads: OrderedDict[Any, _Head] = OrderedDict()
+        self._stills = Stills()
         # What results say of each column: by frames of its clips.
         self.columns: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, None] = {}
@@ -227,7 +245,7 @@ class Lowering:
         Raises:
             ValueError: as ``shown``, and what the renderer refuses.
         """
-        turns, visuals = shown(segments, media)
+        turns, visuals = shown(segments, media, self._stills)
         if self.renderer.needs_frames and visuals:
             head = self._rendered(turns, lambda clip: visuals[clip].frames())
             tail_A = head.reference[1]
@@ -267,11 +285,12 @@ class Lowering:
         column = self.renderer.column(turns, frames_of)
         end = column.units[-1].stop if column.units else 0
         atoms_A, places = _skeleton(column, end)
-        positions_PT = column.positions_AT
+        positions_PT: NDArray[np.integer[Any]] | None = column.positions_AT
         if positions_PT is not None:
             # Behind the last visual token stands text, whose positions run on.
             running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == np.arange(positions_PT.shape[1] - end)
-            positions_PT = positions_PT[:, : end + 1].copy() if running_T.all() else positions_PT
+            # Half the memory, for hundreds of thousands of tokens a column.
+            positions_PT = positions_PT[:, : end + 1 if running_T.all() else None].astype(np.int32)
         shapes = [content for _, contents in turns for content in contents if isinstance(content, ClipShape)]
         if shapes:
             self.columns[" + ".join(str(shape.num_frames) for shape in shapes)] = column.settings

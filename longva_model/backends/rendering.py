@@ -30,7 +30,7 @@ Presentation = Literal["video", "images", "auto"]
 # Gives the frames of one of a prompt's clips, (F, H, W, 3) uint8, by its index over the turns.
 FramesOf = Callable[[int], NDArray[np.uint8]]
 NEWLINE = "newline"
-_COLUMNS = 64
+_COLUMNS = 16
 # Frames of the clip at which a thin rendering is compared with the whole one.
 _COMPARED_FRAMES = 3
 _PLACEHOLDER_NAMES = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")

@@ -109,10 +109,12 @@ class Lowered:
 
     atoms_A: _IntsA
     ends_A: _IntsA | None = None
-    positions_PT: NDArray[np.int64] | None = None
+    positions_PT: NDArray[np.integer[Any]] | None = None
 
     @classmethod
-    def of(cls, codes: Sequence[_IntsA], table: AtomTable, positions_PT: NDArray[np.int64] | None = None) -> Lowered:
+    def of(
+        cls, codes: Sequence[_IntsA], table: AtomTable, positions_PT: NDArray[np.integer[Any]] | None = None
+    ) -> Lowered:
         """The prompt of these pieces."""
         atoms_A = np.concatenate([np.asarray(piece, np.int64) for piece in codes]) if codes else np.zeros(0, np.int64)
         ends_A = np.cumsum(table.sizes(atoms_A)) if (atoms_A < 0).any() else None
@@ -129,12 +131,14 @@ class Lowered:
         """Where an atom begins, in tokens."""
         return atom if self.ends_A is None or atom == 0 else int(self.ends_A[atom - 1])
 
-    def positions(self, start: int, stop: int) -> NDArray[np.int64]:
+    def positions(self, start: int, stop: int) -> NDArray[np.integer[Any]]:
         """Of the tokens from ``start`` to ``stop``, (P, n), where those behind the prompt are text."""
+        given = 0 if self.positions_PT is None else self.positions_PT.shape[1]
+        if self.positions_PT is not None and stop <= given:
+            return self.positions_PT[:, start:stop]
         running_T = np.arange(start, stop, dtype=np.int64)
         if self.positions_PT is None:
             return running_T[None]
-        given = self.positions_PT.shape[1]
         behind_T = running_T[max(given - start, 0) :] - (given - 1)
         return np.concatenate([self.positions_PT[:, start:stop], self.positions_PT[:, -1:] + behind_T], 1)
 
@@ -186,9 +190,13 @@ class PrefixTree:
         key = (id(one.positions_PT), id(other.positions_PT))
         if key not in self._alike:
             # Behind the last one that is given, positions run on in both.
-            length = max(0 if each.positions_PT is None else each.positions_PT.shape[1] for each in (one, other))
-            differ_T = (one.positions(0, length) != other.positions(0, length)).any(0)
-            self._alike[key] = int(differ_T.argmax()) if differ_T.any() else sys.maxsize
+            given = [0 if each.positions_PT is None else each.positions_PT.shape[1] for each in (one, other)]
+            self._alike[key] = sys.maxsize
+            for start, stop in ((0, min(given)), (min(given), max(given))):
+                differ_T = (one.positions(start, stop) != other.positions(start, stop)).any(0)
+                if differ_T.any():
+                    self._alike[key] = start + int(differ_T.argmax())
+                    break
         return self._alike[key]
 
     def walk(self) -> Iterator[tuple[int, Node]]:

@@ -113,7 +113,7 @@ class Feeder:
         sizes_A = table.sizes(codes_A)
         device = self.backend.device
         visual_T = np.repeat(codes_A < 0, sizes_A)
-        positions_PT = prompt.positions(start, start + len(visual_T))
+        positions_PT = prompt.positions(start, start + len(visual_T)).astype(np.int64)
         pieces = [piece for run in table.runs(codes_A) for piece in self._features(*run)]
         return Chunk(
             ids_T=torch.from_numpy(np.repeat(table.ids(codes_A), sizes_A)).to(device),
