@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
-from longva_model.backends.lowering import Lowering, shown
+from longva_model.backends.lowering import Lowering
 from longva_model.backends.refusals import refuse_by_config
 from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
@@ -105,7 +105,7 @@ class AnyModelBackend(HubModel):
         segments = prompt.request.segments
         if not any(isinstance(segment, Turn) for segment in segments):
             return None
-        turns, visuals = shown(segments, prompt.media)
+        turns, visuals = self._lowering.shown(segments, prompt.media)
         inputs = self.renderer.inputs(turns, lambda clip: visuals[clip].frames())
         behind = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
         behind |= {name: [0] * len(ids) for name in ("token_type_ids", "mm_token_type_ids")}

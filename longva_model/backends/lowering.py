@@ -245,7 +245,7 @@ class Lowering:
         Raises:
             ValueError: as ``shown``, and what the renderer refuses.
         """
-        turns, visuals = shown(segments, media, self._stills)
+        turns, visuals = self.shown(segments, media)
         if self.renderer.needs_frames and visuals:
             head = self._rendered(turns, lambda clip: visuals[clip].frames())
             tail_A = head.reference[1]
@@ -255,6 +255,12 @@ class Lowering:
         for places in head.places:
             atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table)
         return Lowered.of([atoms_A, tail_A], table, head.positions_PT)
+
+    def shown(
+        self, segments: Sequence[Segment], media: Mapping[str, Any]
+    ) -> tuple[tuple[RenderedTurn, ...], list[Shown]]:
+        """As ``shown``, images among frames kept."""
+        return shown(segments, media, self._stills)
 
     def _column(self, turns: tuple[RenderedTurn, ...]) -> tuple[_Head, NDArray[np.int64]]:
         """The column's head, and the ids behind it."""
