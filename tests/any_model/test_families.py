@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from any_model.families import FAMILIES
 from any_model.own_forward import own_inputs, own_logits, own_logprobs
+from packaging.version import Version
 
 QUESTION, ANSWER = "What is the animal in the frame that does not belong to the clip?", "Teddy bear."
 
@@ -33,7 +35,12 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"its processor needs {package}")
     folder = tmp_path_factory.mktemp(name)
-    FAMILIES[name].build(folder, 0)
+    try:
+        FAMILIES[name].build(folder, 0)
+    except ImportError:  # by name: a family that came after the oldest transformers we take
+        if Version(transformers.__version__) >= Version("5.24"):
+            raise
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     return name, *load(folder)
 
 
