@@ -115,10 +115,20 @@ class Lowered:
     def of(
         cls, codes: Sequence[_IntsA], table: AtomTable, positions_PT: NDArray[np.integer[Any]] | None = None
     ) -> Lowered:
-        """The prompt of these pieces."""
+        """The prompt of these pieces.
+
+        Raises:
+            ValueError: positions of no token, or of more than the prompt's and the one behind it.
+        """
         atoms_A = np.concatenate([np.asarray(piece, np.int64) for piece in codes]) if codes else np.zeros(0, np.int64)
         ends_A = np.cumsum(table.sizes(atoms_A)) if (atoms_A < 0).any() else None
-        return cls(atoms_A, ends_A, positions_PT)
+        lowered = cls(atoms_A, ends_A, positions_PT)
+        if positions_PT is not None and not 1 <= positions_PT.shape[1] <= lowered.tokens + 1:
+            raise ValueError(
+                f"{positions_PT.shape[1]} positions for a prompt of {lowered.tokens} tokens; give them for its first "
+                "tokens, and at most for the one behind it"
+            )
+        return lowered
 
     def __len__(self) -> int:
         return len(self.atoms_A)

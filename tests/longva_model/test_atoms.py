@@ -75,13 +75,28 @@ def test_a_prompt_knows_where_its_atoms_begin() -> None:
     assert text.ends_A is None and text.tokens == 2 and Lowered.of([], table).tokens == 0
 
 
-@pytest.mark.parametrize("columns", [0, 8, 9, 11])
-def test_positions_of_another_number_of_tokens_are_refused(columns: int) -> None:
+@pytest.mark.parametrize("columns", [0, 11, 50])
+def test_positions_of_no_token_or_of_too_many_are_refused(columns: int) -> None:
     table = AtomTable()
     pieces = [codes(1, 2, 3), table.codes(PAIRS, 0, 2)]
-    assert Lowered.of(pieces, table, np.zeros((3, 10), np.int64)).tokens == 9
-    with pytest.raises(ValueError, match=f"{columns - 1} positions for a prompt of 9 tokens"):
+    for fitting in (1, 9, 10):
+        assert Lowered.of(pieces, table, np.zeros((3, fitting), np.int64)).tokens == 9
+    with pytest.raises(ValueError, match=f"{columns} positions for a prompt of 9 tokens"):
         Lowered.of(pieces, table, np.zeros((3, columns), np.int64))
+
+
+def test_positions_run_on_behind_the_last_that_is_given() -> None:
+    table = AtomTable()
+    pieces = [codes(1, 2), table.codes(PAIRS, 0, 1), codes(3, 4)]
+    given = np.array([[0, 1, 2, 2, 2, 9], [0, 1, 5, 6, 7, 9]])
+    prompt = Lowered.of(pieces, table, given)
+    assert prompt.positions(0, 9).tolist() == [[0, 1, 2, 2, 2, 9, 10, 11, 12], [0, 1, 5, 6, 7, 9, 10, 11, 12]]
+    for start in range(9):
+        for stop in range(start, 10):
+            assert prompt.positions(start, stop).tolist() == [
+                axis[start:stop] for axis in prompt.positions(0, 12)[:, :12].tolist()
+            ]
+    assert Lowered.of(pieces, table).positions(3, 9).tolist() == [[3, 4, 5, 6, 7, 8]]
 
 
 def test_reach_is_how_far_each_series_is_read() -> None:
@@ -101,9 +116,8 @@ Key = tuple[Any, ...]
 
 def keys(prompt: Lowered, table: AtomTable) -> tuple[Key, ...]:
     """What each atom is: its code with the positions of its tokens."""
-    positions_PT = prompt.positions_PT if prompt.positions_PT is not None else np.arange(prompt.tokens + 1)[None]
     # One axis that runs on is as three that run on alike.
-    positions_PT = np.broadcast_to(positions_PT, (3, prompt.tokens + 1))
+    positions_PT = np.broadcast_to(prompt.positions(0, prompt.tokens), (3, prompt.tokens)).astype(np.int64)
     return tuple(
         (int(code), positions_PT[:, prompt.begin(atom) : prompt.begin(atom + 1)].tobytes())
         for atom, code in enumerate(prompt.atoms_A)
@@ -132,7 +146,10 @@ def assert_is_the_tree_of(tree: PrefixTree, prompts: Sequence[Lowered], table: A
 
 
 ATOMS = st.lists(st.sampled_from([1, 2, "a", "b", "still"]), max_size=7)
-AXES = st.sampled_from(["running", "running by name", "shifted", "from the middle", "one axis"])
+AXES = st.sampled_from(
+    ["running", "running by name", "shifted", "from the middle", "one axis", "cut short",
+     "a jump at the end of what is given"]
+)  # fmt: skip
 
 
 def lowered(atoms: Sequence[Any], axes: str, table: AtomTable, shared: dict[Any, NDArray[np.int64]]) -> Lowered:
@@ -142,14 +159,20 @@ def lowered(atoms: Sequence[Any], axes: str, table: AtomTable, shared: dict[Any,
         return Lowered.of(pieces, table)
     length = Lowered.of(pieces, table).tokens
     # Prompts of one length and kind share one array, as the cells of a column do.
-    positions_PT = shared.setdefault((axes, length), np.tile(np.arange(length + 1), (3, 1)))
-    if axes == "shifted":
-        positions_PT[1] = np.arange(length + 1) + 1
-    elif axes == "from the middle":
-        positions_PT[2, length // 2 :] = 50
-    elif axes == "one axis":
-        positions_PT = shared.setdefault((axes, length, "cut"), positions_PT[:1])
-    return Lowered.of(pieces, table, positions_PT)
+    kind = (axes, length)
+    if kind not in shared:
+        positions_PT = np.tile(np.arange(length + 1), (1 if axes == "one axis" else 3, 1))
+        if axes == "shifted":
+            positions_PT[1] += 1
+        elif axes == "from the middle":
+            positions_PT[2, length // 2 :] = 50
+        elif axes == "a jump at the end of what is given":
+            positions_PT = positions_PT[:, : length // 2 + 1]
+            positions_PT[:, -1] = 50
+        elif axes == "cut short":
+            positions_PT = positions_PT[:, : length // 2 + 1]
+        shared[kind] = positions_PT
+    return Lowered.of(pieces, table, shared[kind])
 
 
 @settings(max_examples=400, deadline=None)
