@@ -18,6 +18,12 @@ import torch
 # of one token a unit, where it counts in patches, and writes so many; the caller repeats them.
 Thinness = Literal["whole", "runs", "grids"]
 
+# How shapes are had: by tensors on the meta device; with zeros that take no memory in place of its results, since some
+# processors look at values even where they need a shape; by black pictures, where pixels are computed without torch.
+_Way = Literal["meta", "zeros", "black"]
+_WAYS: tuple[_Way, ...] = ("meta", "zeros", "black")
+_MOST_BLACK = 64
+
 
 class ProcessorCalls:
     """Calls ``processor`` for one prompt at a time.
@@ -30,8 +36,7 @@ class ProcessorCalls:
     def __init__(self, processor: Any, placeholders: Sequence[int]) -> None:
         self.processor = processor
         self.placeholders = tuple(placeholders)
-        # Some processors compute with values even where they need a shape: they get zeros that take no memory.
-        self._meta = True
+        self._way: _Way = "meta"
 
     @property
     def name(self) -> str:
@@ -55,17 +60,21 @@ class ProcessorCalls:
 
     def shapes(self, text: str, given: Mapping[str, Any], thin: Thinness = "whole") -> dict[str, Any]:
         """As ``made``, of frames and images on the meta device; tensors that depend on pixels are there or zeros."""
-        errors = []
+        errors: list[Exception] = []
         if getattr(getattr(self.processor, "video_processor", None), "use_token_compression", None):
             given = {**given, "use_token_compression": False}
-        for meta in (True, False) if self._meta else (False,):
+        for way in _WAYS[_WAYS.index(self._way) :]:
+            if way == "black" and _pictures(given) > _MOST_BLACK:
+                continue
+            shown = _blackened(given) if way == "black" else given
             try:
-                made = self._call(self._copied(thin, zeros=not meta), text, given)
+                found = self._call(self._copied(thin, zeros=way == "zeros"), text, shown)
             except Exception as error:  # of any processor that there is
                 errors.append(error)
                 continue
-            self._meta = meta
-            return made
+            # What a large prompt is refused for may hold for it alone.
+            self._way = way if way != "black" else self._way
+            return found
         raise self._refused(errors[0]) from errors[0]
 
     def _copied(self, thin: Thinness, zeros: bool) -> Any:
@@ -93,6 +102,24 @@ class ProcessorCalls:
     def _refused(self, error: Exception) -> ValueError:
         cause = " ".join(str(error).split())[:300]
         return ValueError(f"{self.name} does not take this prompt: {type(error).__name__}: {cause}")
+
+
+def _pictures(given: Mapping[str, Any]) -> int:
+    return sum(map(len, given.get("images", ()))) + sum(map(len, given.get("videos", ())))
+
+
+def _blackened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures of the same shapes that are there."""
+
+    def black(shape: torch.Size) -> torch.Tensor:
+        return torch.zeros((), dtype=torch.uint8).expand(shape)
+
+    found = dict(given)
+    if "images" in given:
+        found["images"] = [[black(image.shape) for image in images] for images in given["images"]]
+    if "videos" in given:
+        found["videos"] = [black(video.shape) for video in given["videos"]]
+    return found
 
 
 class _Delegate:

@@ -290,9 +290,9 @@ class Renderer:
 
     # ---------------------------------------------------------------- the prompt
 
-    def _text(self, messages: Sequence[tuple[str, list[dict[str, str]]]]) -> str:
+    def _text(self, messages: Sequence[tuple[str, list[dict[str, str]]]], answer: bool = True) -> str:
         given = [{"role": role, "content": parts} for role, parts in messages]
-        options = {"add_generation_prompt": True, "tokenize": False, **self.template_kwargs}
+        options = {"add_generation_prompt": answer, "tokenize": False, **self.template_kwargs}
         return str(self.processor.apply_chat_template(given, **options))
 
     def _column(self, turns: tuple[Turn, ...], frames_of: FramesOf | None) -> Column:
@@ -302,7 +302,7 @@ class Renderer:
         types_T = _types(rendered)
         positions_AT = None if self._positions is None else self._position_ids(rendered, types_T)
         settings = self._settings(rendered, units)
-        return Column(rendered.ids_T, positions_AT, types_T, units, settings, _notes(rendered.text))
+        return Column(rendered.ids_T, positions_AT, types_T, units, settings, self._notes(turns, rendered.text))
 
     def _check(self, turns: tuple[Turn, ...]) -> None:
         tokens = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")]
@@ -585,6 +585,13 @@ class Renderer:
         positions_AT = positions.reshape(-1, ids_1T.shape[1]).cpu().numpy().astype(np.int64)
         return np.ascontiguousarray(positions_AT)
 
+    def _notes(self, turns: tuple[Turn, ...], text: str) -> list[str]:
+        """What the template writes behind the last message may open a thought, in which the answer then stands."""
+        behind = text.removeprefix(self._text(self._shown(turns)[0], answer=False))
+        if any(behind.rfind(begin) > behind.rfind(end) for begin, end in _THOUGHTS):
+            return ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
+        return []
+
     def _settings(self, rendered: _Rendered, units: list[UnitPlace]) -> dict[str, Any]:
         first: dict[int, UnitPlace] = {}
         tokens: dict[int, int] = {}
@@ -636,11 +643,3 @@ def _metadata(shape: ClipShape) -> Any:
         height=shape.size[0],
         frames_indices=list(shape.indices or range(shape.num_frames)),
     )
-
-
-def _notes(text: str) -> list[str]:
-    """What the template writes behind the last message may open a thought, in which the answer then stands."""
-    for begin, end in _THOUGHTS:
-        if text[-200:].rfind(begin) > text[-200:].rfind(end):
-            return ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
-    return []

@@ -21,6 +21,7 @@ from longva_model.backends.unit_pixels import UnitPixels
 
 Kind = Literal["image", "video"]
 _FITTED = re.compile(r"(?P<image>image )?(?:(?P<tiles>\d+) of )?(?P<height>\d+)x(?P<width>\d+)(?: mask (?P<mask>\w+))?")
+_PIXELS = ("pixel_values_videos", "pixel_values", "pixel_values_images")
 _SETTINGS = (
     *("size", "max_pixels", "min_pixels", "cap_pixels_per_frame", "max_soft_tokens", "do_resize", "crop_size"),
     *("do_center_crop", "patch_size", "merge_size", "temporal_patch_size", "use_token_compression"),
@@ -244,7 +245,7 @@ class UnitCutter:
         if grids is not None:
             _, h, w = (int(one) for one in grids[0])
             return self.fitted_grid(kind, (1, h, w))
-        name = next((name for name in ("pixel_values_videos", "pixel_values") if name in tensors), None)
+        name = next((name for name in _PIXELS if name in tensors), None)
         if name is None:
             raise ValueError(f"{self._calls.name} makes {', '.join(sorted(tensors))} of frames, in which no pixels are")
         shape = tensors[name].shape[1:]
