@@ -63,6 +63,7 @@ class AnyModelBackend(HubModel):
             model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         decoder = _decoder_of(model)
+        self.own_attention = decoder.config._attn_implementation
         self._head = OwnHead(model, model.model)
         self.family: Family = family_of(model, decoder)
         args.refuse(("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"), "it has its own")
@@ -164,7 +165,7 @@ class AnyModelBackend(HubModel):
 
     @torch.inference_mode()
     def own_logits(self, inputs: Mapping[str, Any], keep: int) -> torch.Tensor:
-        """Logits at the last ``keep`` tokens by one plain forward of the model's own, (keep, V), fp32.
+        """Logits at the last ``keep`` tokens by one plain forward with the model's own attention, (keep, V), fp32.
 
         Args:
             inputs: what the model's processor made of one prompt.
@@ -173,7 +174,12 @@ class AnyModelBackend(HubModel):
         moved = {name: self._moved(name, value) for name, value in inputs.items()}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             moved["logits_to_keep"] = keep
-        logits_TV: torch.Tensor = self.model(**moved, use_cache=False).logits[0, -keep:].float()
+        chosen = self.decoder.config._attn_implementation
+        self.decoder.set_attn_implementation(self.own_attention)
+        try:
+            logits_TV: torch.Tensor = self.model(**moved, use_cache=False).logits[0, -keep:].float()
+        finally:
+            self.decoder.set_attn_implementation(chosen)
         self.forget_positions()
         return logits_TV
 

@@ -106,14 +106,14 @@ class Backend:
         heads = config.num_attention_heads
         # Kinds of models older than a common name for the width of an MLP have names of their own.
         names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
-        widths = (getattr(config, name, None) for name in names)
+        widths = (_largest(config, name) for name in names)
         return ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             intermediate=next((w for w in widths if isinstance(w, int) and w > 0), 4 * int(config.hidden_size)),
             heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            kv_heads=_largest(config, "num_key_value_heads") or heads,
+            head_dim=_largest(config, "head_dim") or config.hidden_size // heads,
             vocab=config.vocab_size,
             tokens_per_frame=self.tokens_per_frame,
             kv_bytes=self.dtype.itemsize,
@@ -319,6 +319,14 @@ def described(config: Any) -> str:
     """The settings of a config that decide what a model computes: with other ones, weights are another model."""
     values = {key: value for key, value in config.to_dict().items() if key not in _IDLE}
     return json.dumps(values, sort_keys=True, default=str)
+
+
+def _largest(config: Any, name: str) -> Any:
+    """A setting of a decoder's config; of its layers the largest, where they have different ones (Gemma 4)."""
+    layers = getattr(config, "per_layer_config", None)
+    if not layers:
+        return getattr(config, name, None)
+    return max((value for layer in layers if isinstance(value := getattr(layer, name, None), int)), default=None)
 
 
 def _hash(*parts: str) -> str:

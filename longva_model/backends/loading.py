@@ -161,7 +161,8 @@ class TextBackend(HubModel):
                 f"pretrained={args.pretrained!r} ({config.model_type}) is no causal language model of transformers; "
                 "expected LongVA, LLaVA-NeXT-Video or a causal language model"
             )
-        refuse_recurrent(args.pretrained, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        stateful = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False)
+        refuse_recurrent(args.pretrained, config, stateful)
         with building(folder):
             model = load_transformers(AutoModelForCausalLM, folder, config, args, device, dtype)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

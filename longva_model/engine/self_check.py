@@ -24,6 +24,7 @@ from longva_model.backends.backend import Backend, building
 from longva_model.engine.atoms import Lowered
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.logits import is_finite, not_finite
+from longva_model.engine.state import new_state
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
 from vniah.notices import notice
@@ -47,7 +48,6 @@ _WINDOWS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chun
 _BY_ITS_OWN_CODE = (
     "Measure it by its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
 )
-_LAYERS_THAT_REWIND = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
@@ -62,7 +62,7 @@ def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
     Raises:
         ValueError: no attention gives the model's logits, or they are not finite.
     """
-    refuse_recurrent(backend.name, backend.decoder)
+    refuse_recurrent(backend.name, backend.decoder.config, getattr(backend.decoder, "_is_stateful", False))
     from longva_model.attention import register
 
     register()
@@ -115,24 +115,28 @@ def check_ring(engine: TreeEngine) -> None:
         )
 
 
-def refuse_recurrent(name: str, decoder: Any) -> None:
-    """Refuse a model whose layers keep a state that cannot be cropped back to a shared prefix.
+def refuse_recurrent(name: str, config: Any, stateful: bool) -> None:
+    """Refuse a model whose layers keep a state that cannot be taken back to a shared prefix.
 
     Args:
-        decoder: a model of transformers, or its class; a config is enough where it names its layers' types.
+        config: its decoder's.
+        stateful: whether transformers says that it keeps such a state (``_is_stateful``).
 
     Raises:
         ValueError: naming the model and its kind.
     """
-    config = getattr(decoder, "config", None)
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYERS_THAT_REWIND))
-    if getattr(decoder, "_is_stateful", False) or strange:
-        what = f"layers of {', '.join(strange)}" if strange else "a recurrent state"
-        kind = getattr(config, "model_type", None) or getattr(decoder, "__name__", type(decoder).__name__)
-        raise ValueError(
-            f"{name} ({kind}) is refused: it has {what}, which cannot be taken back to a shared prefix. "
+    try:
+        new_state(config)
+        # A recurrent state that the layers' types tell can be copied; without types there is nothing to hold it.
+        if not stateful or getattr(config, "layer_types", None):
+            return
+        reason = (
+            f"{config.model_type} has a recurrent state, which cannot be taken back to a shared prefix. "
             f"{_BY_ITS_OWN_CODE}"
         )
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"{name} is refused: {reason}")
 
 
 def _stated_windows(config: Any) -> dict[str, int]:

@@ -78,12 +78,14 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
         {**COMMON, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "attention_chunk_size": 20},
     ),
     "experts": ("Qwen3MoeConfig", {**COMMON, **EXPERTS, "head_dim": 8}),
+    "convolutions": ("Lfm2Config", {**COMMON, "layer_types": ["conv", "full_attention"]}),
 }
+# Releases of transformers tell it differently.
+NO_ATTENTION = "no layer of it has attention|a recurrent state"
 STATE = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "mamba": ("MambaConfig", {**STATE, "state_size": 4}, "recurrent state"),
-    "mamba2": ("Mamba2Config", {**STATE, "state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}, "recurrent"),
-    "convolutions": ("Lfm2Config", {**COMMON, "layer_types": ["conv", "full_attention"]}, "layers of conv"),
+    "mamba": ("MambaConfig", {**STATE, "state_size": 4}, NO_ATTENTION),
+    "mamba2": ("Mamba2Config", {**STATE, "state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}, NO_ATTENTION),
     "sees what follows": ("BertConfig", {**STATE, "intermediate_size": 48, "num_attention_heads": 4}, "own forward by"),
     "an encoder and a decoder": (
         "T5Config",
