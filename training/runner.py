@@ -109,7 +109,8 @@ def _check_length(stage: stages.TextStage, prepared: Stage | None, count: int) -
 
 def describe(recipe: Recipe) -> str:
     """The stages of a recipe in words, a line or two each."""
-    lines = [f"{recipe.name}: {len(recipe.stages)} stages, seed {recipe.seed}, writes to {recipe.folder}"]
+    count = f"{len(recipe.stages)} stage{'s' if len(recipe.stages) > 1 else ''}"
+    lines = [f"{recipe.name}: {count}, seed {recipe.seed}, writes to {recipe.folder}"]
     for stage in recipe.stages:
         lines.append(f"  {stage.name} ({stage.kind}) reads {', '.join(inputs(stage)) or 'nothing'}")
         lines.append(f"    {_what(stage)}")

@@ -54,7 +54,7 @@ def convert(source: str | Path, target: str | Path, to: Layout | None = None) ->
     if wanted not in ("ours", "released"):
         raise ValueError(f"--to must be ours or released, got {wanted!r}")
     if (wanted == "released") == is_released:
-        raise ValueError(f"{folder} is in the {wanted} layout already; nothing to convert")
+        raise ValueError(f"{folder} has the layout {wanted} already; nothing to convert")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         draft = Path(temporary) / target.name

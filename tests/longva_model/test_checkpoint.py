@@ -346,7 +346,7 @@ def test_nothing_is_overwritten_or_converted_twice(model: Any, tmp_path: Path) -
     (tmp_path / "full/note.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not overwritten"):
         convert(folder, tmp_path / "full")
-    with pytest.raises(ValueError, match="in the released layout already"):
+    with pytest.raises(ValueError, match="has the layout released already"):
         convert(folder, tmp_path / "b", to="released")
     with pytest.raises(ValueError, match="ours or released"):
         convert(folder, tmp_path / "b", to="theirs")  # type: ignore[arg-type]
@@ -357,7 +357,7 @@ def test_nothing_is_overwritten_or_converted_twice(model: Any, tmp_path: Path) -
 def test_the_command(main: Callable[..., tuple[int, str, str]], model: Any, tmp_path: Path) -> None:
     folder = write_released(tmp_path / "a", model)
     code, out, _ = main("convert", folder, tmp_path / "b")
-    assert not code and "in the ours layout" in out
+    assert not code and out.endswith(", layout ours\n")
     code, _, err = main("convert", folder, tmp_path / "b")
     assert code == 2 and "is there already" in err
 

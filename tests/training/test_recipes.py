@@ -40,7 +40,8 @@ def recipe_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_load(name: str) -> None:
-    assert describe(load_recipe(name)).startswith(name)
+    told = describe(load_recipe(name))
+    assert told.startswith(name) and ": 1 stages" not in told
 
 
 def test_all_the_papers_recipes_ship() -> None:

@@ -30,4 +30,4 @@ def command(
     from longva_model.checkpoints.convert import convert
 
     layout = convert(source, target, to)  # type: ignore[arg-type]
-    print(f"wrote {target} in the {layout} layout")
+    print(f"wrote {target}, layout {layout}")
