@@ -17,6 +17,8 @@ from vniah.runs.launcher import end_with_launcher
 
 def main(folder: Path, mode: str) -> None:
     end_with_launcher()
+    import torch.distributed as dist
+
     from longva_model.run import processes
 
     first = os.environ["RANK"] == "0"
@@ -29,6 +31,8 @@ def main(folder: Path, mode: str) -> None:
     if mode in ("meet", "late"):
         processes.join_processes("cpu")
     print(processes.gather(os.environ["RANK"]))
+    # A process that ends right behind a collective races with gloo's threads, which still hold its tensors.
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
