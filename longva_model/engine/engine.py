@@ -36,7 +36,7 @@ class EngineOptions:
     """How a tree is run.
 
     Attributes:
-        chunk_tokens: prefill at most so many tokens a forward; bounds activation memory.
+        chunk_tokens: prefill at most so many tokens a forward, or one visual unit; bounds activation memory.
         preprocess: "pad" or "crop" for every frame, or "auto": what each visual asks for.
     """
 

@@ -119,7 +119,7 @@ class FrameEmbeddings:
                 yield tokens[max(start - index * BLOCK, 0) : stop - index * BLOCK].to(self.backend.device)
 
     def expect(self, until: Mapping[str, int]) -> None:
-        """Learn how far each source will be read (see ``reach``), so that it is encoded in one go and not in pieces."""
+        """Learn how far sources, by fingerprint, will be read: each is then encoded in one go and not in pieces."""
         self._until = dict(until)
 
     def _ahead_of(self, source: FrameSource, start: int, stop: int, preprocess: str) -> list[int]:

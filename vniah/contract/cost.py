@@ -1,4 +1,4 @@
-"""What a grid costs: FLOPs of a tree against one forward a request, KV memory; for the plan and the progress bar.
+"""What a grid costs: FLOPs of a tree against one forward a request, KV memory; to plan, and to deal requests out.
 
 Counts multiply-adds as 2 FLOPs. Attention is causal and counted exactly: n new tokens behind p past ones
 make ``n * p + n * (n + 1) / 2`` query-key pairs. The vision tower is not in these figures: frames are

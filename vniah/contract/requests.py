@@ -4,8 +4,9 @@ A request is a sequence of hashable segments and a leaf::
 
     Text(pre) Frames(hay, 0, k) Image(needle) Frames(hay, k, F) Text(question) Text(post) -> Target(answer)
 
-``RequestTree`` merges equal prefixes, so that a model that walks it depth-first with one croppable KV
-cache computes each shared prefix once. Pure: knows nothing about tokens, tensors or pixels.
+``RequestTree`` merges equal prefixes of segments: what a model that computes each shared prefix once would compute, for
+plans and for dealing requests out. (An engine merges what its model makes of them, which may share more or less.)
+Pure: knows nothing about tokens, tensors or pixels.
 """
 
 from __future__ import annotations
