@@ -62,16 +62,16 @@ class AnyModelBackend(HubModel):
         with building(folder):
             model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        decoder = _decoder_of(model)
+        inner, decoder = _parts_of(model)
         self.own_attention = decoder.config._attn_implementation
-        self._head = OwnHead(model, model.model)
-        self.family: Family = family_of(model, decoder)
+        self._head = OwnHead(model, decoder if inner is model else inner)
+        self.family: Family = family_of(model, inner, decoder)
         args.refuse(("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"), "it has its own")
         thinking = {} if args.thinking == "auto" else {"enable_thinking": args.thinking == "on"}
         self.renderer = Renderer(
             self.processor,
             config,
-            getattr(model.model, "get_rope_index", None),
+            getattr(inner, "get_rope_index", None),
             args.presentation,  # type: ignore[arg-type]
             int(args.frame_tokens) if args.frame_tokens.isdigit() else "auto",
             thinking,
@@ -185,8 +185,8 @@ class AnyModelBackend(HubModel):
 
     def forget_positions(self) -> None:
         """Let go of what the model remembers of another prompt's positions."""
-        if getattr(self.model.model, "rope_deltas", None) is not None:
-            self.model.model.rope_deltas = None
+        if getattr(self.family.inner, "rope_deltas", None) is not None:
+            self.family.inner.rope_deltas = None
 
     def _moved(self, name: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -206,14 +206,15 @@ class _Settings:
         return self._values
 
 
-def _decoder_of(model: Any) -> Any:
-    """A model's text model.
+def _parts_of(model: Any) -> tuple[Any, Any]:
+    """(what holds the towers, the text model beside them).
 
     Raises:
-        ValueError: it has none apart from its towers.
+        ValueError: it has no text model apart from its towers.
     """
-    inner = getattr(model, "model", None)
-    for name in ("language_model", "text_model"):
-        if (decoder := getattr(inner, name, None)) is not None:
-            return decoder
+    for inner in (getattr(model, "model", None), model):
+        language = getattr(inner, "language_model", None) or getattr(inner, "text_model", None)
+        if language is not None:
+            # Some have a whole causal model there, with a head of its own.
+            return inner, language if language.get_output_embeddings() is None else language.get_decoder()
     raise ValueError(f"{type(model).__name__} is refused: it has no text model apart from its towers")

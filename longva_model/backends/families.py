@@ -26,15 +26,16 @@ class Family:
     """What holds for a model of no family below.
 
     Args:
-        model: of transformers, with towers and decoder in ``model.model``.
+        model: of transformers.
+        inner: its part that has the towers and the text model.
         decoder: its text model.
     """
 
     # Frames reach the tower as (1, N, 3, Y, X) and not as (N, 3, Y, X), by the names of their tensors.
     one_batch: tuple[str, ...] = ()
 
-    def __init__(self, model: Any, decoder: Any) -> None:
-        self.model, self.inner, self.decoder = model, model.model, decoder
+    def __init__(self, model: Any, inner: Any, decoder: Any) -> None:
+        self.model, self.inner, self.decoder = model, inner, decoder
         self._deep = "deepstack_visual_embeds" in inspect.signature(decoder.forward).parameters
 
     def encode(self, units: UnitPixels) -> torch.Tensor:
@@ -165,15 +166,16 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma4": Gemma4,
     "llava_next_video": Batched,
     "llava_onevision": LlavaOnevision,
+    "nemotron_h_omni": Batched,
     "perception_lm": Batched,
     "smolvlm": Batched,
     "video_llava": Batched,
 }
 
 
-def family_of(model: Any, decoder: Any) -> Family:
-    """The family that a model belongs to, by its config's ``model_type``."""
-    return FAMILIES.get(str(model.config.model_type), Family)(model, decoder)
+def family_of(model: Any, inner: Any, decoder: Any) -> Family:
+    """The family that a model belongs to, by its config's ``model_type`` (see ``Family``)."""
+    return FAMILIES.get(str(model.config.model_type), Family)(model, inner, decoder)
 
 
 def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -158,10 +158,8 @@ def own(backend: AnyModelBackend, inputs: dict[str, Any]) -> torch.Tensor:
     return backend.own_logits(inputs, inputs["input_ids"].shape[1]).log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.refused])
 def test_equals_the_models_own_forward(name: str, folders: Any) -> None:
-    if FAMILIES[name].refused:
-        pytest.skip(FAMILIES[name].refused)
     backend = load(folders(name))
     for frames in (6, 7):
         inputs = own_inputs(backend.processor, clip(frames), QUESTION, FAMILIES[name].presentation)
@@ -220,6 +218,17 @@ def test_fingerprints(folders: Any) -> None:
         assert load(folder).frames_fingerprint != first.frames_fingerprint
     finally:
         file.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["molmo2", "nemotron_h_omni_pruned"])
+def test_families_that_cannot_be_right_are_refused(name: str, folders: Any) -> None:
+    with pytest.raises(ValueError, match="is refused: "):
+        load(folders(name))
+
+
+def test_a_length_is_told_up_to_which_long_rope_may_be_cut(folders: Any) -> None:
+    config = load(folders("long_rope")).decoder.config
+    assert load(folders("long_rope")).chunked_until == config.rope_parameters["original_max_position_embeddings"]
 
 
 @pytest.mark.parametrize(
