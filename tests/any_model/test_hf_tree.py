@@ -1,0 +1,178 @@
+"""A grid through the engine, for every family, is what each model's own forward says of each cell.
+
+The other side knows nothing of ours: the model's own processor on the real clip, and one plain forward.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from any_model.families import FAMILIES
+from any_model.own_forward import own_inputs, own_logprobs
+from PIL import Image
+
+from longva_model.arguments import ModelArgs
+from longva_model.backends.loading import load_backend
+from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.steps import steps
+from longva_model.frames.embeddings import FrameEmbeddings
+from longva_model.prompts.prompting import Prompt
+from vniah.contract.requests import Target
+from vniah.contract.sources import HeldFrames
+from vniah.runs.grid import needle_index
+from vniah.visual.compose import SplicedVideo
+
+# Rounding of fp32 in models whose weights are loud; a mistake costs a hundred times as much.
+ROUNDING = 2e-4
+SIZE = (56, 84)
+NEEDLES = {
+    "animal": ("What is the animal in the frame that does not belong to the clip?", "Panda"),
+    "thing": ("What does the visitor carry in the frame that does not belong?\nAnswer briefly.", "A green kite"),
+}
+# Shown with the needle: 6 and 7 frames.
+FRAMES, DEPTHS = (5, 6), (0, 40, 100, None)
+RUN = [name for name, family in FAMILIES.items() if family.refused is None]
+
+
+def blocks(seed: int, count: int) -> np.ndarray:
+    """(count, H, W, 3) uint8: coloured squares, the upper half alike in all."""
+    rng = np.random.default_rng(seed)
+    small_NHWC = rng.integers(0, 256, (count, SIZE[0] // 7, SIZE[1] // 7, 3), dtype=np.uint8)
+    small_NHWC[:, : SIZE[0] // 14] = small_NHWC[:1, : SIZE[0] // 14]
+    return small_NHWC.repeat(7, axis=1).repeat(7, axis=2)
+
+
+class Film(HeldFrames):
+    """A haystack in memory."""
+
+    name, fps = "film", 1.0
+
+
+FILM = blocks(1, max(FRAMES))
+PICTURES = dict(zip(NEEDLES, blocks(2, len(NEEDLES)), strict=True))
+CELLS = [(frames, depth, needle) for frames in FRAMES for depth in DEPTHS for needle in NEEDLES]
+
+
+def clip(frames: int, depth: int | None, needle: str) -> np.ndarray:
+    if depth is None:
+        return FILM[:frames]
+    at = frames * depth // 100
+    return np.concatenate([FILM[:at], PICTURES[needle][None], FILM[at:frames]])
+
+
+def prompt(backend: Any, frames: int, depth: int | None, needle: str) -> Prompt:
+    question, answer = NEEDLES[needle]
+    shown = (
+        {}
+        if depth is None
+        else {
+            "needle": Image.fromarray(PICTURES[needle]),
+            "needle_index": needle_index(frames, depth),
+        }
+    )
+    video = SplicedVideo(haystack=Film(FILM, "film"), num_frames=frames, **shown)  # type: ignore[arg-type]
+    found: Prompt = backend.question(question, [video], Target(answer), max_frames=10**9)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        package = FAMILIES[name].requires
+        if package is not None and importlib.util.find_spec(package) is None:
+            pytest.skip(f"its processor needs {package}")
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            FAMILIES[name].build(made[name], 0)
+        return made[name]
+
+    return folder
+
+
+def load(folder: Path, family: str, **arguments: Any) -> Any:
+    presentation = FAMILIES[family].presentation
+    args = ModelArgs(pretrained=str(folder), dtype="float32", device="cpu", presentation=presentation, **arguments)
+    return load_backend(args)
+
+
+@pytest.mark.parametrize("family", RUN)
+def test_a_grid_is_what_the_models_own_forward_says(family: str, folder_of: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = folder_of(family)
+    backend = load(folder, family)
+    own = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    presentation = FAMILIES[family].presentation
+    prompts = [prompt(backend, *cell) for cell in CELLS]
+    wanted = []
+    for cell in CELLS:
+        question, answer = NEEDLES[cell[2]]
+        logprobs_LV, ids = own_logprobs(own, processor, clip(*cell), question, answer, presentation)
+        wanted.append((logprobs_LV, ids, backend.token_ids(answer)))
+    worst, fed = 0.0, []
+    for chunk_tokens in (8192, 37):
+        frames = FrameEmbeddings(backend)
+        engine = TreeEngine(backend, frames, EngineOptions(chunk_tokens=chunk_tokens))
+        batch = engine.lower(prompts)
+        told: list[int] = []
+        for place, result in enumerate(engine.run(batch, on_flops=told.append)):
+            logprobs_LV, ids, answer_ids = wanted[place]
+            assert result.answer_ids == answer_ids
+            assert result.prompt_tokens == len(ids)
+            rows = range(len(answer_ids))
+            difference = np.abs(np.array(result.answer_logprobs) - logprobs_LV[rows, answer_ids]).max()
+            worst = max(worst, float(difference))
+            best_L = logprobs_LV.argmax(-1)
+            gaps_L = np.sort(logprobs_LV, -1)[:, -1] - np.sort(logprobs_LV, -1)[:, -2]
+            assert all(
+                one == other or gap < ROUNDING
+                for one, other, gap in zip(result.predicted_ids, best_L, gaps_L, strict=True)
+            )
+        # Ids are the processor's, token for token.
+        for lowered, (_, ids, _) in zip(batch.lowered, wanted, strict=True):
+            table = batch.table
+            assert table.ids(lowered.atoms_A).repeat(table.sizes(lowered.atoms_A)).tolist() == ids
+        units = {
+            (s.name, s.fitted, unit)
+            for low in batch.lowered
+            for s, a, b in batch.table.runs(low.atoms_A)
+            if s.source is not None
+            for unit in range(a, b)
+        }
+        assert frames.frames_encoded == len(units)
+        assert sum(told) == engine.planned_flops(batch)
+        fed.append(sum(step.new for step in steps(batch.tree)))
+    print(
+        f"{family}: {worst:.1e}, {fed[0]} of {sum(low.tokens for low in batch.lowered)} tokens fed, {len(units)} units"
+    )
+    assert worst < ROUNDING
+    assert fed[0] < sum(low.tokens for low in batch.lowered)
+    # Cells are told apart, or their equality would say nothing.
+    first = [logprobs_LV[0] for logprobs_LV, _, _ in wanted[:: len(NEEDLES)]]
+    assert min(np.abs(a - b).max() for i, a in enumerate(first) for b in first[:i]) > 10 * ROUNDING
+
+
+def test_positions_are_those_of_the_whole_prompt(folder_of: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        folder = folder_of(family)
+        backend = load(folder, family)
+        own = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = AutoProcessor.from_pretrained(folder)
+        engine = TreeEngine(backend, FrameEmbeddings(backend))
+        batch = engine.lower([prompt(backend, *cell) for cell in CELLS])
+        for cell, lowered in zip(CELLS, batch.lowered, strict=True):
+            inputs = own_inputs(processor, clip(*cell), NEEDLES[cell[2]][0], "video")
+            names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
+            wanted_P1T, _ = own.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
+            assert np.array_equal(lowered.positions(0, lowered.tokens), wanted_P1T[:, 0].numpy())
