@@ -253,7 +253,7 @@ class Lowering:
             head, tail_A = self._column(turns)
         atoms_A = head.atoms_A.copy()
         for places in head.places:
-            atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table)
+            atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table, alone=self.renderer.needs_frames)
         return Lowered.of([atoms_A, tail_A], table, head.positions_PT)
 
     def shown(
@@ -351,14 +351,20 @@ def _skeleton(column: Column, end: int) -> tuple[NDArray[np.int64], list[_Places
     ]
 
 
-def _codes(places: _Places, visual: Shown, table: AtomTable) -> NDArray[np.int64]:
-    """The codes of units, by the content of their frames."""
+def _codes(places: _Places, visual: Shown, table: AtomTable, *, alone: bool) -> NDArray[np.int64]:
+    """The codes of units, by the content of their frames.
+
+    Args:
+        alone: which of its tokens stay is each unit's own, and a series, which is encoded in blocks, would waste most.
+    """
     merged = places.frames_Uf.shape[1]
     if merged == 0:
         # What a model itself puts among visual tokens.
         return np.repeat(table.codes(places.series, 0, 1), len(places.atoms_U))
     source_Uf, index_Uf = visual.source_F[places.frames_Uf], visual.index_F[places.frames_Uf]
     neighbours_U = (source_Uf == source_Uf[:, :1]).all(1) & (np.diff(index_Uf, axis=1) == 1).all(1)
+    if alone:
+        neighbours_U[:] = False
     codes_U = np.zeros(len(places.atoms_U), np.int64)
     groups_U = source_Uf[:, 0] * merged + index_Uf[:, 0] % merged
     for group in np.unique(groups_U[neighbours_U]).tolist():

@@ -181,7 +181,8 @@ class UnitCutter:
         if not self.natural(kind, size, len(frames)).fits(wanted):
             frames = self.resized(frames, kind, (wanted.height, wanted.width))
             options["do_resize"] = False
-        if wanted.mask:
+        if kind == "video" and getattr(self.part(kind), "use_token_compression", None):
+            # Which tokens stay is told by ``fitted``, from what stands before the unit in its clip.
             options["use_token_compression"] = False
         made = self._calls.made(self._text(kind, len(frames)), self._given(kind, frames, options), "runs")
         tensors = self._by_unit(made, kind, len(shown))

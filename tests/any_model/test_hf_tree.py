@@ -99,7 +99,8 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def load(folder: Path, family: str, **arguments: Any) -> Any:
     presentation = FAMILIES[family].presentation
-    args = ModelArgs(pretrained=str(folder), dtype="float32", device="cpu", presentation=presentation, **arguments)
+    given: dict[str, Any] = {"dtype": "float32", "device": "cpu", "presentation": presentation, "generic": True}
+    args = ModelArgs(pretrained=str(folder), **given, **arguments)
     return load_backend(args)
 
 
