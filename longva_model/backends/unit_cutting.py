@@ -248,7 +248,7 @@ class UnitCutter:
             return self.fitted_grid(kind, (1, h, w))
         name = next((name for name in _PIXELS if name in tensors), None)
         if name is None:
-            raise ValueError(f"{self._calls.name} makes {', '.join(sorted(tensors))} of frames, in which no pixels are")
+            raise ValueError(f"{self._calls.name} tells no pixels of single frames (among {', '.join(_PIXELS)})")
         shape = tensors[name].shape[1:]
         tiles = int(np.prod(shape[:-3])) if len(shape) > 3 else 1
         return Fitted(kind, int(shape[-2]), int(shape[-1]), tiles)
