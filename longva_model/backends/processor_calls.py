@@ -92,7 +92,10 @@ class ProcessorCalls:
     def _call(processor: Any, text: str, given: Mapping[str, Any]) -> dict[str, Any]:
         # Tensors of pixels and grids alone: lists of ids are long, and made arrays of faster than tensors.
         tensors = {"return_tensors": "pt"}
-        found = dict(processor(text=[text], images_kwargs=tensors, videos_kwargs=tensors, **given))
+        try:
+            found = dict(processor(text=[text], images_kwargs=tensors, videos_kwargs=tensors, **given))
+        except AttributeError:  # some look at the shape of what they then have as a list
+            found = dict(processor(text=[text], **tensors, **given))
         found.pop("video_metadata", None)
         for part in ("image_processor", "video_processor"):
             if isinstance(inner := getattr(processor, part, None), _Shapes):
