@@ -12,7 +12,7 @@ chunk, V vocabulary, D hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,20 @@ class AnyModelBackend(HubModel):
             config,
             getattr(inner, "get_rope_index", None),
             args.presentation,  # type: ignore[arg-type]
-            int(args.frame_tokens) if args.frame_tokens.isdigit() else "auto",
+            int(args.frame_tokens) if args.frame_tokens.isdigit() else args.frame_tokens,  # type: ignore[arg-type]
             thinking,
         )
         self._lowering = Lowering(self.renderer)
         self._checked: float | None = None
-        self._files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
+        self._positions = args.positions
+        files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
+        self._file_hashes = [sha256_of(path) for path in files]
         self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
 
     def _visual_settings(self) -> str:
         settings = self.model.config.to_dict()
         settings.pop("text_config", None)
-        return " ".join((described(_Settings(settings)), *map(sha256_of, self._files)))
+        return " ".join((described(_Settings(settings)), *self._file_hashes))
 
     def question(
         self, text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None
@@ -101,6 +103,9 @@ class AnyModelBackend(HubModel):
         if not any(isinstance(segment, Turn) for segment in segments):
             return super().lower(prompt, table, preprocess)
         return self._lowering.lower(segments, prompt.media, table)
+
+    def expect(self, prompts: Iterable[Prompt]) -> None:
+        self._lowering.expect(prompts)
 
     def reference(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor | None:
         segments = prompt.request.segments
@@ -120,6 +125,7 @@ class AnyModelBackend(HubModel):
         from longva_model.backends.visual_check import check_visual
 
         self._checked = check_visual(self)
+        self._lowering.columns.clear()  # of the check's clips
 
     def pixels(self, frames_NfHWC: NDArray[np.uint8], preprocess: str) -> Any:
         frames_NfHWC = frames_NfHWC if frames_NfHWC.ndim == 5 else frames_NfHWC[:, None]
@@ -134,18 +140,25 @@ class AnyModelBackend(HubModel):
     def about(self) -> dict[str, Any]:
         from transformers import __version__
 
+        shown = dict(self._lowering.shown_as)
+        kind = "video_processor" if self.renderer.presentation == "video" else "image_processor"
         return {
             "template": "the checkpoint's chat template",
+            "template_kwargs": self.renderer.template_kwargs or None,
             "presentation": self.renderer.presentation,
             "frame_tokens": self.renderer.frame_tokens,
-            "columns": self._lowering.columns,
+            "frames_held_at": None if self.renderer.frame_tokens == "auto" else self.renderer.size_rule,
+            "processor": {"class": type(self.processor).__name__, kind: shown.get(kind)},
+            "frames_shown": self._lowering.told(),
+            "positions": self._positions,
             "notes": list(self._lowering.notes),
             "largest_difference_from_own_forward": self._checked,
             "transformers": __version__,
         }
 
     def settings(self) -> list[Any]:
-        return [self.renderer.presentation, self.renderer.frame_tokens, self.renderer.template_kwargs]
+        rules = [self.renderer.presentation, self.renderer.size_rule, self.renderer.template_kwargs, self._positions]
+        return [*rules, *self._file_hashes]
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         return self._head(hidden_TD)

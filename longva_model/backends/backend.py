@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,22 +102,7 @@ class Backend:
 
     @property
     def shape(self) -> ModelShape:
-        config = self.decoder.config
-        heads = config.num_attention_heads
-        # Kinds of models older than a common name for the width of an MLP have names of their own.
-        names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
-        widths = (_largest(config, name) for name in names)
-        return ModelShape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=next((w for w in widths if isinstance(w, int) and w > 0), 4 * int(config.hidden_size)),
-            heads=heads,
-            kv_heads=_largest(config, "num_key_value_heads") or heads,
-            head_dim=_largest(config, "head_dim") or config.hidden_size // heads,
-            vocab=config.vocab_size,
-            tokens_per_frame=self.tokens_per_frame,
-            kv_bytes=self.dtype.itemsize,
-        )
+        return decoder_shape(self.decoder.config, self.tokens_per_frame, self.dtype.itemsize)
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenise alone, no special tokens added."""
@@ -178,6 +163,12 @@ class Backend:
 
         Raises:
             ValueError: it differs.
+        """
+
+    def expect(self, prompts: Iterable[Prompt]) -> None:
+        """See all prompts of a run before the first is lowered, for what the shortest depends on the longest.
+
+        Every process is shown the same ones. Their frames are not to be read.
         """
 
     def about(self) -> dict[str, Any]:
@@ -296,6 +287,25 @@ class HubModel(Backend):
     def _levels(self, pixels_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
         """uint8 frames to normalised (N, 3, S, S) on the device: a quarter of the bytes is moved."""
         return levels_to_pixels(pixels_NHWC.to(self.device), table).to(self.dtype)
+
+
+def decoder_shape(config: Any, tokens_per_frame: int, kv_bytes: int) -> ModelShape:
+    """A decoder's sizes by its config; of layers that are not alike, the largest."""
+    heads = config.num_attention_heads
+    # Kinds of models older than a common name for the width of an MLP have names of their own.
+    names = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
+    widths = (_largest(config, name) for name in names)
+    return ModelShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=next((w for w in widths if isinstance(w, int) and w > 0), 4 * int(config.hidden_size)),
+        heads=heads,
+        kv_heads=_largest(config, "num_key_value_heads") or heads,
+        head_dim=_largest(config, "head_dim") or config.hidden_size // heads,
+        vocab=config.vocab_size,
+        tokens_per_frame=tokens_per_frame,
+        kv_bytes=kv_bytes,
+    )
 
 
 def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:

@@ -9,7 +9,7 @@ Shapes: A atoms, U units, f frames that are merged into one unit, F frames of a 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,17 @@ from PIL import Image as PILImage
 
 from longva_model.backends.rendering import ClipShape, Column, Content, FramesOf, ImageShape, Renderer
 from longva_model.backends.rendering import Turn as RenderedTurn
+from longva_model.backends.unit_cutting import Fitted
 from longva_model.engine.atoms import AtomTable, Lowered, Series
+from longva_model.prompts.prompting import Prompt
 from vniah.contract.requests import Clip, Frames, Image, Segment, Text, Turn
 from vniah.contract.sources import FramesNHWC, FrameSource, HeldFrames
+from vniah.notices import notice
 from vniah.visual.compose import letterbox
 
 _HEADS = 64
+# What a column's settings tell of it alone; the others hold for all.
+_OF_A_COLUMN = ("fitted", "frames_a_unit", "tokens_a_unit", "frames_shrunk")
 _STILLS = 64
 # Frames of the clips at which the ends of two columns are compared.
 _SHORT = 3
@@ -235,9 +240,72 @@ class Lowering:
         self.renderer = renderer
         self._heads: OrderedDict[Any, _Head] = OrderedDict()
         self._stills = Stills()
-        # What results say of each column: by frames of its clips.
-        self.columns: dict[str, dict[str, Any]] = {}
+        # What results say of all columns, and of each: by the frames of its clips and their sizes.
+        self.shown_as: dict[str, Any] = {}
+        self.columns: dict[_Label, dict[str, Any]] = {}
         self.notes: dict[str, None] = {}
+
+    def expect(self, prompts: Iterable[Prompt]) -> None:
+        """See the shapes of all prompts of a run before the first is lowered: columns are rendered and told of.
+
+        Raises:
+            ValueError: as ``lower``.
+        """
+        columns: dict[_Label, tuple[RenderedTurn, ...]] = {}
+        for prompt in prompts:
+            if any(isinstance(segment, Turn) for segment in prompt.request.segments):
+                turns, _ = self.shown(prompt.request.segments, prompt.media)
+                columns.setdefault(_label(turns), turns)
+        shapes = [one for turns in columns.values() for one in _clips(turns)]
+        if self.renderer.expect(shapes):
+            self._heads.clear()
+            self.columns.clear()
+        for _, turns in sorted(columns.items()):
+            if self.renderer.needs_frames:
+                self._tell(turns, self.renderer.sketched(turns))
+            else:
+                self._column(turns)
+        self._say_shrunk()
+
+    def told(self) -> list[dict[str, Any]]:
+        """What results say of the columns, those that are alike in one: their frames, how these were shown, and at
+        how many tokens. Sizes of the clips are told where there are several."""
+        several = len({sizes for _, sizes in self.columns}) > 1
+        found: dict[str, dict[str, Any]] = {}
+        for (frames, sizes), told in sorted(self.columns.items()):
+            of = {"of": " + ".join(sizes)} if several else {}
+            one = found.setdefault(f"{told} {of}", {"columns": [], **of, **told})
+            one["columns"].append(" + ".join(map(str, frames)))
+        for one in found.values():
+            units = zip(one["tokens_a_unit"], one["frames_a_unit"], strict=True)
+            one["tokens_a_frame"] = [round(tokens / max(frames, 1), 2) for tokens, frames in units]
+            one["columns"] = ", ".join(one["columns"])
+        return list(found.values())
+
+    def _say_shrunk(self) -> None:
+        """Frames of different sizes in the columns of one run are nothing that a reader of its scores would expect."""
+        told = [(frames[0], told) for (frames, _), told in sorted(self.columns.items())]
+        sizes = {str(one["fitted"]) for _, one in told}
+        if self.renderer.frame_tokens != "auto" or len(sizes) < 2 or not any(one["frames_shrunk"] for _, one in told):
+            return
+        (short, first), *_, (long, last) = told
+        notice(
+            f"the processor shrinks frames with their number: {_sized(first)} at {short} frames, {_sized(last)} at "
+            f"{long}. Columns differ in sharpness, and share nothing; frame_tokens=column shows all at the size of the "
+            "longest"
+        )
+
+    def _tell(self, turns: tuple[RenderedTurn, ...], column: Column) -> None:
+        """Keep what results say of a column, and say its notes."""
+        for note in column.notes:
+            notice(f"{note}; thinking=off tells the chat template otherwise, where it knows of that")
+        self.notes.update(dict.fromkeys(column.notes))
+        if not any(_clips(turns)):
+            return
+        settings = dict(column.settings)
+        # What is told of prompts that depend on their frames is told before any is seen.
+        self.columns.setdefault(_label(turns), {name: settings.pop(name) for name in _OF_A_COLUMN})
+        self.shown_as = {name: value for name, value in settings.items() if name not in _OF_A_COLUMN}
 
     def lower(self, segments: Sequence[Segment], media: Mapping[str, Any], table: AtomTable) -> Lowered:
         """A request's messages as atoms.
@@ -297,11 +365,29 @@ class Lowering:
             running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == np.arange(positions_PT.shape[1] - end)
             # Half the memory, for hundreds of thousands of tokens a column.
             positions_PT = positions_PT[:, : end + 1 if running_T.all() else None].astype(np.int32)
-        shapes = [content for _, contents in turns for content in contents if isinstance(content, ClipShape)]
-        if shapes:
-            self.columns[" + ".join(str(shape.num_frames) for shape in shapes)] = column.settings
-        self.notes.update(dict.fromkeys(column.notes))
+        self._tell(turns, column)
         return _Head(atoms_A, places, positions_PT, column.settings, (turns, column.ids_T[end:]))
+
+
+def _clips(turns: tuple[RenderedTurn, ...]) -> list[ClipShape]:
+    return [content for _, contents in turns for content in contents if isinstance(content, ClipShape)]
+
+
+# A column: frames of its clips, and their sizes, width first: ((200,), ("640x360",)).
+_Label = tuple[tuple[int, ...], tuple[str, ...]]
+
+
+def _label(turns: tuple[RenderedTurn, ...]) -> _Label:
+    clips = _clips(turns)
+    sizes = dict.fromkeys(f"{clip.size[1]}x{clip.size[0]}" for clip in clips)
+    return tuple(clip.num_frames for clip in clips), tuple(sizes)
+
+
+def _sized(told: Mapping[str, Any]) -> str:
+    """ "640x352 (220 tokens a pair)", of the first clip, width first."""
+    fitted, frames = Fitted.read(told["fitted"][0]), told["frames_a_unit"][0]
+    unit = {1: "frame", 2: "pair"}.get(frames, f"{frames} frames")
+    return f"{fitted.width}x{fitted.height} ({told['tokens_a_unit'][0]} tokens a {unit})"
 
 
 def _stem(turns: tuple[RenderedTurn, ...]) -> Any:

@@ -169,7 +169,8 @@ class Renderer:
         presentation: whether a clip is shown as one video or each frame as an image; "auto" is a video where the
             processor and its template know videos.
         frame_tokens: "auto" leaves a frame's size to the processor; a number is the most tokens that a unit (a frame,
-            or the frames that are merged into one) may have, at one size for clips of any length.
+            or the frames that are merged into one) may have, at one size for clips of any length; "column" is, for
+            clips of any length, the size that the processor chooses for the longest that is expected.
         template_kwargs: passed on to ``apply_chat_template``.
 
     Raises:
@@ -182,13 +183,13 @@ class Renderer:
         config: Any,
         positions: Callable[..., Any] | None = None,
         presentation: Presentation = "auto",
-        frame_tokens: int | Literal["auto"] = "auto",
+        frame_tokens: int | Literal["auto", "column"] = "auto",
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.processor = processor
         self.template_kwargs = dict(template_kwargs or {})
-        if frame_tokens != "auto" and (not isinstance(frame_tokens, int) or frame_tokens < 1):
-            raise ValueError(f'frame_tokens={frame_tokens!r}: give "auto" or a number of tokens, 1 at least')
+        if frame_tokens not in ("auto", "column") and (not isinstance(frame_tokens, int) or frame_tokens < 1):
+            raise ValueError(f'frame_tokens={frame_tokens!r}: give "auto", "column", or a number of tokens, 1 at least')
         self.frame_tokens = frame_tokens
         self._positions = positions
         named = {getattr(config, name, None) for name in _PLACEHOLDER_NAMES}
@@ -201,6 +202,44 @@ class Renderer:
         self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
         self._thin: dict[tuple[Turn, ...], Thinness] = {}
         self._frame_counts: dict[tuple[int, int], tuple[int, int]] = {}
+        # Of "column": frames of the longest clip that is expected, and what frames of each size are held at.
+        self._longest = 0
+        self._held: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def expect(self, shapes: Sequence[ClipShape]) -> bool:
+        """Settle at which size frames are held where ``frame_tokens`` is "column".
+
+        Args:
+            shapes: all the clips of a run.
+
+        Returns:
+            Whether that is another size than before, so that what was rendered is of no use any more.
+        """
+        if self.frame_tokens != "column" or self.presentation != "video" or not shapes:
+            return False
+        longest = max(shape.num_frames for shape in shapes)
+        found = {size: self._cutter.natural("video", size, longest) for size in sorted({one.size for one in shapes})}
+        held = {size: (one.height, one.width) for size, one in found.items()}
+        if not any(self._cutter.shrunk(one, size) for size, one in found.items()):
+            # No clip is long enough for its frames to be shrunk: the processor treats all alike.
+            longest, held = 0, {}
+        changed = held != self._held
+        self._longest, self._held = longest, held
+        for known in (self._columns, self._thin, self._frame_counts) if changed else ():
+            known.clear()
+        return changed
+
+    @property
+    def size_rule(self) -> Any:
+        """What decides a frame's size besides the processor's files and the clip: part of every result's key."""
+        if self.frame_tokens != "column":
+            return self.frame_tokens
+        return {f"{h}x{w}": f"{to_h}x{to_w}" for (h, w), (to_h, to_w) in self._held.items()} or "auto"
+
+    @property
+    def _sizes_given(self) -> bool:
+        """Whether frames are resized here, and not by the processor."""
+        return isinstance(self.frame_tokens, int) or bool(self._longest)
 
     @property
     def needs_frames(self) -> bool:
@@ -240,6 +279,15 @@ class Renderer:
                 self._columns.popitem(last=False)
         self._columns.move_to_end(key)
         return self._columns[key]
+
+    def sketched(self, turns: Sequence[Turn]) -> Column:
+        """As ``column``, without a look at frames: where ``needs_frames``, as if no token were left out.
+
+        Raises:
+            ValueError: as ``column``.
+        """
+        key = tuple((role, tuple(contents)) for role, contents in turns)
+        return self._column(key, None) if self.needs_frames else self.column(key)
 
     def inputs(self, turns: Sequence[Turn], frames_of: FramesOf) -> dict[str, Any]:
         """What the processor makes of the whole prompt with all its frames, as the model's own forward is given it.
@@ -345,7 +393,7 @@ class Renderer:
             given["videos"] = [self._frames(one, frames_of) for one in videos]
             given["video_metadata"] = [_metadata(one.shape) for one in videos if one.shape]
             given["do_sample_frames"] = False
-        if self.frame_tokens != "auto":
+        if self._sizes_given:
             given["do_resize"] = False
         begin = getattr(self.processor.tokenizer, "bos_token", None)
         if begin and text.startswith(begin):
@@ -409,9 +457,7 @@ class Renderer:
 
     def _frames(self, visual: _Visual, frames_of: FramesOf | None) -> torch.Tensor:
         """(F, 3, H, W), at the size that is asked for where one is."""
-        wanted = visual.size
-        if self.frame_tokens != "auto":
-            wanted = self._cutter.size_of(visual.size, visual.kind, self.frame_tokens)
+        wanted = self._wanted(visual) if self._sizes_given else visual.size
         if frames_of is None:
             frame = torch.empty((1, 3, *wanted), dtype=torch.uint8, device="meta")
             return frame.expand(len(visual.frames), 3, *wanted)
@@ -423,6 +469,21 @@ class Renderer:
             )
         frames = torch.from_numpy(np.ascontiguousarray(frames_FHWC[list(visual.frames)])).permute(0, 3, 1, 2)
         return frames.contiguous() if wanted == visual.size else self._cutter.resized(frames, visual.kind, wanted)
+
+    def _wanted(self, visual: _Visual) -> tuple[int, int]:
+        """The size at which a visual's frames are handed to the processor."""
+        if isinstance(self.frame_tokens, int):
+            return self._cutter.size_of(visual.size, visual.kind, self.frame_tokens)
+        if visual.kind == "video" and visual.size in self._held:
+            return self._held[visual.size]
+        # An image's size depends on no number of frames, and the processor is told once for all that it resizes none.
+        fitted = self._cutter.natural(visual.kind, visual.size, self._longest)
+        if fitted.tiles > 1:
+            raise ValueError(
+                f'frame_tokens="column": {self._calls.name} cuts an image beside the clip into tiles; '
+                'give frame_tokens="auto"'
+            )
+        return fitted.height, fitted.width
 
     def _in_order(self, text: str, images: list[_Visual], videos: list[_Visual]) -> list[_Visual]:
         """The visuals as the template's text shows them: some templates put all images before all videos."""

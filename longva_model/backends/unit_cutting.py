@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longva_model.backends.processor_calls import ProcessorCalls
+from longva_model.backends.processor_calls import ProcessorCalls, Thinness
 from longva_model.backends.unit_pixels import UnitPixels
 
 Kind = Literal["image", "video"]
@@ -108,7 +108,13 @@ class UnitCutter:
         patch = int(self.part(kind).patch_size)
         return Fitted(kind, grid[1] * patch, grid[2] * patch)
 
-    def natural(self, kind: Kind, size: tuple[int, int], frames: int, limits: dict[str, int] | None = None) -> Fitted:
+    def natural(
+        self,
+        kind: Kind,
+        size: tuple[int, int],
+        frames: int,
+        limits: dict[str, int] | None = None,
+    ) -> Fitted:
         """What the processor makes of frames of ``size`` when it is left alone with so many of them.
 
         Args:
@@ -124,8 +130,9 @@ class UnitCutter:
             frame = torch.empty((1, 3, *size), dtype=torch.uint8, device="meta")
             shown = frame.expand(frames, 3, *size)
             given = self._given(kind, shown, {} if limits is None else {"size": limits})
-            text = self._text(kind, frames)
-            made = self._calls.shapes(text, given, "runs")
+            # A long clip's placeholders need not be written out to tell its grid.
+            thin: Thinness = "grids" if frames > 2 and self._by_patches(kind) else "runs"
+            made = self._calls.shapes(self._text(kind, frames), given, thin)
             units = frames if kind == "image" else -(-frames // self._frames(made))
             self._probed[key] = self._fitted(kind, self._by_unit(made, kind, units))
         return self._probed[key]
@@ -141,11 +148,11 @@ class UnitCutter:
             ValueError: the processor has no rule to choose a size by, or no size has so few tokens.
         """
         part = self.part(kind)
-        patch, merge = getattr(part, "patch_size", None), getattr(part, "merge_size", None)
-        if not isinstance(patch, int) or not isinstance(merge, int):
+        if not self._by_patches(kind):
             raise ValueError(
                 f'frame_tokens={tokens}: {type(part).__name__} chooses no size by a number; give frame_tokens="auto"'
             )
+        patch, merge = part.patch_size, part.merge_size
         area, frames = (patch * merge) ** 2, max(2, self.merged_frames)
         # The budget is a frame's in some processors, the whole video's in others.
         found = [
@@ -157,6 +164,11 @@ class UnitCutter:
             raise ValueError(f"frame_tokens={tokens}: no size of a frame of {size[0]}x{size[1]} has so few tokens")
         best = max(fits, key=lambda one: one.area)
         return best.height, best.width
+
+    def _by_patches(self, kind: Kind) -> bool:
+        """Whether the processor chooses a frame's size in whole tokens of so many patches."""
+        part = self.part(kind)
+        return all(isinstance(getattr(part, name, None), int) for name in ("patch_size", "merge_size"))
 
     def pixels(self, frames_NfHWC: NDArray[np.uint8], fitted: str) -> UnitPixels:
         """Pixels of N units.

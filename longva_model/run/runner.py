@@ -116,6 +116,9 @@ class Runner:
         union = [by_order[order] for order in sorted(by_order)]
         if not union:
             return []
+        if measured or self.args.frame_tokens == "column":
+            with processes.told_to_all():
+                self.backend.expect(build(job) for job in union)
         run_key = content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
         with processes.open_journal(self.args, run_key) as journal:
             self._noun = "cells" if measured else "answers"
@@ -128,6 +131,8 @@ class Runner:
                 found = self._run_together(union, build, about, journal)
             else:
                 found = self._run_here(union, build, about, journal, ring=False)
+            # Of prompts that nobody expected, the model knows how they are shown only now.
+            identify(self.identity())
         return [found[job.order] for job in jobs]
 
     def _run_together(
@@ -211,6 +216,7 @@ class Runner:
         """
         if self.world_size > 1 and self.args.parallel == "ring":
             raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
+        self.backend.expect([prompt])
         return self.engine(ring=False).run([prompt])[0]
 
     def identity(self) -> dict[str, Any]:

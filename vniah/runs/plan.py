@@ -165,8 +165,6 @@ def make_plan(
         raise ValueError("there is nothing to plan: no cells")
     every = [*cells, *controls]
     longest = longest_path(every, shape, count)
-    # Residual, normed input, MLP's two inner tensors and its product, queries, keys and values: what one layer holds.
-    width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     return Plan(
         cells=len(cells),
         controls=len(controls),
@@ -176,9 +174,16 @@ def make_plan(
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
         weight_bytes=shape.kv_bytes * (shape.decoder_params + (1 if shape.tied else 2) * shape.vocab * shape.hidden),
-        chunk_bytes=min(chunk_tokens, longest) * width * shape.kv_bytes,
+        chunk_bytes=chunk_bytes(shape, min(chunk_tokens, longest)),
         logits_bytes_plain=4 * longest * shape.vocab,
     )
+
+
+def chunk_bytes(shape: ModelShape, tokens: int) -> int:
+    """What one layer holds of a chunk of ``tokens``: residual, normed input, the MLP's two inner tensors and their
+    product, queries, keys and values."""
+    width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return tokens * width * shape.kv_bytes
 
 
 def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
