@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _IntsA = NDArray[np.int64]
+_CodesA = NDArray[np.integer[Any]]
 # A unit's code is -1 - (series << _INDEX_BITS | index).
 _INDEX_BITS = 32
 
@@ -73,21 +74,21 @@ class AtomTable:
             self._placeholders = np.array([one.placeholder for one in self.series])
         return -1 - ((number << _INDEX_BITS) + units_A)
 
-    def sizes(self, codes_A: _IntsA) -> _IntsA:
+    def sizes(self, codes_A: _CodesA) -> _CodesA:
         """Tokens of each atom."""
         return self._looked_up(codes_A, self._sizes, np.ones_like(codes_A))
 
-    def ids(self, codes_A: _IntsA) -> _IntsA:
+    def ids(self, codes_A: _CodesA) -> _CodesA:
         """The id of each atom's tokens: a unit's is its placeholder."""
         return self._looked_up(codes_A, self._placeholders, codes_A)
 
-    def _looked_up(self, codes_A: _IntsA, table: _IntsA, of_text_A: _IntsA) -> _IntsA:
+    def _looked_up(self, codes_A: _CodesA, table: _IntsA, of_text_A: _CodesA) -> _CodesA:
         found_A = of_text_A.copy()
         visual_A = codes_A < 0
         found_A[visual_A] = table[(-1 - codes_A[visual_A]) >> _INDEX_BITS]
         return found_A
 
-    def runs(self, codes_A: _IntsA) -> Iterator[tuple[Series, int, int]]:
+    def runs(self, codes_A: _CodesA) -> Iterator[tuple[Series, int, int]]:
         """The units among atoms, in order: (series, start, stop) of each run of neighbours."""
         units = -1 - codes_A[codes_A < 0]
         cuts = np.flatnonzero(np.diff(units) != 1) + 1
@@ -101,14 +102,14 @@ class Lowered:
     """A prompt as atoms.
 
     Attributes:
-        atoms_A: codes.
+        atoms_A: codes; of 32 bits where all are text, since a grid of long texts has hundreds of millions of them.
         ends_A: where each atom ends, in tokens; None where every atom is one token.
         positions_PT: absolute positions of its first tokens; behind the last one they run on, as those of text do.
             None where they run on from 0.
     """
 
-    atoms_A: _IntsA
-    ends_A: _IntsA | None = None
+    atoms_A: _CodesA
+    ends_A: _CodesA | None = None
     positions_PT: NDArray[np.integer[Any]] | None = None
 
     @classmethod
@@ -120,8 +121,11 @@ class Lowered:
         Raises:
             ValueError: positions of no token, or of more than the prompt's and the one behind it.
         """
-        atoms_A = np.concatenate([np.asarray(piece, np.int64) for piece in codes]) if codes else np.zeros(0, np.int64)
+        pieces = [np.asarray(piece, np.int64) for piece in codes]
+        atoms_A: _CodesA = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
         ends_A = np.cumsum(table.sizes(atoms_A)) if (atoms_A < 0).any() else None
+        if ends_A is None:
+            atoms_A = atoms_A.astype(np.int32)
         lowered = cls(atoms_A, ends_A, positions_PT)
         if positions_PT is not None and not 1 <= positions_PT.shape[1] <= lowered.tokens + 1:
             raise ValueError(

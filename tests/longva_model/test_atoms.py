@@ -73,6 +73,8 @@ def test_a_prompt_knows_where_its_atoms_begin() -> None:
     assert [prompt.begin(atom) for atom in range(len(prompt) + 1)] == [0, 1, 2, 5, 8, 9] and prompt.tokens == 9
     text = Lowered.of([codes(1, 2)], table)
     assert text.ends_A is None and text.tokens == 2 and Lowered.of([], table).tokens == 0
+    # Hundreds of millions of them stand in a grid of long texts.
+    assert text.atoms_A.dtype == np.int32 and prompt.atoms_A.dtype == np.int64
 
 
 @pytest.mark.parametrize("columns", [0, 11, 50])
