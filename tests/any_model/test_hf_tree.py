@@ -5,103 +5,22 @@ The other side knows nothing of ours: the model's own processor on the real clip
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from any_model.families import FAMILIES
+from any_model.grids import CELLS, NEEDLES, RUN, clip, load, prompt
 from any_model.own_forward import own_inputs, own_logprobs
-from PIL import Image
 
-from longva_model.arguments import ModelArgs
-from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.steps import steps
 from longva_model.frames.embeddings import FrameEmbeddings
-from longva_model.prompts.prompting import Prompt
-from vniah.contract.requests import Target
-from vniah.contract.sources import HeldFrames
-from vniah.runs.grid import needle_index
-from vniah.visual.compose import SplicedVideo
 
 # Rounding of fp32 in models whose weights are loud; a mistake costs a hundred times as much.
 ROUNDING = 2e-4
-SIZE = (56, 84)
-NEEDLES = {
-    "animal": ("What is the animal in the frame that does not belong to the clip?", "Panda"),
-    "thing": ("What does the visitor carry in the frame that does not belong?\nAnswer briefly.", "A green kite"),
-}
-# Shown with the needle: 6 and 7 frames.
-FRAMES, DEPTHS = (5, 6), (0, 40, 100, None)
-RUN = [name for name, family in FAMILIES.items() if family.refused is None]
-
-
-def blocks(seed: int, count: int) -> np.ndarray:
-    """(count, H, W, 3) uint8: coloured squares, the upper half alike in all."""
-    rng = np.random.default_rng(seed)
-    small_NHWC = rng.integers(0, 256, (count, SIZE[0] // 7, SIZE[1] // 7, 3), dtype=np.uint8)
-    small_NHWC[:, : SIZE[0] // 14] = small_NHWC[:1, : SIZE[0] // 14]
-    return small_NHWC.repeat(7, axis=1).repeat(7, axis=2)
-
-
-class Film(HeldFrames):
-    """A haystack in memory."""
-
-    name, fps = "film", 1.0
-
-
-FILM = blocks(1, max(FRAMES))
-PICTURES = dict(zip(NEEDLES, blocks(2, len(NEEDLES)), strict=True))
-CELLS = [(frames, depth, needle) for frames in FRAMES for depth in DEPTHS for needle in NEEDLES]
-
-
-def clip(frames: int, depth: int | None, needle: str) -> np.ndarray:
-    if depth is None:
-        return FILM[:frames]
-    at = frames * depth // 100
-    return np.concatenate([FILM[:at], PICTURES[needle][None], FILM[at:frames]])
-
-
-def prompt(backend: Any, frames: int, depth: int | None, needle: str) -> Prompt:
-    question, answer = NEEDLES[needle]
-    shown = (
-        {}
-        if depth is None
-        else {
-            "needle": Image.fromarray(PICTURES[needle]),
-            "needle_index": needle_index(frames, depth),
-        }
-    )
-    video = SplicedVideo(haystack=Film(FILM, "film"), num_frames=frames, **shown)  # type: ignore[arg-type]
-    found: Prompt = backend.question(question, [video], Target(answer), max_frames=10**9)
-    return found
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        package = FAMILIES[name].requires
-        if package is not None and importlib.util.find_spec(package) is None:
-            pytest.skip(f"its processor needs {package}")
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            FAMILIES[name].build(made[name], 0)
-        return made[name]
-
-    return folder
-
-
-def load(folder: Path, family: str, **arguments: Any) -> Any:
-    presentation = FAMILIES[family].presentation
-    given: dict[str, Any] = {"dtype": "float32", "device": "cpu", "presentation": presentation, "generic": True}
-    args = ModelArgs(pretrained=str(folder), **given, **arguments)
-    return load_backend(args)
 
 
 @pytest.mark.parametrize("family", RUN)
