@@ -23,6 +23,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "presentation": ("auto", "video", "images"),
     "thinking": ("auto", "on", "off"),
+    "device_map": (None, "auto", "balanced", "balanced_low_0", "sequential"),
 }
 # What lmms-eval adds to the arguments of every model.
 _FROM_LMMS_EVAL = ("max_batch_size", "use_cache")
@@ -93,7 +94,7 @@ class ModelArgs:
         args = cls(**read)
         for key, choices in _CHOICES.items():
             if getattr(args, key) not in choices:
-                raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(choices)}")
+                raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(filter(None, choices))}")
         if args.frame_tokens not in ("auto", "column") and not (args.frame_tokens.isdigit() and int(args.frame_tokens)):
             raise ValueError(f"frame_tokens={args.frame_tokens!r}: expected auto, column, or a number of tokens")
         return args

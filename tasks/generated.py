@@ -97,7 +97,7 @@ def host_warnings(frames: int, presentation: str, argv: Sequence[str]) -> list[s
         name, args = str(known.get("model") or "longva_ring"), known["model_args"] or ""
         if isinstance(args, Mapping):
             args = ",".join(f"{key}={value}" for key, value in args.items())
-        if name != "longva_ring":
+        if name not in ("longva_ring", "hf_tree"):
             warnings.append(hosts.warning(name, str(args), frames, presentation, str(known["batch_size"])))
     return [one for one in dict.fromkeys(warnings) if one]
 

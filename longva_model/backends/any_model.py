@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from longva_model.engine.chunks import Chunk
 from longva_model.engine.logits import OwnHead
 from longva_model.prompts.prompting import Prompt, build_question, build_turns
 from longva_model.renamed import cache_keyword
-from vniah.contract.requests import Leaf, Turn
+from vniah.contract.requests import Leaf, Request, Text, Turn
 from vniah.files import sha256_of
 
 # What decides a clip's text and pixels.
@@ -54,19 +55,22 @@ class AnyModelBackend(HubModel):
     """
 
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         with building(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_by_config(args.pretrained, config)
+        args.refuse(
+            ("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"),
+            "its own processor and chat template show a clip",
+        )
+        self.processor = _processor_of(folder)
         with building(folder):
             model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
-            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         inner, decoder = _parts_of(model)
         self.own_attention = decoder.config._attn_implementation
         self._head = OwnHead(model, decoder if inner is model else inner)
         self.family: Family = family_of(model, inner, decoder)
-        args.refuse(("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"), "it has its own")
         thinking = {} if args.thinking == "auto" else {"enable_thinking": args.thinking == "on"}
         self.renderer = Renderer(
             self.processor,
@@ -82,6 +86,14 @@ class AnyModelBackend(HubModel):
         files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
         self._file_hashes = [sha256_of(path) for path in files]
         self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
+        begun, plain = list(self.tokenizer("x")["input_ids"]), self.token_ids("x")
+        self._begin = begun[: len(begun) - len(plain)] if begun[-len(plain) :] == plain else []
+
+    @property
+    def device(self) -> torch.device:
+        """Where a chunk begins: of a model that is spread over devices, that of its embeddings."""
+        device: torch.device = self.decoder.get_input_embeddings().weight.device
+        return device
 
     def _visual_settings(self) -> str:
         settings = self.model.config.to_dict()
@@ -98,10 +110,16 @@ class AnyModelBackend(HubModel):
     ) -> Prompt:
         return build_turns(messages, leaf, max_frames=max_frames, system=system)
 
+    def follow_up(self, prompt: Prompt, answer: str, question: str, leaf: Leaf) -> Prompt:
+        more = (Turn("assistant"), Text(answer), Turn("user"), Text(question))
+        return replace(prompt, request=Request((*prompt.request.segments, *more), leaf))
+
     def lower(self, prompt: Prompt, table: AtomTable, preprocess: str = "auto") -> Lowered:
         segments = prompt.request.segments
         if not any(isinstance(segment, Turn) for segment in segments):
-            return super().lower(prompt, table, preprocess)
+            # A raw prompt begins as the tokenizer begins every text.
+            pieces = [piece for part in segments for piece in self._codes(part, prompt, table, preprocess)]
+            return Lowered.of([np.array(self._begin, np.int64), *pieces], table)
         return self._lowering.lower(segments, prompt.media, table)
 
     def expect(self, prompts: Iterable[Prompt]) -> None:
@@ -132,7 +150,7 @@ class AnyModelBackend(HubModel):
         return self.renderer.unit_pixels(frames_NfHWC, preprocess.removesuffix("-fast"))
 
     def appended(self, name: str) -> torch.Tensor:
-        return self.family.appended(name)[None]
+        return self.family.appended(name)[None].to(self.device)
 
     def image_tokens(self, size: tuple[int, int]) -> int:
         return max(self.tokens_per_frame, 1)
@@ -167,7 +185,7 @@ class AnyModelBackend(HubModel):
     def encode_pixels(self, pixels: UnitPixels) -> torch.Tensor:  # type: ignore[override]
         """Visual tokens of units, (N, k * t, D): all of a unit's first level, then all of its next."""
         features_kNtD = self.family.encode(pixels)
-        return features_kNtD.transpose(0, 1).flatten(1, 2)
+        return features_kNtD.transpose(0, 1).flatten(1, 2).to(self.device)
 
     def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
         positions = chunk.positions[None] if chunk.positions.ndim == 1 else chunk.positions[:, None]
@@ -217,6 +235,32 @@ class _Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return self._values
+
+
+def _processor_of(folder: str) -> Any:
+    """A checkpoint's own processor.
+
+    Raises:
+        ValueError: it has none, or none that shows a prompt with images.
+    """
+    from transformers import AutoProcessor
+
+    needed = "a folder of such a model holds its processor's and tokenizer's files and its chat template too"
+    try:
+        with building(folder):
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except OSError as error:
+        cause = " ".join(str(error).split())[:300]
+        raise ValueError(f"no processor can be made of {folder}: {cause}; {needed}") from error
+    lacks = [name for name in ("tokenizer", "image_processor") if getattr(processor, name, None) is None]
+    if lacks:
+        raise ValueError(
+            f"{folder} gives a {type(processor).__name__} without {' and '.join(lacks)} (is preprocessor_config.json "
+            f"or processor_config.json missing?); {needed}"
+        )
+    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+        raise ValueError(f"{folder} has no chat template; add its maker's chat_template.jinja")
+    return processor
 
 
 def _parts_of(model: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +37,7 @@ from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
 from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
 from longva_model.renamed import cache_keyword
 from vniah.contract.cost import ModelShape
-from vniah.contract.requests import Frames, Image, Leaf, Segment, Text, Tokens
+from vniah.contract.requests import Frames, Image, Leaf, Request, Segment, Text, Tokens
 from vniah.contract.sources import HeldFrames
 from vniah.files import sha256_of
 from vniah.notices import notice
@@ -158,6 +159,12 @@ class Backend:
         """A conversation (see ``build_chat``)."""
         return build_chat(messages, leaf, self.template, max_frames=max_frames, system=system)
 
+    def follow_up(self, prompt: Prompt, answer: str, question: str, leaf: Leaf) -> Prompt:
+        """The conversation of a prompt, its answer and another question."""
+        template = self.template
+        more = (Text(template.answer + answer), Text(template.between + question + template.post))
+        return replace(prompt, request=Request((*prompt.request.segments, *more), leaf))
+
     def check(self) -> None:
         """Compare what is peculiar to this kind of model with its own forward, when it is loaded.
 
@@ -240,7 +247,7 @@ class Backend:
         # A placeholder may be no word of the decoder's; features take its place.
         embeds_TD = self.embed_ids(chunk.ids_T.masked_fill(chunk.visual_T, 0))
         if chunk.features_kVD is not None:
-            embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD.dtype)
+            embeds_TD[chunk.visual_T] = chunk.features_kVD[0].to(embeds_TD)
         return embeds_TD
 
     def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
@@ -420,7 +427,7 @@ def load_transformers(
             output_loading_info=True,
             trust_remote_code=False,
             dtype=dtype,
-            device_map=device_map(device),
+            device_map=args.device_map or device_map(device),
         )
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
@@ -433,6 +440,14 @@ def load_transformers(
             f"the weights in {folder} {' and '.join(told)}; check that config.json belongs to these weights"
         )
     _say_left_out(model, folder)
+    spread = getattr(model, "hf_device_map", None) or {}
+    behind = ("disk",) if set(spread.values()) <= {"cpu", "disk"} else ("cpu", "disk")
+    aside = [name for name, where in spread.items() if where in behind]
+    if aside:
+        raise ValueError(
+            f"device_map={args.device_map}: {folder} does not fit the devices together, {len(aside)} of its parts would "
+            f"stay behind (such as {aside[0]}); use more or larger devices, or a shorter dtype"
+        )
     return model
 
 

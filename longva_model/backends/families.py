@@ -53,7 +53,7 @@ class Family:
         pixels = given.pop("pixel_values_videos" if video else "pixel_values")
         out = function(pixels, **_taken(function, {**self._settings(units), **given}))
         levels = [_rows(out), *map(_rows, getattr(out, "deepstack_features", None) or ())]
-        features_kND = torch.stack([self._units(level_TD, len(units)) for level_TD in levels])
+        features_kND = torch.stack([self._units(level_TD) if video else level_TD for level_TD in levels])
         count, left = divmod(features_kND.shape[1], len(units))
         if left or not count:
             raise ValueError(
@@ -96,7 +96,7 @@ class Family:
 
     def _settings(self, units: UnitPixels) -> dict[str, Any]:
         """What the model's own forward passes besides the processor's tensors."""
-        names = ("vision_feature_layer", "vision_feature_select_strategy")
+        names = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
         found = {name: getattr(self.model.config, name) for name in names if hasattr(self.model.config, name)}
         return {**found, "return_dict": True}
 
@@ -114,8 +114,8 @@ class Family:
             tensor = tensor.to(self.inner.device)
         return tensor[None] if name in self.one_batch else tensor
 
-    def _units(self, features_TD: torch.Tensor, count: int) -> torch.Tensor:
-        """The features that belong to units, without what the model appends to them."""
+    def _units(self, features_TD: torch.Tensor) -> torch.Tensor:
+        """The features that belong to units of a video, without what the model appends to them."""
         return features_TD
 
 
@@ -130,7 +130,15 @@ class LlavaOnevision(Family):
 
     one_batch = ("pixel_values_videos",)
 
-    def _units(self, features_TD: torch.Tensor, count: int) -> torch.Tensor:
+    def _settings(self, units: UnitPixels) -> dict[str, Any]:
+        found = super()._settings(units)
+        tiles = units.tensors.get("pixel_values")
+        if tiles is not None and tiles.shape[1] == 1:
+            # One of several images, which are not cut into tiles, however many are encoded at a time.
+            found["batch_num_images"] = [max(len(units), 2)]
+        return found
+
+    def _units(self, features_TD: torch.Tensor) -> torch.Tensor:
         return features_TD[:-1]
 
 

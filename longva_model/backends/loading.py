@@ -18,6 +18,8 @@ from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean
 
+# Arguments that say nothing to other backends.
+_GENERIC = ("presentation", "frame_tokens", "thinking", "device_map")
 LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
 
 
@@ -72,10 +74,24 @@ def load_backend(args: ModelArgs) -> Backend:
     kind = read_json(config_file).get("model_type")
     device = processes.pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    if args.device_map is not None and processes.launched_processes() > 1:
+        raise ValueError(
+            f"device_map={args.device_map!r} spreads one model over all devices and is for one process; start it without "
+            "torchrun, or leave device_map out, so that each process has a model of its own"
+        )
+    if not answers_generically(folder, args):
+        args.refuse(_GENERIC, "it is for models that the generic backend (hf_tree) answers")
     backend = _backend_of(str(kind), args.generic)(folder, args, device, getattr(torch, dtype))
     settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
     backend.check()
     return backend
+
+
+def answers_generically(folder: str | Path, args: ModelArgs) -> bool:
+    """Whether the backend for any model reads a checkpoint: it is the model ``hf_tree``."""
+    from longva_model.backends.any_model import AnyModelBackend
+
+    return _backend_of(str(read_json(Path(folder) / "config.json").get("model_type")), args.generic) is AnyModelBackend
 
 
 def _backend_of(kind: str, generic: bool) -> Callable[..., Backend]:
@@ -161,6 +177,7 @@ class TextBackend(HubModel):
                 f"pretrained={args.pretrained!r} ({config.model_type}) is no causal language model of transformers; "
                 "expected LongVA, LLaVA-NeXT-Video or a causal language model"
             )
+        args.refuse(("mm_spatial_pool_mode", "mm_spatial_pool_stride"), "it is a text-only model")
         stateful = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False)
         refuse_recurrent(args.pretrained, config, stateful)
         with building(folder):

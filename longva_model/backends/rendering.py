@@ -202,6 +202,7 @@ class Renderer:
         self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
         self._thin: dict[tuple[Turn, ...], Thinness] = {}
         self._frame_counts: dict[tuple[int, int], tuple[int, int]] = {}
+        self._image_counts: dict[tuple[tuple[int, int], int], int] = {}
         # Of "column": frames of the longest clip that is expected, and what frames of each size are held at.
         self._longest = 0
         self._held: dict[tuple[int, int], tuple[int, int]] = {}
@@ -225,7 +226,7 @@ class Renderer:
             longest, held = 0, {}
         changed = held != self._held
         self._longest, self._held = longest, held
-        for known in (self._columns, self._thin, self._frame_counts) if changed else ():
+        for known in (self._columns, self._thin, self._frame_counts, self._image_counts) if changed else ():
             known.clear()
         return changed
 
@@ -553,10 +554,8 @@ class Renderer:
         open_sizes = {visual.size for visual, one in zip(visuals, known, strict=True) if one is None}
         left, number = total - sum(one or 0 for one in known), known.count(None)
         if len(open_sizes) > 1:
-            raise ValueError(
-                f"{self._calls.name} does not tell how many of {total} placeholders belong to which image; "
-                "show images of one size in a prompt"
-            )
+            each = {size: self._image_count(size, number) for size in open_sizes}
+            return [each[visual.size] if one is None else one for visual, one in zip(visuals, known, strict=True)]
         if number and (left <= 0 or left % number):
             raise ValueError(
                 f"{self._calls.name} wrote {left} placeholders for {number} visuals of one size, which does not come "
@@ -571,6 +570,21 @@ class Renderer:
             two, three = (int(np.isin(self._render(one, "whole").ids_T, self.placeholders).sum()) for one in turns)
             self._frame_counts[size] = three - two, two - 2 * (three - two)
         return self._frame_counts[size]
+
+    def _image_count(self, size: tuple[int, int], images: int) -> int:
+        """Placeholders of an image of ``size`` in a prompt of so many, where no grid tells them."""
+        # An image alone may be treated otherwise than one of several.
+        shown = min(images, 2)
+        if (size, shown) not in self._image_counts:
+            turns: tuple[Turn, ...] = (("user", (*[ImageShape(size)] * shown, "?")),)
+            found = int(np.isin(self._render(turns, "whole").ids_T, self.placeholders).sum())
+            if found % shown:
+                raise ValueError(
+                    f"{self._calls.name} wrote {found} placeholders for {shown} images of one size, which does not "
+                    "come out even"
+                )
+            self._image_counts[size, shown] = found // shown
+        return self._image_counts[size, shown]
 
     def _cut(
         self,

@@ -1,18 +1,23 @@
-"""A conversation about a video or images: each question continues the cache of the ones before it."""
+"""A conversation about a video or images: each question goes on from what was computed for the ones before it.
+
+Where a model's own chat template writes the prompt, a follow-up is the whole conversation written anew, and may differ
+from the prompt before it in places (a template may leave out what was thought). So the state goes back to the last
+place that both have in common, and the rest is fed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from longva_model.engine.atoms import Lowered
+from longva_model.engine.atoms import Lowered, PrefixTree
 from longva_model.engine.engine import TreeEngine
 from longva_model.engine.leaves import LeafResult
-from longva_model.prompts.prompting import Prompt, build_prompt
-from vniah.contract.requests import Generate, Request, Text
+from longva_model.prompts.prompting import Prompt
+from vniah.contract.requests import Generate
 
 # Tokens to plan for beside the first question with its visuals and answer; the cache grows past that when it must.
 _ROOM = 4096
@@ -35,6 +40,8 @@ class Conversation:
         self._prompt: Prompt | None = None
         self._lowered: Lowered | None = None
         self._answer = ""
+        # Places that the state goes back to: how many of the prompt's atoms stand before, and the state's mark.
+        self._marks: list[tuple[int, Any]] = []
 
     @property
     def length(self) -> int:
@@ -52,12 +59,10 @@ class Conversation:
             ValueError: placeholders and visuals that do not match, or a context that is full (both lengths named).
         """
         engine, backend = self.engine, self.engine.backend
-        template = backend.template
         if self._prompt is None:
-            prompt = build_prompt(question, self.visuals, leaf, template, max_frames=self.max_frames)
+            prompt = backend.question(question, self.visuals, leaf, max_frames=self.max_frames)
         else:
-            more = (Text(template.answer + self._answer), Text(template.between + question + template.post))
-            prompt = replace(self._prompt, request=Request((*self._prompt.request.segments, *more), leaf))
+            prompt = backend.follow_up(self._prompt, self._answer, question, leaf)
         lowered = backend.lower(prompt, engine.table, engine.options.preprocess)
         limit = backend.max_length
         if limit and lowered.tokens + leaf.max_new_tokens > limit:
@@ -67,6 +72,25 @@ class Conversation:
             )
         if engine.state is None:
             engine.state = engine.new_state(lowered.tokens + leaf.max_new_tokens + _ROOM)
-        result = engine.answer(lowered, 0 if self._lowered is None else len(self._lowered), leaf, on_text)
+            self._marks = [(0, engine.state.mark())]
+        start = self._go_back(lowered)
+        visual_A = np.flatnonzero(lowered.atoms_A < 0)
+        seen = int(visual_A[-1]) + 1 if len(visual_A) else 0
+        if start < seen < len(lowered):
+            self._marks.append((seen, engine.feed(lowered, start, seen)))
+            start = seen
+        result = engine.answer(lowered, start, leaf, on_text)
+        self._marks.append((len(lowered), engine.state.mark()))
         self._prompt, self._lowered, self._answer = prompt, lowered, result.text
         return result
+
+    def _go_back(self, lowered: Lowered) -> int:
+        """Take the state back to the last mark up to which ``lowered`` is the prompt before; how many atoms that is."""
+        alike = 0
+        if self._lowered is not None:
+            alike = PrefixTree(()).common(self._lowered, lowered, 0, len(lowered) - 1)
+        while self._marks[-1][0] > alike:
+            self._marks.pop()
+        start, mark = self._marks[-1]
+        self.engine.state.rewind(mark)
+        return start

@@ -169,6 +169,11 @@ class TreeEngine:
     def new_state(self, room: int) -> Any:
         return self.backend.new_state(room)
 
+    def feed(self, prompt: Lowered, start: int, stop: int) -> Any:
+        """Continue the state by a prompt's atoms ``start`` to ``stop``; returns the mark of its end."""
+        self._extend(prompt, start, stop)
+        return self.state.mark()
+
     def answer(
         self, prompt: Lowered, start: int, leaf: Generate, on_text: Callable[[str], None] | None = None
     ) -> LeafResult:

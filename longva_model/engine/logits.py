@@ -33,6 +33,8 @@ class WideLinear(nn.Module):
     def forward(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """(..., T, D) to (..., T, V); fp32 (fp64 for fp64 weights)."""
         weight_VD, bias_V = self.linear.weight, self.linear.bias
+        # Of a model that is spread over devices, the decoder may end on another one.
+        hidden_TD = hidden_TD.to(weight_VD.device)
         if weight_VD.dtype not in (torch.bfloat16, torch.float16):
             logits_TV: torch.Tensor = self.linear(hidden_TD)
             return logits_TV
@@ -80,6 +82,10 @@ class OwnHead:
 def _with(module: Any, path: list[str], part: nn.Module) -> Any:
     """A shallow copy of ``module`` that shares all its parts but the one at ``path``, in whose place ``part`` is."""
     twin = copy.copy(module)
+    if "_hf_hook" in vars(twin):
+        # Where accelerate moves tensors between devices, a module's own forward is bound to the module it was made of.
+        for name in ("_hf_hook", "_old_forward", "forward"):
+            vars(twin).pop(name, None)
     twin._modules = dict(module._modules)
     first, *rest = path
     twin._modules[first] = _with(module._modules[first], rest, part) if rest else part

@@ -202,7 +202,7 @@ class TextPrompt:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"a text NIAH prompt has no {name!r}: text_niah_0, _3 and _5 are scored by teacher forcing and are for "
-            "--model longva_ring; give any other model text_niah_generate"
+            "--model longva_ring or hf_tree; give any other model text_niah_generate"
         )
 
 
