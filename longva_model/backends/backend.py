@@ -445,8 +445,8 @@ def load_transformers(
     aside = [name for name, where in spread.items() if where in behind]
     if aside:
         raise ValueError(
-            f"device_map={args.device_map}: {folder} does not fit the devices together, {len(aside)} of its parts would "
-            f"stay behind (such as {aside[0]}); use more or larger devices, or a shorter dtype"
+            f"device_map={args.device_map}: {folder} does not fit the devices together, {len(aside)} of its parts "
+            f"would stay behind (such as {aside[0]}); use more or larger devices, or a shorter dtype"
         )
     return model
 

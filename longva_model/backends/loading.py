@@ -76,8 +76,8 @@ def load_backend(args: ModelArgs) -> Backend:
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     if args.device_map is not None and processes.launched_processes() > 1:
         raise ValueError(
-            f"device_map={args.device_map!r} spreads one model over all devices and is for one process; start it without "
-            "torchrun, or leave device_map out, so that each process has a model of its own"
+            f"device_map={args.device_map!r} spreads one model over all devices and is for one process; start it "
+            "without torchrun, or leave device_map out, so that each process has a model of its own"
         )
     if not answers_generically(folder, args):
         args.refuse(_GENERIC, "it is for models that the generic backend (hf_tree) answers")

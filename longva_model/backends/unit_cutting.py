@@ -187,7 +187,8 @@ class UnitCutter:
             return UnitPixels.joined([self.pixels(one_fHWC[None], fitted) for one_fHWC in frames_NfHWC])
         # A lone unit is given twice: its axis then tells itself, and it is treated as one of several.
         shown = np.repeat(frames_NfHWC, 2, axis=0) if units == 1 and not alone else frames_NfHWC
-        frames = torch.from_numpy(np.require(shown, requirements=("C", "W"))).flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+        writable = np.require(shown, requirements=("C", "W"))  # torch takes no other without a warning
+        frames = torch.from_numpy(writable).flatten(0, 1).permute(0, 3, 1, 2).contiguous()
         kind = wanted.kind
         options: dict[str, Any] = {}
         if not self.natural(kind, size, len(frames)).fits(wanted):

@@ -83,7 +83,8 @@ def own_answer(backend: Any, turns: Sequence[Any], tokens: int = TOKENS, **optio
     """
     from transformers.video_utils import VideoMetadata
 
-    processor, messages, given = backend.processor, [], {}
+    processor, messages = backend.processor, []
+    given: dict[str, Any] = {}
     for role, items in turns:
         content: list[dict[str, Any]] = []
         for item in items:
@@ -130,7 +131,7 @@ def sampled(video: Path, frames: int) -> tuple[Any, ...]:
 
     with av.open(str(video)) as container:
         every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-        rate = float(container.streams.video[0].average_rate)
+        rate = float(container.streams.video[0].average_rate or 0)
     numbers = np.linspace(0, len(every) - 1, frames, dtype=int)
     return every[numbers], rate, numbers.tolist(), len(every)
 
