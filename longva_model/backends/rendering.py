@@ -554,8 +554,8 @@ class Renderer:
         open_sizes = {visual.size for visual, one in zip(visuals, known, strict=True) if one is None}
         left, number = total - sum(one or 0 for one in known), known.count(None)
         if len(open_sizes) > 1:
-            each = {size: self._image_count(size, number) for size in open_sizes}
-            return [each[visual.size] if one is None else one for visual, one in zip(visuals, known, strict=True)]
+            counts = {size: self._image_count(size, number) for size in open_sizes}
+            return [counts[visual.size] if one is None else one for visual, one in zip(visuals, known, strict=True)]
         if number and (left <= 0 or left % number):
             raise ValueError(
                 f"{self._calls.name} wrote {left} placeholders for {number} visuals of one size, which does not come "

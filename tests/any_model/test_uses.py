@@ -70,7 +70,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("videos") / "film.mp4", num_frames=9, fps=4)
 
 
-def runner_of(folder: Path, **args: Any) -> Runner:
+def runner_of(folder: Path, **args: Any) -> Any:
     given = {"pretrained": str(folder), "device": "cpu", "dtype": "float32", "journal": "none", **args}
     return Runner.load(ModelArgs.read(given))
 
