@@ -71,6 +71,7 @@ class AnyModelBackend(HubModel):
         self.own_attention = decoder.config._attn_implementation
         self._head = OwnHead(model, decoder if inner is model else inner)
         self.family: Family = family_of(model, inner, decoder)
+        self.plain_decoder = self.family.plain_decoder
         thinking = {} if args.thinking == "auto" else {"enable_thinking": args.thinking == "on"}
         self.renderer = Renderer(
             self.processor,
@@ -139,11 +140,12 @@ class AnyModelBackend(HubModel):
                 inputs[name] = torch.cat([rows_1T, torch.tensor([values], dtype=rows_1T.dtype)], 1)
         return self.own_logits(inputs, 1 + len(ids))
 
-    def check(self) -> None:
+    def check(self, engine: Any = None) -> None:
         from longva_model.backends.visual_check import check_visual
 
-        self._checked = check_visual(self)
-        self._lowering.columns.clear()  # of the check's clips
+        columns = dict(self._lowering.columns)
+        self._checked = check_visual(self) if engine is None else check_visual(self, engine)
+        self._lowering.columns = columns  # without those of the check's clips
 
     def pixels(self, frames_NfHWC: NDArray[np.uint8], preprocess: str) -> Any:
         frames_NfHWC = frames_NfHWC if frames_NfHWC.ndim == 5 else frames_NfHWC[:, None]

@@ -79,6 +79,8 @@ class Backend:
     # Tokens of the longest prompt that may be computed in parts, and of the longest at all; None is any.
     chunked_until: int | None = None
     positions_until: int | None = None
+    # Whether embeddings, positions and a cache are all that its decoder is given, and each token sees those before it.
+    plain_decoder: bool = True
     _frames_fingerprint: str = ""
 
     @property
@@ -165,8 +167,11 @@ class Backend:
         more = (Text(template.answer + answer), Text(template.between + question + template.post))
         return replace(prompt, request=Request((*prompt.request.segments, *more), leaf))
 
-    def check(self) -> None:
+    def check(self, engine: Any = None) -> None:
         """Compare what is peculiar to this kind of model with its own forward, when it is loaded.
+
+        Args:
+            engine: the class of engine to compare; all processes of a ring make this call with its class.
 
         Raises:
             ValueError: it differs.

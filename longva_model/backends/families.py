@@ -33,6 +33,8 @@ class Family:
 
     # Frames reach the tower as (1, N, 3, Y, X) and not as (N, 3, Y, X), by the names of their tensors.
     one_batch: tuple[str, ...] = ()
+    # Whether its decoder is given no more than embeddings, positions and a cache, and looks at what stands before only.
+    plain_decoder = True
 
     def __init__(self, model: Any, inner: Any, decoder: Any) -> None:
         self.model, self.inner, self.decoder = model, inner, decoder
@@ -145,6 +147,7 @@ class LlavaOnevision(Family):
 class Gemma3(Family):
     """Visual tokens of one image see each other both ways, which the model's own forward writes into its masks."""
 
+    plain_decoder = False
     types = "token_type_ids"
 
     def decode(self, chunk: Chunk, embeds_TD: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:

@@ -40,11 +40,12 @@ _SIZE = (120, 160)
 _BY_ITS_OWN_CODE = "Measure it by its own code: a function given to vniah.evaluate"
 
 
-def check_visual(backend: Any) -> float:
+def check_visual(backend: Any, kind: type[TreeEngine] = TreeEngine) -> float:
     """Compare a small tree of clips with the model's own forward.
 
     Args:
         backend: lowers conversations, and has ``reference``.
+        kind: what walks the tree; a ring's engine on all processes, which then all make this call.
 
     Returns:
         The largest difference of a log-probability.
@@ -59,7 +60,7 @@ def check_visual(backend: Any) -> float:
         own = [_own(backend, prompt, ids) for prompt in prompts]
     worst, allowed = 0.0, _ALLOWED.get(backend.dtype, 1e-3)
     for chunk in _CHUNKS:
-        engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=chunk))
+        engine = kind(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=chunk))
         try:
             found = [np.array(result.answer_logprobs) for result in engine.run(prompts)]
         except torch.OutOfMemoryError:

@@ -299,7 +299,7 @@ class TreeEngine:
 
     def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:
         """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
-        if prompt.positions_PT is not None:
+        if prompt.positions_PT is not None or not self.backend.plain_decoder:
             raise ValueError(f"num_beams={leaf.num_beams} is not to be had of {self.backend.name}; use num_beams=1")
         embeds_TD = torch.cat([self.backend.embed(chunk) for chunk in self.chunks(prompt)])
         return beam_search(leaf, self.backend, embeds_TD, self._prompt_ids(prompt))

@@ -24,7 +24,7 @@ from longva_model.backends.backend import Backend, building
 from longva_model.engine.atoms import Lowered
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.logits import is_finite, not_finite
-from longva_model.engine.state import new_state
+from longva_model.engine.state import CroppableLayer, new_state
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
 from vniah.notices import notice
@@ -102,17 +102,37 @@ def check_ring(engine: TreeEngine) -> None:
         ValueError: on every process, naming the difference.
     """
     backend = engine.backend
-    # Two chunks that are dealt out, one that is not.
-    chunk = 32 * engine.world_size + 5
-    ids = check_ids(backend, 2 * chunk + 7 + _BRANCH)
-    with torch.inference_mode():
-        reason = _difference(engine, ids, own_logits(backend, ids), chunk)
+    reason = _no_ring(backend)
+    if not reason:
+        # Two chunks that are dealt out, one that is not.
+        chunk = 32 * engine.world_size + 5
+        ids = check_ids(backend, 2 * chunk + 7 + _BRANCH)
+        with torch.inference_mode():
+            reason = _difference(engine, ids, own_logits(backend, ids), chunk)
+    if not any(processes.gather(reason)):
+        # Features, and positions that are not places in the sequence.
+        try:
+            backend.check(type(engine))
+        except ValueError as error:
+            reason = _one_line(error)
     reasons = [told for told in processes.gather(reason) if told]
     if reasons:
         raise ValueError(
             f"parallel=ring cannot run {backend.name} ({backend.decoder.config.model_type}): {reasons[0]}; use "
             "parallel=branch, one device for each prompt"
         )
+
+
+def _no_ring(backend: Any) -> str:
+    """Why a ring cannot hold a model's state, which is rows of keys and values that all later tokens see; "" if not."""
+    config = backend.decoder.config
+    if not backend.plain_decoder:
+        return "the visual tokens of an image see each other both ways"
+    if not all(type(layer) is CroppableLayer for layer in new_state(config).layers):
+        return "it has recurrent layers, or layers that read other layers' keys"
+    window = sliding_window(config)
+    windowed = window is not None and window < (backend.max_length or window + 1)
+    return f"it has layers that see {window} tokens at most" if windowed else ""
 
 
 def refuse_recurrent(name: str, config: Any, stateful: bool) -> None:
