@@ -423,6 +423,11 @@ def load_transformers(
     if args.rope_theta is not None:
         text = config.get_text_config()
         parameters = dict(getattr(text, "rope_parameters", None) or {"rope_type": "default"})
+        if any(isinstance(value, dict) for value in parameters.values()):
+            raise ValueError(
+                f"rope_theta={args.rope_theta:g} is not for {args.pretrained}: it has other angles for each type of "
+                f"layer ({', '.join(parameters)}); leave it out"
+            )
         text.rope_parameters = {**parameters, "rope_theta": args.rope_theta}
     try:
         model, info = auto.from_pretrained(
