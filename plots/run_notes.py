@@ -70,6 +70,7 @@ def measured_on(run: Run) -> dict[str, Input]:
         lengths, depths = run.axes
         found["grid"] = Input(f"{spans(lengths)} {run.unit} x {spans(depths)} %")
     found["scoring"] = _value(_scoring(run))
+    found["positions"] = _positions(run)
     if run.unit == "frames":
         # Two decoders that give one fingerprint give the same pictures, and a drawn film has none.
         haystack = found["haystack"]
@@ -84,6 +85,13 @@ def measured_on(run: Run) -> dict[str, Input]:
 def _told(run: Run) -> Mapping[str, Any]:
     task = run.settings.get("task")
     return task if isinstance(task, Mapping) else {}
+
+
+def _positions(run: Run) -> Input | None:
+    """The scheme of positions, where a model was measured with another one than its own."""
+    model = run.settings.get("model")
+    told = model if isinstance(model, Mapping) else {}
+    return None if told.get("positions") == "model" else _named(told, "positions")
 
 
 def _named(task: Mapping[str, Any], what: str) -> Input | None:
@@ -122,7 +130,9 @@ def measured_line(run: Run) -> str:
     parts = [f"{what} {known[what].proven}" for what in ("haystack", "needles") if what in known]
     if not parts:
         return ""
-    line = ", ".join(parts + ([known["scoring"].name] if "scoring" in known else []))
+    parts += [known["scoring"].name] if "scoring" in known else []
+    parts += [f"positions: {known['positions'].proven}"] if "positions" in known else []
+    line = ", ".join(parts)
     return line[:1].upper() + line[1:]
 
 

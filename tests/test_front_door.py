@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import vniah
 from vniah.cli import app
-from vniah.runs.measure import CallableModel, CellError, _code_of, write_results
+from vniah.runs.measure import CallableModel, CellError, code_of, write_results
 from vniah.runs.read import read_run, read_runs
 
 SMALL = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "haystack": "synthetic:0:16"}
@@ -216,7 +216,7 @@ def test_a_function_loses_no_answer_to_another_grid_or_a_full_disk(
     assert len(asked) == 3 + 6 + 4, "nothing is asked again"
     # Another function of the same name has a journal of its own.
     first, second = (lambda mp4, question: "red"), (lambda mp4, question: "blue")
-    assert CallableModel(first).name == CallableModel(second).name and _code_of(first) != _code_of(second)
+    assert CallableModel(first).name == CallableModel(second).name and code_of(first) != code_of(second)
 
 
 class Fixed:
@@ -282,7 +282,7 @@ def _answer(text: str, mp4: Any, question: str) -> str:
     ],
 )
 def test_a_changed_function_does_not_take_the_answers_of_the_one_before(make: Any) -> None:
-    assert _code_of(make("red")) == _code_of(make("red")) != _code_of(make("blue"))
+    assert code_of(make("red")) == code_of(make("red")) != code_of(make("blue"))
 
 
 def test_what_a_function_fills_while_it_runs_does_not_change_it() -> None:
@@ -293,9 +293,9 @@ def test_what_a_function_fills_while_it_runs_does_not_change_it() -> None:
         seen[question] = 1
         return "red"
 
-    before = _code_of(model)
+    before = code_of(model)
     model(None, "?")
-    assert _code_of(model) == before
+    assert code_of(model) == before
 
 
 def test_a_journal_of_two_films_is_no_ones_grid(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ chunk, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +26,9 @@ from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
 from longva_model.backends.families import Family, family_of
 from longva_model.backends.lowering import Lowering
+from longva_model.backends.positions import PositionedPrompt, load_scheme
 from longva_model.backends.refusals import refuse_by_config
-from longva_model.backends.rendering import Renderer
+from longva_model.backends.rendering import ClipShape, Renderer
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.engine.chunks import Chunk
@@ -42,6 +44,8 @@ _PROCESSOR_FILES = (
     *("processor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("chat_template.json", "chat_template.jinja"),
 )
+# The clip that a position scheme is tried on.
+_PROOF_FRAMES, _PROOF_SIZE = 5, (120, 160)
 
 
 class AnyModelBackend(HubModel):
@@ -57,6 +61,7 @@ class AnyModelBackend(HubModel):
     def __init__(self, folder: str, args: ModelArgs, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
+        self.scheme = load_scheme(args.positions)
         with building(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_by_config(args.pretrained, config)
@@ -80,21 +85,42 @@ class AnyModelBackend(HubModel):
             args.presentation,  # type: ignore[arg-type]
             int(args.frame_tokens) if args.frame_tokens.isdigit() else args.frame_tokens,  # type: ignore[arg-type]
             thinking,
+            self.scheme,
         )
         self._lowering = Lowering(self.renderer)
         self._checked: float | None = None
-        self._positions = args.positions
         files = [path for name in _PROCESSOR_FILES if (path := Path(folder) / name).is_file()]
         self._file_hashes = [sha256_of(path) for path in files]
         self._finish(folder, args, model, decoder, model.get_output_embeddings(), self.processor.tokenizer)
         begun, plain = list(self.tokenizer("x")["input_ids"]), self.token_ids("x")
         self._begin = begun[: len(begun) - len(plain)] if begun[-len(plain) :] == plain else []
+        self._scheme_proof = self._proof_of_scheme()
 
     @property
     def device(self) -> torch.device:
         """Where a chunk begins: of a model that is spread over devices, that of its embeddings."""
         device: torch.device = self.decoder.get_input_embeddings().weight.device
         return device
+
+    def _proof_of_scheme(self) -> str:
+        """A fingerprint of the chosen scheme: of its code, and of what it gives for a short clip, in which whatever
+        else it reads shows; "" for the model's own.
+
+        Raises:
+            ValueError: it gives nothing that this model takes.
+        """
+        if self.scheme is None:
+            return ""
+        if self.chunked_until is not None or self.positions_until is not None:
+            raise ValueError(
+                f"positions={self.scheme.name} is not for {self.name}: how it knows positions (learned ones, or a RoPE "
+                "that follows the length) depends on how far they reach; leave it out"
+            )
+        turns = (("user", (ClipShape(_PROOF_FRAMES, _PROOF_SIZE), "?")),)
+        column = self.renderer.column(turns, lambda _: np.zeros((_PROOF_FRAMES, *_PROOF_SIZE, 3), np.uint8))
+        self._axes = 1 if column.positions_AT is None else len(column.positions_AT)
+        given = b"" if column.positions_AT is None else column.positions_AT.tobytes()
+        return hashlib.sha256(self.scheme.fingerprint.encode() + given).hexdigest()[:32]
 
     def _visual_settings(self) -> str:
         settings = self.model.config.to_dict()
@@ -120,11 +146,22 @@ class AnyModelBackend(HubModel):
         if not any(isinstance(segment, Turn) for segment in segments):
             # A raw prompt begins as the tokenizer begins every text.
             pieces = [piece for part in segments for piece in self._codes(part, prompt, table, preprocess)]
-            return Lowered.of([np.array(self._begin, np.int64), *pieces], table)
+            return self._raw(Lowered.of([np.array(self._begin, np.int64), *pieces], table))
         return self._lowering.lower(segments, prompt.media, table)
 
     def expect(self, prompts: Iterable[Prompt]) -> None:
         self._lowering.expect(prompts)
+
+    def _raw(self, lowered: Lowered) -> Lowered:
+        """A prompt of text alone, whose own positions run on; a scheme may have others."""
+        if self.scheme is None:
+            return lowered
+        own_AT = np.arange(lowered.tokens + 1, dtype=np.int64)[None].repeat(self._axes, 0)
+        text = PositionedPrompt(lowered.atoms_A.astype(np.int64), np.zeros(lowered.tokens, np.bool_), (), own_AT)
+        found_AT = self.scheme.positions(text)
+        if np.array_equal(found_AT, own_AT) and self.scheme.step == 1:
+            return lowered
+        return replace(lowered, positions_PT=found_AT.astype(np.int32), step=self.scheme.step)
 
     def reference(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor | None:
         segments = prompt.request.segments
@@ -138,6 +175,12 @@ class AnyModelBackend(HubModel):
             if name in inputs:
                 rows_1T = torch.as_tensor(inputs[name])
                 inputs[name] = torch.cat([rows_1T, torch.tensor([values], dtype=rows_1T.dtype)], 1)
+        if self.scheme is not None:
+            length = inputs["input_ids"].shape[1]
+            positions_PT = torch.from_numpy(self.lower(prompt, AtomTable()).positions(0, length))
+            inputs["position_ids"] = positions_PT if len(positions_PT) == 1 else positions_PT[:, None]
+            # Without a mask, jumps in positions are taken for borders between sequences that share a batch.
+            inputs.setdefault("attention_mask", torch.ones(1, length, dtype=torch.long))
         return self.own_logits(inputs, 1 + len(ids))
 
     def check(self, engine: Any = None) -> None:
@@ -170,15 +213,26 @@ class AnyModelBackend(HubModel):
             "frames_held_at": None if self.renderer.frame_tokens == "auto" else self.renderer.size_rule,
             "processor": {"class": type(self.processor).__name__, kind: shown.get(kind)},
             "frames_shown": self._lowering.told(),
-            "positions": self._positions,
+            **self._positions_told(),
             "notes": list(self._lowering.notes),
             "largest_difference_from_own_forward": self._checked,
             "transformers": __version__,
         }
 
     def settings(self) -> list[Any]:
-        rules = [self.renderer.presentation, self.renderer.size_rule, self.renderer.template_kwargs, self._positions]
+        rules = [
+            self.renderer.presentation,
+            self.renderer.size_rule,
+            self.renderer.template_kwargs,
+            self._positions_told(),
+        ]
         return [*rules, *self._file_hashes]
+
+    def _positions_told(self) -> dict[str, str]:
+        """Whose positions; a fingerprint where they are not the model's own."""
+        if self.scheme is None:
+            return {"positions": "model"}
+        return {"positions": self.scheme.name, "positions_fingerprint": self._scheme_proof}
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         return self._head(hidden_TD)
@@ -190,8 +244,12 @@ class AnyModelBackend(HubModel):
         return features_kNtD.transpose(0, 1).flatten(1, 2).to(self.device)
 
     def forward(self, chunk: Chunk, state: Any, keep: int) -> torch.Tensor:
-        positions = chunk.positions[None] if chunk.positions.ndim == 1 else chunk.positions[:, None]
+        several = chunk.positions.ndim == 2 and len(chunk.positions) > 1
+        positions = chunk.positions[:, None] if several else chunk.positions.reshape(1, -1)
         given: dict[str, Any] = {"position_ids": positions, "use_cache": state is not None}
+        if state is None and chunk.positions.ndim == 2 and not several:
+            # As in ``reference``.
+            given["attention_mask"] = torch.ones_like(chunk.ids_T)[None]
         if state is not None:
             given[cache_keyword(self.decoder)] = state
         return self.family.decode(chunk, self.embed(chunk), given)[-keep:]

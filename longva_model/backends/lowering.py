@@ -238,6 +238,7 @@ class Lowering:
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
+        self._step = 1 if renderer.scheme is None else renderer.scheme.step
         self._heads: OrderedDict[Any, _Head] = OrderedDict()
         self._stills = Stills()
         # What results say of all columns, and of each: by the frames of its clips and their sizes.
@@ -322,7 +323,7 @@ class Lowering:
         atoms_A = head.atoms_A.copy()
         for places in head.places:
             atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table, alone=self.renderer.needs_frames)
-        return Lowered.of([atoms_A, tail_A], table, head.positions_PT)
+        return Lowered.of([atoms_A, tail_A], table, head.positions_PT, self._step)
 
     def shown(
         self, segments: Sequence[Segment], media: Mapping[str, Any]
@@ -332,7 +333,9 @@ class Lowering:
 
     def _column(self, turns: tuple[RenderedTurn, ...]) -> tuple[_Head, NDArray[np.int64]]:
         """The column's head, and the ids behind it."""
-        stem = _stem(turns)
+        scheme = self.renderer.scheme
+        # A user's scheme may place the visuals by the text behind them, and that text anywhere.
+        stem = _stem(turns) if scheme is None or scheme.built_in else turns
         head = self._heads.get(stem)
         if head is None:
             head = self._heads[stem] = self._rendered(turns)
@@ -362,7 +365,8 @@ class Lowering:
         positions_PT: NDArray[np.integer[Any]] | None = column.positions_AT
         if positions_PT is not None:
             # Behind the last visual token stands text, whose positions run on.
-            running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == np.arange(positions_PT.shape[1] - end)
+            steps_T = self._step * np.arange(positions_PT.shape[1] - end)
+            running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == steps_T
             # Half the memory, for hundreds of thousands of tokens a column.
             positions_PT = positions_PT[:, : end + 1 if running_T.all() else None].astype(np.int32)
         self._tell(turns, column)

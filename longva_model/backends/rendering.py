@@ -12,9 +12,10 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longva_model.backends.positions import PositionedPrompt, PositionedUnit, Scheme
 from longva_model.backends.processor_calls import ProcessorCalls, Thinness
 from longva_model.backends.unit_cutting import Fitted, Kind, UnitCutter, packed
 from longva_model.backends.unit_pixels import UnitPixels
@@ -172,6 +174,7 @@ class Renderer:
             or the frames that are merged into one) may have, at one size for clips of any length; "column" is, for
             clips of any length, the size that the processor chooses for the longest that is expected.
         template_kwargs: passed on to ``apply_chat_template``.
+        scheme: gives positions instead.
 
     Raises:
         ValueError: the processor shows no such thing as is asked for.
@@ -185,13 +188,16 @@ class Renderer:
         presentation: Presentation = "auto",
         frame_tokens: int | Literal["auto", "column"] = "auto",
         template_kwargs: Mapping[str, Any] | None = None,
+        scheme: Scheme | None = None,
     ) -> None:
         self.processor = processor
+        self.scheme = scheme
         self.template_kwargs = dict(template_kwargs or {})
         if frame_tokens not in ("auto", "column") and (not isinstance(frame_tokens, int) or frame_tokens < 1):
             raise ValueError(f'frame_tokens={frame_tokens!r}: give "auto", "column", or a number of tokens, 1 at least')
         self.frame_tokens = frame_tokens
         self._positions = positions
+        self._vision_config = getattr(config, "vision_config", None)
         named = {getattr(config, name, None) for name in _PLACEHOLDER_NAMES}
         self.placeholders: tuple[int, ...] = tuple(sorted(one for one in named if isinstance(one, int)))
         if not self.placeholders:
@@ -350,6 +356,8 @@ class Renderer:
         units = self._units(rendered)
         types_T = _types(rendered)
         positions_AT = None if self._positions is None else self._position_ids(rendered, types_T)
+        if self.scheme is not None:
+            positions_AT = self._by_scheme(self.scheme, turns, rendered, units, positions_AT)
         settings = self._settings(rendered, units)
         return Column(rendered.ids_T, positions_AT, types_T, units, settings, self._notes(turns, rendered.text))
 
@@ -666,6 +674,47 @@ class Renderer:
         if any(behind.rfind(begin) > behind.rfind(end) for begin, end in _THOUGHTS):
             return ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
         return []
+
+    def _by_scheme(
+        self,
+        scheme: Scheme,
+        turns: tuple[Turn, ...],
+        rendered: _Rendered,
+        units: list[UnitPlace],
+        own_AT: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64] | None:
+        """Positions by a scheme that is not the model's; None where they turn out to be 0, 1, 2 and so on."""
+        visual_T = np.zeros(len(rendered.ids_T), dtype=np.bool_)
+        for unit in units:
+            visual_T[unit.start : unit.stop] = True
+        running_AT = np.arange(len(visual_T) + 1, dtype=np.int64)[None]
+        prompt = PositionedPrompt(
+            ids_T=rendered.ids_T.copy(),
+            visual_T=visual_T,
+            units=tuple(self._positioned(turns, rendered, units)),
+            own_AT=running_AT.copy() if own_AT is None else own_AT.copy(),
+            tokens_per_second=getattr(self._vision_config, "tokens_per_second", None),
+            spatial_merge=int(getattr(self._vision_config, "spatial_merge_size", None) or 1),
+        )
+        found_AT = scheme.positions(prompt)
+        return None if scheme.step == 1 and np.array_equal(found_AT, running_AT) else found_AT
+
+    def _positioned(
+        self, turns: tuple[Turn, ...], rendered: _Rendered, units: list[UnitPlace]
+    ) -> Iterator[PositionedUnit]:
+        shown = [content for _, contents in turns for content in contents if not isinstance(content, str)]
+        grids: dict[tuple[int, int], tuple[int, int, int]] = {}
+        for visual, patches in zip(rendered.visuals, rendered.grids, strict=True):
+            if patches is not None:
+                side = math.isqrt(self._cutter.merged_patches(visual.kind))
+                grids |= {(visual.clip, frame): (1, patches[1] // side, patches[2] // side) for frame in visual.frames}
+        for unit in units:
+            clip = shown[unit.clip]
+            times: tuple[float, ...] = ()
+            if isinstance(clip, ClipShape):
+                times = tuple((clip.indices[one] if clip.indices else one) / clip.fps for one in unit.frames)
+            grid = grids.get((unit.clip, unit.frames[0])) if unit.frames else None
+            yield PositionedUnit(unit.start, unit.stop, unit.clip, unit.frames, times, grid, unit.offset)
 
     def _settings(self, rendered: _Rendered, units: list[UnitPlace]) -> dict[str, Any]:
         first: dict[int, UnitPlace] = {}

@@ -106,15 +106,21 @@ class Lowered:
         ends_A: where each atom ends, in tokens; None where every atom is one token.
         positions_PT: absolute positions of its first tokens; behind the last one they run on, as those of text do.
             None where they run on from 0.
+        step: by how much they run on.
     """
 
     atoms_A: _CodesA
     ends_A: _CodesA | None = None
     positions_PT: NDArray[np.integer[Any]] | None = None
+    step: int = 1
 
     @classmethod
     def of(
-        cls, codes: Sequence[_IntsA], table: AtomTable, positions_PT: NDArray[np.integer[Any]] | None = None
+        cls,
+        codes: Sequence[_IntsA],
+        table: AtomTable,
+        positions_PT: NDArray[np.integer[Any]] | None = None,
+        step: int = 1,
     ) -> Lowered:
         """The prompt of these pieces.
 
@@ -126,7 +132,7 @@ class Lowered:
         ends_A = np.cumsum(table.sizes(atoms_A)) if (atoms_A < 0).any() else None
         if ends_A is None:
             atoms_A = atoms_A.astype(np.int32)
-        lowered = cls(atoms_A, ends_A, positions_PT)
+        lowered = cls(atoms_A, ends_A, positions_PT, step)
         if positions_PT is not None and not 1 <= positions_PT.shape[1] <= lowered.tokens + 1:
             raise ValueError(
                 f"{positions_PT.shape[1]} positions for a prompt of {lowered.tokens} tokens; give them for its first "
@@ -153,7 +159,7 @@ class Lowered:
         running_T = np.arange(start, stop, dtype=np.int64)
         if self.positions_PT is None:
             return running_T[None]
-        behind_T = running_T[max(given - start, 0) :] - (given - 1)
+        behind_T = self.step * (running_T[max(given - start, 0) :] - (given - 1))
         return np.concatenate([self.positions_PT[:, start:stop], self.positions_PT[:, -1:] + behind_T], 1)
 
 

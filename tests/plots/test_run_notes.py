@@ -66,6 +66,17 @@ def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
     )
 
 
+def test_positions_that_are_not_the_models_own_stand_in_the_small_print() -> None:
+    run = told(small_run(), **SYNTHETIC)
+    model = {"positions": "videorope", "positions_fingerprint": "6a31cb1d" * 4}
+    under_another = dataclasses.replace(run, settings={**run.settings, "model": model})
+    said = "teacher-forced, positions: videorope (6a31cb1d)"
+    assert measured_line(under_another) == measured_line(run).replace("teacher-forced", said)
+    assert said in figure_text(panels_figure([GridData(under_another)])).replace("\n", " ")
+    its_own = dataclasses.replace(run, settings={**run.settings, "model": {"positions": "model"}})
+    assert measured_line(its_own) == measured_line(run)
+
+
 def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
     assert measured_line(small_run()) == ""
     assert measured_line(told(small_run(), haystack_fingerprint=FILM)) == "Haystack 1a2b3c4d"

@@ -266,7 +266,7 @@ class CallableModel:
         with contextlib.ExitStack() as stack:
             journal = None
             if self.folder is not None:
-                code = content_key(self.name, _code_of(self.function), [tasks[name].provenance_key for name in names])
+                code = content_key(self.name, code_of(self.function), [tasks[name].provenance_key for name in names])
                 self.journal = self.folder / f"journal-{code[:12]}.jsonl"
                 journal = stack.enter_context(Journal(self.journal))
                 for name in names:
@@ -324,7 +324,7 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _code_of(function: Answerer) -> str:
+def code_of(function: Callable[..., Any]) -> str:
     """A hash of a function's own code with what is bound to it; the same for the same source in another process.
 
     Covers nested functions, defaults, closures, what a decorator wraps, a partial's arguments and an instance's
