@@ -19,7 +19,7 @@ from vniah.files import read_json
 from vniah.notices import did_you_mean
 
 # Arguments that say nothing to other backends.
-_GENERIC = ("presentation", "frame_tokens", "thinking", "device_map")
+_GENERIC = ("presentation", "frame_tokens", "positions", "thinking", "device_map")
 LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
 
 
