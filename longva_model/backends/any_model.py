@@ -307,11 +307,10 @@ def _processor_of(folder: str) -> Any:
 
     needed = "a folder of such a model holds its processor's and tokenizer's files and its chat template too"
     try:
-        with building(folder):
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except OSError as error:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever files that are missing or others' lead to
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"no processor can be made of {folder}: {cause}; {needed}") from error
+        raise ValueError(f"no processor can be made of {folder}: {type(error).__name__}: {cause}; {needed}") from error
     lacks = [name for name in ("tokenizer", "image_processor") if getattr(processor, name, None) is None]
     if lacks:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,26 @@ import numpy as np
 import pytest
 import torch
 from any_model.families import FAMILIES
-from lmms_requests import film, generate, generate_chat, instance, picture, show, user, visuals_of
+from lmms_requests import (
+    cells_of,
+    evaluated,
+    film,
+    generate,
+    generate_chat,
+    instance,
+    picture,
+    show,
+    user,
+    visuals_of,
+)
 from video_files import write_video
 
 from longva_model.arguments import ModelArgs
 from longva_model.engine.conversation import Conversation
 from longva_model.engine.engine import TreeEngine
+from longva_model.engine.perplexity import measure, windows
 from longva_model.run.runner import Runner
-from vniah.contract.requests import Generate
+from vniah.contract.requests import Generate, Target
 
 pytest.importorskip("lmms_eval")
 torch.set_num_threads(1)
@@ -229,3 +242,149 @@ def test_follow_ups_are_as_asked_in_one_go(folder: Path, video: Path, monkeypatc
         assert found.text.strip() == own_answer(runner.backend, turns), question
         turns.append(("assistant", [found.text]))
     assert sum(computed) < prompts[-1] - prompts[0] + TOKENS + 40, "the film is computed once"
+
+
+GRID = {"frames": "4,7", "depths": "0,100", "haystack": "synthetic", "needles": "icons:0:1"}
+
+
+def test_vniah_run_is_as_through_lmms_eval(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import json
+
+    import vniah
+
+    given = {"device": "cpu", "dtype": "float32", "journal": "none"}
+    vniah.evaluate(str(folder), "vniah", **GRID, **given, output=tmp_path)
+    for key, value in GRID.items():
+        monkeypatch.setenv(f"VNIAH_{key.upper()}", value)
+    args = ",".join([f"pretrained={folder}", *(f"{key}={value}" for key, value in given.items())])
+    theirs = cells_of(evaluated("hf_tree", args, "vniah"), "vniah")
+    (file,) = tmp_path.rglob("*samples*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    ours = [row.get("vniah_acc") or row["vniah_control"] for row in rows]
+    names = ("num_frames", "depth_percent", "predicted_ids", "answer_logprobs")
+    assert [[one[name] for name in names] for one in ours] == [[one[name] for name in names] for one in theirs]
+    assert len({tuple(one["answer_logprobs"]) for one in ours}) == len(ours) == 6
+    (results,) = tmp_path.rglob("*results.json")
+    assert json.loads(results.read_text())["config"]["model"] == "hf_tree"
+
+
+def test_a_films_needle_is_shown_in_free_answers(folder: Path) -> None:
+    """``vniah_generate`` gives a film of one frame a second, which is shown whole."""
+    import vniah
+
+    given = {"device": "cpu", "dtype": "float32", "journal": "none", "max_frames_num": 2}
+    run = vniah.evaluate(str(folder), "vniah_generate", **GRID, **given)
+    assert len(run.cells) == 6
+
+
+def test_text_alone_is_as_its_own_forward(folder: Path) -> None:
+    runner = runner_of(folder, chunk_tokens=19)
+    backend = runner.backend
+    ids = backend.token_ids("A brown teddy bear sits on the blue chair. The green kite is over the meadow. " * 4)[:90]
+    found = measure(runner.engine(ring=False), [ids], 40, stride=20)
+    losses: list[float] = []
+    for window in windows(len(ids), 40, 20):
+        one = torch.tensor([ids[window.start : window.stop]])
+        with torch.inference_mode():
+            logits = backend.own_logits({"input_ids": one, "attention_mask": torch.ones_like(one)}, 40)
+        each = torch.nn.functional.cross_entropy(logits[:-1], one[0, 1:], reduction="none")
+        losses += each[window.scored_from - window.start - 1 :].tolist()
+    assert found.nll == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+@pytest.mark.parametrize("attn", ["auto", "sdpa", "eager"])
+def test_attention_is_chosen_and_no_mask_is_built(folder: Path, attn: str) -> None:
+    runner = runner_of(folder, attn=attn)
+    assert runner.backend.decoder.config._attn_implementation == {"auto": "longva_blockwise"}.get(attn, attn)
+    prompt = runner.backend.question("What is it?", [film(6)], Target("A red boat."), max_frames=32)
+    wanted = runner_of(folder, scoring="plain").run_one(prompt)
+    assert runner.run_one(prompt).answer_logprobs == pytest.approx(wanted.answer_logprobs, abs=2e-5)
+
+
+def test_a_raw_prompt_begins_as_the_tokenizer_begins_a_text(checkpoints: Any) -> None:
+    from longva_model.engine.atoms import AtomTable
+    from longva_model.prompts.prompting import Prompt
+    from vniah.contract.requests import Request, Text
+
+    for name, begun in (("gemma3", True), ("qwen2_5_vl", False)):
+        backend = runner_of(checkpoints(name)).backend
+        prompt = Prompt(request=Request((Text("A red boat."), Text(" Which?")), Target("A")), media={})
+        ids = backend.lower(prompt, AtomTable()).atoms_A.tolist()
+        assert ids == backend.tokenizer("A red boat.")["input_ids"] + backend.token_ids(" Which?")
+        assert (ids[0] == backend.tokenizer.bos_token_id) == begun
+
+
+def test_beams_are_right_or_refused(checkpoints: Any) -> None:
+    backend = None
+    for name, refused in (("internvl", False), ("llava_onevision", False), ("qwen3_vl", True), ("gemma3", True)):
+        runner = runner_of(checkpoints(name))
+        backend = runner.backend
+        leaf = Generate(max_new_tokens=6, num_beams=3)
+        prompt = backend.question("What is it?", [picture()], leaf, max_frames=4)
+        if refused:
+            with pytest.raises(ValueError, match="num_beams=3 is not to be had"):
+                runner.run_one(prompt)
+        else:
+            wanted = own_answer(backend, [("user", [picture(), "What is it?"])], 6, num_beams=3)
+            assert runner.run_one(prompt).text.strip() == wanted
+
+
+def test_a_model_under_accelerates_hooks_keeps_its_head(checkpoints: Any) -> None:
+    """What device_map does to a model: its modules' forwards are wrapped, and tensors are moved to them."""
+    from accelerate import dispatch_model
+    from transformers import AutoModelForImageTextToText
+
+    from longva_model.engine.logits import OwnHead
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints("qwen2_5_vl")).eval()
+    hidden_TD = torch.randn(5, model.config.text_config.hidden_size)
+    with torch.inference_mode():
+        wanted_TV = OwnHead(model, model.model)(hidden_TD)
+        places = {"model.visual": "cpu", "model.language_model": "cpu", "lm_head": "cpu"}
+        hooked = dispatch_model(model, places, force_hooks=True)
+        assert OwnHead(hooked, hooked.model)(hidden_TD).equal(wanted_TV)
+    runner = runner_of(checkpoints("qwen2_5_vl"), device_map="auto")
+    prompt = runner.backend.question("What is it?", [film(3)], Generate(max_new_tokens=3), max_frames=4)
+    assert runner.run_one(prompt) == runner_of(checkpoints("qwen2_5_vl")).run_one(prompt)
+
+
+@pytest.mark.parametrize(
+    ("family", "args", "said"),
+    [
+        ("gemma3", {"presentation": "video"}, 'shows no video.*presentation="auto"'),
+        ("qwen2_5_vl", {"preprocess": "pad"}, "preprocess='pad' is not for .*its own processor"),
+        ("qwen2_5_vl", {"mm_spatial_pool_stride": 2}, "mm_spatial_pool_stride=2 is not for"),
+        ("qwen2_5_vl", {"template": "vicuna"}, "template='vicuna' is not for"),
+        ("qwen2_5_vl", {"device_map": "everywhere"}, "expected one of auto"),
+        ("nano", {"presentation": "images"}, "presentation='images' is not for nano: .*hf_tree"),
+    ],
+)
+def test_arguments_of_other_models_are_refused(checkpoints: Any, family: str, args: dict[str, Any], said: str) -> None:
+    folder = "nano" if family == "nano" else checkpoints(family)
+    with pytest.raises(ValueError, match=said) as caught:
+        runner_of(folder, **args)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"), "processor"),
+        (("chat_template.jinja", "chat_template.json"), "no chat template"),
+        (("tokenizer.json", "tokenizer_config.json"), "no processor.*tokenizer's files"),
+        ((), "no kind that is known here"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_refused(
+    checkpoints: Any, tmp_path: Path, lost: tuple[str, ...], said: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints("internvl"), folder)
+    for name in lost:
+        (folder / name).unlink(missing_ok=True)
+    if not lost:
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"model_type": "internvl"', '"model_type": "internvl99"'))
+    with pytest.raises(ValueError, match=said) as caught:
+        runner_of(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
