@@ -69,10 +69,10 @@ class AnyModelBackend(HubModel):
             ("preprocess", "template", "mm_spatial_pool_mode", "mm_spatial_pool_stride"),
             "its own processor and chat template show a clip",
         )
-        self.processor = _processor_of(folder)
+        self.processor = processor_of(folder)
         with building(folder):
             model = load_transformers(AutoModelForImageTextToText, folder, config, args, device, dtype)
-        inner, decoder = _parts_of(model)
+        inner, decoder = parts_of(model)
         self.own_attention = decoder.config._attn_implementation
         self._head = OwnHead(model, decoder if inner is model else inner)
         self.family: Family = family_of(model, inner, decoder)
@@ -297,7 +297,7 @@ class _Settings:
         return self._values
 
 
-def _processor_of(folder: str) -> Any:
+def processor_of(folder: str) -> Any:
     """A checkpoint's own processor.
 
     Raises:
@@ -322,7 +322,7 @@ def _processor_of(folder: str) -> Any:
     return processor
 
 
-def _parts_of(model: Any) -> tuple[Any, Any]:
+def parts_of(model: Any) -> tuple[Any, Any]:
     """(what holds the towers, the text model beside them).
 
     Raises:

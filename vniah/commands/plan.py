@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from longva_model.backends.planning import ColumnPlan
     from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
     from vniah.runs.grid import Grid
+    from vniah.runs.plan import Gpu, Plan
     from vniah.text.measure import Encode
     from vniah.text.settings import TextSettings
+    from vniah.visual.settings import Settings
 
 
 def command(
-    model: Annotated[str, typer.Option(help="A known shape (LongVA-7B, ...) or a checkpoint folder.")] = "LongVA-7B",
+    model: Annotated[
+        str, typer.Option(help="A known shape (LongVA-7B, ...), a checkpoint folder, or a Hub id of a video model.")
+    ] = "LongVA-7B",
     frames: Annotated[str, typer.Option(help="Frame counts, as VNIAH_FRAMES, which is the default.")] = "",
     depths: Annotated[str, typer.Option(help="Depths in percent, as VNIAH_DEPTHS or TEXT_NIAH_DEPTHS.")] = "",
     needles: Annotated[str, typer.Option(help="A needle set, as VNIAH_NEEDLES, or how many needles.")] = "",
     gpu: Annotated[str, typer.Option(help="GPU to estimate time for.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
+    haystack: Annotated[str, typer.Option(help="Film whose frames' size is planned for, as VNIAH_HAYSTACK.")] = "",
+    frame_size: Annotated[str, typer.Option(help="That size, as WIDTHxHEIGHT; 640x360 without a film.")] = "",
+    presentation: Annotated[str, typer.Option(help="video or images, as the model argument.")] = "auto",
     text: Annotated[str, typer.Option(help="Plan text NIAH at these lengths instead, as TEXT_NIAH_LENGTHS.")] = "",
     samples: Annotated[int | None, typer.Option(help="Text NIAH: numbers a cell, as TEXT_NIAH_SAMPLES.", min=1)] = None,
     distractors: Annotated[int, typer.Option(help="Text NIAH: distractors a prompt.", min=0, max=6)] = 0,
@@ -33,18 +43,24 @@ def command(
     """Show cells, tokens, FLOPs, memory and time of a grid before running it.
 
     The tree computes each shared prefix once; the figures beside it are one forward a cell. What is not given is
-    read from the environment, as a run reads it. A checkpoint folder's tokenizer counts the text.
+    read from the environment, as a run reads it. A checkpoint folder's tokenizer counts the text. Any video model of
+    transformers is planned by its config and processor; nothing of its weights is read or fetched.
     """
     import functools
     from dataclasses import replace
 
     from vniah.contract.cost import estimate_tokens
     from vniah.runs.grid import check_columns
-    from vniah.runs.plan import UTILISATION, checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of
+    from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, is_plain_model, make_plan, shape_of
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
 
-    shape, device = shape_of(model), get_gpu(gpu)
+    device, is_plain = get_gpu(gpu), is_plain_model(model)
+    if not is_plain and not text:
+        asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles, "haystack": haystack})
+        _plan_video_model(model, asked, presentation, _frame_size(frame_size, asked), device, gpus, chunk_tokens)
+        return
+    shape = shape_of(model)
     encode = checkpoint_tokens(model)
     if text:
         given = {
@@ -65,13 +81,75 @@ def command(
         what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
     count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
+    print(f"{model}: {what}")
+    _print_costs(plan, device, gpus, f"{shape.kv_bytes_per_token:,} bytes a token")
+    _print_advice(plan, device)
+    print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
+
+
+def _plan_video_model(
+    model: str,
+    asked: Settings,
+    presentation: str,
+    frames_are: tuple[tuple[int, int], str],
+    device: Gpu,
+    gpus: int,
+    chunk_tokens: int,
+) -> None:
+    """A model by its own processor: frames of the size that it chooses, and held at that of the longest column."""
+    from longva_model.backends.planning import Planner
+    from vniah.runs.grid import check_columns
+
+    check_columns(asked.frames, asked.grid.lengths, "frames")
+    found, told = plan_needles(asked.needles)
+    check_cells(asked.grid, len(found))
+    (width, height), whence = frames_are
+    planner = Planner(model, presentation)
+    print(
+        f"{model}: V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}, frames of {width}x{height} ({whence})"
+    )
+    free = planner.choice("auto", asked.grid, found, (height, width), chunk_tokens)
+    choices = [free]
+    if len({column.fitted for column in free.columns}) > 1:
+        choices.append(planner.choice("column", asked.grid, found, (height, width), chunk_tokens))
+    kept = f"{planner.shape.kv_bytes_per_token:,} bytes a token"
+    if planner.shape.state_bytes:
+        kept += f", and {_size(planner.shape.state_bytes)} of recurrent states at each mark of the walk"
+    for choice in choices:
+        if len(choices) == 1:
+            how = "the processor shows frames of one size in all columns: auto and column are the same"
+        else:
+            how = "held at the size of the longest column" if choice.held else "shrunk with their number"
+        print(f"  frame_tokens={choice.frame_tokens}, shown as {choice.presentation}: frames are {how}")
+        _print_columns(choice.columns)
+        _print_costs(choice.costs, device, gpus, kept, {"tokens that the tree feeds": f"{choice.tree_tokens:,}"})
+        _print_advice(choice.costs, device)
+    for note in free.notes:
+        print(f"  {note}")
+    print(f"  text is counted by the model's tokenizer; weights are {planner.shape.weights:,} of two bytes each")
+
+
+def _print_columns(columns: Sequence[ColumnPlan]) -> None:
+    head = ("frames", "fitted to", "tokens a unit", "frames a unit", "tokens a frame", "longest prompt")
+    rows = [head]
+    for one in columns:
+        fitted, each = f"{one.fitted[0]}x{one.fitted[1]}", f"{one.tokens_a_unit / one.frames_a_unit:g}"
+        counts = (f"{one.tokens_a_unit:,}", str(one.frames_a_unit), each, f"{one.prompt_tokens:,}")
+        rows.append((f"{one.frames:,}", fitted, *counts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("    " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
+def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping[str, str] | None = None) -> None:
     rows = {
         "cells (and controls)": f"{plan.cells:,} ({plan.controls:,})",
         "longest prompt": f"{plan.longest_tokens:,} tokens",
         "all cells' prompts": f"{plan.prompt_tokens:,} tokens",
+        **(further or {}),
         "FLOPs, one forward a cell": f"{plan.plain_flops:.3e}",
         "FLOPs, tree": f"{plan.tree_flops:.3e} ({plan.plain_flops / plan.tree_flops:.2f}x fewer)",
-        "KV cache of the longest": f"{_size(plan.kv_bytes)} ({shape.kv_bytes_per_token:,} bytes a token)",
+        "KV cache of the longest": f"{_size(plan.kv_bytes)} ({kept})",
         "weights": _size(plan.weight_bytes),
         "one prefill chunk": _size(plan.chunk_bytes),
         "peak memory, about": _size(plan.peak_bytes),
@@ -79,10 +157,14 @@ def command(
         f"time, tree, {gpus} x {device.name}": _clock(plan.seconds(device, plan.tree_flops) / gpus),
         f"time, plain, {gpus} x {device.name}": _clock(plan.seconds(device, plan.plain_flops) / gpus),
     }
-    print(f"{model}: {what}")
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"  {name:<{width}}  {value}")
+
+
+def _print_advice(plan: Plan, device: Gpu) -> None:
+    from vniah.runs.plan import UTILISATION
+
     room = device.memory_gb * 0.9e9 - plan.weight_bytes - plan.chunk_bytes
     if plan.peak_bytes <= device.memory_gb * 1e9:
         advice = "it fits one device: parallel=branch shares the subtrees over several"
@@ -94,9 +176,30 @@ def command(
     print(f"  on a {device.name} of {device.memory_gb:.0f} GB {advice}")
     print(
         f"  times assume {UTILISATION:.0%} of the maker's {device.tflops:.0f} dense bf16 TFLOP/s; "
-        "the vision tower is in no figure"
+        "the vision tower is in no figure of time or FLOPs"
     )
-    print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
+
+
+def _frame_size(given: str, asked: Settings) -> tuple[tuple[int, int], str]:
+    """(width, height) of the haystack's frames, and whence it is known.
+
+    Raises:
+        ValueError: a size that is none; or a haystack that cannot be opened.
+    """
+    from dataclasses import fields
+
+    from vniah.haystack import open_haystack
+
+    if given:
+        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", given.strip())
+        if found is None:
+            raise ValueError(f"--frame-size {given!r} is no size of a frame; give WIDTHxHEIGHT, such as 640x360")
+        return (int(found[1]), int(found[2])), "as given"
+    default = next(one.default for one in fields(asked) if one.name == "haystack")
+    if asked.haystack == default:
+        return (640, 360), "assumed: no haystack is named; --frame-size or --haystack tells another"
+    film = open_haystack(asked.haystack, decoder=asked.decoder)
+    return (film.size[1], film.size[0]), f"of {film.name}"
 
 
 def plan_needles(spec: str) -> tuple[list[tuple[str, str, str]], str]:

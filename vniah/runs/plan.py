@@ -22,11 +22,14 @@ from vniah.contract.cost import (
     segment_tokens,
 )
 from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text, Tokens
-from vniah.files import read_json, user_path
+from vniah.files import is_hub_id, read_json, user_path
 from vniah.notices import did_you_mean
 from vniah.prompts import QWEN_1_5, question_text
 from vniah.runs.grid import Grid, around_needle
 
+# Parts of the configs of models that see, and kinds among them whose frames' tokens follow from such a config.
+_PARTS = ("vision_config", "vit_config", "text_config", "thinker_config")
+_OWN_KINDS = ("longva", "llava_qwen", "llava_llama", "llava_mistral", "llava_next_video")
 # The share of the maker's figure that long prefills reach; an assumption of the plan, printed with it.
 UTILISATION = 0.5
 
@@ -184,6 +187,19 @@ def chunk_bytes(shape: ModelShape, tokens: int) -> int:
     product, queries, keys and values."""
     width = 3 * shape.hidden + 3 * shape.intermediate + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     return tokens * width * shape.kv_bytes
+
+
+def is_plain_model(model: str) -> bool:
+    """Whether a shape says how a model shows frames: LongVA's kinds, and models of text. Others have a processor."""
+    if model in SHAPES:
+        return True
+    path = user_path(model) / "config.json"
+    if not path.is_file():
+        # A Hub id, or no model at all, which is told as such.
+        return not is_hub_id(model)
+    config = _read_config(path)
+    has_parts = any(isinstance(config.get(name), dict) for name in _PARTS)
+    return not (isinstance(config.get("model_type"), str) and has_parts) or config["model_type"] in _OWN_KINDS
 
 
 def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
