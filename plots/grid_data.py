@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from vniah.plots.run_notes import control_name, control_note, measured_line, warnings_of
+from vniah.plots.run_notes import control_name, control_note, measured_line, shown_line, warnings_of
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
 from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
@@ -87,7 +87,7 @@ class GridData:
     @property
     def notes(self) -> tuple[str, ...]:
         """All small print, a sentence each: the caption, what was measured, and what the run warned of."""
-        told = (self.caption, measured_line(self.run), *warnings_of(self.run))
+        told = (self.caption, measured_line(self.run), shown_line(self.run), *warnings_of(self.run))
         return tuple(one[:1].upper() + one[1:] + ("" if one.endswith((".", "!", "?")) else ".") for one in told if one)
 
     def line_position(self) -> float | None:
@@ -141,7 +141,7 @@ def to_text(data: GridData) -> str:
 
     lines = [data.summary, line(data.unit, heads)]
     lines += [line(label, ("-" if math.isnan(one) else f"{one:.2f}" for one in row)) for label, row in rows.items()]
-    lines += [one for one in (data.caption, measured_line(data.run)) if one]
+    lines += [one for one in (data.caption, measured_line(data.run), shown_line(data.run)) if one]
     return "\n".join([*lines, *(f"warning: {one}" for one in warnings_of(data.run))])
 
 

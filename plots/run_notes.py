@@ -25,6 +25,8 @@ _PAPERS = {
 }
 _PAPERS_TEXT = "baber/paul_graham_essays"
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
+# How a run's own warning begins that says of its frames what the small print would.
+_SHRINKS = "the processor shrinks frames"
 # Characters of what a file says that are shown: a figure has no room for more, and anyone may have written it.
 _LONGEST_NAME, _LONGEST_WARNING = 200, 2000
 
@@ -76,7 +78,8 @@ def measured_on(run: Run) -> dict[str, Input]:
         haystack = found["haystack"]
         drawn = haystack is not None and haystack.fingerprint.startswith(("synthetic", "images"))
         found["decoder"] = None if drawn else _value(task.get("decoder"))
-        found["presentation"] = _value(task.get("presentation"))
+        found["presentation"] = _value(task.get("presentation") or _model(run).get("presentation"))
+        found["frame_tokens"] = _frame_tokens(run)
     else:
         found |= {key: _value(task.get(key)) for key in ("samples", "seed", "shared_distractors", "tokenizer")}
     return {what: one for what, one in found.items() if one is not None}
@@ -89,9 +92,51 @@ def _told(run: Run) -> Mapping[str, Any]:
 
 def _positions(run: Run) -> Input | None:
     """The scheme of positions, where a model was measured with another one than its own."""
-    model = run.settings.get("model")
-    told = model if isinstance(model, Mapping) else {}
+    told = _model(run)
     return None if told.get("positions") == "model" else _named(told, "positions")
+
+
+def _model(run: Run) -> Mapping[str, Any]:
+    model = run.settings.get("model")
+    return model if isinstance(model, Mapping) else {}
+
+
+def _frame_tokens(run: Run) -> Input | None:
+    """How a model's processor chose the size of frames; one that is held at what the processor chooses itself is
+    its own choice."""
+    told = _model(run)
+    if told.get("frame_tokens") == "column" and told.get("frames_held_at") == "auto":
+        return Input("auto")
+    if told.get("frame_tokens") == "column":
+        return Input("column", shortened(told.get("frames_held_at"), _LONGEST_NAME))
+    return _value(told.get("frame_tokens"))
+
+
+def shown_line(run: Run) -> str:
+    """For the small print, where it is not what a reader expects: frames that were shrunk differently in columns, or
+    held at one size, and a clip shown as images. Nothing where the run's own warning says so."""
+    told, parts = _model(run), []
+    if told.get("presentation") == "images":
+        parts.append("frames shown as images, not as a video")
+    listed = told.get("frames_shown")
+    shown = [one for one in (listed if isinstance(listed, list) else []) if isinstance(one, Mapping)]
+    rule, sizes = told.get("frame_tokens"), {str(one.get("fitted")) for one in shown}
+    if rule not in (None, "auto") and told.get("frames_held_at") != "auto" and shown:
+        parts.append(f"frames held at {_unit(shown[0])}, frame_tokens={shortened(rule, _LONGEST_NAME)}")
+    elif len(sizes) > 1 and not any(one.startswith(_SHRINKS) for one in warnings_of(run)):
+        first, last = (str(shown[at].get("columns")).rpartition(", ")[2] for at in (0, -1))
+        parts.append(
+            f"frames shrink with their number: {_unit(shown[0])} to {first} frames, ... {_unit(shown[-1])} at {last}"
+        )
+    line = shortened("; ".join(parts), _LONGEST_WARNING)
+    return line[:1].upper() + line[1:]
+
+
+def _unit(shown: Mapping[str, Any]) -> str:
+    """ "299 tokens a pair", of a column's first clip."""
+    told = [shown.get(name) for name in ("tokens_a_unit", "frames_a_unit")]
+    tokens, frames = (str(one[0]) if isinstance(one, list) and one else "?" for one in told)
+    return f"{tokens} tokens a {({'1': 'frame', '2': 'pair'}).get(frames, f'unit of {frames} frames')}"
 
 
 def _named(task: Mapping[str, Any], what: str) -> Input | None:
@@ -138,8 +183,9 @@ def measured_line(run: Run) -> str:
 
 def measured_lines(runs: Sequence[Run]) -> list[str]:
     """What each needle grid of ours was measured on, those that share it on one line."""
-    told = ((run.name, measured_line(run)) for run in runs if run.is_grid and not is_published(run))
-    return [f"{names}: {line[:1].lower()}{line[1:]}." for names, line in _by_names(told) if line]
+    ours = [run for run in runs if run.is_grid and not is_published(run)]
+    told = [(run.name, line) for of in (measured_line, shown_line) for run in ours if (line := of(run))]
+    return [f"{names}: {line[:1].lower()}{line[1:]}." for names, line in _by_names(told)]
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:

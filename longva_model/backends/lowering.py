@@ -390,7 +390,7 @@ def _label(turns: tuple[RenderedTurn, ...]) -> _Label:
 def _sized(told: Mapping[str, Any]) -> str:
     """ "640x352 (220 tokens a pair)", of the first clip, width first."""
     fitted, frames = Fitted.read(told["fitted"][0]), told["frames_a_unit"][0]
-    unit = {1: "frame", 2: "pair"}.get(frames, f"{frames} frames")
+    unit = {1: "frame", 2: "pair"}.get(frames, f"unit of {frames} frames")
     return f"{fitted.width}x{fitted.height} ({told['tokens_a_unit'][0]} tokens a {unit})"
 
 

@@ -63,7 +63,7 @@ class NeedleModel:
         """
         from longva_model.backends.loading import answers_generically
         from longva_model.run import processes
-        from vniah.runs.plan import shape_of
+        from vniah.runs.plan import is_plain_model, shape_of
 
         self.args.check_needles({task.name: task.describe() for task in tasks})
         if answers_generically(self.folder, self.args):
@@ -72,7 +72,9 @@ class NeedleModel:
             shape = shape_of(str(self.folder))
         except ValueError:
             return  # a config of another form says nothing here; loading it says what is wrong
-        longest = max((_longest_tokens(task, shape.tokens_per_frame) for task in tasks), default=0)
+        # How many tokens a frame has is known only to a processor, where a model has one: there weights alone tell.
+        each = shape.tokens_per_frame if is_plain_model(str(self.folder)) else 0
+        longest = max((_longest_tokens(task, each) for task in tasks), default=0)
         device = processes.pick_device(self.args.device)
         width = {"float32": 4, "auto": 2 if device.type == "cuda" else 4}.get(self.args.dtype, 2)
         scale = width / shape.kv_bytes

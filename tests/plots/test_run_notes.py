@@ -13,7 +13,7 @@ from vniah.plots.grid_data import GridData, to_text
 from vniah.plots.heatmap import heatmap_figure, panel_notes, panels_figure
 from vniah.plots.published import read_published
 from vniah.plots.report import build_page
-from vniah.plots.run_notes import differences, distinct_names, measured_line, short, spans, warned
+from vniah.plots.run_notes import differences, distinct_names, measured_line, short, shown_line, spans, warned
 from vniah.plots.style import _inches, wrapped
 from vniah.runs.run import IntendedGrid, Run
 
@@ -44,6 +44,39 @@ def text_run(task: str = "text_niah_0", **told_of: Any) -> Run:
 def figure_text(figure: Any) -> str:
     small = figure._supxlabel
     return " ".join([small.get_text() if small else "", *(axes.get_title(loc="left") for axes in figure.axes)])
+
+
+def shown_as(name: str, **model: Any) -> Run:
+    run = told(small_run(), **SYNTHETIC, warnings=model.pop("warnings", []))
+    return dataclasses.replace(run, name=name, settings={**run.settings, "model": model})
+
+
+def test_how_frames_were_shown_is_said_where_nobody_would_expect_it() -> None:
+    def column(columns: str, fitted: str, tokens: int) -> dict[str, Any]:
+        return {"columns": columns, "fitted": [fitted], "tokens_a_unit": [tokens], "frames_a_unit": [2]}
+
+    alike = [column("2, 3, 9, 10", "352x640", 220)]
+    shrunk = [column("32, 64", "352x640", 299), column("256", "224x416", 91), column("3000", "64x96", 18)]
+    auto = {"presentation": "video", "frame_tokens": "auto"}
+    plain, free = shown_as("plain", **auto, frames_shown=alike), shown_as("free", **auto, frames_shown=shrunk)
+    assert shown_line(plain) == ""
+    line = "Frames shrink with their number: 299 tokens a pair to 64 frames, ... 18 tokens a pair at 3000"
+    assert shown_line(free) == line and f"{line}." in GridData(free).notes
+    warning = "the processor shrinks frames with their number: ..."
+    assert shown_line(shown_as("warned", **auto, frames_shown=shrunk, warnings=[warning])) == ""
+    rule = {"presentation": "images", "frame_tokens": "column", "frames_held_at": {"360x640": "64x96"}}
+    held = shown_as("held", **rule, frames_shown=[column("64, 3000", "64x96", 18)])
+    line = "Frames shown as images, not as a video; frames held at 18 tokens a pair, frame_tokens=column"
+    assert shown_line(held) == line and line in to_text(GridData(held))
+    assert differences([plain, free]) == []
+    (said,) = differences([plain, held])
+    assert "presentation (plain: video, held: images) and frame_tokens (plain: auto, held: column)" in said
+    for strange in (7, ["?"], [{"tokens_a_unit": 3}]):
+        assert "None" not in shown_line(shown_as("strange", **rule, frames_shown=strange))
+    # Held at what the processor chooses itself is no difference.
+    idle = {"presentation": "video", "frame_tokens": "column", "frames_held_at": "auto"}
+    assert differences([plain, shown_as("idle", **idle, frames_shown=alike)]) == []
+    assert any("frames shrink with their number" in note for note in compare([plain, free])[0].notes)
 
 
 def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
