@@ -220,6 +220,7 @@ class _Head:
         atoms_A: ids, and -1 where units come.
         positions_PT: of its tokens and the one behind; None where they run on.
         reference: the turns that were rendered, and the ids behind the head there.
+        runs_on: whether positions behind the head do, whatever stands there; else they are those of ``reference``.
     """
 
     atoms_A: NDArray[np.int64]
@@ -227,6 +228,7 @@ class _Head:
     positions_PT: NDArray[np.integer[Any]] | None
     settings: dict[str, Any]
     reference: tuple[tuple[RenderedTurn, ...], NDArray[np.int64]]
+    runs_on: bool
 
 
 class Lowering:
@@ -345,6 +347,9 @@ class Lowering:
         self._heads.move_to_end(stem)
         if turns == head.reference[0]:
             return head, head.reference[1]
+        if not head.runs_on:
+            head = self._rendered(turns)
+            return head, head.reference[1]
         # The same visuals and another end: a text of few tokens tells the end.
         (before_A, tail_A), (theirs_A, their_tail_A) = (self._ends(one) for one in (turns, head.reference[0]))
         if np.array_equal(before_A, theirs_A) and np.array_equal(their_tail_A, head.reference[1]):
@@ -363,14 +368,16 @@ class Lowering:
         end = column.units[-1].stop if column.units else 0
         atoms_A, places = _skeleton(column, end)
         positions_PT: NDArray[np.integer[Any]] | None = column.positions_AT
+        runs_on = True
         if positions_PT is not None:
             # Behind the last visual token stands text, whose positions run on.
             steps_T = self._step * np.arange(positions_PT.shape[1] - end)
             running_T = positions_PT[:, end:] - positions_PT[:, end : end + 1] == steps_T
+            runs_on = bool(running_T.all())
             # Half the memory, for hundreds of thousands of tokens a column.
-            positions_PT = positions_PT[:, : end + 1 if running_T.all() else None].astype(np.int32)
+            positions_PT = positions_PT[:, : end + 1 if runs_on else None].astype(np.int32)
         self._tell(turns, column)
-        return _Head(atoms_A, places, positions_PT, column.settings, (turns, column.ids_T[end:]))
+        return _Head(atoms_A, places, positions_PT, column.settings, (turns, column.ids_T[end:]), runs_on)
 
 
 def _clips(turns: tuple[RenderedTurn, ...]) -> list[ClipShape]:

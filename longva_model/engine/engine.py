@@ -96,6 +96,8 @@ class TreeEngine:
             if isinstance(leaf, Target) and not self.backend.token_ids(leaf.text):
                 raise ValueError(f"the answer {leaf.text!r} has no tokens; give a non-empty answer")
             lowered.append(self.backend.lower(prompt, table, self.options.preprocess))
+            if not len(lowered[-1]):
+                raise ValueError("a prompt has no tokens; ask something")
             limit, answer = self.backend.max_length, answer_tokens(leaf, self._count)
             if limit and not prompt.beyond_context and lowered[-1].tokens + answer > limit:
                 raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,21 @@ def test_positions_are_those_of_the_whole_prompt(folder_of: Callable[[str], Path
             names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
             wanted_P1T, _ = own.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
             assert np.array_equal(lowered.positions(0, lowered.tokens), wanted_P1T[:, 0].numpy())
+
+
+def test_positions_that_do_not_run_on_are_each_questions_own(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model that places the text behind a clip by more than where the clip ends."""
+    backend = load(folder_of("qwen2_5_vl"), "qwen2_5_vl")
+    own = backend.renderer._positions
+
+    def odd(**given: Any) -> Any:
+        positions_P1T, deltas = own(**given)
+        length = positions_P1T.shape[-1]
+        return positions_P1T + torch.arange(length) // (length - 3), deltas
+
+    monkeypatch.setattr(backend.renderer, "_positions", odd)
+    engine = TreeEngine(backend, FrameEmbeddings(backend))
+    for lowered in engine.lower([prompt(backend, 6, 40, needle) for needle in NEEDLES]).lowered:
+        assert lowered.positions_PT is not None and lowered.positions_PT.shape[1] == lowered.tokens + 1

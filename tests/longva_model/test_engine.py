@@ -285,3 +285,9 @@ def test_values_may_be_of_another_size_than_keys() -> None:
         keys, values = cache.update(rows(start, start + 3), rows(start, start + 3)[..., :2], 0)
     assert keys.shape == (1, 2, 6, 4) and values.shape == (1, 2, 6, 2)
     assert values[0, 0, :, 0].tolist() == list(range(6))
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    request = Request((Text(""),), Generate(max_new_tokens=2))
+    with pytest.raises(ValueError, match="no tokens"):
+        tree_engine(BACKENDS["qwen2"]).run(tiny.prompts([request]))
