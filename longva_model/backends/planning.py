@@ -31,6 +31,7 @@ from longva_model.renamed import cache_keyword
 from vniah.contract.cost import ModelShape, answer_flops, answer_tokens
 from vniah.contract.requests import Target
 from vniah.contract.sources import FramesNHWC
+from vniah.files import user_path
 from vniah.runs.grid import Grid
 from vniah.runs.plan import Plan, chunk_bytes
 from vniah.visual.compose import SplicedVideo
@@ -132,7 +133,8 @@ class Planner:
     Args:
         model: a checkpoint's folder or Hub id; of the latter, config and processor are fetched where they are not
             in the cache.
-        presentation, frame_tokens: as the model arguments.
+        presentation: as the model argument.
+        thinking: of the chat template, such as {"enable_thinking": False}.
 
     Raises:
         FileNotFoundError: no such model.
@@ -146,7 +148,8 @@ class Planner:
             AutoModelForImageTextToText,
         )
 
-        folder = resolve_folder(model, weights=False)
+        path = user_path(model)
+        folder = resolve_folder(str(path) if path.is_dir() else model, weights=False)
         with building(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_by_config(model, config)

@@ -117,7 +117,7 @@ def _plan_video_model(
         kept += f", and {_size(planner.shape.state_bytes)} of recurrent states at each mark of the walk"
     for choice in choices:
         if len(choices) == 1:
-            how = "the processor shows frames of one size in all columns: auto and column are the same"
+            how = "of one size in all columns by the processor's own rule: auto and column are the same"
         else:
             how = "held at the size of the longest column" if choice.held else "shrunk with their number"
         print(f"  frame_tokens={choice.frame_tokens}, shown as {choice.presentation}: frames are {how}")
