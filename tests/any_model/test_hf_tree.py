@@ -5,6 +5,7 @@ The other side knows nothing of ours: the model's own processor on the real clip
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_positions_that_do_not_run_on_are_each_questions_own(
     backend = load(folder_of("qwen2_5_vl"), "qwen2_5_vl")
     own = backend.renderer._positions
 
+    @functools.wraps(own)
     def odd(**given: Any) -> Any:
         positions_P1T, deltas = own(**given)
         length = positions_P1T.shape[-1]
