@@ -405,11 +405,11 @@ def test_a_run_that_goes_on_is_the_same_to_the_bit(checkpoints: Any, tmp_path: P
     whole = journal.read_text().splitlines()
     journal.write_text("\n".join(whole[: len(whole) // 2]) + "\n")
     vniah.evaluate(model, "vniah", **given)
-    keys = [
-        {row["key"]: row for line in lines if "result" in (row := json.loads(line))}
+    rows = [
+        {row["key"]: row for line in lines if "doc" in (row := json.loads(line))}
         for lines in (whole, journal.read_text().splitlines())
     ]
-    assert len(keys[0]) == 6 and keys[0] == keys[1]
+    assert len(rows[0]) == 6 and rows[0] == rows[1]
 
 
 def test_a_rope_base_is_the_decoders(checkpoints: Any) -> None:
