@@ -172,3 +172,13 @@ def test_the_longest_clip_of_each_size_decides(folder: Path) -> None:
     assert renderer.expect([ClipShape(4, (48, 64)), ClipShape(16, (64, 48))])
     assert renderer.size_rule == {"48x64": "16x32", "64x48": "32x16"}
     assert not renderer.expect([ClipShape(16, (48, 64)), ClipShape(2, (64, 48))])
+
+
+def test_an_opened_thought_is_said_before_the_first_answer(folder: Path) -> None:
+    backend = load(folder)
+    processor = backend.renderer.processor
+    processor.chat_template = processor.chat_template + "<think>\n"
+    backend.expect([prompt(2, film(2))])
+    (said,) = [one for one in recorded() if "opened thought" in one]
+    assert said.endswith("thinking=off tells the chat template otherwise, where it knows of that")
+    assert backend.about()["notes"] == ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
