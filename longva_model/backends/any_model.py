@@ -197,8 +197,13 @@ class AnyModelBackend(HubModel):
     def appended(self, name: str) -> torch.Tensor:
         return self.family.appended(name)[None].to(self.device)
 
+    @property
+    def tokens_per_frame(self) -> int:  # type: ignore[override]
+        """About: of the first column that was rendered. How work is dealt out goes by it, and no result."""
+        return next((max(1, round(one["tokens_a_frame"][0])) for one in self._lowering.told()), 1)
+
     def image_tokens(self, size: tuple[int, int]) -> int:
-        return max(self.tokens_per_frame, 1)
+        return self.tokens_per_frame
 
     def about(self) -> dict[str, Any]:
         from transformers import __version__

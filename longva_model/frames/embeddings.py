@@ -70,7 +70,7 @@ class FrameTokens(Protocol):
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]: ...
 
-    def expect(self, until: Mapping[str, int]) -> None: ...
+    def expect(self, until: Reach) -> None: ...
 
 
 class FrameEmbeddings:
@@ -97,7 +97,7 @@ class FrameEmbeddings:
         self.batch_size = batch_size
         self.show = show
         self.frames_encoded = 0
-        self._until: dict[str, int] = {}
+        self._until: Reach = {}
         self._recent: OrderedDict[tuple[str, int, int], torch.Tensor] = OrderedDict()
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
@@ -118,17 +118,18 @@ class FrameEmbeddings:
                 tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
                 yield tokens[max(start - index * BLOCK, 0) : stop - index * BLOCK].to(self.backend.device)
 
-    def expect(self, until: Mapping[str, int]) -> None:
-        """Learn how far sources, by fingerprint, will be read: each is then encoded in one go and not in pieces."""
-        self._until = dict(until)
+    def expect(self, until: Reach) -> None:
+        """Learn how far sources will be read (see ``reach``): each is then encoded in one go and not in pieces."""
+        self._until = until
 
     def _ahead_of(self, source: FrameSource, start: int, stop: int, preprocess: str) -> list[int]:
         """The blocks to encode at once because they will be asked for; none where the disk would not keep them."""
-        until = min(self._until.get(source.fingerprint, 0), len(source))
+        end, tokens = self._until.get((source.fingerprint, preprocess), (0, 0))
+        until = min(end, len(source))
         if until <= stop or self.store is None or not self.store.writable:
             return []
         shape = self.backend.shape
-        size = (until - start) * self.backend.tokens_per_frame * shape.hidden * self.backend.dtype.itemsize
+        size = (until - start) * tokens * shape.hidden * self.backend.dtype.itemsize
         # Half, since other runs may be using the folder.
         return self.missing(source, block_range(start, until), preprocess) if 2 * size < self.store.max_bytes else []
 
@@ -254,12 +255,17 @@ class FrameEmbeddings:
                 yield start, min(start + self.batch_size, end)
 
 
-def reach(table: AtomTable, prompts: Iterable[Lowered]) -> dict[str, int]:
-    """How far prompts read each series of units, by its name."""
-    until: dict[str, int] = {}
+# How far sources will be read, by fingerprint and fitting: the end, and the tokens of one item.
+Reach = Mapping[tuple[str, str], tuple[int, int]]
+
+
+def reach(table: AtomTable, prompts: Iterable[Lowered]) -> Reach:
+    """How far prompts read each series of units."""
+    until: dict[tuple[str, str], tuple[int, int]] = {}
     for prompt in prompts:
         for series, _, stop in table.runs(prompt.atoms_A):
-            until[series.name] = max(until.get(series.name, 0), stop)
+            key = (series.name, series.fitted)
+            until[key] = (max(until.get(key, (0, 0))[0], stop), series.whole or series.tokens)
     return until
 
 

@@ -150,7 +150,8 @@ class Runner:
                 # Every process has every result, so one of them keeps the journal.
                 found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
             else:
-                shares = costs.deal_out(requests, self.world_size)
+                # Processes may know other columns of a model as yet, and so count other costs.
+                shares = processes.broadcast(costs.deal_out(requests, self.world_size))
                 self._encode_shared(union, requests, shares, build)
                 share = [union[index] for index in shares[self.rank]]
                 with processes.told_to_all():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, block_range
+from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, Reach, block_range
 from longva_model.run import processes
 from vniah.contract.sources import FrameSource
 
@@ -89,13 +89,13 @@ class SharedFrames:
 
     def __init__(self, frames: FrameEmbeddings) -> None:
         self.frames = frames
-        self.until: dict[str, int] = {}
+        self.until: Reach = {}
         self._agreed: set[Block] = set()
         self._elsewhere: dict[Block, int] = {}
 
-    def expect(self, until: Mapping[str, int]) -> None:
+    def expect(self, until: Reach) -> None:
         """As ``FrameEmbeddings.expect``."""
-        self.until = dict(until)
+        self.until = until
 
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
         """As ``FrameEmbeddings.get``. Collective."""
@@ -104,7 +104,7 @@ class SharedFrames:
         blocks = [Block(source.fingerprint, preprocess, index) for index in block_range(start, stop)]
         if not self._agreed.issuperset(blocks):
             # A tree may hold more of a source than this device's next segment needs.
-            until = min(max(stop, self.until.get(source.fingerprint, 0)), len(source))
+            until = min(max(stop, self.until.get((source.fingerprint, preprocess), (0, 0))[0]), len(source))
             wanted = {Block(source.fingerprint, preprocess, index): source for index in block_range(start, until)}
             new = {block: owner for block, owner in wanted.items() if block not in self._agreed}
             self._elsewhere.update(encode_together(self.frames, new))

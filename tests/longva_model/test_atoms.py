@@ -107,8 +107,8 @@ def test_reach_is_how_far_each_series_is_read() -> None:
         Lowered.of([table.codes(PAIRS, 0, 4), table.codes(STILL, 0, 1), table.codes(PAIRS, 4, 9)], table),
         Lowered.of([codes(1), table.codes(PAIRS, 2, 3)], table),
     ]
-    assert reach(table, prompts) == {PAIRS.name: 9, "still": 1}
-    assert reach(table, prompts[1:]) == {PAIRS.name: 3}
+    assert {name: end for (name, _), (end, _) in reach(table, prompts).items()} == {PAIRS.name: 9, "still": 1}
+    assert reach(table, prompts[1:]) == {(PAIRS.name, PAIRS.fitted): (3, PAIRS.tokens)}
 
 
 # The tree, against its definition: a set of prefixes of (code, positions) pairs

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.frames import block_store, embeddings
 from longva_model.frames.block_store import BLOCK, BlockStore
-from longva_model.frames.embeddings import FrameEmbeddings, reach
+from longva_model.frames.embeddings import FrameEmbeddings, Reach, reach
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
 
@@ -99,10 +99,10 @@ def test_a_run_that_was_interrupted_goes_on_at_its_block(backend: Any, tmp_path:
     assert frames.frames_encoded == 200 - 2 * BLOCK
 
 
-def asks(source: Any, *spans: tuple[int, int]) -> dict[str, int]:
+def asks(source: Any, *spans: tuple[int, int]) -> Reach:
     """How far prompts that show these frames read their source."""
     table = AtomTable()
-    film = Series(name=source.fingerprint, fitted="pad", tokens=2, source=source)
+    film = Series(name=source.fingerprint, fitted="pad", tokens=3, source=source)
     return reach(table, [Lowered.of([table.codes(film, *span)], table) for span in spans])
 
 
