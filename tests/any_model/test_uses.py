@@ -297,7 +297,7 @@ def test_text_alone_is_as_its_own_forward(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("attn", ["auto", "sdpa", "eager"])
-def test_attention_is_chosen_and_no_mask_is_built(folder: Path, attn: str) -> None:
+def test_attention_is_chosen(folder: Path, attn: str) -> None:
     runner = runner_of(folder, attn=attn)
     assert runner.backend.decoder.config._attn_implementation == {"auto": "longva_blockwise"}.get(attn, attn)
     prompt = runner.backend.question("What is it?", [film(6)], Target("A red boat."), max_frames=32)
