@@ -66,7 +66,7 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[[str, int], subprocess.Popen[s
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed outright there")
-@pytest.mark.parametrize("mode", ["meet", "gather"])
+@pytest.mark.parametrize("mode", ["meet", pytest.param("gather", marks=pytest.mark.slow)])
 def test_a_killed_launcher_takes_its_processes_along(
     mode: str, torchrun: Callable[[str, int], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -85,6 +85,7 @@ def test_a_killed_launcher_takes_its_processes_along(
     assert again.returncode == 0 and told.count("['0', '1']") == 2, told
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_is_named(torchrun: Callable[[str, int], subprocess.Popen[str]]) -> None:
     launcher = torchrun("late", free_port())
     told, _ = launcher.communicate(timeout=SECONDS)
