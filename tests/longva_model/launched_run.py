@@ -31,7 +31,7 @@ def main(folder: Path, mode: str) -> None:
     if mode in ("meet", "late"):
         processes.join_processes("cpu")
     print(processes.gather(os.environ["RANK"]))
-    # A process that ends right behind a collective races with gloo's threads, which still hold its tensors.
+    # One of some 25 runs aborted at its end without this; gloo's threads may still hold tensors of the collective.
     dist.destroy_process_group()
 
 
