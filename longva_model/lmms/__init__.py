@@ -1,1 +1,1 @@
-"""The lmms-eval model. The one room of the model side that knows lmms_eval."""
+"""The lmms-eval models ``longva_ring`` and ``hf_tree``. The one room of the model side that knows lmms_eval."""

@@ -24,7 +24,8 @@ NEEDLES = {
 }
 # Shown with the needle: 6 and 7 frames.
 FRAMES, DEPTHS = (5, 6), (0, 40, 100, None)
-RUN = [name for name, family in FAMILIES.items() if family.refused is None]
+# Nemotron's processor tells no pixels of single frames, and is refused by name (test_rendering.py).
+RUN = [name for name, family in FAMILIES.items() if family.refused is None and name != "nemotron_h_omni"]
 
 
 def blocks(seed: int, count: int) -> np.ndarray:

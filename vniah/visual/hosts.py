@@ -25,8 +25,8 @@ from vniah.notices import did_you_mean
 
 _IMAGES = {"VNIAH_PRESENTATION": "images"}
 _OTHER_WAY = (
-    "`vniah run --model` loads LongVA and LLaVA-NeXT-Video checkpoints; for others of the Hub the model hf_tree is to "
-    "come, which is not in this release"
+    "lmms-eval's --model hf_tree, or `vniah run --model`, shows every frame to a video-language checkpoint of "
+    "transformers"
 )
 # What models call the number of frames that they sample, or its limit.
 FRAME_ARGUMENTS = (
