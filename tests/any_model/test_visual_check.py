@@ -11,6 +11,7 @@ from any_model.families import FAMILIES
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.any_model import AnyModelBackend
+from longva_model.backends.loading import load_backend
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.backends.visual_check import check_visual
 from longva_model.engine.chunks import Chunk
@@ -66,7 +67,7 @@ def test_right_models_pass(name: str, tmp_path: Path) -> None:
     assert check_visual(backend) < 1e-4
     backend.check()
     assert backend.about()["largest_difference_from_own_forward"] < 1e-4
-    assert not recorded()
+    assert [said for said in recorded() if "opened thought" not in said] == []
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,10 @@ def test_shorter_floats_are_checked_by_what_rounding_explains(tmp_path: Path) ->
     args = ModelArgs(pretrained=str(tmp_path))
     backend = AnyModelBackend(str(tmp_path), args, torch.device("cpu"), torch.bfloat16)
     assert check_visual(backend) < 0.3
+
+
+def test_rounding_is_measured_of_a_model_that_looks_its_ids_up_again(tmp_path: Path) -> None:
+    """Gemma 4 takes no embeddings in place of ids; in bf16 its check of text asks what rounding explains."""
+    FAMILIES["gemma4"].build(tmp_path, 0)
+    args = ModelArgs(pretrained=str(tmp_path), dtype="bfloat16", device="cpu")
+    assert load_backend(args).about()["largest_difference_from_own_forward"] < 0.3
