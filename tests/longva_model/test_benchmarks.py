@@ -52,3 +52,36 @@ def test_the_ring_prints_an_efficiency_for_both_directions() -> None:
     text = printed("ring.py", "--length", "66", "--heads", "4", "--key-heads", "2", "--rounds", "1")
     assert float(re.search(r"largest difference of the outputs (\S+)", text)[1]) < 1e-5  # type: ignore[index]
     assert len(re.findall(r"efficiency \d+\.\d+ by the wall, \d+\.\d+ by CPU seconds", text)) == 2
+
+
+# Small enough for a test: a decoder of two layers, two columns.
+TINY_MODEL = ("--hidden", "64", "--layers", "2", "--tower-hidden", "32", "--size", "64x48", "--needles", "1")
+
+
+def test_any_model_is_the_same_as_a_tree_and_as_its_own_forward() -> None:
+    text = printed("any_model.py", "--part", "forward", "--frames", "4-8:4", "--depths", "0-100:50", *TINY_MODEL)
+    assert "8 cells and controls, 8 frames of 64x48 at most" in text
+    ratio = r"ratio: \d+\.\d+ by the wall, \d+\.\d+ by CPU seconds; decoder alone \d+\.\d+; FLOPs of the decoder (\S+)"
+    found = re.search(ratio, text)
+    assert found and float(found[1]) > 1
+    assert float(re.search(r"results: log-probabilities within (\S+)", text)[1]) < 1e-3  # type: ignore[index]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
+def test_any_model_against_the_adapter_of_lmms_eval() -> None:
+    text = printed("any_model.py", "--part", "adapter", "--adapter-frames", "7", "--depths", "0,100", *TINY_MODEL)
+    rows = re.findall(r"^(qwen2_5_vl|hf_tree) +\d+\.\d +\d+\.\d +\S+$", text, re.MULTILINE)
+    assert rows == ["qwen2_5_vl", "hf_tree"] * 2
+    assert re.search(r"as video: ratio \S+ by the wall, \S+ by CPU seconds; \d+% of the answers equal", text)
+
+
+def test_any_model_lowers_the_papers_shape() -> None:
+    text = printed("any_model.py", "--part", "lowering", "--lowering-frames", "20-60:20")
+    assert "lowering: 105 cells and controls" in text
+    assert re.search(r"lowered and merged in \d+\.\d CPU s", text)
+
+
+def test_gpu_any_model_in_small_on_the_cpu() -> None:
+    text = printed("gpu_any_model.py", "--small")
+    assert text.count("8 of 8 with every argmax equal") == 2
+    assert len(re.findall("loaded and checked in", text)) == 2
