@@ -363,6 +363,8 @@ class Renderer:
 
     def _check(self, turns: tuple[Turn, ...]) -> None:
         tokens = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")]
+        # What the processor writes in a visual's place may be another token than the template does.
+        tokens += self.processor.tokenizer.convert_ids_to_tokens(list(self.placeholders))
         for content in (content for _, contents in turns for content in contents):
             if isinstance(content, str):
                 for token in tokens:
@@ -395,6 +397,7 @@ class Renderer:
     def _render(self, turns: tuple[Turn, ...], thin: Thinness, frames_of: FramesOf | None = None) -> _Rendered:
         messages, images, videos = self._shown(turns)
         text = self._text(messages)
+        _check_texts(turns, text)
         given: dict[str, Any] = {}
         if images:
             given["images"] = [[self._frames(one, frames_of)[0] for one in images]]
@@ -736,6 +739,17 @@ class Renderer:
             "template_kwargs": self.template_kwargs,
             **self._cutter.settings(),
         }
+
+
+def _check_texts(turns: tuple[Turn, ...], text: str) -> None:
+    """Refuse a template that leaves out what a user or the system says. (Of an assistant, many leave thoughts out.)"""
+    shown = " ".join(text.split())
+    for role, content in ((role, content) for role, contents in turns for content in contents):
+        if role != "assistant" and isinstance(content, str) and (said := " ".join(content.split())) not in shown:
+            raise ValueError(
+                f"the chat template does not show what the {role} says ({said[:60]!r}) as it stands; "
+                + ("give no system prompt" if role == "system" else "take its maker's own chat_template.jinja")
+            )
 
 
 def _types(rendered: _Rendered) -> NDArray[np.uint8] | None:

@@ -132,7 +132,12 @@ class UnitCutter:
             given = self._given(kind, shown, {} if limits is None else {"size": limits})
             # A long clip's placeholders need not be written out to tell its grid.
             thin: Thinness = "grids" if frames > 2 and self._by_patches(kind) else "runs"
-            made = self._calls.shapes(self._text(kind, frames), given, thin)
+            try:
+                made = self._calls.shapes(self._text(kind, frames), given, thin)
+            except ValueError:  # VideoLLaMA3's looks at the patches that it is told of
+                if thin == "runs":
+                    raise
+                made = self._calls.shapes(self._text(kind, frames), given, "runs")
             units = frames if kind == "image" else -(-frames // self._frames(made))
             self._probed[key] = self._fitted(kind, self._by_unit(made, kind, units))
         return self._probed[key]

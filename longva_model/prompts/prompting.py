@@ -265,7 +265,7 @@ def _prompt(segments: Sequence[Segment], parts: Sequence[VisualPart], leaf: Leaf
 class VisualPart:
     """One visual of a prompt: its segments, the media they name, and how its frames are fitted.
 
-    ``clip`` says when a video's frames are, where that is known.
+    ``clip`` begins a video, which tells it from one before, and says when its frames are, where that is known.
     """
 
     segments: tuple[Segment, ...]
@@ -354,5 +354,5 @@ def _video_part(source: FrameSource) -> VisualPart:
         media={source.fingerprint: source},
         preprocess={source.fingerprint: "crop"},
         is_video=True,
-        clip=Clip(*source.origin) if hasattr(source, "origin") else None,
+        clip=Clip(*getattr(source, "origin", ())),
     )

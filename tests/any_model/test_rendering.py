@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 from pathlib import Path
@@ -354,6 +355,8 @@ def test_bad_input_is_refused_by_name(built: Any) -> None:
     rendered = renderer(made)
     with pytest.raises(ValueError, match=r"a text holds '<\|video_pad\|>'"):
         rendered.column(asked(ClipShape(2, (48, 64)), "What is <|video_pad|>?"))
+    with pytest.raises(ValueError, match="a text holds '<image_soft_token>'"):  # which its template never writes
+        renderer(built("gemma3")).column((("user", (ImageShape((48, 64)), "What is <image_soft_token>?")),))
     with pytest.raises(ValueError, match="0 frames"):
         ClipShape(0, (48, 64))
     with pytest.raises(ValueError, match="0x64"):
@@ -378,6 +381,26 @@ def test_bad_input_is_refused_by_name(built: Any) -> None:
         rendered.unit_pixels(clip(1, (48, 64))[None], "48x64")
     with pytest.raises(ValueError, match="Qwen3VLProcessor does not take this prompt: ValueError: t:1"):
         renderer(built("qwen3_vl")).column(asked(ClipShape(1, (48, 64))))
+
+
+def test_template_that_leaves_out_what_is_said_is_refused(built: Any) -> None:
+    """Its scores would be those of another question."""
+    processor, config, positions = built("internvl")
+    said = (("system", ("Be brief.",)), ("user", ("Hello",)), ("assistant", ("Hm.",)))
+    turns = (*said, *asked(ClipShape(3, (48, 64)), " What is\n it? "))
+    own = processor.chat_template
+    for role, text in (("system", "Be brief"), ("user", "Hello"), ("assistant", None), (None, None)):
+        changed = copy.copy(processor)
+        # Videos are shown whatever becomes of texts.
+        text_of = "{% if message['role'] != '" + str(role) + "' %}{{ part['text'] }}{% endif %}"
+        changed.chat_template = own.replace("{{ part['text'] }}", text_of)
+        assert changed.chat_template != own
+        made = Renderer(changed, config, positions)
+        if text is None:  # of what an assistant said, many leave the thoughts out
+            made.column(turns)
+            continue
+        with pytest.raises(ValueError, match=f"does not show what the {role} says \\('{text}"):
+            made.column(turns)
 
 
 def test_placeholders_that_do_not_come_out_even_are_refused(built: Any) -> None:

@@ -158,6 +158,7 @@ def test_generation_is_that_of_generate(lms: tuple[Any, Any], video: Path) -> No
         ([one, other], [one, other]),
         ([frames], [clip(frames[np.linspace(0, 4, 4, dtype=int)])]),
         ([str(video)], [sampled(video, 4)]),
+        ([film(4), film(4, seed=2)], [clip(film(4)), clip(film(4, seed=2))]),
     ]
     said = generate(simple, [{"text": "What is it?", "visuals": given} for given, _ in cases])
     wanted = [own_answer(simple.backend, [("user", [*shown, "What is it?"])]) for _, shown in cases]
