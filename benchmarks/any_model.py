@@ -342,7 +342,8 @@ def main(given: Any) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         if given.part != "lowering":
-            kind = small(hidden=given.hidden, layers=given.layers, tower_hidden=given.tower_hidden)
+            sizes = {name: getattr(given, name) for name in ("hidden", "layers", "tower_hidden", "tower_layers")}
+            kind = small(**sizes)
             in_processes(functools.partial(write_checkpoint, folder, kind))
         works: dict[str, Callable[[], None]] = {
             "forward": functools.partial(forward, folder, given),
@@ -357,6 +358,13 @@ def main(given: Any) -> None:
 if __name__ == "__main__":
     parts = ("all", "forward", "adapter", "lowering")
     grids = {"frames": "8-120:8", "adapter_frames": "7-63:8", "lowering_frames": "200-3000:200", "depths": "0-100:20"}
-    sizes: dict[str, Any] = {"hidden": 512, "layers": 6, "tower_hidden": 192, "size": "112x112", "chunk_tokens": 8192}
+    sizes: dict[str, Any] = {
+        "hidden": 512,
+        "layers": 6,
+        "tower_hidden": 192,
+        "tower_layers": 3,
+        "size": "112x112",
+        "chunk_tokens": 8192,
+    }
     asked: dict[str, Any] = {"needles": 1, "answer_tokens": 4, "presentations": "video,images"}
     main(options(__doc__, part=parts, **grids, **sizes, **asked, threads=1, rounds=1))
