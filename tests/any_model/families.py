@@ -38,6 +38,10 @@ class Family:
     refused: str | None = None
 
 
+# Each is particular in another way: positions in seconds, DeepStack, one axis, a newline vector, recurrent layers,
+# images that see themselves both ways. The other families' longer tests are slow ones.
+CORE = ("qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "qwen3_5", "gemma3")
+
 SENTENCES = (
     "Watch the clip and answer in a few words. A street, a harbour and a meadow pass by before the night comes.",
     "What is the animal in the frame that does not belong to the clip? Answer with a single word.",

@@ -7,7 +7,6 @@ Shapes: N units, t tokens a unit, k levels of features, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 from collections.abc import Iterator
@@ -35,23 +34,6 @@ AXES = [name for name in FAMILIES if name.startswith(("qwen", "glm"))]
 def load(folder: Path, **arguments: Any) -> AnyModelBackend:
     args = ModelArgs(pretrained=str(folder), **arguments)
     return AnyModelBackend(str(folder), args, torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a family's checkpoint, made when it is first asked for."""
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        package = FAMILIES[name].requires
-        if package is not None and importlib.util.find_spec(package) is None:
-            pytest.skip(f"its processor needs {package}")
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            FAMILIES[name].build(made[name], 0)
-        return made[name]
-
-    return folder
 
 
 def clip(frames: int) -> np.ndarray:
@@ -159,8 +141,8 @@ def own(backend: AnyModelBackend, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.refused])
-def test_equals_the_models_own_forward(name: str, folders: Any) -> None:
-    backend = load(folders(name))
+def test_equals_the_models_own_forward(name: str, folder_of: Any) -> None:
+    backend = load(folder_of(name))
     for frames in (6, 7):
         inputs = own_inputs(backend.processor, clip(frames), QUESTION, FAMILIES[name].presentation)
         wanted_TV = own(backend, inputs)
@@ -173,9 +155,9 @@ def test_equals_the_models_own_forward(name: str, folders: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
-def test_what_a_family_needs_is_given(name: str, folders: Any) -> None:
+def test_what_a_family_needs_is_given(name: str, folder_of: Any) -> None:
     """Without it, equality would break: levels of DeepStack, and what stands before a chunk."""
-    backend = load(folders(name))
+    backend = load(folder_of(name))
     inputs = own_inputs(backend.processor, clip(6), QUESTION, FAMILIES[name].presentation)
     fed = list(chunks(backend, inputs, 37))
     if name == "qwen3_vl":
@@ -195,8 +177,8 @@ def _changed(chunk: Chunk, **values: Any) -> Chunk:
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_exact_angles_are_the_models_own_near_the_start(name: str, folders: Any) -> None:
-    rotary = load(folders(name)).decoder.rotary_emb
+def test_exact_angles_are_the_models_own_near_the_start(name: str, folder_of: Any) -> None:
+    rotary = load(folder_of(name)).decoder.rotary_emb
     assert isinstance(rotary, ExactRotary)
     positions_3BT = torch.randint(0, 60, (3, 1, 200), generator=torch.Generator().manual_seed(0))
     probe = torch.zeros(1)
@@ -204,9 +186,9 @@ def test_exact_angles_are_the_models_own_near_the_start(name: str, folders: Any)
         torch.testing.assert_close(exact, plain, atol=2e-5, rtol=0)
 
 
-def test_fingerprints(folders: Any) -> None:
+def test_fingerprints(folder_of: Any) -> None:
     """RoPE decides what a model computes and not what a frame's features are; the processor's files decide both."""
-    folder = folders("qwen2_5_vl")
+    folder = folder_of("qwen2_5_vl")
     first, turned = load(folder), load(folder, rope_theta=5e5)
     assert turned.decoder.rotary_emb.inv_freq[1] < first.decoder.rotary_emb.inv_freq[1]
     assert first.fingerprint != turned.fingerprint
@@ -221,14 +203,14 @@ def test_fingerprints(folders: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["molmo2", "nemotron_h_omni_pruned"])
-def test_families_that_cannot_be_right_are_refused(name: str, folders: Any) -> None:
+def test_families_that_cannot_be_right_are_refused(name: str, folder_of: Any) -> None:
     with pytest.raises(ValueError, match="is refused: "):
-        load(folders(name))
+        load(folder_of(name))
 
 
-def test_a_length_is_told_up_to_which_long_rope_may_be_cut(folders: Any) -> None:
-    config = load(folders("long_rope")).decoder.config
-    assert load(folders("long_rope")).chunked_until == config.rope_parameters["original_max_position_embeddings"]
+def test_a_length_is_told_up_to_which_long_rope_may_be_cut(folder_of: Any) -> None:
+    config = load(folder_of("long_rope")).decoder.config
+    assert load(folder_of("long_rope")).chunked_until == config.rope_parameters["original_max_position_embeddings"]
 
 
 @pytest.mark.parametrize(

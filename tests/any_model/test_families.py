@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import transformers
-from any_model.families import FAMILIES
+from any_model.families import CORE, FAMILIES
 from any_model.own_forward import own_inputs, own_logits, own_logprobs
-from packaging.version import Version
 
 QUESTION, ANSWER = "What is the animal in the frame that does not belong to the clip?", "Teddy bear."
 
@@ -28,20 +26,12 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model.float().eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
-    name = request.param
-    package = FAMILIES[name].requires
-    if package is not None and importlib.util.find_spec(package) is None:
-        pytest.skip(f"its processor needs {package}")
-    folder = tmp_path_factory.mktemp(name)
-    try:
-        FAMILIES[name].build(folder, 0)
-    except ImportError:  # by name: a family that came after the oldest transformers we take
-        if Version(transformers.__version__) >= Version("5.24"):
-            raise
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    return name, *load(folder)
+@pytest.fixture(
+    scope="module",
+    params=[*CORE, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in CORE)],
+)
+def family(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> tuple[str, Any, Any]:
+    return request.param, *load(folder_of(request.param))
 
 
 def clip(frames: int) -> np.ndarray:
@@ -149,10 +139,9 @@ def test_what_comes_later_changes_nothing_before(family: tuple[str, Any, Any]) -
         assert float(difference_T[:half].max()) < 1e-4
 
 
-def test_video_llama_3_leaves_out_what_stands_still(tmp_path: Path) -> None:
+def test_video_llama_3_leaves_out_what_stands_still(folder_of: Callable[[str], Path]) -> None:
     """Only one token stays of a frame that equals the one before it, and the one behind a changed frame has all."""
-    FAMILIES["video_llama_3"].build(tmp_path, 0)
-    _model, processor = load(tmp_path)
+    _model, processor = load(folder_of("video_llama_3"))
     still_NHWC = clip(1).repeat(5, axis=0)
     still_NHWC[2] = 255 - still_NHWC[2]
     inputs = own_inputs(processor, still_NHWC, QUESTION, "video")
@@ -161,12 +150,11 @@ def test_video_llama_3_leaves_out_what_stands_still(tmp_path: Path) -> None:
     assert (inputs["input_ids"] == processor.video_token_id).sum() == 38
 
 
-def test_long_rope_knows_the_length(tmp_path: Path) -> None:
+def test_long_rope_knows_the_length(folder_of: Callable[[str], Path]) -> None:
     """A beginning within the original length is not the same alone and in a longer prompt; elsewhere it is."""
     differences = {}
     for name in ("long_rope", "llava_onevision"):
-        FAMILIES[name].build(tmp_path / name, 0)
-        model, processor = load(tmp_path / name)
+        model, processor = load(folder_of(name))
         inputs = own_inputs(processor, clip(8), QUESTION, "video")
         assert inputs["input_ids"].shape[1] > 64
         before = int((inputs["input_ids"][0] == processor.video_token_id).nonzero()[0])

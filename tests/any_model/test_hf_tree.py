@@ -6,7 +6,7 @@ The other side knows nothing of ours: the model's own processor on the real clip
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from any_model.families import FAMILIES
-from any_model.grids import CELLS, NEEDLES, RUN, clip, load, prompt
+from any_model.grids import CELLS, FEW, NEEDLES, RUN, clip, load, prompt
 from any_model.own_forward import own_inputs, own_logprobs
 
 from longva_model.engine.engine import EngineOptions, TreeEngine
@@ -25,23 +25,42 @@ from longva_model.frames.embeddings import FrameEmbeddings
 ROUNDING = 2e-4
 
 
-@pytest.mark.parametrize("family", RUN)
+# The whole grid, every day: positions in seconds, levels of features, one axis. Elsewhere a few cells.
+WHOLE = ("qwen2_5_vl", "qwen3_vl", "internvl")
+# Much like another family, or seconds long.
+LIKE_OTHERS = ("qwen3_vl_moe", "glm4v_moe", "llava_next_video", "video_llava", "gemma4", "perception_lm")
+
+
+def slow(families: Sequence[str]) -> list[Any]:
+    return [pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
+@pytest.mark.parametrize("family", [*WHOLE, *slow([family for family in RUN if family not in WHOLE])])
 def test_a_grid_is_what_the_models_own_forward_says(family: str, folder_of: Callable[[str], Path]) -> None:
+    compare(folder_of(family), family, CELLS, (8192, 37))
+
+
+@pytest.mark.parametrize("family", [family for family in RUN if family not in (*WHOLE, *LIKE_OTHERS)])
+def test_a_few_cells_are_what_the_models_own_forward_says(family: str, folder_of: Callable[[str], Path]) -> None:
+    compare(folder_of(family), family, FEW, (37,))
+
+
+def compare(folder: Path, family: str, cells: Sequence[tuple[int, int | None, str]], chunks: Sequence[int]) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = folder_of(family)
     backend = load(folder, family)
+    assert backend.about()["largest_difference_from_own_forward"] < ROUNDING
     own = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     presentation = FAMILIES[family].presentation
-    prompts = [prompt(backend, *cell) for cell in CELLS]
+    prompts = [prompt(backend, *cell) for cell in cells]
     wanted = []
-    for cell in CELLS:
+    for cell in cells:
         question, answer = NEEDLES[cell[2]]
         logprobs_LV, ids = own_logprobs(own, processor, clip(*cell), question, answer, presentation)
         wanted.append((logprobs_LV, ids, backend.token_ids(answer)))
     worst, fed = 0.0, []
-    for chunk_tokens in (8192, 37):
+    for chunk_tokens in chunks:
         frames = FrameEmbeddings(backend)
         engine = TreeEngine(backend, frames, EngineOptions(chunk_tokens=chunk_tokens))
         batch = engine.lower(prompts)
@@ -83,21 +102,27 @@ def test_a_grid_is_what_the_models_own_forward_says(family: str, folder_of: Call
     assert min(np.abs(a - b).max() for i, a in enumerate(first) for b in first[:i]) > 10 * ROUNDING
 
 
+def test_a_processor_that_tells_no_pixels_of_frames_is_refused(folder_of: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="tells no pixels of single frames") as caught:
+        load(folder_of("nemotron_h_omni"), "nemotron_h_omni")
+    assert "\n" not in str(caught.value)
+
+
 def test_positions_are_those_of_the_whole_prompt(folder_of: Callable[[str], Path]) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    for family in ("qwen2_5_vl", "qwen3_vl"):
-        folder = folder_of(family)
-        backend = load(folder, family)
-        own = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        processor = AutoProcessor.from_pretrained(folder)
-        engine = TreeEngine(backend, FrameEmbeddings(backend))
-        batch = engine.lower([prompt(backend, *cell) for cell in CELLS])
-        for cell, lowered in zip(CELLS, batch.lowered, strict=True):
-            inputs = own_inputs(processor, clip(*cell), NEEDLES[cell[2]][0], "video")
-            names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
-            wanted_P1T, _ = own.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
-            assert np.array_equal(lowered.positions(0, lowered.tokens), wanted_P1T[:, 0].numpy())
+    family = "qwen2_5_vl"
+    folder = folder_of(family)
+    backend = load(folder, family)
+    own = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    engine = TreeEngine(backend, FrameEmbeddings(backend))
+    batch = engine.lower([prompt(backend, *cell) for cell in CELLS])
+    for cell, lowered in zip(CELLS, batch.lowered, strict=True):
+        inputs = own_inputs(processor, clip(*cell), NEEDLES[cell[2]][0], "video")
+        names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
+        wanted_P1T, _ = own.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
+        assert np.array_equal(lowered.positions(0, lowered.tokens), wanted_P1T[:, 0].numpy())
 
 
 def test_positions_that_do_not_run_on_are_each_questions_own(

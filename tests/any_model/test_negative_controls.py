@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from any_model.grids import CELLS, load, prompt
+from any_model.grids import FEW, load, prompt
 
 from longva_model.backends import lowering
 from longva_model.engine import chunks
@@ -43,7 +43,7 @@ def difference(backend: Any, prompts: Sequence[Prompt], chunk_tokens: int = 8192
 
 
 def cells(backend: Any) -> list[Prompt]:
-    return [prompt(backend, *cell) for cell in CELLS]
+    return [prompt(backend, *cell) for cell in FEW]
 
 
 def test_units_told_by_their_place(folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from any_model.families import FAMILIES
 from any_model.published_sizes import qwen2_5_vl_7b, qwen3_vl_8b
 from command_line import output_of
 
@@ -73,20 +73,20 @@ def test_free_and_held_columns(published: dict[str, Path], monkeypatch: pytest.M
         ["3,000", "96x64", "6", "2", "3"],
     ]
     assert "held at the size of the longest column" in held and "8,767,123,696" in held
-    once = output_of("plan", "--model", folder, *grid, "--frame-size", "64x32")
+    short = ("--frames", "20", *grid[2:])
+    once = output_of("plan", "--model", folder, *short, "--frame-size", "64x32")
     assert "frame_tokens=column" not in once and "auto and column are the same" in once
     monkeypatch.setenv("VNIAH_HAYSTACK", "synthetic:0:3000:96x64")
-    assert "frames of 96x64 (of synthetic:0" in output_of("plan", "--model", folder, *grid)
+    assert "frames of 96x64 (of synthetic:0" in output_of("plan", "--model", folder, *short)
     with pytest.raises(ValueError, match="--frame-size '640' is no size"):
-        output_of("plan", "--model", folder, *grid, "--frame-size", "640")
+        output_of("plan", "--model", folder, *short, "--frame-size", "640")
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", [pytest.param("qwen3_vl", marks=pytest.mark.slow), "qwen3_5"])
 def test_tokens_of_the_tree_are_those_that_a_run_feeds(
-    family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "model"
-    FAMILIES[family].build(folder, 0)
+    folder = folder_of(family)
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
     given = {"frames": "2,9", "depths": "0,50,100", "haystack": "synthetic:0:9:64x48", "needles": "icons:0:2"}
     task = VisualTask("vniah", "teacher-forced", Settings.read(given=given))
@@ -115,10 +115,9 @@ def test_tokens_of_the_tree_are_those_that_a_run_feeds(
 
 
 @pytest.mark.parametrize("family", ["gemma4", "gemma3", "qwen3_vl_moe", "internvl"])
-def test_other_families_are_planned(family: str, tmp_path: Path) -> None:
+def test_other_families_are_planned(family: str, folder_of: Callable[[str], Path]) -> None:
     """Windows keep all rows, layers that share keep none, and of experts those that are chosen count."""
-    FAMILIES[family].build(tmp_path, 0)
-    planner = Planner(str(tmp_path))
+    planner = Planner(str(folder_of(family)))
     shape, config = planner.shape, planner.config.get_text_config()
     plan = planner.choice("auto", Grid.parse("2,5", "0,100"), NEEDLES, (48, 64))
     assert plan.tree_tokens < plan.costs.prompt_tokens and plan.costs.tree_flops < plan.costs.plain_flops

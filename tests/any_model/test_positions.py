@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from any_model.families import FAMILIES
 from any_model.own_forward import own_inputs
 
 from longva_model.arguments import ModelArgs
@@ -41,18 +40,15 @@ FPS = 2.0
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AnyModelBackend]:
+def load(folder_of: Callable[[str], Path]) -> Callable[..., AnyModelBackend]:
     """A backend of a tiny family under a scheme; each is made once."""
-    folders: dict[str, Path] = {}
     made: dict[tuple[str, str], AnyModelBackend] = {}
 
     def backend(name: str, scheme: str = "model") -> AnyModelBackend:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            FAMILIES[name].build(folders[name], 0)
         if (name, scheme) not in made:
-            args = ModelArgs(pretrained=str(folders[name]), positions=scheme)
-            made[name, scheme] = AnyModelBackend(str(folders[name]), args, torch.device("cpu"), torch.float32)
+            folder = str(folder_of(name))
+            args = ModelArgs(pretrained=folder, positions=scheme)
+            made[name, scheme] = AnyModelBackend(folder, args, torch.device("cpu"), torch.float32)
         return made[name, scheme]
 
     return backend
@@ -224,7 +220,7 @@ TRIED = [
 ]
 
 
-@pytest.mark.parametrize("frames", [5, 6])
+@pytest.mark.parametrize("frames", [5, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "scheme"), TRIED)
 def test_tree_is_the_own_forward_at_the_same_positions(load: Any, name: str, scheme: str, frames: int) -> None:
     backend, asked, step = load(name, scheme), prompts(frames), 2 if scheme == "tad" else 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ring_processes
-from any_model.families import FAMILIES
 from ring_processes import Checks, assert_passed
 
+# Two processes that load all libraries: half a minute.
+pytestmark = pytest.mark.slow
 CHECKS = check = Checks()
 WORLDS = (2,)
 QUESTIONS = ("What is it?", "Which animal?")
@@ -96,10 +97,10 @@ def branches_are_as_one_process(rank: int, world: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Sequence[Any]]:
-    root = tmp_path_factory.mktemp("checkpoints")
+def told(tmp_path_factory: pytest.TempPathFactory, folder_of: Callable[[str], Path]) -> dict[int, Sequence[Any]]:
+    root = tmp_path_factory.mktemp("cache")
     for family in ("qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"):
-        FAMILIES[family].build(root / family, 0)
+        (root / family).symlink_to(folder_of(family), target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VNIAH_CACHE", str(root))
         return ring_processes.reports(__file__, tmp_path_factory.mktemp("together"), WORLDS)
