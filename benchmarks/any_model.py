@@ -1,10 +1,11 @@
 """A grid on any model of transformers: as one tree, as one forward a cell, and by lmms-eval's own adapter.
 
-    python benchmarks/any_model.py                    # the three parts in turn, about ten minutes on two cores
+    python benchmarks/any_model.py                    # the three parts in turn, some five minutes of CPU time
     python benchmarks/any_model.py --part lowering    # forward, adapter or lowering alone
 
 The model is a random Qwen2.5-VL, weights and all made here (``qwen_vl.py``): its decoder is large enough that matrix
-products decide, and its tower's share of a frame is about that of the 7B. Each side runs in a fork of this process.
+products and attention decide, and a frame passes as many weights of its tower, for those of its decoder, as in the 7B.
+Each side runs in a fork of this process.
 
 - ``forward``: the paper's grid (15 frame counts, six depths, controls) scaled down, teacher-forced, fp32, as one tree
   and as ``scoring=plain``, which is the model's own forward of what its own processor makes of the whole prompt. Both

@@ -48,7 +48,7 @@ def small(
 ) -> Kind:
     """A model of 64 numbers a head in which matrix products decide, of frames from one token up.
 
-    By default a frame's way through the tower costs about as much of its way through the decoder as it does in the 7B.
+    By default a frame passes 0.37 weights of the tower for one of the decoder; in the 7B 0.39.
     """
     three = {"qwen2_5_vl": [8, 12, 12], "qwen3_vl": [12, 10, 10]}[name]
     heads = hidden // 64
