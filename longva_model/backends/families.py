@@ -175,6 +175,7 @@ class Gemma4(Gemma3):
 FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
     "gemma4": Gemma4,
+    "idefics3": Batched,
     "llava_next_video": Batched,
     "llava_onevision": LlavaOnevision,
     "nemotron_h_omni": Batched,

@@ -779,6 +779,33 @@ def build_smolvlm(folder: Path, seed: int = 0) -> None:
     save(folder, random_model(lambda: SmolVLMForConditionalGeneration(config), seed), processor, SMOLVLM_TEMPLATE)
 
 
+def build_idefics3(folder: Path, seed: int = 0) -> None:
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+    )
+
+    named = {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    tokenizer = make_tokenizer(["<|im_start|>"], named, eos_token="<end_of_utterance>")
+    config = Idefics3Config(
+        text_config={**LLAMA, "vocab_size": len(tokenizer)},
+        vision_config={**LAYERS, "image_size": 32, "patch_size": 8},
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **token_ids(tokenizer, image_token_id="<image>"),
+    )
+    image = Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32})
+    processor = Idefics3Processor(image, tokenizer, image_seq_len=4)
+    save(folder, random_model(lambda: Idefics3ForConditionalGeneration(config), seed), processor, SMOLVLM_TEMPLATE)
+
+
 def build_perception_lm(folder: Path, seed: int = 0) -> None:
     """With CLIP's tower for its own, which timm holds; both have a class token that the model drops."""
     from transformers import (
@@ -1033,6 +1060,7 @@ FAMILIES: dict[str, Family] = {
         notes="frame count and duration stand before the frames, timestamps between",
         requires="num2words",
     ),
+    "idefics3": Family(build_idefics3, "images", notes="its processor asks at which letters tokens stand"),
     "perception_lm": Family(build_perception_lm, notes="frames pooled, one run of placeholders"),
     "mistral3": Family(build_mistral3, "images", notes="a row of an image ends in a token of its own"),
     "nemotron_h_omni": Family(build_nemotron_h_omni, notes="pairs of frames, Mamba and attention layers by turns"),
