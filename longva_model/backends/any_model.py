@@ -123,9 +123,12 @@ class AnyModelBackend(HubModel):
         return hashlib.sha256(self.scheme.fingerprint.encode() + given).hexdigest()[:32]
 
     def _visual_settings(self) -> str:
+        # Both what a processor makes of frames and where a model places them have changed between versions.
+        from transformers import __version__
+
         settings = self.model.config.to_dict()
         settings.pop("text_config", None)
-        return " ".join((described(_Settings(settings)), *self._file_hashes))
+        return " ".join((described(_Settings(settings)), __version__, *self._file_hashes))
 
     def question(
         self, text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None

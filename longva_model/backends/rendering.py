@@ -204,6 +204,7 @@ class Renderer:
             raise ValueError(f"{type(config).__name__} names no token that stands for an image or a frame")
         self._calls = ProcessorCalls(processor, self.placeholders)
         self._cutter = UnitCutter(self._calls)
+        self._trouble = ""
         self.presentation = self._presented(presentation)
         self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
         self._thin: dict[tuple[Turn, ...], Thinness] = {}
@@ -328,10 +329,11 @@ class Renderer:
             return "video"
         if asked != "video" and self._shows("image"):
             return "images"
+        cause = f" ({self._trouble})" if self._trouble else ""
         if asked == "auto":
-            raise ValueError(f"{self._calls.name} and its chat template show neither videos nor images")
+            raise ValueError(f"{self._calls.name} and its chat template show neither videos nor images{cause}")
         raise ValueError(
-            f'{self._calls.name} or its chat template shows no {asked.rstrip("s")}s; try presentation="auto"'
+            f'{self._calls.name} or its chat template shows no {asked.rstrip("s")}s{cause}; try presentation="auto"'
         )
 
     def _shows(self, kind: Kind) -> bool:
@@ -340,7 +342,8 @@ class Renderer:
             return False
         try:
             return str(token) in self._text([("user", [{"type": kind}, {"type": "text", "text": "?"}])])
-        except Exception:  # a template of the checkpoint's own: anything
+        except Exception as error:  # a template of the checkpoint's own: anything
+            self._trouble = f"the template fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return False
 
     # ---------------------------------------------------------------- the prompt

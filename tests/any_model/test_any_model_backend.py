@@ -186,13 +186,18 @@ def test_exact_angles_are_the_models_own_near_the_start(name: str, folder_of: An
         torch.testing.assert_close(exact, plain, atol=2e-5, rtol=0)
 
 
-def test_fingerprints(folder_of: Any) -> None:
+def test_fingerprints(folder_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """RoPE decides what a model computes and not what a frame's features are; the processor's files decide both."""
     folder = folder_of("qwen2_5_vl")
     first, turned = load(folder), load(folder, rope_theta=5e5)
     assert turned.decoder.rotary_emb.inv_freq[1] < first.decoder.rotary_emb.inv_freq[1]
     assert first.fingerprint != turned.fingerprint
     assert first.frames_fingerprint == turned.frames_fingerprint
+    # A model of another version's code may be given other pixels, or other positions.
+    told = first._visual_settings()
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.__version__", "5.99.0")
+        assert first._visual_settings() != told
     file = next(folder.glob("*processor_config.json"))
     before = file.read_text()
     file.write_text(before + "\n")

@@ -393,6 +393,17 @@ def test_template_that_leaves_out_what_is_said_is_refused(built: Any) -> None:
             made.column(turns)
 
 
+def test_template_that_fails_says_why(built: Any) -> None:
+    processor, config, positions = built("internvl")
+    changed = copy.copy(processor)
+    changed.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"neither videos nor images \(the template fails: .*roles must alternate"):
+        Renderer(changed, config, positions)
+    changed.chat_template = "{% if %}"
+    with pytest.raises(ValueError, match="shows no images .the template fails: TemplateSyntaxError"):
+        Renderer(changed, config, positions, "images")
+
+
 def test_placeholders_that_do_not_come_out_even_are_refused(built: Any) -> None:
     processor, config, positions = built("internvl")
     rendered = Renderer(processor, config, positions)
