@@ -400,7 +400,7 @@ def test_template_that_fails_says_why(built: Any) -> None:
     with pytest.raises(ValueError, match=r"neither videos nor images \(the template fails: .*roles must alternate"):
         Renderer(changed, config, positions)
     changed.chat_template = "{% if %}"
-    with pytest.raises(ValueError, match="shows no images .the template fails: TemplateSyntaxError"):
+    with pytest.raises(ValueError, match=r"shows no images \(the template fails: TemplateSyntaxError"):
         Renderer(changed, config, positions, "images")
 
 
