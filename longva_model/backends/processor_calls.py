@@ -211,5 +211,7 @@ class _Shapes(_Delegate):
 
 def _emptied(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.is_meta:
-        return torch.zeros((), dtype=value.dtype).expand(value.shape)
+        # A mask tells what is kept; of shapes alone, all is.
+        kept = value.dtype == torch.bool
+        return torch.full((), kept, dtype=value.dtype).expand(value.shape)
     return [_emptied(one) for one in value] if isinstance(value, list) else value

@@ -471,7 +471,7 @@ def build_video_llava(folder: Path, seed: int = 0) -> None:
     save(folder, random_model(lambda: VideoLlavaForConditionalGeneration(config), seed), processor, VICUNA_TEMPLATE)
 
 
-def build_video_llama_3(folder: Path, seed: int = 0) -> None:
+def build_video_llama_3(folder: Path, seed: int = 0, compressed: bool = True) -> None:
     from transformers import (
         VideoLlama3Config,
         VideoLlama3ForConditionalGeneration,
@@ -490,10 +490,14 @@ def build_video_llama_3(folder: Path, seed: int = 0) -> None:
     processor = VideoLlama3Processor(
         VideoLlama3ImageProcessor(size=size, patch_size=8),
         tokenizer,
-        VideoLlama3VideoProcessor(size=size, patch_size=8),
+        VideoLlama3VideoProcessor(size=size, patch_size=8, use_token_compression=compressed),
     )
     model = random_model(lambda: VideoLlama3ForConditionalGeneration(config), seed)
     save(folder, model, processor, VIDEO_LLAMA_3_TEMPLATE)
+
+
+def build_video_llama_3_whole(folder: Path, seed: int = 0) -> None:
+    build_video_llama_3(folder, seed, compressed=False)
 
 
 # ---------------------------------------------------------------- GLM
@@ -1047,6 +1051,7 @@ FAMILIES: dict[str, Family] = {
     "llava_next_video": Family(build_llava_next_video, notes="frames pooled, one run of placeholders"),
     "video_llava": Family(build_video_llava, notes="one run of placeholders, the tower's class token among them"),
     "video_llama_3": Family(build_video_llama_3, notes="a frame's tokens that resemble the frame before are left out"),
+    "video_llama_3_whole": Family(build_video_llama_3_whole, notes="as video_llama_3, with all of its tokens"),
     "glm4v": Family(
         build_glm4v, notes="pairs of frames with a whole second behind, the image's placeholder in a video"
     ),
