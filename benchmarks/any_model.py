@@ -224,8 +224,10 @@ def forward(folder: Path, given: Any) -> None:
         print(f"results: log-probabilities within {worst:.1e}", flush=True)
 
 
-def run_adapter(name: str, arguments: str, environment: Mapping[str, str], given: Any) -> dict[str, Any]:
-    """A grid of ``vniah_generate`` by a model of lmms-eval; its answers, and what ``generate_until`` took."""
+def run_adapter(
+    name: str, arguments: str, environment: Mapping[str, str], given: Any, task: str = "vniah_generate"
+) -> dict[str, Any]:
+    """A grid by a model of lmms-eval; its answers, and what ``generate_until`` or ``loglikelihood`` took."""
     os.environ.update(environment)
     import torch
     from lmms_eval.evaluator import simple_evaluate
@@ -233,17 +235,18 @@ def run_adapter(name: str, arguments: str, environment: Mapping[str, str], given
 
     torch.set_num_threads(given.threads)
     model = get_model(name).create_from_arg_string(arguments, {"batch_size": 1})
-    generate, told = model.generate_until, []
+    method = "generate_until" if task == "vniah_generate" else "loglikelihood"
+    answer, told = getattr(model, method), []
 
     def timed(requests: Any) -> Any:
-        told.append(spent(lambda: generate(requests), memory=True))
+        told.append(spent(lambda: answer(requests), memory=True))
         return told[-1][0]
 
-    model.generate_until = timed
-    bound = f"max_new_tokens={given.answer_tokens}"
-    simple_evaluate(model=model, tasks=["vniah_generate"], gen_kwargs=bound, bootstrap_iters=0, verbosity="ERROR")
+    setattr(model, method, timed)
+    bound = f"max_new_tokens={given.answer_tokens}" if task == "vniah_generate" else None
+    simple_evaluate(model=model, tasks=[task], gen_kwargs=bound, bootstrap_iters=0, verbosity="ERROR")
     ((answers, took),) = told
-    return {"answers": [getattr(one, "text", one) for one in answers], "took": took}
+    return {"answers": [str(getattr(one, "text", one)) for one in answers], "took": took}
 
 
 def adapter(folder: Path, given: Any) -> None:
@@ -290,6 +293,15 @@ def adapter(folder: Path, given: Any) -> None:
         same = statistics.mean(a == b for a, b in zip(*(one["answers"] for one in found.values()), strict=True))
         print(f"as {presentation}: ratio {host.wall / ours.wall:.2f} by the wall, ", end="")
         print(f"{host.cpu / ours.cpu:.2f} by CPU seconds; {same:.0%} of the answers equal", flush=True)
+        if presentation == "video":
+            arguments = f"pretrained={folder},{sides['hf_tree']}"
+            (scored,) = in_processes(functools.partial(run_adapter, "hf_tree", arguments, environment, given, "vniah"))
+            assert len(scored["answers"]) == len(task.rows)
+            forced = Spent(*scored["took"])
+            print(
+                f"the same cells teacher-forced by hf_tree: {forced.cpu:.1f} CPU s, {forced.wall:.1f} s by the wall; "
+            )
+            print(f"ratio {host.cpu / forced.cpu:.2f} by CPU seconds", flush=True)
 
 
 def lowering(given: Any) -> None:
