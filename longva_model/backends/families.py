@@ -141,7 +141,9 @@ class LlavaOnevision(Family):
         return found
 
     def _units(self, features_TD: torch.Tensor) -> torch.Tensor:
-        return features_TD[:-1]
+        # Its forward puts the newline there in transformers 5.17, the function that encodes videos in 5.24.
+        appended = features_TD[-1].equal(self.inner.image_newline.to(features_TD))
+        return features_TD[:-1] if appended else features_TD
 
 
 class Gemma3(Family):
@@ -161,6 +163,12 @@ class Gemma4(Gemma3):
 
     types = "mm_token_type_ids"
 
+    def __init__(self, model: Any, inner: Any, decoder: Any) -> None:
+        super().__init__(model, inner, decoder)
+        # transformers 5.17 takes a video's frames in one batch, and not their number.
+        if "num_frames_per_video" not in inspect.signature(inner.get_video_features).parameters:
+            self.one_batch = ("pixel_values_videos", "video_position_ids")
+
     def _settings(self, units: UnitPixels) -> dict[str, Any]:
         return {**super()._settings(units), "num_frames_per_video": torch.tensor([len(units)])}
 
@@ -168,7 +176,7 @@ class Gemma4(Gemma3):
         config = self.decoder.config
         if config.hidden_size_per_layer_input:
             padded_1T = chunk.ids_T.masked_fill(chunk.visual_T, config.pad_token_id)[None]
-            given = {**given, "per_layer_inputs": self.decoder.get_per_layer_inputs(padded_1T)}
+            given = {**given, "per_layer_inputs": self.decoder.get_per_layer_inputs(padded_1T, None)}
         return super().decode(chunk, embeds_TD, given)
 
 

@@ -107,6 +107,7 @@ class ProcessorCalls:
         except AttributeError:  # some look at the shape of what they then have as a list
             found = dict(processor(text=[text], **tensors, **given))
         found.pop("video_metadata", None)
+        found = {name: _stacked(value) for name, value in found.items()}
         for part in ("image_processor", "video_processor"):
             if isinstance(inner := getattr(processor, part, None), _Shapes):
                 found |= inner.grids
@@ -115,6 +116,16 @@ class ProcessorCalls:
     def _refused(self, error: Exception) -> ValueError:
         cause = " ".join(str(error).split())[:300]
         return ValueError(f"{self.name} does not take this prompt: {type(error).__name__}: {cause}")
+
+
+def _stacked(value: Any) -> Any:
+    """A list of tensors of one shape as a tensor: LLaVA-OneVision's processor of transformers 5.17 gives such lists."""
+    if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) for one in value):
+        if len(value) == 1:
+            return value[0][None]
+        if len({one.shape for one in value}) == 1:
+            return torch.stack(value)
+    return value
 
 
 def _pictures(given: Mapping[str, Any]) -> int:

@@ -28,6 +28,7 @@ class Family:
         presentation: a clip is one "video", or its frames are single "images" of the same message.
         notes: what is particular in it.
         requires: a package that its processor needs besides ours, or None.
+        newer: what is wrong with it in the oldest transformers that we take, or None; tests run from 5.24 on.
         refused: why a tree of shared prefixes cannot be right for it, or None.
     """
 
@@ -35,6 +36,7 @@ class Family:
     presentation: Presentation = "video"
     notes: str = ""
     requires: str | None = None
+    newer: str | None = None
     refused: str | None = None
 
 
@@ -1064,9 +1066,12 @@ FAMILIES: dict[str, Family] = {
         build_smolvlm,
         notes="frame count and duration stand before the frames, timestamps between",
         requires="num2words",
+        newer="its processor counts frames as videos",
     ),
     "idefics3": Family(build_idefics3, "images", notes="its processor asks at which letters tokens stand"),
-    "perception_lm": Family(build_perception_lm, notes="frames pooled, one run of placeholders"),
+    "perception_lm": Family(
+        build_perception_lm, notes="frames pooled, one run of placeholders", newer="its tower is timm's alone"
+    ),
     "mistral3": Family(build_mistral3, "images", notes="a row of an image ends in a token of its own"),
     "nemotron_h_omni": Family(build_nemotron_h_omni, notes="pairs of frames, Mamba and attention layers by turns"),
     "nemotron_h_omni_pruned": Family(

@@ -334,7 +334,7 @@ def test_long_grid_is_cheap(built: Any) -> None:
     rendered = Renderer(processor, config, positions)
     before = time.process_time()
     columns = [rendered.column(asked(ClipShape(frames + 1, (360, 640)))) for frames in range(600, 3001, 600)]
-    assert time.process_time() - before < 10, "2.3 s for thrice as many, on an idle core"
+    assert time.process_time() - before < 10, "0.6 s on an idle core"
     longest = columns[-1]
     assert len(longest.units) == 1501 and {unit.stop - unit.start for unit in longest.units} == {299}
     assert longest.units[-1].frames == (3000, 3000) and longest.units[0].fitted == "364x644"
