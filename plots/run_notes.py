@@ -51,6 +51,10 @@ class Input:
         return self.name if proof in ("", self.name) else f"{self.name} ({proof})"
 
 
+# What ``positions`` says of a model that was measured as it is.
+_OWN_POSITIONS = Input("model")
+
+
 def short(fingerprint: str) -> str:
     """A fingerprint as long as a reader needs: the first eight digits of a hash, anything else whole."""
     digest = _DIGEST.search(fingerprint)
@@ -91,9 +95,8 @@ def _told(run: Run) -> Mapping[str, Any]:
 
 
 def _positions(run: Run) -> Input | None:
-    """The scheme of positions, where a model was measured with another one than its own."""
-    told = _model(run)
-    return None if told.get("positions") == "model" else _named(told, "positions")
+    """The scheme of positions, "model" where it is the model's own."""
+    return _named(_model(run), "positions")
 
 
 def _model(run: Run) -> Mapping[str, Any]:
@@ -176,7 +179,8 @@ def measured_line(run: Run) -> str:
     if not parts:
         return ""
     parts += [known["scoring"].name] if "scoring" in known else []
-    parts += [f"positions: {known['positions'].proven}"] if "positions" in known else []
+    positions = known.get("positions", _OWN_POSITIONS)
+    parts += [] if positions == _OWN_POSITIONS else [f"positions: {positions.proven}"]
     line = ", ".join(parts)
     return line[:1].upper() + line[1:]
 
@@ -358,6 +362,13 @@ def distinct_names(groups: _Groups, *, by_frames: bool = True) -> list[list[Run]
     return named
 
 
+def _argument(run: Run, key: str) -> str:
+    """ "presentation=images"; what the run used where nothing was given, if it says so."""
+    used = _model(run).get(key)
+    value = run.model_args.get(key, shortened(used, _LONGEST_NAME) if isinstance(used, str) else None)
+    return f"no {key}" if value is None else f"{key}={value}"
+
+
 def _repeated(groups: _Groups) -> list[str]:
     """The names that several groups have."""
     names = Counter(name for group in groups for name in dict.fromkeys(run.name for run in group))
@@ -404,7 +415,7 @@ def _traits(groups: _Groups) -> Iterator[list[str]]:
     # What was written where tells nothing of what was measured, unless it is the model.
     paths = {key for one in arguments for key, value in one.items() if "/" in value or key == "journal"}
     for key in dict.fromkeys(key for one in arguments for key in one if key == "pretrained" or key not in paths):
-        yield [f"{key}={one[key]}" if key in one else f"no {key}" for one in arguments]
+        yield [_argument(run, key) for run in firsts]
     yield ["task " + "+".join(dict.fromkeys(run.task for run in group)) for group in groups]
     for what in dict.fromkeys(what for one in measured for what in one):
         yield [f"{what} {one[what].name}" if what in one else "" for one in measured]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,10 @@ _MARKDOWN = re.compile(r"[\\\[\]`*~]|(?<![^\W_])_|_(?![^\W_])")
 _NUMBER = re.compile(r"^[+-]?[\d,]*\.?\d+$")
 
 
+# What a column's name takes of a terminal's line before it goes on below.
+_HEAD_WIDTH = 28
+
+
 class TextTable:
     """Cells as strings, made printable. The first column holds labels; ``rows`` are as long as ``head``."""
 
@@ -43,15 +48,18 @@ class TextTable:
 
 
 def as_text(table: TextTable) -> str:
-    """Aligned columns for a terminal."""
-    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+    """Aligned columns for a terminal, long names of columns over several lines."""
+    broken = [textwrap.wrap(name, _HEAD_WIDTH, break_long_words=False, break_on_hyphens=False) for name in table.head]
+    high = max(map(len, broken))
+    head = list(zip(*([""] * (high - len(lines)) + lines for lines in broken), strict=True))
+    widths = [max(map(len, column)) for column in zip(*head, *table.rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         numbers = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         return "  ".join([f"{row[0]:<{widths[0]}}", *numbers]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([table.title, line(table.head), rule, *map(line, table.rows), *table.notes])
+    return "\n".join([table.title, *map(line, head), rule, *map(line, table.rows), *table.notes])
 
 
 def as_markdown(table: TextTable) -> str:

@@ -37,6 +37,7 @@ from longva_model.prompts.prompting import Prompt, build_question, build_turns
 from longva_model.renamed import cache_keyword
 from vniah.contract.requests import Leaf, Request, Text, Turn
 from vniah.files import sha256_of
+from vniah.notices import notice
 
 # What decides a clip's text and pixels.
 _PROCESSOR_FILES = (
@@ -78,6 +79,12 @@ class AnyModelBackend(HubModel):
         self.family: Family = family_of(model, inner, decoder)
         self.plain_decoder = self.family.plain_decoder
         thinking = {} if args.thinking == "auto" else {"enable_thinking": args.thinking == "on"}
+        if thinking and "enable_thinking" not in str(_templates_of(self.processor)):
+            notice(
+                f"thinking={args.thinking} changes nothing: the chat template of {args.pretrained} does not know "
+                "enable_thinking"
+            )
+            thinking = {}
         self.renderer = Renderer(
             self.processor,
             config,
@@ -325,9 +332,14 @@ def processor_of(folder: str) -> Any:
             f"{folder} gives a {type(processor).__name__} without {' and '.join(lacks)} (is preprocessor_config.json "
             f"or processor_config.json missing?); {needed}"
         )
-    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+    if not _templates_of(processor):
         raise ValueError(f"{folder} has no chat template; add its maker's chat_template.jinja")
     return processor
+
+
+def _templates_of(processor: Any) -> Any:
+    """Its chat template, or several by name; nothing where it has none."""
+    return getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
 
 
 def parts_of(model: Any) -> tuple[Any, Any]:

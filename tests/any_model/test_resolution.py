@@ -182,3 +182,10 @@ def test_an_opened_thought_is_said_before_the_first_answer(folder: Path) -> None
     (said,) = [one for one in recorded() if "opened thought" in one]
     assert said.endswith("thinking=off tells the chat template otherwise, where it knows of that")
     assert backend.about()["notes"] == ["the rendered prompt ends in an opened thought, so an answer stands inside it"]
+
+
+def test_thinking_that_a_template_does_not_know_is_said_once_and_not_passed_on(folder: Path) -> None:
+    backend = load(folder, thinking="off")
+    (said,) = [one for one in recorded() if "thinking=off" in one]
+    assert said == f"thinking=off changes nothing: the chat template of {folder} does not know enable_thinking"
+    assert backend.renderer.template_kwargs == {}

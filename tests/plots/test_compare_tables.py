@@ -249,3 +249,13 @@ def test_a_name_is_no_link_and_no_markup_of_markdown() -> None:
     table = TextTable(title="t", head=("", "[l](javascript:1)", "`x` *b* _i_ v_niah"), rows=(("a_b_", "1", "2"),))
     written = as_markdown(table)
     assert r"\[l\](javascript:1)" in written and r"\`x\` \*b\* \_i\_ v_niah" in written and r"| a_b\_ |" in written
+
+
+def test_a_long_name_of_a_column_goes_on_below() -> None:
+    one, other = "model, frame_tokens=column", "model, frame_tokens=auto"
+    head = ("", one, other, f"{one} \N{MINUS SIGN} {other}")
+    lines = as_text(TextTable(title="t", head=head, rows=[("mean", "0.5", "0.25", "+0.25")])).splitlines()
+    assert [len(line.rstrip()) for line in lines[1:]] == [len(lines[1])] * (len(lines) - 1)
+    assert len(lines[1]) < 100 and lines[-1].split() == ["mean", "0.5", "0.25", "+0.25"]
+    above = " ".join(line[-28:].strip() for line in lines[1:-2])
+    assert above == head[-1], "all of it, in its order"

@@ -108,6 +108,8 @@ def test_positions_that_are_not_the_models_own_stand_in_the_small_print() -> Non
     assert said in figure_text(panels_figure([GridData(under_another)])).replace("\n", " ")
     its_own = dataclasses.replace(run, settings={**run.settings, "model": {"positions": "model"}})
     assert measured_line(its_own) == measured_line(run)
+    (said,) = differences([dataclasses.replace(its_own, name="a"), dataclasses.replace(under_another, name="b")])
+    assert said == "The runs differ in positions (a: model, b: videorope): differences are not of the model alone."
 
 
 def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
@@ -226,6 +228,11 @@ def test_runs_of_one_name_are_named_by_what_differs() -> None:
     ]
     scaled = told(run, **SYNTHETIC, model_args="pretrained=nano,rope_theta=1e7,journal=/a/2.jsonl")
     assert names(run, scaled) == ["nano, no rope_theta", "nano, rope_theta=1e7"]
+    used = {"positions": "model", "model_args": "pretrained=nano"}
+    as_it_is = dataclasses.replace(run, settings={**run.settings, "model": used})
+    used = {"positions": "vanilla", "model_args": "pretrained=nano,positions=vanilla"}
+    vanilla = dataclasses.replace(run, settings={**run.settings, "model": used})
+    assert names(as_it_is, vanilla) == ["nano, positions=model", "nano, positions=vanilla"]
     free = dataclasses.replace(run, task="vniah_generate")
     assert names(run, free) == ["nano, task vniah", "nano, task vniah_generate"]
     later = told(run, **SYNTHETIC, model_args="pretrained=nano,journal=/a/1.jsonl", date="2")
