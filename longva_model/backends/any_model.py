@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import HubModel, building, described, load_transformers
+from longva_model.backends.columns import ClipShape
 from longva_model.backends.families import Family, family_of
 from longva_model.backends.lowering import Lowering
 from longva_model.backends.positions import PositionedPrompt, load_scheme
 from longva_model.backends.refusals import refuse_by_config
-from longva_model.backends.rendering import ClipShape, Renderer
+from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.engine.chunks import Chunk

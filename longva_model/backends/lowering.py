@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.backends.rendering import ClipShape, Column, Content, FramesOf, ImageShape, Renderer
-from longva_model.backends.rendering import Turn as RenderedTurn
+from longva_model.backends.columns import ClipShape, Column, Content, FramesOf, ImageShape
+from longva_model.backends.columns import Turn as RenderedTurn
+from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_cutting import Fitted
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.prompts.prompting import Prompt

@@ -10,28 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
 import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longva_model.backends.columns import (
+    ClipShape,
+    Column,
+    Content,
+    FramesOf,
+    ImageShape,
+    Rendered,
+    Turn,
+    UnitPlace,
+    Visual,
+)
+from longva_model.backends.placing import Placing
 from longva_model.backends.positions import PositionedPrompt, PositionedUnit, Scheme
 from longva_model.backends.processor_calls import ProcessorCalls, Thinness
-from longva_model.backends.unit_cutting import Fitted, Kind, UnitCutter, packed
+from longva_model.backends.unit_cutting import Fitted, Kind, UnitCutter
 from longva_model.backends.unit_pixels import UnitPixels
 
 Presentation = Literal["video", "images", "auto"]
-# Gives the frames of one of a prompt's clips, (F, H, W, 3) uint8, by its index over the turns.
-FramesOf = Callable[[int], NDArray[np.uint8]]
-NEWLINE = "newline"
 _COLUMNS = 16
 # Frames of the clip at which a thin rendering is compared with the whole one.
 _COMPARED_FRAMES = 3
@@ -43,121 +51,6 @@ _THOUGHTS = (
     ("<|channel>thought", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """A clip that is shown, as far as a prompt depends on it.
-
-    Attributes:
-        num_frames: F, all of which are shown.
-        size: (H, W) of a frame in pixels.
-        fps: frames a second of the video that the frames were taken from.
-        indices: which frames of that video they are; None is 0 to F-1.
-        total: how many frames that video has; None is as many as are shown.
-
-    Raises:
-        ValueError: it cannot be shown.
-    """
-
-    num_frames: int
-    size: tuple[int, int]
-    fps: float = 1.0
-    indices: tuple[int, ...] | None = None
-    total: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise ValueError(f"a clip of {self.num_frames} frames cannot be shown; give it one at least")
-        _check_size(self.size)
-        if not self.fps > 0:
-            raise ValueError(f"a clip at {self.fps} frames a second has no times; give fps above 0")
-        if self.indices is not None and len(self.indices) != self.num_frames:
-            raise ValueError(f"{len(self.indices)} frame numbers are given for {self.num_frames} frames; give as many")
-        last = max(self.indices) if self.indices else self.num_frames - 1
-        if self.total is not None and self.total <= last:
-            raise ValueError(f"frame {last} is shown of a video of {self.total} frames; give its own number of frames")
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """A single image that is shown; ``size`` is its (height, width) in pixels."""
-
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
-
-
-Content = str | ClipShape | ImageShape
-Turn = tuple[str, tuple[Content, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitPlace:
-    """Placeholders that the tower's features of some frames replace.
-
-    Attributes:
-        start, stop: their place in the prompt.
-        clip: which clip or image it shows, counted over the turns.
-        frames: the numbers of that clip's frames in the unit, the last one repeated where the processor repeats it;
-            none where the place belongs to a vector of the model's own.
-        fitted: what decides the unit's pixels besides its frames, as ``Renderer.unit_pixels`` takes it, such as
-            "352x640" (height and width after resizing) or "image 352x640"; or that vector's name ("newline").
-        offset: the first of the unit's tokens that stands here: in some families text stands between the rows or the
-            tiles of an image, and each is a place of its own.
-    """
-
-    start: int
-    stop: int
-    clip: int
-    frames: tuple[int, ...]
-    fitted: str
-    offset: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """A rendered prompt, shared by all cells of one shape.
-
-    Attributes:
-        ids_T: the processor's token ids, int64.
-        positions_AT: positions of each token and, in the last column, of the token behind the prompt, int64,
-            (axes, T + 1); None is 0, 1, 2 and so on.
-        types_T: what a token shows by the processor's account (0 text, 1 image, 2 video), uint8; None without one.
-        units: the prompt's visual units in order.
-        settings: what a run's results say of how the frames were shown.
-        notes: what a reader of the scores should know.
-    """
-
-    ids_T: NDArray[np.int64]
-    positions_AT: NDArray[np.int64] | None
-    types_T: NDArray[np.uint8] | None
-    units: list[UnitPlace]
-    settings: dict[str, Any]
-    notes: list[str]
-
-
-@dataclass
-class _Visual:
-    """What one placeholder of the chat template's text stands for."""
-
-    kind: Kind
-    clip: int
-    frames: tuple[int, ...]
-    size: tuple[int, int]
-    shape: ClipShape | None = None  # of a video
-
-
-@dataclass
-class _Rendered:
-    """What a call of the processor gave: visuals in the order of the text, each with its grid if there are any."""
-
-    text: str
-    ids_T: NDArray[np.int64]
-    data: dict[str, Any]
-    visuals: list[_Visual]
-    grids: list[tuple[int, int, int] | None]
 
 
 class Renderer:
@@ -208,8 +101,7 @@ class Renderer:
         self.presentation = self._presented(presentation)
         self._columns: OrderedDict[tuple[Turn, ...], Column] = OrderedDict()
         self._thin: dict[tuple[Turn, ...], Thinness] = {}
-        self._frame_counts: dict[tuple[int, int], tuple[int, int]] = {}
-        self._image_counts: dict[tuple[tuple[int, int], int], int] = {}
+        self._placing = Placing(self._calls, self._cutter, self.placeholders, self._written)
         # Of "column": frames of the longest clip that is expected, and what frames of each size are held at.
         self._longest = 0
         self._held: dict[tuple[int, int], tuple[int, int]] = {}
@@ -233,8 +125,10 @@ class Renderer:
             longest, held = 0, {}
         changed = held != self._held
         self._longest, self._held = longest, held
-        for known in (self._columns, self._thin, self._frame_counts, self._image_counts) if changed else ():
-            known.clear()
+        if changed:
+            self._columns.clear()
+            self._thin.clear()
+            self._placing.forget()
         return changed
 
     @property
@@ -346,8 +240,6 @@ class Renderer:
             self._trouble = f"the template fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return False
 
-    # ---------------------------------------------------------------- the prompt
-
     def _text(self, messages: Sequence[tuple[str, list[dict[str, str]]]], answer: bool = True) -> str:
         given = [{"role": role, "content": parts} for role, parts in messages]
         options = {"add_generation_prompt": answer, "tokenize": False, **self.template_kwargs}
@@ -356,7 +248,7 @@ class Renderer:
     def _column(self, turns: tuple[Turn, ...], frames_of: FramesOf | None) -> Column:
         self._check(turns)
         rendered = self._render(turns, self._thinness(turns), frames_of)
-        units = self._units(rendered)
+        units = self._placing.units(rendered)
         types_T = _types(rendered)
         positions_AT = None if self._positions is None else self._position_ids(rendered, types_T)
         if self.scheme is not None:
@@ -389,7 +281,7 @@ class Renderer:
             self._thin[cut] = next((way for way in ways if self._gives(cut, way, whole)), "whole")
         return self._thin[cut]
 
-    def _gives(self, turns: tuple[Turn, ...], thin: Thinness, whole: _Rendered) -> bool:
+    def _gives(self, turns: tuple[Turn, ...], thin: Thinness, whole: Rendered) -> bool:
         try:
             found = self._render(turns, thin)
         except ValueError:
@@ -397,7 +289,7 @@ class Renderer:
         pairs = ((found.ids_T, whole.ids_T), (_types(found), _types(whole)))
         return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
 
-    def _render(self, turns: tuple[Turn, ...], thin: Thinness, frames_of: FramesOf | None = None) -> _Rendered:
+    def _render(self, turns: tuple[Turn, ...], thin: Thinness, frames_of: FramesOf | None = None) -> Rendered:
         messages, images, videos = self._shown(turns)
         text = self._text(messages)
         _check_texts(turns, text)
@@ -422,12 +314,16 @@ class Renderer:
         for one in visuals:
             grid = next(taken[one.kind], None)
             grids.append(None if grid is None else (int(grid[0]), int(grid[1]), int(grid[2])))
-        rendered = _Rendered(text, ids_T, data, visuals, grids)
+        rendered = Rendered(text, ids_T, data, visuals, grids)
         if thin == "grids":
             self._write_out(rendered)
         return rendered
 
-    def _write_out(self, rendered: _Rendered) -> None:
+    def _written(self, turns: tuple[Turn, ...]) -> int:
+        """How many placeholders the processor writes for a prompt."""
+        return int(np.isin(self._render(turns, "whole").ids_T, self.placeholders).sum())
+
+    def _write_out(self, rendered: Rendered) -> None:
         """Repeat the one placeholder that stands for each unit."""
         times: list[int] = []
         for visual, grid in zip(rendered.visuals, rendered.grids, strict=True):
@@ -447,11 +343,11 @@ class Renderer:
 
     def _shown(
         self, turns: tuple[Turn, ...]
-    ) -> tuple[list[tuple[str, list[dict[str, str]]]], list[_Visual], list[_Visual]]:
+    ) -> tuple[list[tuple[str, list[dict[str, str]]]], list[Visual], list[Visual]]:
         """Messages for the template, and the images and videos in them."""
         messages: list[tuple[str, list[dict[str, str]]]] = []
-        images: list[_Visual] = []
-        videos: list[_Visual] = []
+        images: list[Visual] = []
+        videos: list[Visual] = []
         clip = 0
         for role, contents in turns:
             parts: list[dict[str, str]] = []
@@ -461,16 +357,16 @@ class Renderer:
                     continue
                 if isinstance(content, ClipShape) and self.presentation == "video":
                     parts.append({"type": "video"})
-                    videos.append(_Visual("video", clip, tuple(range(content.num_frames)), content.size, content))
+                    videos.append(Visual("video", clip, tuple(range(content.num_frames)), content.size, content))
                 else:
                     count = content.num_frames if isinstance(content, ClipShape) else 1
                     parts += [{"type": "image"} for _ in range(count)]
-                    images += [_Visual("image", clip, (index,), content.size) for index in range(count)]
+                    images += [Visual("image", clip, (index,), content.size) for index in range(count)]
                 clip += 1
             messages.append((role, parts))
         return messages, images, videos
 
-    def _frames(self, visual: _Visual, frames_of: FramesOf | None) -> torch.Tensor:
+    def _frames(self, visual: Visual, frames_of: FramesOf | None) -> torch.Tensor:
         """(F, 3, H, W), at the size that is asked for where one is."""
         wanted = self._wanted(visual) if self._sizes_given else visual.size
         if frames_of is None:
@@ -485,7 +381,7 @@ class Renderer:
         frames = torch.from_numpy(np.ascontiguousarray(frames_FHWC[list(visual.frames)])).permute(0, 3, 1, 2)
         return frames.contiguous() if wanted == visual.size else self._cutter.resized(frames, visual.kind, wanted)
 
-    def _wanted(self, visual: _Visual) -> tuple[int, int]:
+    def _wanted(self, visual: Visual) -> tuple[int, int]:
         """The size at which a visual's frames are handed to the processor."""
         if isinstance(self.frame_tokens, int):
             return self._cutter.size_of(visual.size, visual.kind, self.frame_tokens)
@@ -500,7 +396,7 @@ class Renderer:
             )
         return fitted.height, fitted.width
 
-    def _in_order(self, text: str, images: list[_Visual], videos: list[_Visual]) -> list[_Visual]:
+    def _in_order(self, text: str, images: list[Visual], videos: list[Visual]) -> list[Visual]:
         """The visuals as the template's text shows them: some templates put all images before all videos."""
         waiting = {"image": list(images), "video": list(videos)}
         tokens = {kind: getattr(self.processor, f"{kind}_token", None) for kind in waiting}
@@ -518,143 +414,7 @@ class Renderer:
                 )
         return found
 
-    # ---------------------------------------------------------------- units
-
-    def _units(self, rendered: _Rendered) -> list[UnitPlace]:
-        where_P = np.flatnonzero(np.isin(rendered.ids_T, self.placeholders))
-        masks = self._masks(rendered)
-        counts = [int(sum(mask.sum() for mask in own)) for own in masks] or self._counts(rendered, len(where_P))
-        if sum(counts) != len(where_P):
-            raise ValueError(
-                f"{self._calls.name} wrote {len(where_P)} placeholders, and the prompt's visuals account for "
-                f"{sum(counts)}"
-            )
-        units: list[UnitPlace] = []
-        images = sum(visual.kind == "image" for visual in rendered.visuals)
-        parts = np.split(where_P, np.cumsum(counts)[:-1])
-        for index, (visual, grid) in enumerate(zip(rendered.visuals, rendered.grids, strict=True)):
-            units += self._cut(visual, grid, parts[index], masks[index] if masks else None, images)
-        return units
-
-    def _masks(self, rendered: _Rendered) -> list[list[NDArray[np.bool_]]]:
-        """Which tokens of each unit the processor kept; none where it keeps all."""
-        mask = rendered.data.get("video_compression_mask")
-        if mask is None:
-            return []
-        found, at = [], 0
-        for visual, grid in zip(rendered.visuals, rendered.grids, strict=True):
-            if grid is None:
-                raise ValueError(f"{self._calls.name} tells no grid of a visual beside a mask of its tokens")
-            each = grid[1] * grid[2] // self._cutter.merged_patches(visual.kind)
-            rows = np.ones((grid[0], each), dtype=bool)
-            if visual.kind == "video":
-                rows = np.asarray(mask[at : at + rows.size], dtype=bool).reshape(rows.shape)
-                at += rows.size
-            found.append(list(rows))
-        return found
-
-    def _counts(self, rendered: _Rendered, total: int) -> list[int]:
-        """Placeholders of each visual."""
-        visuals, grids = rendered.visuals, rendered.grids
-        known: list[int | None] = []
-        for visual, grid in zip(visuals, grids, strict=True):
-            if grid is not None:
-                known.append(int(np.prod(grid)) // self._cutter.merged_patches(visual.kind))
-            elif visual.kind == "video" and len(visuals) > 1:
-                each, behind = self._frame_count(visual.size)
-                known.append(each * len(visual.frames) + behind)
-            else:
-                known.append(None)
-        open_sizes = {visual.size for visual, one in zip(visuals, known, strict=True) if one is None}
-        left, number = total - sum(one or 0 for one in known), known.count(None)
-        if len(open_sizes) > 1:
-            counts = {size: self._image_count(size, number) for size in open_sizes}
-            return [counts[visual.size] if one is None else one for visual, one in zip(visuals, known, strict=True)]
-        if number and (left <= 0 or left % number):
-            raise ValueError(
-                f"{self._calls.name} wrote {left} placeholders for {number} visuals of one size, which does not come "
-                "out even"
-            )
-        return [left // number if one is None else one for one in known]
-
-    def _frame_count(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Placeholders of a frame, and of what stands behind a video's last frame, where no grid tells them."""
-        if size not in self._frame_counts:
-            turns = ((("user", (ClipShape(count, size), "?")),) for count in (2, 3))
-            two, three = (int(np.isin(self._render(one, "whole").ids_T, self.placeholders).sum()) for one in turns)
-            self._frame_counts[size] = three - two, two - 2 * (three - two)
-        return self._frame_counts[size]
-
-    def _image_count(self, size: tuple[int, int], images: int) -> int:
-        """Placeholders of an image of ``size`` in a prompt of so many, where no grid tells them."""
-        # An image alone may be treated otherwise than one of several.
-        shown = min(images, 2)
-        if (size, shown) not in self._image_counts:
-            turns: tuple[Turn, ...] = (("user", (*[ImageShape(size)] * shown, "?")),)
-            found = int(np.isin(self._render(turns, "whole").ids_T, self.placeholders).sum())
-            if found % shown:
-                raise ValueError(
-                    f"{self._calls.name} wrote {found} placeholders for {shown} images of one size, which does not "
-                    "come out even"
-                )
-            self._image_counts[size, shown] = found // shown
-        return self._image_counts[size, shown]
-
-    def _cut(
-        self,
-        visual: _Visual,
-        grid: tuple[int, int, int] | None,
-        where_P: NDArray[np.int64],
-        masks: list[NDArray[np.bool_]] | None,
-        images: int,
-    ) -> list[UnitPlace]:
-        """The units of one visual, whose placeholders stand at ``where_P``, in a prompt of so many images."""
-        total, merged, behind = len(visual.frames), 1, 0
-        if grid is not None:
-            merged = self._cutter.merged_frames if visual.kind == "video" else 1
-            fitted = self._cutter.fitted_grid(visual.kind, grid)
-            if grid[0] != -(-total // merged):
-                raise ValueError(f"{self._calls.name} made {grid[0]} units of {total} frames, {merged} frames each")
-        else:
-            fitted = self._cutter.natural(visual.kind, visual.size, images)
-            if visual.kind == "video":
-                each, behind = self._frame_count(visual.size)
-                if total * each + behind != len(where_P) or behind not in (0, 1):
-                    raise ValueError(
-                        f"{self._calls.name} wrote {len(where_P)} placeholders for {total} frames of {each} tokens "
-                        f"and {behind} behind them, which does not come out even"
-                    )
-        number = -(-total // merged)
-        inside_P = where_P[: len(where_P) - behind]
-        if masks is None:
-            if not len(inside_P) or len(inside_P) % number:
-                raise ValueError(
-                    f"{self._calls.name} wrote {len(inside_P)} placeholders for {number} units of one size, which does "
-                    "not come out even"
-                )
-            rows = list(inside_P.reshape(number, -1))
-        else:
-            rows = np.split(inside_P, np.cumsum([int(mask.sum()) for mask in masks])[:-1])
-        name, units = str(fitted), []
-        for unit, row_t in enumerate(rows):
-            frames = tuple(visual.frames[min(unit * merged + k, total - 1)] for k in range(merged))
-            if masks is not None and not masks[unit].all():
-                name = str(replace(fitted, mask=packed(masks[unit])))
-            elif masks is not None:
-                name = str(fitted)
-            runs = [0, len(row_t)]
-            if row_t[-1] - row_t[0] != len(row_t) - 1:
-                runs[1:1] = (np.flatnonzero(np.diff(row_t) != 1) + 1).tolist()
-            for start, stop in itertools.pairwise(runs):
-                place = int(row_t[start])
-                units.append(UnitPlace(place, place + stop - start, visual.clip, frames, name, start))
-        if behind:
-            units.append(UnitPlace(int(where_P[-1]), int(where_P[-1]) + 1, visual.clip, (), NEWLINE))
-        return units
-
-    # ---------------------------------------------------------------- positions, settings
-
-    def _position_ids(self, rendered: _Rendered, types_T: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+    def _position_ids(self, rendered: Rendered, types_T: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         assert self._positions is not None
         taken = inspect.signature(self._positions).parameters
         # One more token of text: where an answer begins.
@@ -685,7 +445,7 @@ class Renderer:
         self,
         scheme: Scheme,
         turns: tuple[Turn, ...],
-        rendered: _Rendered,
+        rendered: Rendered,
         units: list[UnitPlace],
         own_AT: NDArray[np.int64] | None,
     ) -> NDArray[np.int64] | None:
@@ -706,7 +466,7 @@ class Renderer:
         return None if scheme.step == 1 and np.array_equal(found_AT, running_AT) else found_AT
 
     def _positioned(
-        self, turns: tuple[Turn, ...], rendered: _Rendered, units: list[UnitPlace]
+        self, turns: tuple[Turn, ...], rendered: Rendered, units: list[UnitPlace]
     ) -> Iterator[PositionedUnit]:
         shown = [content for _, contents in turns for content in contents if not isinstance(content, str)]
         grids: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -722,7 +482,7 @@ class Renderer:
             grid = grids.get((unit.clip, unit.frames[0])) if unit.frames else None
             yield PositionedUnit(unit.start, unit.stop, unit.clip, unit.frames, times, grid, unit.offset)
 
-    def _settings(self, rendered: _Rendered, units: list[UnitPlace]) -> dict[str, Any]:
+    def _settings(self, rendered: Rendered, units: list[UnitPlace]) -> dict[str, Any]:
         first: dict[int, UnitPlace] = {}
         tokens: dict[int, int] = {}
         for unit in units:
@@ -755,14 +515,9 @@ def _check_texts(turns: tuple[Turn, ...], text: str) -> None:
             )
 
 
-def _types(rendered: _Rendered) -> NDArray[np.uint8] | None:
+def _types(rendered: Rendered) -> NDArray[np.uint8] | None:
     types = rendered.data.get("mm_token_type_ids", rendered.data.get("token_type_ids"))
     return None if types is None else np.asarray(types)[0].astype(np.uint8)
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    if min(size) < 1:
-        raise ValueError(f"a picture of {size[0]}x{size[1]} pixels (height x width) cannot be shown")
 
 
 def _cut_short(content: Content) -> Content:

@@ -21,8 +21,8 @@ from any_model.own_forward import own_inputs
 from longva_model.arguments import ModelArgs
 from longva_model.backends import positions
 from longva_model.backends.any_model import AnyModelBackend
+from longva_model.backends.columns import ClipShape, Column
 from longva_model.backends.positions import PositionedPrompt, PositionedUnit, Scheme, load_scheme
-from longva_model.backends.rendering import ClipShape, Column
 from longva_model.engine.atoms import AtomTable
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.frames.embeddings import FrameEmbeddings

@@ -15,7 +15,8 @@ from any_model.families import CORE, FAMILIES, TEXT, make_tokenizer
 from any_model.own_forward import own_inputs
 from numpy.typing import NDArray
 
-from longva_model.backends.rendering import NEWLINE, ClipShape, Column, ImageShape, Renderer
+from longva_model.backends.columns import NEWLINE, ClipShape, Column, ImageShape
+from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
 
 QUESTION = "What is the animal in the frame that does not belong to the clip?"
@@ -407,7 +408,7 @@ def test_template_that_fails_says_why(built: Any) -> None:
 def test_placeholders_that_do_not_come_out_even_are_refused(built: Any) -> None:
     processor, config, positions = built("internvl")
     rendered = Renderer(processor, config, positions)
-    rendered._frame_counts[48, 64] = (3, 0)
+    rendered._placing._frame_counts[48, 64] = (3, 0)
     with pytest.raises(ValueError, match="20 placeholders for 5 frames of 3 tokens and 0 behind them"):
         rendered.column(asked(ClipShape(5, (48, 64))))
 

@@ -14,7 +14,7 @@ from any_model.families import FAMILIES
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.any_model import AnyModelBackend
-from longva_model.backends.rendering import ClipShape
+from longva_model.backends.columns import ClipShape
 from longva_model.engine.atoms import AtomTable
 from longva_model.run.needle_model import NeedleModel
 from vniah.contract.requests import Clip, Frames, Request, Target, Text, Turn
