@@ -36,7 +36,7 @@ def test_paragraphs_of_help_are_as_wide_as_the_terminal(monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", "400")
     lines = CliRunner().invoke(cli.app, ["plan", "-h"]).output.splitlines()
     (paragraph,) = [line for line in lines if "The tree computes each shared prefix once" in line]
-    assert paragraph.rstrip().endswith("counts the text.")
+    assert paragraph.rstrip().endswith("read or fetched.")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -130,7 +130,7 @@ def _plan_video_model(
 
 
 def _print_columns(columns: Sequence[ColumnPlan]) -> None:
-    head = ("frames", "fitted to", "tokens a unit", "frames a unit", "tokens a frame", "longest prompt")
+    head = ("frames", "fitted to", "tokens a unit", "frames a unit", "tokens a frame", "longest prompt, no answer")
     rows = [head]
     for one in columns:
         fitted, each = f"{one.fitted[0]}x{one.fitted[1]}", f"{one.tokens_a_unit / one.frames_a_unit:g}"
@@ -144,7 +144,7 @@ def _print_columns(columns: Sequence[ColumnPlan]) -> None:
 def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping[str, str] | None = None) -> None:
     rows = {
         "cells (and controls)": f"{plan.cells:,} ({plan.controls:,})",
-        "longest prompt": f"{plan.longest_tokens:,} tokens",
+        "longest prompt": f"{plan.longest_tokens:,} tokens with its answer",
         "all cells' prompts": f"{plan.prompt_tokens:,} tokens",
         **(further or {}),
         "FLOPs, one forward a cell": f"{plan.plain_flops:.3e}",
@@ -173,7 +173,7 @@ def _print_advice(plan: Plan, device: Gpu) -> None:
         advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache"
     else:
         advice = "the weights and a chunk alone do not fit the device: choose a larger one, or smaller chunks"
-    print(f"  on a {device.name} of {device.memory_gb:.0f} GB {advice}")
+    print(f"  on one {device.name} of {device.memory_gb:.0f} GB {advice}")
     print(
         f"  times assume {UTILISATION:.0%} of the maker's {device.tflops:.0f} dense bf16 TFLOP/s; "
         "the vision tower is in no figure of time or FLOPs"

@@ -214,8 +214,8 @@ def shape_of(model: str, tokens_per_frame: int | None = None) -> ModelShape:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, or a folder with config.json"
-            f"{did_you_mean(model, SHAPES)}"
+            f"no model shape {model!r}; expected one of {', '.join(SHAPES)}, a folder with config.json, or a "
+            f"Hub id owner/name{did_you_mean(model, SHAPES)}"
         )
     config = _read_config(path)
     text = config.get("text_config") or config
