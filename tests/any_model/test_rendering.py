@@ -185,7 +185,7 @@ def test_thin_rendering_is_the_whole_one(built: Any, name: str) -> None:
     assert set(thin._thin.values()) == {"grids" if "qwen" in name else "runs"}
     plain = whole._render(turns, "whole")
     np.testing.assert_array_equal(column.ids_T, plain.ids_T)
-    assert column.units == whole._units(plain)
+    assert column.units == whole._placing.units(plain)
 
 
 def test_thin_rendering_is_left_where_it_differs(built: Any) -> None:
