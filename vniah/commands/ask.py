@@ -32,7 +32,7 @@ def command(
     ] = None,
     chat: Annotated[bool, typer.Option(help="Go on asking from the terminal until an empty line.")] = False,
     model_args: Annotated[
-        str, typer.Option(help="More model arguments, key=value,... as longva_ring takes them.")
+        str, typer.Option(help="More model arguments, key=value,... as our lmms-eval models take them.")
     ] = "",
 ) -> None:
     """Ask a model about a video or images; the answer streams.

@@ -20,7 +20,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Plot (.png or .pdf).")] = None,
     csv: Annotated[Path | None, typer.Option(help="Figures as CSV.")] = None,
     model_args: Annotated[
-        str, typer.Option(help="More model arguments, key=value,... as longva_ring takes them.")
+        str, typer.Option(help="More model arguments, key=value,... as our lmms-eval models take them.")
     ] = "",
 ) -> None:
     """Measure text perplexity at growing context lengths: full context and sliding window.

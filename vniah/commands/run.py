@@ -21,7 +21,7 @@ def command(
     model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results and the heatmap.")],
     model_args: Annotated[
-        str, typer.Option(help="More model arguments: key=value,... as longva_ring takes them.")
+        str, typer.Option(help="More model arguments: key=value,... as our lmms-eval models take them.")
     ] = "",
     frames: Annotated[str | None, typer.Option(help="V-NIAH: frame counts, 4,8 or 200-3000:200.")] = None,
     depths: Annotated[str | None, typer.Option(help="Needle depths in percent, 0-100:20.")] = None,

@@ -36,7 +36,7 @@ def command(
     haystack: Annotated[str | None, typer.Option(help="VNIAH_HAYSTACK unless given.")] = None,
     needles: Annotated[str | None, typer.Option(help="VNIAH_NEEDLES unless given.")] = None,
     model_args: Annotated[
-        str, typer.Option(help="More model arguments, key=value,... as longva_ring takes them.")
+        str, typer.Option(help="More model arguments, key=value,... as our lmms-eval models take them.")
     ] = "",
 ) -> None:
     """Score a grid at several RoPE bases and name the best.
