@@ -140,16 +140,29 @@ def _metric(run: Run, key: str) -> str:
 
 
 def _settings(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A run's settings, fingerprints, versions and timings by section, nested values on lines of their own."""
+    """A run's settings, fingerprints, versions and timings by section, nested values and the entries of a list on
+    lines of their own."""
 
     def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
-            yield from flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(f"{before}{key}", value)]
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{before}{key}.")
+            elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+                yield from ((f"{before}{key}.{place}", _entry(one)) for place, one in enumerate(value, 1))
+            else:
+                yield f"{before}{key}", value
 
     for title, section in run.settings.items():
         yield title, dict(flat(section if isinstance(section, Mapping) else {title: section}))
     if run.is_grid and run.metrics:
         yield "metrics", {key: f"{value:.6g}" for key, value in run.metrics.items()}
+
+
+def _entry(value: Any) -> str:
+    """ "columns 16; fitted 208x288; tokens_a_unit 234", of an entry of a list."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_entry(one)}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) -> dict[str, Any]:

@@ -228,3 +228,25 @@ def test_the_command_writes_the_page_and_shows_other_tasks(tmp_path: Path, monke
     assert note.startswith("Not measured on what the paper's were (a: haystack f00d, needles unknown; ")
     assert wrote == f"wrote {page}" and note.replace("'", "&#39;") in page.read_text("utf-8")
     assert [run["name"] for run in Page(page.read_text("utf-8")).data["runs"]] == ["a", "b", "LongVA (published)"]
+
+
+def test_what_was_shown_in_a_column_is_a_line_of_the_settings() -> None:
+    shown = [{"columns": "8, 9", "tokens_a_unit": [300]}, {"columns": "16", "tokens_a_unit": [234, 12]}]
+    page = build_page([dataclasses.replace(small_run(), settings={"model": {"frames_shown": shown}})], pictures=[{}])
+    assert "frames_shown.1" in page and "columns 8, 9; tokens_a_unit 300<" in page
+    assert "frames_shown.2" in page and "columns 16; tokens_a_unit 234, 12<" in page
+
+
+def test_a_grids_warning_stands_once_on_the_page(tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    warning = "the built-in needles stand in for those of the paper"
+    out, page = write_evaluation(tmp_path / "out", sample_rows(), model="me/a"), tmp_path / "r.html"
+    (file,) = out.glob("*/*_results.json")
+    told = json.loads(file.read_text("utf-8"))
+    told["results"]["vniah"].setdefault("vniah_provenance,none", {})["warnings"] = [warning]
+    file.write_text(json.dumps(told), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["vniah", "report", str(out), "-o", str(page)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"warning: {warning}" in capsys.readouterr().out
+    text = page.read_text("utf-8")
+    assert f"warning: {warning}" not in text and f"<p>{warning.capitalize()}.</p>" in text

@@ -50,7 +50,9 @@ def command(
     notes = [note for _, _, note in shown if note]
     notes = list(dict.fromkeys([*notes, *differences(read), *warned(read), *left_out(read)]))
     pictures = [images for _, images, _ in shown]
-    page = build_page(read, pictures=pictures, title=title, notes=notes, threshold=threshold)
+    below = set(warned([run for run in read if run.is_grid]))  # in the small print of its grid
+    above = [note for note in notes if note not in below]
+    page = build_page(read, pictures=pictures, title=title, notes=above, threshold=threshold)
     for note in notes:
         print(note)
     print(f"wrote {save_text(page, output)}")
