@@ -270,6 +270,7 @@ class Lowering:
             else:
                 self._column(turns)
         self._say_shrunk()
+        self._say_repeated()
 
     def told(self) -> list[dict[str, Any]]:
         """What results say of the columns, those that are alike in one: their frames, how these were shown, and at
@@ -294,10 +295,25 @@ class Lowering:
             return
         (short, first), *_, (long, last) = told
         notice(
-            f"the processor shrinks frames with their number: {_sized(first)} at {short} frames, {_sized(last)} at "
-            f"{long}. Columns differ in sharpness, and share nothing; frame_tokens=column shows all at the size of the "
-            "longest"
+            f"the processor shrinks frames with their number: {_sized(first)} in a clip of {short} frames, "
+            f"{_sized(last)} in one of {long}. Columns differ in sharpness, a control perhaps from its cells, which "
+            "have a frame more, and share nothing; frame_tokens=column shows all at the size of the longest"
         )
+
+    def _say_repeated(self) -> None:
+        """A needle that is shown twice is easier to see than one that shares its unit with a frame of the film."""
+        merged = max((frames for one in self.columns.values() for frames in one["frames_a_unit"]), default=1)
+        shown = {frames for counts, _ in self.columns for frames in counts}
+        # A cell has a frame more than its control.
+        odd = [frames for frames in shown if frames % merged and frames - 1 in shown]
+        if odd:
+            notice(
+                f"the model merges {merged} frames into one visual unit, and its processor repeats the last frame of a "
+                f"clip whose number of frames is no multiple of that (such as {min(odd)}): a needle behind the last "
+                "frame (depth 100) is then alone in its unit, and one at another depth shares it with a frame of the "
+                f"film. Compare depths with that in mind, or show numbers of frames that make clips of {merged}, "
+                f"{2 * merged}, ... frames, the needle counted"
+            )
 
     def _tell(self, turns: tuple[RenderedTurn, ...], column: Column) -> None:
         """Keep what results say of a column, and say its notes."""

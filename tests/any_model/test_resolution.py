@@ -19,7 +19,7 @@ from longva_model.engine.atoms import AtomTable
 from longva_model.run.needle_model import NeedleModel
 from vniah.contract.requests import Clip, Frames, Request, Target, Text, Turn
 from vniah.contract.sources import HeldFrames
-from vniah.notices import recorded
+from vniah.notices import forget, recorded
 from vniah.runs.measure import measure
 from vniah.visual.settings import Settings
 from vniah.visual.task import VisualTask
@@ -80,7 +80,7 @@ def test_columns_are_free_held_or_of_so_many_tokens(folder: Path) -> None:
         ("16", [2], [1.0]),
     ]
     (said,) = [one for one in recorded() if "shrinks frames" in one]
-    assert "64x48 (12 tokens a pair) at 2 frames, 32x16 (2 tokens a pair) at 16" in said
+    assert "64x48 (12 tokens a pair) in a clip of 2 frames, 32x16 (2 tokens a pair) in one of 16" in said
 
     held = load(folder, frame_tokens="column")
     held.expect(prompts)
@@ -95,6 +95,17 @@ def test_columns_are_free_held_or_of_so_many_tokens(folder: Path) -> None:
     number = load(folder, frame_tokens="6")
     number.expect(prompts)
     assert fitted(number, prompts) == [{"32x32"}] * 3 and number.settings()[1] == 6
+
+
+def test_a_last_needle_that_is_shown_twice_is_told(folder: Path) -> None:
+    source = film(9)
+    forget()
+    backend = load(folder)
+    backend.expect([prompt(frames, source) for frames in (7, 8)])  # a control and its cells
+    assert not any("repeats the last frame" in one for one in recorded())
+    backend.expect([prompt(frames, source) for frames in (8, 9)])
+    (said,) = [one for one in recorded() if "repeats the last frame" in one]
+    assert "such as 9" in said and "depth 100" in said
 
 
 def test_held_frames_are_those_of_the_longest_column(folder: Path) -> None:
