@@ -140,6 +140,7 @@ def image_notes(path: Path) -> tuple[str, ...]:
         return tuple(note for note, holds in notes.items() if holds)
 
 
+@whole_images()
 def to_rgb(image: Image.Image, what: str = "") -> Image.Image:
     """Any PIL image as 8-bit RGB; see the module's docstring.
 
