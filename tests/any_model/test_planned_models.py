@@ -57,6 +57,7 @@ def test_the_papers_longest_prompt(published: dict[str, Path]) -> None:
     assert 3 * trunk < plan.tree_tokens < 3 * trunk + 6 * (299 + text + 10)
 
 
+@pytest.mark.slow
 def test_free_and_held_columns(published: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(published["qwen3_vl_8b"])
     monkeypatch.delenv("VNIAH_HAYSTACK", raising=False)

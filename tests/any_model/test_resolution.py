@@ -135,6 +135,7 @@ def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VisualTask:
     return VisualTask("vniah", "teacher-forced", Settings.read(given=given))
 
 
+@pytest.mark.slow
 def test_a_run_with_another_size_takes_no_old_answers(folder: Path, task: VisualTask, tmp_path: Path) -> None:
     """One journal, three settings: each is computed, says how it was shown, and is found again by its own kind."""
     journal = tmp_path / "journal.jsonl"

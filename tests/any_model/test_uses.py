@@ -243,6 +243,7 @@ def test_follow_ups_are_as_asked_in_one_go(
 GRID = {"frames": "4,7", "depths": "0,100", "haystack": "synthetic", "needles": "icons:0:1"}
 
 
+@pytest.mark.slow
 def test_vniah_run_is_as_through_lmms_eval(folder_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import json
 
@@ -320,6 +321,7 @@ def test_a_raw_prompt_begins_as_the_tokenizer_begins_a_text(folder_of: Any) -> N
         assert (ids[0] == backend.tokenizer.bos_token_id) == begun
 
 
+@pytest.mark.slow
 def test_beams_are_right_or_refused(folder_of: Any) -> None:
     backend = None
     for name, refused in (("internvl", False), ("llava_onevision", False), ("qwen3_vl", True), ("gemma3", True)):

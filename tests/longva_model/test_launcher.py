@@ -93,6 +93,7 @@ def test_a_process_that_does_not_come_is_named(torchrun: Callable[[str, int], su
     assert "1 of 2 processes came to share this run, not 1 within 0:00:03; see what the missing ones say" in told
 
 
+@pytest.mark.slow
 def test_nobody_else_at_the_meeting_is_one_line(tmp_path: Path) -> None:
     """A process that was started by hand, and whose partner was not."""
     given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -412,6 +412,7 @@ def doctor(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
+@pytest.mark.slow
 def test_doctor_knows_every_model_of_lmms_eval(grid: Path) -> None:
     from vniah.lmms_plugin import host_classes
 

@@ -207,6 +207,7 @@ def fresh(trained: Path) -> tuple[Any, Any]:
     return load_or_assemble(stage, lambda name: str(trained / name / "model"), seed=3)
 
 
+@pytest.mark.slow
 def test_the_projector_alone_learns_where_it_is_the_only_part(trained: Path) -> None:
     part = "layers.0.mlp.gate_proj."
     assert torch.equal(weights(trained / "text", part)["weight"], weights(trained / "frozen", part)["weight"])
@@ -215,6 +216,7 @@ def test_the_projector_alone_learns_where_it_is_the_only_part(trained: Path) -> 
     assert start.keys() == found.keys() and not any(torch.equal(start[name], found[name]) for name in start)
 
 
+@pytest.mark.slow
 def test_a_projector_rate_of_nothing_leaves_it_while_the_decoder_learns(trained: Path) -> None:
     part = "layers.0.mlp.gate_proj."
     assert not torch.equal(weights(trained / "text", part)["weight"], weights(trained / "decoder", part)["weight"])
@@ -223,6 +225,7 @@ def test_a_projector_rate_of_nothing_leaves_it_while_the_decoder_learns(trained:
         assert torch.equal(found[name], value)
 
 
+@pytest.mark.slow
 def test_a_fresh_projector_says_an_icon_in_the_decoders_words() -> None:
     """With the shipped tower and decoder, on combinations that it was not fitted on."""
     from longva_model import LongVAForConditionalGeneration

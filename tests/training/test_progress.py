@@ -90,6 +90,7 @@ def test_nothing_is_drawn_where_no_one_looks_on(tmp_path: Path, monkeypatch: pyt
     assert shown.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_beside_another_is_named_with_its_log(tmp_path: Path) -> None:
     recipe = load_recipe("nano", [f"output={tmp_path}", "parallel=2", *SMALL, "extension.rope_theta=0"])
     said: list[str] = []
