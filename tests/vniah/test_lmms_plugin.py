@@ -51,9 +51,9 @@ print("vniah" in TaskManager("ERROR").all_tasks)
 def test_the_model_is_registered_simple_and_chat() -> None:
     code = """
 from lmms_eval.models import get_model
-print(get_model("longva_ring").__name__, get_model("longva_ring", True).__name__)
+print(*(get_model(name, force).__name__ for name in ("longva_ring", "hf_tree") for force in (False, True)))
 """
-    assert run(code) == "LongVARingChat LongVARing"
+    assert run(code) == "LongVARingChat LongVARing HfTreeChat HfTree"
 
 
 def fake_tasks_module() -> Any:
@@ -92,4 +92,4 @@ def test_a_failure_is_a_warning_that_names_the_way_out(monkeypatch: pytest.Monke
 
 def test_manifests_never_import_the_tasks() -> None:
     manifests = lmms_plugin.manifests()
-    assert [manifest.model_id for manifest in manifests] == ["longva_ring"] and not recorded()
+    assert [manifest.model_id for manifest in manifests] == ["longva_ring", "hf_tree"] and not recorded()
