@@ -328,7 +328,7 @@ def lower_paper(frames: str) -> dict[str, Any]:
     shown = processor(kind)
     config = model_config(kind, shown.tokenizer)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     haystack: Any = open_haystack(f"synthetic:0:{grid.longest}:640x360")
     build = type("Asks", (), {"question": staticmethod(build_question)})
     prompts = prompts_of(build, haystack, grid, 5)

@@ -158,7 +158,9 @@ def write_checkpoint(folder: Path, kind: Kind, *, device: str = "cpu", dtype: st
 
     shown = processor(kind)
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config(kind, shown.tokenizer), dtype=getattr(torch, dtype))
+        model = AutoModelForImageTextToText.from_config(
+            config(kind, shown.tokenizer), dtype=getattr(torch, dtype), trust_remote_code=False
+        )
     draw = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
