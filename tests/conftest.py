@@ -11,7 +11,7 @@ import pytest
 from hub_server import LoopbackHub
 
 # Two cores are what the suite is sized for; oversubscription makes it slower and flaky.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
