@@ -45,7 +45,7 @@ class MeasuredHaystack:
         self.unit = f"tokens of {name or 'the model'}" if encode else f"estimated tokens ({ESTIMATED_CHARS} characters)"
         self._encode = encode
         self._counts: dict[str, int] = {}
-        self._by_model: tuple[tuple[list[int], ...], MeasuredHaystack] | None = None
+        self._by_model: tuple[tuple[tuple[list[int], ...], str], MeasuredHaystack] | None = None
         self._stream = haystack.sentences()
         self._sentences: list[str] = []
         self._borders: NDArray[np.int64] = np.zeros(1, np.int64)
@@ -64,9 +64,11 @@ class MeasuredHaystack:
         object, and the haystack is tokenised once.
         """
         probe = tuple(list(encode(text)) for text in (PREFIX, question_text(), " 0123456789"))
+        # By its name too: that is what results say the length was counted in.
+        known = (probe, name)
         with self._lock:
-            if self._by_model is None or self._by_model[0] != probe:
-                self._by_model = (probe, MeasuredHaystack(self.haystack, encode, name))
+            if self._by_model is None or self._by_model[0] != known:
+                self._by_model = (known, MeasuredHaystack(self.haystack, encode, name))
             return self._by_model[1]
 
     def encode(self, text: str) -> Sequence[int]:
