@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from longva_model.arguments import ModelArgs
-from longva_model.backends.backend import HubModel, building, described, load_transformers
+from longva_model.backends.backend import HubModel, building, described_values, load_transformers
 from longva_model.backends.columns import ClipShape
 from longva_model.backends.families import Family, family_of
 from longva_model.backends.lowering import Lowering
-from longva_model.backends.positions import PositionedPrompt, load_scheme
+from longva_model.backends.positions import PositionedPrompt, Scheme, load_scheme
 from longva_model.backends.refusals import refuse_by_config
 from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_pixels import UnitPixels
@@ -86,14 +86,8 @@ class AnyModelBackend(HubModel):
                 "enable_thinking"
             )
             thinking = {}
-        self.renderer = Renderer(
-            self.processor,
-            config,
-            getattr(inner, "get_rope_index", None),
-            args.presentation,  # type: ignore[arg-type]
-            int(args.frame_tokens) if args.frame_tokens.isdigit() else args.frame_tokens,  # type: ignore[arg-type]
-            thinking,
-            self.scheme,
+        self.renderer = renderer_of(
+            self.processor, config, inner, args.presentation, args.frame_tokens, thinking, self.scheme
         )
         self._lowering = Lowering(self.renderer)
         self._checked: float | None = None
@@ -136,7 +130,7 @@ class AnyModelBackend(HubModel):
 
         settings = self.model.config.to_dict()
         settings.pop("text_config", None)
-        return " ".join((described(_Settings(settings)), __version__, *self._file_hashes))
+        return " ".join((described_values(settings), __version__, *self._file_hashes))
 
     def question(
         self, text: str, visuals: Sequence[Any], leaf: Leaf, *, max_frames: int, system: str | None = None
@@ -303,16 +297,6 @@ class AnyModelBackend(HubModel):
         return value.to(self.device, self.dtype) if pixels else value.to(self.device)
 
 
-class _Settings:
-    """A dictionary with a config's face."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def to_dict(self) -> dict[str, Any]:
-        return self._values
-
-
 def processor_of(folder: str) -> Any:
     """A checkpoint's own processor.
 
@@ -341,6 +325,28 @@ def processor_of(folder: str) -> Any:
 def _templates_of(processor: Any) -> Any:
     """Its chat template, or several by name; nothing where it has none."""
     return getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+
+
+def renderer_of(
+    processor: Any,
+    config: Any,
+    inner: Any,
+    presentation: str,
+    frame_tokens: str,
+    template_kwargs: Mapping[str, Any],
+    scheme: Scheme | None = None,
+) -> Renderer:
+    """The renderer of a model, by arguments as a user gives them.
+
+    Args:
+        inner: what holds the model's towers, and knows its positions where they do not merely run on.
+
+    Raises:
+        ValueError: the processor shows no such thing as is asked for.
+    """
+    tokens: Any = int(frame_tokens) if frame_tokens.isdigit() else frame_tokens
+    shown: Any = presentation
+    return Renderer(processor, config, getattr(inner, "get_rope_index", None), shown, tokens, template_kwargs, scheme)
 
 
 def parts_of(model: Any) -> tuple[Any, Any]:

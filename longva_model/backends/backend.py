@@ -339,8 +339,12 @@ def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> t
 
 def described(config: Any) -> str:
     """The settings of a config that decide what a model computes: with other ones, weights are another model."""
-    values = {key: value for key, value in config.to_dict().items() if key not in _IDLE}
-    return json.dumps(values, sort_keys=True, default=str)
+    return described_values(config.to_dict())
+
+
+def described_values(values: Mapping[str, Any]) -> str:
+    """As ``described``, of settings that are no config any more."""
+    return json.dumps({key: value for key, value in values.items() if key not in _IDLE}, sort_keys=True, default=str)
 
 
 def _largest(config: Any, name: str) -> Any:

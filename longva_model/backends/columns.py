@@ -6,7 +6,7 @@ Shapes: T tokens of a prompt, F frames of a clip, H and W a frame's height and w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from longva_model.backends.unit_cutting import Kind
 FramesOf = Callable[[int], NDArray[np.uint8]]
 # In place of how a unit is fitted: a vector of the model's own.
 NEWLINE = "newline"
+_FEW_FRAMES = 3
 
 
 @dataclass(frozen=True)
@@ -138,3 +139,14 @@ class Rendered:
 def _check_size(size: tuple[int, int]) -> None:
     if min(size) < 1:
         raise ValueError(f"a picture of {size[0]}x{size[1]} pixels (height x width) cannot be shown")
+
+
+def cut_short(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The same turns with a few frames of each clip: enough to tell how a prompt is written."""
+
+    def cut(content: Content) -> Content:
+        if not isinstance(content, ClipShape) or content.num_frames <= _FEW_FRAMES:
+            return content
+        return replace(content, num_frames=_FEW_FRAMES, indices=content.indices and content.indices[:_FEW_FRAMES])
+
+    return tuple((role, tuple(map(cut, contents))) for role, contents in turns)

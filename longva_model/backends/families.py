@@ -15,11 +15,9 @@ from typing import Any
 
 import torch
 
+from longva_model.backends.columns import NEWLINE
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.engine.chunks import Chunk
-
-# The key of a vector that the model itself puts behind a video.
-NEWLINE = "newline"
 
 
 class Family:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from longva_model.backends.columns import ClipShape, Column, Content, FramesOf, ImageShape
+from longva_model.backends.columns import ClipShape, Column, Content, FramesOf, ImageShape, cut_short
 from longva_model.backends.columns import Turn as RenderedTurn
 from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_cutting import Fitted
@@ -32,8 +32,6 @@ _HEADS = 64
 # What a column's settings tell of it alone; the others hold for all.
 _OF_A_COLUMN = ("fitted", "frames_a_unit", "tokens_a_unit", "frames_shrunk")
 _STILLS = 64
-# Frames of the clips at which the ends of two columns are compared.
-_SHORT = 3
 
 
 class UnitSeries:
@@ -227,7 +225,6 @@ class _Head:
     atoms_A: NDArray[np.int64]
     places: list[_Places]
     positions_PT: NDArray[np.integer[Any]] | None
-    settings: dict[str, Any]
     reference: tuple[tuple[RenderedTurn, ...], NDArray[np.int64]]
     runs_on: bool
 
@@ -376,7 +373,7 @@ class Lowering:
 
     def _ends(self, turns: tuple[RenderedTurn, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids up to the last visual token and behind it, of the same turns with clips cut short."""
-        column = self.renderer.column(tuple((role, tuple(map(_cut, contents))) for role, contents in turns))
+        column = self.renderer.column(cut_short(turns))
         end = column.units[-1].stop if column.units else 0
         return column.ids_T[:end], column.ids_T[end:]
 
@@ -394,7 +391,7 @@ class Lowering:
             # Half the memory, for hundreds of thousands of tokens a column.
             positions_PT = positions_PT[:, : end + 1 if runs_on else None].astype(np.int32)
         self._tell(turns, column)
-        return _Head(atoms_A, places, positions_PT, column.settings, (turns, column.ids_T[end:]), runs_on)
+        return _Head(atoms_A, places, positions_PT, (turns, column.ids_T[end:]), runs_on)
 
 
 def _clips(turns: tuple[RenderedTurn, ...]) -> list[ClipShape]:
@@ -423,12 +420,6 @@ def _stem(turns: tuple[RenderedTurn, ...]) -> Any:
     flat = [(number, role, content) for number, (role, contents) in enumerate(turns) for content in contents]
     last = max((place for place, (_, _, content) in enumerate(flat) if not isinstance(content, str)), default=-1)
     return tuple(flat[: last + 1]), tuple(role for role, _ in turns)
-
-
-def _cut(content: Content) -> Content:
-    if isinstance(content, ClipShape) and content.num_frames > _SHORT:
-        return replace(content, num_frames=_SHORT, indices=content.indices and content.indices[:_SHORT])
-    return content
 
 
 def _skeleton(column: Column, end: int) -> tuple[NDArray[np.int64], list[_Places]]:

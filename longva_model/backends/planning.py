@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
-from longva_model.backends.any_model import parts_of, processor_of
+from longva_model.backends.any_model import parts_of, processor_of, renderer_of
 from longva_model.backends.backend import building, decoder_shape
 from longva_model.backends.families import family_of
 from longva_model.backends.lowering import Lowering
 from longva_model.backends.refusals import refuse_by_config
-from longva_model.backends.rendering import Renderer
 from longva_model.backends.unit_cutting import Fitted
 from longva_model.checkpoints.checkpoint import resolve_folder
 from longva_model.engine.atoms import AtomTable, Lowered, PrefixTree
@@ -184,13 +183,8 @@ class Planner:
         Raises:
             ValueError: a model whose prompts depend on what frames show, or what the renderer refuses.
         """
-        renderer = Renderer(
-            self.processor,
-            self.config,
-            getattr(self._inner, "get_rope_index", None),
-            self._presentation,  # type: ignore[arg-type]
-            int(frame_tokens) if frame_tokens.isdigit() else frame_tokens,  # type: ignore[arg-type]
-            self._thinking,
+        renderer = renderer_of(
+            self.processor, self.config, self._inner, self._presentation, frame_tokens, self._thinking
         )
         if renderer.needs_frames:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_BY_ITS_OWN_CODE = "Measure it by its own code: a function given to vniah.evaluate"
+BY_ITS_OWN_CODE = "Measure it by its own code: a function given to vniah.evaluate"
 _CROSS_ATTENTION = "frames reach its decoder by cross-attention and stand at no place of the prompt"
 _BY_QUESTION = "its visual tokens depend on the question, so that frames cannot be shared by questions"
 _WHOLE_PROMPT = "a prompt sees itself both ways, so that no prefix stands for itself"
@@ -51,4 +51,4 @@ def refuse_by_config(name: str, config: Any) -> None:
         ValueError: naming the model, its kind and the reason.
     """
     if reason := refusal(config):
-        raise ValueError(f"{name} ({config.model_type}) is refused: {reason}. {_BY_ITS_OWN_CODE}")
+        raise ValueError(f"{name} ({config.model_type}) is refused: {reason}. {BY_ITS_OWN_CODE}")

@@ -8,9 +8,7 @@ Shapes: T tokens of a prompt, F frames of a clip, N units, P placeholders, H and
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 import re
 from collections import OrderedDict
@@ -25,13 +23,13 @@ from numpy.typing import NDArray
 from longva_model.backends.columns import (
     ClipShape,
     Column,
-    Content,
     FramesOf,
     ImageShape,
     Rendered,
     Turn,
     UnitPlace,
     Visual,
+    cut_short,
 )
 from longva_model.backends.placing import Placing
 from longva_model.backends.positions import PositionedPrompt, PositionedUnit, Scheme
@@ -41,8 +39,6 @@ from longva_model.backends.unit_pixels import UnitPixels
 
 Presentation = Literal["video", "images", "auto"]
 _COLUMNS = 16
-# Frames of the clip at which a thin rendering is compared with the whole one.
-_COMPARED_FRAMES = 3
 _PLACEHOLDER_NAMES = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 # How families write the begin and the end of a thought.
 _THOUGHTS = (
@@ -149,13 +145,6 @@ class Renderer:
         return self.presentation == "video" and bool(
             getattr(self.processor.video_processor, "use_token_compression", None)
         )
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the settings that decide what a frame's pixels become."""
-        parts = (getattr(self.processor, name, None) for name in ("image_processor", "video_processor"))
-        told = [json.dumps(part.to_dict(), sort_keys=True, default=str) for part in parts if part is not None]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
 
     def column(self, turns: Sequence[Turn], frames_of: FramesOf | None = None) -> Column:
         """The prompt of ``turns`` with the answer still to come.
@@ -272,7 +261,7 @@ class Renderer:
 
     def _thinness(self, turns: tuple[Turn, ...]) -> Thinness:
         """How little of a prompt has to be written out: told by the same turns with clips cut short."""
-        cut = tuple((role, tuple(map(_cut_short, contents))) for role, contents in turns)
+        cut = cut_short(turns)
         if cut == turns:
             return "whole"
         if cut not in self._thin:
@@ -518,13 +507,6 @@ def _check_texts(turns: tuple[Turn, ...], text: str) -> None:
 def _types(rendered: Rendered) -> NDArray[np.uint8] | None:
     types = rendered.data.get("mm_token_type_ids", rendered.data.get("token_type_ids"))
     return None if types is None else np.asarray(types)[0].astype(np.uint8)
-
-
-def _cut_short(content: Content) -> Content:
-    """A clip's first frames; anything else as it is."""
-    if not isinstance(content, ClipShape) or content.num_frames <= _COMPARED_FRAMES:
-        return content
-    return replace(content, num_frames=_COMPARED_FRAMES, indices=content.indices and content.indices[:_COMPARED_FRAMES])
 
 
 def _metadata(shape: ClipShape) -> Any:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from longva_model.backends.refusals import BY_ITS_OWN_CODE
 from longva_model.engine.engine import EngineOptions, TreeEngine
+from longva_model.engine.self_check import off_by_one_rounding
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
 from vniah.contract.requests import Clip, Frames, Request, Segment, Target, Text, Turn
@@ -37,7 +39,6 @@ _ANSWER = "A red kite over the old harbour."
 _FRAMES = (4, 5)
 _OTHER = 2  # which frame is another one in the second clip
 _SIZE = (120, 160)
-_BY_ITS_OWN_CODE = "Measure it by its own code: a function given to vniah.evaluate"
 
 
 def check_visual(backend: Any, kind: type[TreeEngine] = TreeEngine) -> float:
@@ -133,8 +134,7 @@ def _rounded(backend: Any) -> Iterator[None]:
     def before(_module: Any, args: Any, given: dict[str, Any]) -> Any:
         embeds = given.get("inputs_embeds")
         if embeds is not None:
-            signs = torch.randint(0, 2, embeds.shape, generator=torch.Generator().manual_seed(0)).to(embeds) * 2 - 1
-            given = {**given, "inputs_embeds": embeds * (1 + signs * torch.finfo(embeds.dtype).eps)}
+            given = {**given, "inputs_embeds": off_by_one_rounding(embeds)}
         return args, given
 
     handle = backend.decoder.register_forward_pre_hook(before, with_kwargs=True)
@@ -160,4 +160,4 @@ def _check_sight(backend: Any, own: Sequence[np.ndarray], allowed: float) -> Non
 
 def _refused(backend: Any, reason: str) -> ValueError:
     kind = backend.model.config.model_type
-    return ValueError(f"{backend.name} ({kind}) is refused, its scores would be wrong: {reason}. {_BY_ITS_OWN_CODE}")
+    return ValueError(f"{backend.name} ({kind}) is refused, its scores would be wrong: {reason}. {BY_ITS_OWN_CODE}")

@@ -57,8 +57,7 @@ class AtomTable:
     def __init__(self) -> None:
         self.series: list[Series] = []
         self._numbers: dict[Series, int] = {}
-        self._sizes = np.ones(0, np.int64)
-        self._placeholders = np.zeros(0, np.int64)
+        self._columns: dict[str, _IntsA] = {}
 
     def codes(self, series: Series, start: int, stop: int) -> _IntsA:
         """Of the units ``start`` to ``stop``."""
@@ -70,22 +69,24 @@ class AtomTable:
         if number is None:
             number = self._numbers[series] = len(self.series)
             self.series.append(series)
-            self._sizes = np.array([one.tokens for one in self.series])
-            self._placeholders = np.array([one.placeholder for one in self.series])
         return -1 - ((number << _INDEX_BITS) + units_A)
 
     def sizes(self, codes_A: _CodesA) -> _CodesA:
         """Tokens of each atom."""
-        return self._looked_up(codes_A, self._sizes, np.ones_like(codes_A))
+        return self._looked_up(codes_A, "tokens", np.ones_like(codes_A))
 
     def ids(self, codes_A: _CodesA) -> _CodesA:
         """The id of each atom's tokens: a unit's is its placeholder."""
-        return self._looked_up(codes_A, self._placeholders, codes_A)
+        return self._looked_up(codes_A, "placeholder", codes_A)
 
-    def _looked_up(self, codes_A: _CodesA, table: _IntsA, of_text_A: _CodesA) -> _CodesA:
+    def _looked_up(self, codes_A: _CodesA, attribute: str, of_text_A: _CodesA) -> _CodesA:
         found_A = of_text_A.copy()
         visual_A = codes_A < 0
-        found_A[visual_A] = table[(-1 - codes_A[visual_A]) >> _INDEX_BITS]
+        # Made anew when it is asked for, and not with each series: a prompt may bring thousands.
+        if len(self._columns.get(attribute, ())) != len(self.series):
+            self._columns[attribute] = np.array([getattr(one, attribute) for one in self.series], np.int64)
+        if visual_A.any():
+            found_A[visual_A] = self._columns[attribute][(-1 - codes_A[visual_A]) >> _INDEX_BITS]
         return found_A
 
     def runs(self, codes_A: _CodesA) -> Iterator[tuple[Series, int, int]]:

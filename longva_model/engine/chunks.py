@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,13 +57,12 @@ class Chunk:
         if self.features_kVD is not None:
             of_visual_T = self.visual_T.cumsum(0) - 1
             features = self.features_kVD[:, of_visual_T[rows_n[self.visual_T[rows_n]]]]
-        return Chunk(
+        return replace(
+            self,
             ids_T=self.ids_T[rows_n],
             positions=self.positions[..., rows_n],
-            start=self.start,
             visual_T=self.visual_T[rows_n],
             features_kVD=features,
-            types_S=self.types_S,
         )
 
 

@@ -24,7 +24,7 @@ from longva_model.backends.backend import Backend, building
 from longva_model.engine.atoms import Lowered
 from longva_model.engine.engine import EngineOptions, TreeEngine
 from longva_model.engine.logits import is_finite, not_finite
-from longva_model.engine.state import CroppableLayer, new_state
+from longva_model.engine.state import BY_ITS_OWN_CODE, CroppableLayer, new_state
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
 from vniah.notices import notice
@@ -45,9 +45,6 @@ _SHORT_WINDOW = 256
 _PROBED_WINDOW = 20
 # Settings of a config that limit the reach of the layers of a kind, in tokens.
 _WINDOWS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
-_BY_ITS_OWN_CODE = (
-    "Measure it by its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
-)
 
 
 def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
@@ -84,7 +81,7 @@ def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
         backend.decoder.set_attn_implementation(own)
         raise ValueError(
             f"{backend.name} ({backend.decoder.config.model_type}) is refused, its scores would be wrong: "
-            f"{'; '.join(reasons)}. {_BY_ITS_OWN_CODE}"
+            f"{'; '.join(reasons)}. {BY_ITS_OWN_CODE}"
         )
     if name == "longva_blockwise" or attn != "auto" or plain:
         return
@@ -152,7 +149,7 @@ def refuse_recurrent(name: str, config: Any, stateful: bool) -> None:
             return
         reason = (
             f"{config.model_type} has a recurrent state, which cannot be taken back to a shared prefix. "
-            f"{_BY_ITS_OWN_CODE}"
+            f"{BY_ITS_OWN_CODE}"
         )
     except ValueError as error:
         reason = str(error)
@@ -285,6 +282,12 @@ def _difference(engine: TreeEngine, ids: Sequence[int], wanted_TV: torch.Tensor,
     return ""
 
 
+def off_by_one_rounding(embeds: torch.Tensor) -> torch.Tensor:
+    """Each value one rounding of its type up or down, the same ones every time."""
+    signs = torch.randint(0, 2, embeds.shape, generator=torch.Generator().manual_seed(0)).to(embeds) * 2 - 1
+    return embeds * (1 + signs * torch.finfo(embeds.dtype).eps)
+
+
 @contextlib.contextmanager
 def _rounded_embeddings(backend: Any) -> Iterator[None]:
     """The decoder's embeddings are off by one rounding, up or down.
@@ -293,8 +296,7 @@ def _rounded_embeddings(backend: Any) -> Iterator[None]:
     """
 
     def after(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
-        signs = torch.randint(0, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out) * 2 - 1
-        return out * (1 + signs * torch.finfo(out.dtype).eps)
+        return off_by_one_rounding(out)
 
     handle = backend.decoder.get_input_embeddings().register_forward_hook(after)
     try:

@@ -22,6 +22,10 @@ from weakref import WeakSet
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
+# What is left to do with a model that is refused.
+BY_ITS_OWN_CODE = (
+    "Measure it by its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
+)
 # The types of layers whose keys and values are rows, however much of them a mask lets through.
 _ROWS = ("full_attention", "sliding_attention", "chunked_attention")
 _RECURRENT = ("linear_attention", "conv")
@@ -264,10 +268,7 @@ def new_state(config: Any, max_length: int | None = None) -> CroppableCache:
     strange = sorted(set(kinds) - {*_ROWS, *_RECURRENT, *_BOTH, *_NOTHING})
     why = f"it has layers of {', '.join(strange)}" if strange else "no layer of it has attention"
     if strange or not set(kinds) & {*_ROWS, *_BOTH}:
-        raise ValueError(
-            f"{config.model_type} cannot be taken back to a shared prefix: {why}. Measure it by its own code: "
-            "vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
-        )
+        raise ValueError(f"{config.model_type} cannot be taken back to a shared prefix: {why}. {BY_ITS_OWN_CODE}")
     return CroppableCache([_layer(kind, states, max_length) for kind in kinds])
 
 

@@ -160,16 +160,23 @@ def test_generation_is_that_of_generate(lms: tuple[Any, Any], video: Path) -> No
     assert generate_chat(chat, docs) == wanted
 
 
-def test_several_questions_share_a_film(lms: tuple[Any, Any], video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    simple, _ = lms
-    computed: list[int] = []
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each chunk that an engine computes, from here on."""
+    found: list[int] = []
     hidden = TreeEngine.hidden
 
     def counted(self: TreeEngine, chunk: Any, keep: int) -> torch.Tensor:
-        computed.append(len(chunk))
+        found.append(len(chunk))
         return hidden(self, chunk, keep)
 
     monkeypatch.setattr(TreeEngine, "hidden", counted)
+    return found
+
+
+def test_several_questions_share_a_film(lms: tuple[Any, Any], video: Path, computed: list[int]) -> None:
+    simple, _ = lms
+    computed.clear()
     questions = ["What is it?", "Who is there?", "What is the animal?"]
     docs = [{"text": question, "visuals": [str(video)]} for question in questions]
     said = generate(simple, docs, {"max_new_tokens": 1})
@@ -214,19 +221,9 @@ def test_rounds_are_told_the_answers_before(lms: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", [*SMALL, "qwen3_5"])
-def test_follow_ups_are_as_asked_in_one_go(
-    family: str, folder_of: Any, video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_follow_ups_are_as_asked_in_one_go(family: str, folder_of: Any, video: Path, computed: list[int]) -> None:
     """Qwen3.5 has recurrent layers, and its template opens a thought that it leaves out of earlier turns."""
     runner = runner_of(folder_of(family))
-    computed: list[int] = []
-    hidden = TreeEngine.hidden
-
-    def counted(self: TreeEngine, chunk: Any, keep: int) -> torch.Tensor:
-        computed.append(len(chunk))
-        return hidden(self, chunk, keep)
-
-    monkeypatch.setattr(TreeEngine, "hidden", counted)
     talk = Conversation(runner.engine(ring=False), [str(video), picture()], max_frames=4)
     turns: list[Any] = []
     prompts = []
