@@ -307,15 +307,22 @@ KERNELS = (
 )
 
 
-@functools.cache
 def works(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> bool:
-    """Compare a kernel with the plain definition on full and causal blocks of grouped heads. Cached.
+    """Whether a kernel gives the plain definition on full and causal blocks of grouped heads."""
+    return not why_not(name, device, dtype, head_size, backward)
+
+
+@functools.cache
+def why_not(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> str:
+    """ "" for a kernel that gives the plain definition, else why it is not used. Cached.
 
     One that is turned away is said, since the next one may be several times slower.
     """
     kernel = next(kernel for kernel in KERNELS if kernel.name == name)
-    if name == "plain" or (backward and kernel.backward is None):
-        return name == "plain"
+    if name == "plain":
+        return ""
+    if backward and kernel.backward is None:
+        return "it has no backward"
     try:
         why = _self_check(kernel, device, dtype, head_size, backward)
     except torch.OutOfMemoryError:
@@ -325,7 +332,7 @@ def works(name: str, device: torch.device, dtype: torch.dtype, head_size: int, b
     if why:
         part = " backward" if backward else ""
         notice(f"attention kernel {name}{part} is not used on {device} in {str(dtype).removeprefix('torch.')}: {why}")
-    return not why
+    return why
 
 
 def _tolerances(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float]:

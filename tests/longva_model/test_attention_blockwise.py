@@ -209,7 +209,7 @@ CPU = torch.device("cpu")
 def use_only(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
     """Put ``kernel`` before the plain one and forget earlier verdicts."""
     monkeypatch.setattr(kernels, "KERNELS", (kernel, KERNELS[-1]))
-    monkeypatch.setattr(kernels, "works", kernels.works.__wrapped__)
+    monkeypatch.setattr(kernels, "why_not", kernels.why_not.__wrapped__)
 
 
 def named(name: str) -> Kernel:
