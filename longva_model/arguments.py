@@ -55,6 +55,8 @@ class ModelArgs:
     # longest cell fits a device and ring when it does not.
     parallel: str = "auto"
     attn: str = "auto"  # or a name of transformers' registry of attention
+    device_map: str | None = None  # auto spreads a model over all devices, the host and the disk, as transformers does
+    max_memory: str | None = None  # of weights on a device under device_map, such as 40GB
     journal: str = "auto"  # file of scored leaves; auto keeps one per run in the cache, none keeps none
     preprocess: str = "auto"  # how frames are fitted; auto is pad for V-NIAH and crop for ordinary videos
     scoring: str = "tree"  # shares prefixes; plain is one forward a request (the reference)
@@ -71,7 +73,6 @@ class ModelArgs:
     )
     positions: str = "model"  # whose position scheme: the model's own, a built-in one, or module:function
     thinking: str = "auto"  # on and off tell the chat template so (enable_thinking)
-    device_map: str | None = None  # auto spreads a model over all devices, as transformers does
     generic: bool = False  # set by hf_tree: read by the generic backend where there is another one
     batch_size: int = 1  # accepted for lmms-eval; the tree shares prefixes instead of batching
 

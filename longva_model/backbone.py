@@ -303,9 +303,9 @@ class LongVAModel(LongVAPreTrainedModel):
         rows = (torch.arange(len(pixels_NCHW)) if rows is None else rows).to(pixels_NCHW.device)
         out = []
         for part in rows.split(self.vision_batch_size):
-            pixels = pixels_NCHW[part].to(tower.device, tower.dtype)
+            pixels = like(pixels_NCHW[part], tower)
             features = tower_features(self.vision_tower, pixels, self.config)
-            out.append(finish(self.multi_modal_projector(features.to(parameter))))
+            out.append(finish(self.multi_modal_projector(like(features, parameter))))
         return torch.cat(out)
 
 
@@ -379,6 +379,11 @@ def merge_tiles(
         return with_newline
     assert NEWLINE == -1  # so that it picks the last row
     return with_newline[torch.from_numpy(anyres_order(grid, layout.patches_per_side)).to(flat_TD.device)]
+
+
+def like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in a weight's type and on its device; of one that waits elsewhere, accelerate knows the device."""
+    return tensor.to(weight.dtype) if weight.is_meta else tensor.to(weight)
 
 
 def put(model: nn.Module, name: str, value: torch.Tensor) -> None:

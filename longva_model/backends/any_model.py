@@ -98,12 +98,6 @@ class AnyModelBackend(HubModel):
         self._begin = begun[: len(begun) - len(plain)] if begun[-len(plain) :] == plain else []
         self._scheme_proof = self._proof_of_scheme()
 
-    @property
-    def device(self) -> torch.device:
-        """Where a chunk begins: of a model that is spread over devices, that of its embeddings."""
-        device: torch.device = self.decoder.get_input_embeddings().weight.device
-        return device
-
     def _proof_of_scheme(self) -> str:
         """A fingerprint of the chosen scheme: of its code, and of what it gives for a short clip, in which whatever
         else it reads shows; "" for the model's own.

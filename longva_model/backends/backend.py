@@ -26,6 +26,7 @@ from PIL import Image as PILImage
 from torch import nn
 
 from longva_model.arguments import ModelArgs
+from longva_model.backends.spreading import place_of, settle_spread, spreading
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.engine.chunks import Chunk
@@ -97,7 +98,8 @@ class Backend:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where a chunk begins: of a model that is spread over devices, where its embeddings are looked up."""
+        return place_of(self.decoder.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -433,6 +435,7 @@ def load_transformers(
                 f"layer ({', '.join(parameters)}); leave it out"
             )
         text.rope_parameters = {**parameters, "rope_theta": args.rope_theta}
+    spread = spreading(args, device)
     try:
         model, info = auto.from_pretrained(
             folder,
@@ -441,7 +444,7 @@ def load_transformers(
             output_loading_info=True,
             trust_remote_code=False,
             dtype=dtype,
-            device_map=args.device_map or device_map(device),
+            **spread,
         )
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
@@ -454,14 +457,7 @@ def load_transformers(
             f"the weights in {folder} {' and '.join(told)}; check that config.json belongs to these weights"
         )
     _say_left_out(model, folder)
-    spread = getattr(model, "hf_device_map", None) or {}
-    behind = ("disk",) if set(spread.values()) <= {"cpu", "disk"} else ("cpu", "disk")
-    aside = [name for name, where in spread.items() if where in behind]
-    if aside:
-        raise ValueError(
-            f"device_map={args.device_map}: {folder} does not fit the devices together, {len(aside)} of its parts "
-            f"would stay behind (such as {aside[0]}); use more or larger devices, or a shorter dtype"
-        )
+    settle_spread(model, spread, args.pretrained)
     return model
 
 
@@ -482,11 +478,6 @@ def _say_left_out(model: Any, folder: str) -> None:
             f"{len(names)} tensors in {folder} are left out, as {type(model).__name__} does, such as "
             f"{', '.join(sorted(names)[:3])}"
         )
-
-
-def device_map(device: torch.device) -> str | None:
-    """Where ``from_pretrained`` puts the weights; the CPU needs no telling."""
-    return None if device.type == "cpu" else str(device)
 
 
 class ExactRotary(nn.Module):

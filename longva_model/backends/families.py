@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from longva_model.backends.columns import NEWLINE
+from longva_model.backends.spreading import place_of
 from longva_model.backends.unit_pixels import UnitPixels
 from longva_model.engine.chunks import Chunk
 
@@ -107,11 +108,11 @@ class Family:
         if tensor.ndim == whole + 1 and "image_sizes" not in tensors:
             tensor = tensor.flatten(0, 1)
         if name.startswith("pixel_values"):
-            tensor = tensor.to(self.inner.device, self.inner.dtype)
+            tensor = tensor.to(place_of(self.inner), self.inner.dtype)
             if any(other.endswith("grid_thw") for other in tensors):
                 return tensor.flatten(0, 1)  # patches of all units in a row
         else:
-            tensor = tensor.to(self.inner.device)
+            tensor = tensor.to(place_of(self.inner))
         return tensor[None] if name in self.one_batch else tensor
 
     def _units(self, features_TD: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image as PILImage
 
 from longva_model.arguments import ModelArgs
-from longva_model.backends.backend import Backend, HubModel, building, described, device_map, load_transformers
+from longva_model.backends.backend import Backend, HubModel, building, described, load_transformers
 from longva_model.backends.llava_next_video import LlavaNextVideoBackend
+from longva_model.backends.spreading import settle_spread, spreading
 from longva_model.checkpoints.checkpoint import read_tensor_index, resolve_folder
 from longva_model.engine.logits import OwnHead
 from longva_model.engine.self_check import refuse_recurrent, settle_attention
@@ -19,7 +20,7 @@ from vniah.files import read_json
 from vniah.notices import did_you_mean
 
 # Arguments that say nothing to other backends.
-_GENERIC = ("presentation", "frame_tokens", "positions", "thinking", "device_map")
+_GENERIC = ("presentation", "frame_tokens", "positions", "thinking")
 LONGVA_TYPES = ("longva", "llava_qwen", "llava_llama", "llava_mistral")
 
 
@@ -79,6 +80,8 @@ def load_backend(args: ModelArgs) -> Backend:
             f"device_map={args.device_map!r} spreads one model over all devices and is for one process; start it "
             "without torchrun, or leave device_map out, so that each process has a model of its own"
         )
+    if args.max_memory is not None and args.device_map is None:
+        raise ValueError(f"max_memory={args.max_memory!r} says how device_map=auto places weights; give both")
     if not answers_generically(folder, args):
         args.refuse(_GENERIC, "it is for models that the generic backend (hf_tree) answers")
     backend = _backend_of(str(kind), args.generic)(folder, args, device, getattr(torch, dtype))
@@ -117,10 +120,12 @@ class LongVABackend(HubModel):
 
         names = ("rope_theta", "mm_spatial_pool_mode", "mm_spatial_pool_stride")
         changed = {name: value for name in names if (value := getattr(args, name)) is not None}
+        told = spreading(args, device)
         with building(folder):
             model = LongVAForConditionalGeneration.from_pretrained(
-                folder, trust_remote_code=False, dtype=dtype, device_map=device_map(device), **changed
+                folder, trust_remote_code=False, dtype=dtype, **told, **changed
             )
+            settle_spread(model, told, args.pretrained)
             self.processor = LongVAProcessor.from_pretrained(folder, trust_remote_code=False)
         self.layout = model.config.layout
         self._finish(folder, args, model, model.language_model, model.lm_head, self.processor.tokenizer)

@@ -11,6 +11,7 @@ Shapes: T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -32,12 +33,15 @@ class WideLinear(nn.Module):
 
     def forward(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """(..., T, D) to (..., T, V); fp32 (fp64 for fp64 weights)."""
-        weight_VD, bias_V = self.linear.weight, self.linear.bias
+        with _at_hand(self.linear):
+            return self._logits(hidden_TD, self.linear.weight, self.linear.bias)
+
+    @staticmethod
+    def _logits(hidden_TD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
         # Of a model that is spread over devices, the decoder may end on another one.
         hidden_TD = hidden_TD.to(weight_VD.device)
         if weight_VD.dtype not in (torch.bfloat16, torch.float16):
-            logits_TV: torch.Tensor = self.linear(hidden_TD)
-            return logits_TV
+            return nn.functional.linear(hidden_TD, weight_VD, bias_V)
         wide_TD = hidden_TD.float()
         logits_TV = wide_TD.new_empty(*hidden_TD.shape[:-1], weight_VD.shape[0])
         rows = max(1, _WIDE_NUMBERS // weight_VD.shape[1])
@@ -46,6 +50,16 @@ class WideLinear(nn.Module):
             bias = None if bias_V is None else bias_V[part].float()
             logits_TV[..., part] = nn.functional.linear(wide_TD, weight_VD[part].float(), bias)
         return logits_TV
+
+
+def _at_hand(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Inside, the weights of a module are where it computes, wherever accelerate keeps them between forwards."""
+    if not hasattr(module, "_hf_hook"):
+        return contextlib.nullcontext()
+    from accelerate.utils import align_module_device
+
+    held: contextlib.AbstractContextManager[None] = align_module_device(module)
+    return held
 
 
 def widened(head: nn.Module) -> nn.Module:

@@ -80,14 +80,20 @@ class NeedleModel:
         scale = width / shape.kv_bytes
         weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         cache = longest * shape.kv_bytes_per_token * scale
-        room, world = processes.total_bytes(device), processes.launched_processes()
+        world = processes.launched_processes()
         shared = world if self.args.parallel in ("auto", "ring") else 1
-        if weights + cache / shared > room:
+        devices = processes.visible_devices(device) if self.args.device_map else [device]
+        room, where = sum(map(processes.total_bytes, devices)), f"{device}"
+        need = weights + cache / shared
+        if self.args.device_map:
+            # What no device holds of the weights waits on the host or the disk; keys and values cannot.
+            need, where = cache, f"{len(devices)} devices together ({', '.join(map(str, devices))})"
+        if need > room:
             raise ValueError(
-                f"{self.name} does not fit {device}: weights of {weights / 1e9:.1f} GB and a KV cache of "
-                f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are more than its "
-                f"{room / 1e9:.1f} GB; ask for fewer frames, or share the cache over devices: "
-                "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
+                f"{self.name} does not fit {where}: weights of {weights / 1e9:.1f} GB and a KV cache of "
+                f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
+                f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, or share "
+                "the cache over devices: torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
             )
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:

@@ -145,6 +145,13 @@ def total_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def visible_devices(device: torch.device) -> list[torch.device]:
+    """All devices of a kind that this process may use."""
+    if device.type != "cuda":
+        return [device]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
 def launched_processes() -> int:
     """How many processes torchrun started, joined or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
+from longva_model.backends.spreading import check_room
 from longva_model.engine.atoms import AtomTable
-from longva_model.engine.engine import EngineOptions, OnResult, PlainEngine, TreeEngine
+from longva_model.engine.engine import Batch, EngineOptions, OnResult, PlainEngine, TreeEngine
 from longva_model.engine.leaves import LeafResult
 from longva_model.frames.embeddings import FrameEmbeddings, block_range
 from longva_model.prompts.prompting import Prompt
@@ -356,6 +357,7 @@ class Runner:
         """Run the prompts of a window; ``answered`` ``of`` all are there already."""
         engine = self.engine(ring=ring)
         batch = engine.lower(prompts)
+        self._check_room(batch)
         flops = engine.planned_flops(batch, known)
         with Progress(flops, done=answered, of=of, noun=self._noun, show=self.rank == 0) as progress:
 
@@ -364,6 +366,12 @@ class Runner:
                 progress.answered()
 
             engine.run(batch, on_result=told, on_flops=progress.computed, known=known)
+
+    def _check_room(self, batch: Batch) -> None:
+        """Of a model that is spread over devices: refuse what does not fit them (see ``spreading.check_room``)."""
+        answers = (answer_tokens(leaf, lambda text: len(self.backend.token_ids(text))) for leaf in batch.leaves)
+        lengths = (one.tokens + answer for one, answer in zip(batch.lowered, answers, strict=True))
+        check_room(self.backend, max(lengths, default=0))
 
 
 class Progress(tqdm):

@@ -354,6 +354,31 @@ def test_a_model_under_accelerates_hooks_keeps_its_head(folder_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "family",
+    ["qwen2_5_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl", "llava_onevision"))],
+)
+def test_a_model_whose_parts_wait_on_the_disk_answers_as_one_that_is_whole(folder_of: Any, family: str) -> None:
+    from longva_model.engine.engine import EngineOptions, TreeEngine
+    from longva_model.frames.embeddings import FrameEmbeddings
+
+    def answers(**args: Any) -> Any:
+        backend = runner_of(folder_of(family), **args).backend
+        leaves = (Target("A red boat."), Generate(max_new_tokens=3))
+        asked = [
+            backend.question("What?", [shown], leaf, max_frames=4) for shown in (film(3), picture()) for leaf in leaves
+        ]
+        # Nothing of another model's frames is taken from a disk.
+        return backend, TreeEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=64)).run(asked)
+
+    weights = sum(path.stat().st_size for path in folder_of(family).glob("*.safetensors"))
+    backend, found = answers(device_map="auto", max_memory=f"{weights // 2 // 1000}KB")
+    assert "disk" in backend.model.hf_device_map.values()
+    for one, other in zip(found, answers()[1], strict=True):
+        assert (one.text, one.predicted_ids) == (other.text, other.predicted_ids)
+        assert one.answer_logprobs == pytest.approx(other.answer_logprobs, abs=1e-6)
+
+
+@pytest.mark.parametrize(
     ("family", "args", "said"),
     [
         ("gemma3", {"presentation": "video"}, 'shows no video.*presentation="auto"'),
