@@ -21,6 +21,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,24 @@ Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float
 
 # Scores of one slice of queries: 2**25 fp32 numbers are 128 MiB.
 _MAX_SCORES = 2**25
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _own_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run ``function`` outside of autocast, which would round what is widened here to bf16 again."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(value.device.type for value in args if isinstance(value, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 class RefusedError(Exception):
@@ -51,6 +70,7 @@ class Kernel:
     bottom_right: bool = False
 
 
+@_own_precision
 def reference_attention(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -107,6 +127,7 @@ def plain_forward(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, 
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
+@_own_precision
 def plain_backward(
     grad_BHTD: Tensor,
     q_BHTD: Tensor,

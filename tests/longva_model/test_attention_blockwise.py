@@ -146,6 +146,20 @@ def test_strides_do_not_matter() -> None:
         torch.testing.assert_close(out, want, atol=1e-6, rtol=0)
 
 
+def test_autocast_does_not_round_what_is_widened() -> None:
+    """Training runs under autocast: kernels are chosen there as elsewhere, and sums are fp32 in either pass."""
+    q, k, v, grad = draw(8, *[(1, 2, 40, 72)] * 4, dtype=torch.bfloat16)  # a head size that no other test has probed
+    out, lse = reference_attention(q, k, v, causal=True)
+    want = kernels.plain_backward(grad, q, k, v, out, lse, True, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        for backward in (False, True):
+            assert next(usable_kernels(q, backward=backward)).name == "cpu"
+        found = reference_attention(q, k, v, causal=True)
+        grads = kernels.plain_backward(grad, q, k, v, out, lse, True, 0.1)
+    for a, b in zip((*found, *grads), (out, lse, *want), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_no_queries_or_no_keys() -> None:
     q, k, v = draw(5, (1, 4, 3, 8), (1, 2, 5, 8), (1, 2, 5, 8))
     out, lse = block_attention(q[:, :, :0], k, v, causal=True)
