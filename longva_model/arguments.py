@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vniah.contract.cost import KV_FORMS
 from vniah.contract.requests import Generate
 from vniah.notices import did_you_mean, notice
 
@@ -23,6 +24,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "presentation": ("auto", "video", "images"),
     "thinking": ("auto", "on", "off"),
+    "kv": KV_FORMS,
     "device_map": (None, "auto", "balanced", "balanced_low_0", "sequential"),
 }
 # What lmms-eval adds to the arguments of every model.
@@ -54,6 +56,8 @@ class ModelArgs:
     # Under torchrun, branch gives subtrees to ranks and ring shards one sequence over them; auto is branch when the
     # longest cell fits a device and ring when it does not.
     parallel: str = "auto"
+    kv: str = "device"  # where keys and values are kept: device, host (its memory), or fp8 (8 bits: approximate)
+    kv_block: int | None = None  # tokens at a time that attention reads of them; None is all of them on the device
     attn: str = "auto"  # or a name of transformers' registry of attention
     device_map: str | None = None  # auto spreads a model over all devices, the host and the disk, as transformers does
     max_memory: str | None = None  # of weights on a device under device_map, such as 40GB
@@ -81,7 +85,8 @@ class ModelArgs:
         """Check and convert raw arguments.
 
         Raises:
-            ValueError: an unknown key (names the nearest), a value of the wrong type, out of its range or choices.
+            ValueError: an unknown key (names the nearest), a value of the wrong type, out of its range or choices, or
+                values that exclude each other.
         """
         known = {field.name: field for field in fields(cls) if field.name != "generic"}
         read: dict[str, Any] = {}
@@ -98,6 +103,12 @@ class ModelArgs:
                 raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(filter(None, choices))}")
         if args.frame_tokens not in ("auto", "column") and not (args.frame_tokens.isdigit() and int(args.frame_tokens)):
             raise ValueError(f"frame_tokens={args.frame_tokens!r}: expected auto, column, or a number of tokens")
+        if args.kv != "device" or args.kv_block is not None:
+            given = f"kv={args.kv}" if args.kv_block is None else f"kv={args.kv},kv_block={args.kv_block}"
+            if args.parallel == "ring":
+                raise ValueError(f"{given} keeps all of a prompt in one process; leave it out, or parallel=ring")
+            if args.scoring == "plain":
+                raise ValueError(f"{given} is of what the tree keeps, and scoring=plain keeps nothing; leave one out")
         return args
 
     def refuse(self, names: Sequence[str], why: str) -> None:

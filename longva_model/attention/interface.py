@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from longva_model.attention.blockwise import block_attention
+from longva_model.attention.past import attention_behind_past, past_of
 from longva_model.attention.ring import (
     Ring,
     Travel,
@@ -120,13 +121,18 @@ def blockwise_attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention of one layer: query (B, H, T, D), key and value (B, K, S, D) -> (B, T, H, D).
 
+    Keys may be those of the new tokens alone and bring a ``Past`` (``past.py``).
+
     Raises:
         ValueError: for a mask, dropout, a soft cap or a sliding window, which it does not do.
     """
     _refuse_extras(attention_mask, dropout, kwargs)
-    causal = _is_causal(module, is_causal)
+    causal, past = _is_causal(module, is_causal), past_of(key)
     if causal:
-        _refuse_window(sliding_window, key.shape[2])
+        _refuse_window(sliding_window, key.shape[2] + (past.length if past is not None else 0))
+    if past is not None:
+        new = (query.to(value.dtype), key.to(value.dtype), value)
+        return attention_behind_past(*new, past, causal=causal, scale=scaling).transpose(1, 2), None
     out_BHTD, _ = block_attention(query.to(value.dtype), key.to(value.dtype), value, causal=causal, scale=scaling)
     return out_BHTD.transpose(1, 2), None
 

@@ -30,6 +30,7 @@ from longva_model.backends.spreading import place_of, settle_spread, spreading
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.engine.chunks import Chunk
+from longva_model.engine.kv_blocks import refuse_too_long
 from longva_model.engine.logits import widened
 from longva_model.engine.state import CroppableCache, new_state
 from longva_model.pictures.layout import VisualLayout
@@ -82,7 +83,16 @@ class Backend:
     positions_until: int | None = None
     # Whether embeddings, positions and a cache are all that its decoder is given, and each token sees those before it.
     plain_decoder: bool = True
+    # Where and how keys and values are kept, and in blocks of how many rows (``engine/kv_blocks.py``).
+    kv: str = "device"
+    kv_block: int | None = None
+    kv_difference: float | None = None  # of logits in 8 bits from the model's own, as a share of their spread
     _frames_fingerprint: str = ""
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether attention reads keys and values block by block."""
+        return self.kv != "device" or self.kv_block is not None
 
     @property
     def frames_fingerprint(self) -> str:
@@ -245,9 +255,20 @@ class Backend:
             tokens = self.image_tokens(source.size)
             yield table.codes(Series(name=segment.source, fitted="image", tokens=tokens, source=source), 0, 1)
 
-    def new_state(self, room: int) -> CroppableCache:
-        """An empty state for prompts of up to ``room`` tokens with their answers; it grows past that when it must."""
-        return new_state(self.decoder.config, room)
+    def new_state(self, room: int, *, kv: str | None = None, kv_block: int | None = None) -> CroppableCache:
+        """An empty state for prompts of up to ``room`` tokens with their answers; it grows past that when it must.
+
+        Args:
+            kv, kv_block: instead of the backend's own (see ``engine.state.new_state``).
+
+        Raises:
+            ValueError: keys and values that cannot be kept so, or do not fit the host's memory.
+        """
+        if kv is None:
+            kv, kv_block = self.kv, self.kv_block
+        if kv == "host":
+            refuse_too_long(self.shape, room, kv_block, self.device)
+        return new_state(self.decoder.config, room, kv=kv, kv_block=kv_block)
 
     def embed(self, chunk: Chunk) -> torch.Tensor:
         """The embeddings of a chunk's tokens, visual ones in place, (T, D)."""

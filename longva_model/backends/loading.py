@@ -14,7 +14,7 @@ from longva_model.backends.llava_next_video import LlavaNextVideoBackend
 from longva_model.backends.spreading import settle_spread, spreading
 from longva_model.checkpoints.checkpoint import read_tensor_index, resolve_folder
 from longva_model.engine.logits import OwnHead
-from longva_model.engine.self_check import refuse_recurrent, settle_attention
+from longva_model.engine.self_check import refuse_recurrent, settle_attention, settle_kv
 from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean
@@ -87,6 +87,7 @@ def load_backend(args: ModelArgs) -> Backend:
     backend = _backend_of(str(kind), args.generic)(folder, args, device, getattr(torch, dtype))
     settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
     backend.check()
+    settle_kv(backend, args.kv, args.kv_block)
     return backend
 
 

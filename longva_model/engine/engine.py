@@ -303,6 +303,8 @@ class TreeEngine:
         """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
         if prompt.positions_PT is not None or not self.backend.plain_decoder:
             raise ValueError(f"num_beams={leaf.num_beams} is not to be had of {self.backend.name}; use num_beams=1")
+        if self.backend.kv != "device":
+            raise ValueError(f"num_beams={leaf.num_beams} keeps keys and values on the device; use kv=device")
         embeds_TD = torch.cat([self.backend.embed(chunk) for chunk in self.chunks(prompt)])
         return beam_search(leaf, self.backend, embeds_TD, self._prompt_ids(prompt))
 

@@ -98,6 +98,8 @@ class RingEngine(TreeEngine):
         self.rank, self.world_size = processes.rank_and_world()
 
     def new_state(self, room: int) -> Any:
+        if self.backend.in_blocks:
+            raise ValueError(f"kv={self.backend.kv} in blocks is for one process; leave it out, or parallel=ring")
         return RingCache(self.backend.shape.layers, room, self.rank, self.world_size)
 
     def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:

@@ -39,6 +39,8 @@ _TEXT = (
     'had turned, and nobody could say who had let it go. "Was it yours?" asked the girl. '
 )
 _TOKENS, _BRANCH = 64, 16
+# Of keys and values in blocks, so that such a prompt has several.
+_CHECKED_BLOCK = 12
 # Windows up to here are made to matter by a longer prompt.
 _SHORT_WINDOW = 256
 # In place of a window that no layer is said to have, so that it would matter if it were used.
@@ -90,6 +92,44 @@ def settle_attention(backend: Any, *, attn: str, plain: bool) -> None:
         f"{backend.name} is run with attention {own}, its own, and not in blocks without a mask: {why}. Long prompts "
         "take more memory, and parallel=ring cannot run it"
     )
+
+
+def settle_kv(backend: Any, kv: str, kv_block: int | None) -> None:
+    """Have a backend keep keys and values as asked, once a short prompt has shown that its decoder reads them so.
+
+    Args:
+        backend: one whose attention is settled.
+        kv, kv_block: see ``new_state``.
+
+    Raises:
+        ValueError: its layers or its attention cannot, or its logits would be wrong.
+    """
+    if kv == "device" and kv_block is None:
+        return
+    attention = backend.decoder.config._attn_implementation
+    if attention != "longva_blockwise":
+        raise ValueError(
+            f"kv={kv} keeps keys and values in blocks, and {backend.name} is run with attention {attention}, which "
+            "reads none; use kv=device"
+        )
+    new_state(backend.decoder.config, kv=kv, kv_block=kv_block)
+    ids = check_ids(backend, _TOKENS)
+    engine = TreeEngine(backend, FrameEmbeddings(backend), EngineOptions())
+    backend.kv, backend.kv_block = kv, _CHECKED_BLOCK
+    with torch.inference_mode():
+        wanted_TV = own_logits(backend, ids)
+        if kv == "fp8":
+            difference = relative_difference(backend.logits(walked(engine, ids, chunk=20)), wanted_TV)
+            told = f"its logits differ from those of its own forward by {difference:.1%} of their spread"
+            reason = "" if difference <= _MOST else told
+        else:
+            reason = _difference(engine, ids, wanted_TV, chunk=20)
+    if reason:
+        raise ValueError(f"kv={kv} cannot be used for {backend.name} ({backend.decoder.config.model_type}): {reason}")
+    backend.kv, backend.kv_block = kv, kv_block
+    if kv == "fp8":
+        backend.kv_difference = difference
+        notice(f"kv=fp8 is an approximation: {backend.name} keeps keys and values in 8 bits; on a short prompt {told}")
 
 
 def check_ring(engine: TreeEngine) -> None:

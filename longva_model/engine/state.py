@@ -22,6 +22,9 @@ from weakref import WeakSet
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
+from longva_model.attention.past import with_past
+from longva_model.engine.kv_blocks import BlockRows, KVStore
+
 # What is left to do with a model that is refused.
 BY_ITS_OWN_CODE = (
     "Measure it by its own code: vniah_generate with lmms-eval's model, or a function given to vniah.evaluate"
@@ -113,6 +116,29 @@ class CroppableLayer(CacheLayerMixin):
         self.length = 0
 
 
+class BlockedLayer(CroppableLayer):
+    """One layer's keys and values in blocks (``kv_blocks.py``): attention is handed the new ones with their past."""
+
+    def __init__(self, store: KVStore, max_length: int | None = None) -> None:
+        super().__init__(max_length)
+        self.rows = BlockRows(store, max_length)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (B, K, T, D) keys and values; returns them as they are kept, the keys with the rows before them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = self.rows.write(self.length, key_states, value_states)
+        if self.length:
+            keys = with_past(keys, self.rows.past(self.length))
+        self.length += key_states.shape[-2]
+        return keys, values
+
+    def tensors(self) -> Iterable[torch.Tensor]:
+        return self.rows.tensors()
+
+
 class RecurrentLayer(LinearAttentionLayer):
     """One layer's convolution and recurrent states, which each token overwrites.
 
@@ -191,12 +217,16 @@ class CroppableCache(Cache):
     Args:
         layers: a decoder's, or how many where all have attention alone.
         max_length: rows that will be needed at most; past it, or without it, buffers grow by an eighth at least.
+        store: of layers that keep their rows in blocks.
     """
 
-    def __init__(self, layers: int | Sequence[Any], max_length: int | None = None) -> None:
+    def __init__(
+        self, layers: int | Sequence[Any], max_length: int | None = None, store: KVStore | None = None
+    ) -> None:
         if isinstance(layers, int):
             layers = [CroppableLayer(max_length) for _ in range(layers)]
         super().__init__(layers=list(layers))
+        self._store = store
         self._marks: WeakSet[Mark] = WeakSet()
         # The mark at which the cache stood last; it still does while it has no more tokens.
         self._last: Mark | None = None
@@ -220,7 +250,12 @@ class CroppableCache(Cache):
         """Here, to be rewound to as often as one likes, until a rewind to an earlier mark.
 
         Marks at one place are one mark, and cost a snapshot once.
+
+        Raises:
+            ValueError: the decoder's attention has not read the blocks behind its new tokens.
         """
+        if self._store is not None:
+            self._store.check_read()
         if self._last is None or self._last.length != self.length:
             self._last = Mark(self.length, tuple(layer.snapshot() for layer in self._kept()))
             self._marks.add(self._last)
@@ -229,6 +264,8 @@ class CroppableCache(Cache):
     def rewind(self, mark: Mark) -> None:
         """Forget every token behind a mark; later marks are of no use any more."""
         assert mark in self._marks, f"no mark of this cache, or one that was left: {mark.length} tokens"
+        if self._store is not None:
+            self._store.forget()
         # Some decoders add layers in their first forward; what is not in the mark had seen nothing.
         for layer, snapshot in zip_longest(self._kept(), mark.snapshots):
             layer.rewind(mark.length, snapshot)
@@ -249,15 +286,20 @@ class CroppableCache(Cache):
             self._marks.discard(mark)
 
 
-def new_state(config: Any, max_length: int | None = None) -> CroppableCache:
+def new_state(
+    config: Any, max_length: int | None = None, *, kv: str = "device", kv_block: int | None = None
+) -> CroppableCache:
     """What a decoder keeps of a prompt, as yet of none.
 
     Args:
         config: the decoder's, or a whole model's that has one.
         max_length: tokens that will be needed at most (see ``CroppableCache``).
+        kv: where and how keys and values are kept: "device", "host" or "fp8" (``kv_blocks.py``).
+        kv_block: rows of a block. On the device, None is no blocks.
 
     Raises:
-        ValueError: layers of a type that cannot be rewound, or none that counts tokens.
+        ValueError: layers of a type that cannot be rewound, or none that counts tokens; or, in blocks, any that do not
+            keep rows that all later tokens see.
     """
     from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -269,7 +311,15 @@ def new_state(config: Any, max_length: int | None = None) -> CroppableCache:
     why = f"it has layers of {', '.join(strange)}" if strange else "no layer of it has attention"
     if strange or not set(kinds) & {*_ROWS, *_BOTH}:
         raise ValueError(f"{config.model_type} cannot be taken back to a shared prefix: {why}. {BY_ITS_OWN_CODE}")
-    return CroppableCache([_layer(kind, states, max_length) for kind in kinds])
+    if kv == "device" and kv_block is None:
+        return CroppableCache([_layer(kind, states, max_length) for kind in kinds])
+    store = KVStore(kv, kv_block)
+    if other := sorted(set(kinds) - {"full_attention"}):
+        raise ValueError(
+            f"kv={kv} keeps rows that every later token sees, and {config.model_type} has layers of "
+            f"{', '.join(other)}; use kv=device"
+        )
+    return CroppableCache([BlockedLayer(store, max_length) for _ in kinds], store=store)
 
 
 def _layer(kind: str, states: int, max_length: int | None) -> Any:

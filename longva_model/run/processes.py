@@ -29,6 +29,8 @@ _PATIENCE = datetime.timedelta(days=7)
 # They come to their first meeting together, but for what one has to download and another has.
 _MEETING = datetime.timedelta(minutes=30)
 _SAID_AFTER = 60.0  # seconds of waiting
+# Where a container is told its memory.
+_CONTAINER = Path("/sys/fs/cgroup")
 _AGAIN = "see what the missing ones say, end what is left of an earlier run, and start all of them again"
 _beside: dist.ProcessGroup | None = None
 
@@ -136,6 +138,23 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     return total_bytes(device) // 4
+
+
+def free_host_bytes() -> int:
+    """Memory of the host that is free for this process: its share of what the host, or its container, has left.
+
+    Pinned memory that PyTorch holds and does not use is free.
+    """
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        limit, used = (int((_CONTAINER / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        free = min(free, limit - used)
+    held = torch.cuda.host_memory_stats() if torch.cuda.is_available() and torch.cuda.is_initialized() else {}
+    idle = int(held.get("allocated_bytes.current", 0)) - int(held.get("active_bytes.current", 0))
+    return free // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) + idle
 
 
 def total_bytes(device: torch.device) -> int:

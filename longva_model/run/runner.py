@@ -240,6 +240,9 @@ class Runner:
             **self.backend.about(),
             "attention": str(self._attention),
             "kernels": kernels,
+            "kv": None if self.backend.kv == "device" else self.backend.kv,
+            "kv_block": self.backend.kv_block,
+            "kv_difference_from_own_forward": self.backend.kv_difference,
             "settings": content_key(self.settings_key())[:8],
         }
         return {key: value for key, value in found.items() if value is not None}
@@ -255,6 +258,8 @@ class Runner:
             self.args.rope_theta,
             self.backend.template.name,
             self.backend.eos_ids,
+            # In 8 bits results are other ones; in the host's memory they are the same.
+            *(["kv=fp8"] if self.backend.kv == "fp8" else []),
             *self.backend.settings(),
         ]
 
@@ -266,10 +271,12 @@ class Runner:
         """
         if self.args.parallel != "auto":
             return self.args.parallel
+        # The plain way is for one device, and so are blocks.
+        if self.args.scoring == "plain" or self.backend.in_blocks:
+            return "branch"
         need = longest * self.backend.shape.kv_bytes_per_token
         room = 0.7 * min(processes.gather(processes.free_bytes(self.device)))
-        # The plain way is for one device.
-        if self.args.scoring == "plain" or need < room:
+        if need < room:
             return "branch"
         if need >= self.world_size * room:
             devices = math.ceil((need + 1) / max(room, 1))

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 from vniah.contract.requests import Clip, Frames, Leaf, Request, RequestTree, Segment, Target, Text, Tokens, Turn
 
+# Where and how keys and values are kept: on the device, in the host's memory, or in 8 bits on the device.
+KV_FORMS = ("device", "host", "fp8")
+# In 8 bits, a row of a head has a scale in fp32.
+_SCALE_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -42,6 +47,13 @@ class ModelShape:
     @property
     def kv_bytes_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bytes
+
+    def kv_bytes_as(self, kv: str) -> int:
+        """Bytes that a token adds to the KV cache in one of ``KV_FORMS``, wherever that is."""
+        if kv != "fp8":
+            return self.kv_bytes_per_token
+        numbers = self.kv_bytes_per_token // self.kv_bytes
+        return numbers + numbers // self.head_dim * _SCALE_BYTES
 
     def forward_flops(self, new: int, past: int = 0) -> int:
         """FLOPs of ``new`` tokens behind ``past`` ones, without logits."""
