@@ -1,8 +1,8 @@
 """The models that this process's lmms-eval was called for: what its command line and its ``--config`` say of them.
 
-How a model samples frames, and in which batches, decides what a task may count on. lmms-eval 0.7.3 makes the model first
-and then gives a task's functions documents alone; a task's settings may depend on the model's name, and on nothing else of
-it. So the command line is read, in this file alone. From Python (``lmms_eval.simple_evaluate``) nothing is known.
+How a model samples frames, and in which batches, decides what a task may count on. lmms-eval 0.7.3 makes the model
+first and then gives a task's functions documents alone; a task's settings may depend on the model's name, on nothing
+else of it. So the command line is read, in this file alone. Of ``lmms_eval.simple_evaluate`` nothing is known.
 """
 
 from __future__ import annotations

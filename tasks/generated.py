@@ -81,8 +81,8 @@ def _task_of(doc: Mapping[str, Any]) -> NeedleTask:
 def host_warnings(frames: int, presentation: str, models: Iterable[CalledModel]) -> list[str]:
     """Why the models that are called would miss a one-frame needle; empty when nothing says so.
 
-    lmms-eval's models sample 8 to 64 frames by default: a needle between two sampled frames is never seen. ``frames`` are
-    those of the longest video.
+    lmms-eval's models sample 8 to 64 frames by default: a needle between two sampled frames is never seen.
+    ``frames`` are those of the longest video.
     """
     warnings = [
         hosts.warning(model.name, model.args, frames, presentation, model.batch_size)

@@ -78,7 +78,7 @@ def subtitle_frames(models: Iterable[CalledModel]) -> int | None:
 
 
 def _sampled_frames(models: Iterable[CalledModel]) -> tuple[str, int | None]:
-    """The argument that says how many frames the models sample, and the number; None where they differ or do not say."""
+    """The argument that says how many frames the models sample, and the number; None where they do not say one."""
     pattern = rf"(?:^|,)\s*({'|'.join(FRAME_ARGUMENTS)})\s*=\s*(\d+)\s*(?:,|$)"
     found = {
         (match[1], int(match[2])) if match else ("", 0) for match in (re.search(pattern, one.args) for one in models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,9 @@ def fake_tasks_module() -> Any:
     class TaskManager:
         def initialize_tasks(self, include_path: Any = None, include_defaults: bool = True) -> Any:
             return include_path, include_defaults
+
+        def _get_config(self, name: str) -> Any:
+            return name, os.environ.get("HF_HOME")
 
     module = types.ModuleType("lmms_eval.tasks")
     module.TaskManager = TaskManager  # type: ignore[attr-defined]
