@@ -515,7 +515,6 @@ _ONE_OF_TWO = """
 import importlib.util, sys, time, torch
 from pathlib import Path
 sys.path.append(str(Path(sys.argv[1]).parents[1]))
-torch.set_num_threads(1)
 sys.path[:0] = [str(Path(sys.argv[1]).parents[number]) for number in (2, 1)]
 spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
 tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
