@@ -146,8 +146,9 @@ def random_backend(shape: ModelShape, device: str = "cpu", dtype: torch.dtype | 
 
         def encode_pixels(self, pixels_N: torch.Tensor) -> torch.Tensor:
             size = (self.tokens_per_frame, shape.hidden)
-            draw = (torch.Generator().manual_seed(int(value)) for value in pixels_N.tolist())
-            return torch.stack([torch.randn(size, generator=generator) for generator in draw]).to(self.dtype)
+            draw = (torch.Generator(self.device).manual_seed(int(value)) for value in pixels_N.tolist())
+            drawn = [torch.randn(size, generator=generator, device=self.device) for generator in draw]
+            return torch.stack(drawn).to(self.dtype)
 
     register()
     torch.manual_seed(0)

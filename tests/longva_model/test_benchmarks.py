@@ -41,25 +41,10 @@ def test_haystack(tmp_path: Path) -> None:
     assert rows[0][3] == rows[2][3] == "0.0e+00"
 
 
-def test_gpu_grid_in_small_on_the_cpu() -> None:
-    text = printed("gpu_grid.py", "--small")
-    for what in ("frames/s", "TFLOP/s", "peak memory", "longest context", "one tree", "times the tree's"):
-        assert what in text
-    assert re.search(r"one forward a cell +0 h 0\d min", text)
-
-
 def test_the_ring_prints_an_efficiency_for_both_directions() -> None:
-    shape = ("--heads", "4", "--key-heads", "2", "--head-size", "16", "--rounds", "1")
-    lines = [re.split(r"  +", line) for line in printed("ring.py", "--lengths", "66,132", *shape).splitlines()]
-    heads = next(line for line in lines if "by CPU" in line)
-    rows = {line[0]: dict(zip(heads[1:], line[1:], strict=True)) for line in lines if len(line) == len(heads)}
-    del rows[""]
-    assert len(rows) == 8 and {"forward, 66", "forward and backward, 132", "past, keys travel, 66"} <= set(rows)
-    for row in rows.values():
-        assert float(row["difference"]) < 1e-5
-        for figure in ("efficiency by the wall", "by CPU", "computed, wall s", "waited", "alone"):
-            assert float(row[figure]) >= 0
-        assert re.fullmatch(r"\d+%", row["hidden"])
+    text = printed("ring.py", "--length", "66", "--heads", "4", "--key-heads", "2", "--rounds", "1")
+    assert float(re.search(r"largest difference of the outputs (\S+)", text)[1]) < 1e-5  # type: ignore[index]
+    assert len(re.findall(r"efficiency \d+\.\d+ by the wall, \d+\.\d+ by CPU seconds", text)) == 2
 
 
 # Small enough for a test: a decoder of two layers, two columns.
@@ -88,9 +73,3 @@ def test_any_model_lowers_the_papers_shape() -> None:
     text = printed("any_model.py", "--part", "lowering", "--lowering-frames", "20-60:20")
     assert "lowering: 105 cells and controls" in text
     assert re.search(r"lowered and merged in \d+\.\d CPU s", text)
-
-
-def test_gpu_any_model_in_small_on_the_cpu() -> None:
-    text = printed("gpu_any_model.py", "--small")
-    assert text.count("8 of 8 with every argmax equal") == 2
-    assert len(re.findall("loaded and checked in", text)) == 2
