@@ -7,16 +7,14 @@ measured.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vniah.notices import QuietDict, closing, notice
 from vniah.runs.open import open_task, parse_task
 from vniah.runs.task import Answer, NeedleTask
+from vniah.tasks.called import CalledModel, called_models
 from vniah.tasks.errors import raise_error_of, rows_or_error
 from vniah.visual import hosts
 
@@ -47,7 +45,7 @@ class _GeneratedTasks:
             self._measured[task.name] = task.provenance_key
             if task.unit == "frames":
                 frames = max(int(row["num_video_frames"]) for row in task.rows)
-                for warning in host_warnings(frames, task.describe()["presentation"], sys.argv[1:]):
+                for warning in host_warnings(frames, task.describe()["presentation"], called_models()):
                     notice(f"{task.name}: {warning}")
             return [{**row, **told} for row in logged_rows(task)]
 
@@ -80,37 +78,18 @@ def _task_of(doc: Mapping[str, Any]) -> NeedleTask:
     return open_task(doc["task"], "generated", json.loads(doc["metadata"]), cached=True)
 
 
-def host_warnings(frames: int, presentation: str, argv: Sequence[str]) -> list[str]:
-    """Why the models on this command line would miss a one-frame needle; empty when nothing says so.
+def host_warnings(frames: int, presentation: str, models: Iterable[CalledModel]) -> list[str]:
+    """Why the models that are called would miss a one-frame needle; empty when nothing says so.
 
-    lmms-eval tells a task nothing of the model, so its command line is read, and the file of its ``--config``. Its
-    models sample 8 to 64 frames by default: a needle between two sampled frames is never seen. ``frames`` are those of
-    the longest video.
+    lmms-eval's models sample 8 to 64 frames by default: a needle between two sampled frames is never seen.
+    ``frames`` are those of the longest video.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for option in ("--model", "--model_args", "--batch_size", "--config"):
-        parser.add_argument(option)
-    given = vars(parser.parse_known_args(argv)[0])
-    warnings = []
-    for run in _configured(given.pop("config", "")):
-        known = {"model_args": "", "batch_size": "1", **run, **given}
-        name, args = str(known.get("model") or "longva_ring"), known["model_args"] or ""
-        if isinstance(args, Mapping):
-            args = ",".join(f"{key}={value}" for key, value in args.items())
-        if name not in ("longva_ring", "hf_tree"):
-            warnings.append(hosts.warning(name, str(args), frames, presentation, str(known["batch_size"])))
+    warnings = [
+        hosts.warning(model.name, model.args, frames, presentation, model.batch_size)
+        for model in models
+        if model.name not in ("longva_ring", "hf_tree")
+    ]
     return [one for one in dict.fromkeys(warnings) if one]
-
-
-def _configured(path: str) -> list[dict[str, Any]]:
-    """The runs of a ``--config``, which lmms-eval has read by now; without one, the command line's own."""
-    import yaml
-
-    try:
-        read = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError, yaml.YAMLError):
-        read = {}
-    return [one for one in (read if isinstance(read, list) else [read]) if isinstance(one, dict)]
 
 
 _TASKS = _GeneratedTasks()

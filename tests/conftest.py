@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hub_server import LoopbackHub
 
-# Two cores are what the suite is sized for; oversubscription makes it slower and flaky.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Tests run beside each other, where more threads make tiny models slower; and sums depend on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

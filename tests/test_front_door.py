@@ -489,6 +489,7 @@ def test_needles_that_replace_the_papers_are_said_and_written_down(
     assert said in capfd.readouterr().err and found.settings["task"]["needles_name"] == "builtin"
 
 
+@pytest.mark.slow  # lmms-eval's way to the same is tests/longva_model/test_torchrun.py
 def test_two_ranks_with_the_ring_write_one_run(tmp_path: Path) -> None:
     one = tmp_path / "one"
     run("vniah_nano", "--model", "nano", *FLAGS, "--model-args", "journal=none", "-o", str(one))

@@ -2,13 +2,14 @@
 
 lmms-eval 0.7.3 finds models through the entry-point group ``lmms_eval.models`` but has no such door for
 tasks. The callable named there also installs an import hook: when ``lmms_eval.tasks`` is first imported,
-``TaskManager.initialize_tasks`` learns our folder as one more default. Nothing here may raise: lmms-eval
+``TaskManager.initialize_tasks`` learns our folder as one more default. Nothing of the installation may raise: lmms-eval
 only warns, and every model and task of ours would be gone.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from vniah.notices import notice
 
 _TARGET = "lmms_eval.tasks"
+_NEEDS_HF_HOME = "longva_paper_video"  # see vniah.tasks.paper.upstream
 
 
 def tasks_dir() -> Path:
@@ -69,12 +71,13 @@ def install_task_hook() -> None:
 
 
 def _extend(module: ModuleType) -> None:
-    """Let ``TaskManager.initialize_tasks`` add our folder when the defaults are included; idempotent."""
-    original = module.TaskManager.initialize_tasks
-    if getattr(original, "_vniah", False):
+    """Let ``TaskManager`` index our folder when the defaults are included, and prepare our groups; idempotent."""
+    manager = module.TaskManager
+    initialize, read = manager.initialize_tasks, manager._get_config
+    if getattr(initialize, "_vniah", False):
         return
 
-    @functools.wraps(original)
+    @functools.wraps(initialize)
     def initialize_tasks(self: Any, include_path: Any = None, include_defaults: bool = True) -> Any:
         try:
             if include_defaults:
@@ -83,10 +86,17 @@ def _extend(module: ModuleType) -> None:
                 include_path = [*chosen, str(tasks_dir())]
         except Exception as error:
             _warn(error)
-        return original(self, include_path=include_path, include_defaults=include_defaults)
+        return initialize(self, include_path=include_path, include_defaults=include_defaults)
+
+    @functools.wraps(read)
+    def _get_config(self: Any, name: str) -> Any:
+        # The one moment before lmms-eval imports the tasks of a group; nothing that a group's YAML names is called.
+        if name == _NEEDS_HF_HOME:
+            importlib.import_module("vniah.tasks.paper.upstream").name_hf_home()
+        return read(self, name)
 
     initialize_tasks._vniah = True  # type: ignore[attr-defined]
-    module.TaskManager.initialize_tasks = initialize_tasks
+    manager.initialize_tasks, manager._get_config = initialize_tasks, _get_config
 
 
 class _TaskFinder:

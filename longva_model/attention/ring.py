@@ -24,6 +24,7 @@ N real local tokens, P past tokens on this rank.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,12 +94,29 @@ class Ring:
             for tensor in tensors
             if tensor.numel()
         ]
+        TRAFFIC.sent_bytes += sum(tensor.nbytes for tensor in send)
         return dist.batch_isend_irecv(operations) if operations else []
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What messages of rings cost this process so far: seconds in which it waited for them, and bytes sent.
+
+    With NCCL a wait only orders the device's stream, so the seconds are those of gloo alone.
+    """
+
+    waited: float = 0.0
+    sent_bytes: int = 0
+
+
+TRAFFIC = Traffic()
+
+
 def wait(works: Sequence[Work]) -> None:
+    begun = time.perf_counter()
     for work in works:
         work.wait()
+    TRAFFIC.waited += time.perf_counter() - begun
 
 
 def zigzag_ring_attention(
@@ -148,7 +166,7 @@ def ring_forward(
     q_BHND: Tensor, k_BKND: Tensor, v_BKND: Tensor, ring: Ring, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Forward over the real tokens. Returns out_BHND and lse_BHN in the dtype of sums."""
-    here = (k_BKND.contiguous(), v_BKND.contiguous())
+    here = torch.stack((k_BKND, v_BKND))
     coming, works = receive_next(here, ring, 0, layout.lengths)
     out_BHND, lse_BHN = block_forward(q_BHND, k_BKND, v_BKND, True, scale)
     out_BHND = out_BHND.to(sum_dtype(q_BHND.dtype))
@@ -164,19 +182,20 @@ def ring_forward(
     return out_BHND, lse_BHN
 
 
-def receive_next(
-    here: tuple[Tensor, Tensor], ring: Ring, step: int, lengths: Sequence[int]
-) -> tuple[tuple[Tensor, Tensor], list[Work]]:
-    """Start passing keys and values on; returns the buffers they will be in, and what to wait for.
+def receive_next(here_2BKND: Tensor, ring: Ring, step: int, lengths: Sequence[int]) -> tuple[Tensor, list[Work]]:
+    """Start passing keys and values on, in one message; returns where the next ones will be, and what to wait for.
 
     ``lengths``: tokens of every rank's keys. After the last step nothing is passed on.
     """
     if step == ring.size - 1:
-        return here, []
-    B, K, _, D = here[0].shape
-    shape = (B, K, lengths[ring.owner(step + 1)], D)
-    coming = (here[0].new_empty(shape), here[1].new_empty(shape))
-    return coming, ring.shift(here, coming)
+        return here_2BKND, []
+    coming = _like_keys_of(here_2BKND, lengths[ring.owner(step + 1)])
+    return coming, ring.shift([here_2BKND], [coming])
+
+
+def _like_keys_of(here_2BKND: Tensor, length: int) -> Tensor:
+    """Room for a pair as ``here_2BKND`` of another rank, which has ``length`` tokens."""
+    return here_2BKND.new_empty((*here_2BKND.shape[:3], length, here_2BKND.shape[4]))
 
 
 def ring_backward(
@@ -198,19 +217,13 @@ def ring_backward(
     """
     wide, lengths = sum_dtype(q_BHND.dtype), layout.lengths
     dq_BHND = torch.zeros_like(q_BHND, dtype=wide)
-    B, K, _, D = k_BKND.shape
-
-    def sums(owner: int) -> tuple[Tensor, Tensor]:
-        shape = (B, K, lengths[owner], D)
-        return k_BKND.new_zeros(shape, dtype=wide), k_BKND.new_zeros(shape, dtype=wide)
-
-    here = (k_BKND.contiguous(), v_BKND.contiguous())
-    grads_here = sums(ring.rank)
+    here = torch.stack((k_BKND, v_BKND))
+    grads_here = torch.zeros_like(here, dtype=wide)
     grads_works: list[Work] = []
     for step in range(ring.size):
         coming, works = receive_next(here, ring, step, lengths)
         block = layout.block(ring.rank, ring.owner(step))
-        shares = None
+        shares: Sequence[Tensor] = ()
         if block is not None:
             q, k = block.q, block.k
             dq, *shares = block_backward(
@@ -219,15 +232,15 @@ def ring_backward(
             )  # fmt: skip
             dq_BHND[:, :, q] += dq
         wait(grads_works)
-        if block is not None and shares is not None:
+        if block is not None:
             for total, share in zip(grads_here, shares, strict=True):
                 total[:, :, block.k] += share
-        leaving, grads_here = grads_here, sums(ring.owner(step + 1))
-        grads_works = ring.shift(leaving, grads_here)
+        leaving, grads_here = grads_here, _like_keys_of(grads_here, lengths[ring.owner(step + 1)])
+        grads_works = ring.shift([leaving], [grads_here])
         wait(works)
         here = coming
     wait(grads_works)
-    return dq_BHND, *grads_here
+    return dq_BHND, grads_here[0], grads_here[1]
 
 
 class _ZigzagRing(torch.autograd.Function):
@@ -256,6 +269,8 @@ class _ZigzagRing(torch.autograd.Function):
 
 def _padded(part: Tensor, like: Tensor) -> Tensor:
     """The real tokens of a tensor shaped and typed as ``like``, with zeros behind them."""
+    if part.shape == like.shape:
+        return part.to(like.dtype)
     whole = torch.zeros_like(like)
     whole[:, :, : part.shape[2]] = part
     return whole
@@ -315,14 +330,16 @@ def ring_attention_with_past(
     with torch.no_grad():
         sums = ring_forward(q, k, v, ring, layout, scale)
         if any(past_lengths):
-            here = (k_past_BKPD, v_past_BKPD)
-            if travel == "queries":
-                merge_(*sums, *_queries_travel(q, here, ring, layout.lengths, scale))
+            past = (k_past_BKPD, v_past_BKPD)
+            if ring.size == 1:
+                merge_(*sums, *block_forward(q, *past, False, scale))
+            elif travel == "queries":
+                merge_(*sums, *_queries_travel(q, past, ring, layout.lengths, scale))
             else:
-                here = (here[0].contiguous(), here[1].contiguous()) if ring.size > 1 else here
+                here = torch.stack(past)
                 for step in range(ring.size):
                     coming, works = receive_next(here, ring, step, past_lengths)
-                    merge_(*sums, *block_forward(q, *here, False, scale))
+                    merge_(*sums, *block_forward(q, here[0], here[1], False, scale))
                     wait(works)
                     here = coming
         return _padded(sums[0], q_BHTD)

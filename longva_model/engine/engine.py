@@ -23,6 +23,7 @@ from longva_model.engine.logits import NotFiniteError, not_finite
 from longva_model.engine.steps import Step, steps
 from longva_model.frames.embeddings import FrameEmbeddings, reach
 from longva_model.prompts.prompting import Prompt
+from longva_model.run import processes
 from vniah.contract.cost import answer_flops, answer_tokens
 from vniah.contract.requests import Generate, Target
 
@@ -36,7 +37,8 @@ class EngineOptions:
     """How a tree is run.
 
     Attributes:
-        chunk_tokens: prefill at most so many tokens a forward, or one visual unit; bounds activation memory.
+        chunk_tokens: prefill at most so many tokens a forward and process, or one visual unit; bounds activation
+            memory. Processes that share a sequence take as many times more together.
         preprocess: "pad" or "crop" for every frame, or "auto": what each visual asks for.
     """
 
@@ -137,8 +139,17 @@ class TreeEngine:
             if on_result is not None:
                 on_result(index, result)
 
-        self._walk(batch, results, done, on_flops)
+        with self.feeder.frames.staying(self._spare_bytes(batch)):
+            self._walk(batch, results, done, on_flops)
         return [results[index] for index in range(len(batch.prompts))]
+
+    def _spare_bytes(self, batch: Batch) -> int:
+        """What visual features may fill of a GPU: a quarter of what the longest prompt's keys and values leave free."""
+        if self.backend.device.type != "cuda":
+            return 0
+        longest = max((one.tokens for one in batch.lowered), default=0)
+        free = processes.free_bytes(self.backend.device)
+        return max(0, free - longest * self.backend.shape.kv_bytes_per_token // self.world_size) // 4
 
     def planned_flops(self, batch: Batch, known: Collection[int] = ()) -> int:
         """What ``run`` will tell ``on_flops`` in all."""
@@ -296,7 +307,7 @@ class TreeEngine:
         behind: int = 0,
     ) -> Iterator[Chunk]:
         """As ``Feeder.chunks``, of this engine's table and by default of its chunks' size."""
-        size = self.options.chunk_tokens if size is None else size
+        size = self.options.chunk_tokens * self.world_size if size is None else size
         return self.feeder.chunks(self.table, prompt, start, stop, ids, size=size, behind=behind)
 
     def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:

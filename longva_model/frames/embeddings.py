@@ -14,7 +14,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -72,6 +72,8 @@ class FrameTokens(Protocol):
 
     def expect(self, until: Reach) -> None: ...
 
+    def staying(self, device_bytes: int) -> AbstractContextManager[None]: ...
+
 
 class FrameEmbeddings:
     """Visual tokens of frames by index, from memory, disk, or the tower.
@@ -97,6 +99,9 @@ class FrameEmbeddings:
         self.batch_size = batch_size
         self.show = show
         self.frames_encoded = 0
+        self.copies_to_device = 0
+        self._device_bytes = 0
+        self._on_device: OrderedDict[tuple[str, int, int], torch.Tensor] = OrderedDict()
         self._until: Reach = {}
         self._recent: OrderedDict[tuple[str, int, int], torch.Tensor] = OrderedDict()
 
@@ -116,7 +121,39 @@ class FrameEmbeddings:
         with closing(self._encode_blocks(source, sorted(missing), preprocess)) as fresh:
             for index in blocks:
                 tokens = next(fresh) if index in missing else self.block(source, index, preprocess)
-                yield tokens[max(start - index * BLOCK, 0) : stop - index * BLOCK].to(self.backend.device)
+                yield self.on_device(source, index, preprocess, tokens, start, stop)
+
+    def on_device(
+        self, source: FrameSource, index: int, preprocess: str, tokens_NtD: torch.Tensor, start: int, stop: int
+    ) -> torch.Tensor:
+        """Of a block, the frames that lie in ``start`` to ``stop``, on the device (see ``staying``)."""
+        device, place = self.backend.device, (self._key(source, preprocess), index, len(tokens_NtD))
+        rows = slice(max(start - index * BLOCK, 0), stop - index * BLOCK)
+        if tokens_NtD.device == device:
+            if place in self._on_device:
+                self._on_device.move_to_end(place)
+            return tokens_NtD[rows]
+        self.copies_to_device += 1
+        if tokens_NtD.nbytes > self._device_bytes:
+            return tokens_NtD[rows].to(device)
+        while sum(block.nbytes for block in self._on_device.values()) + tokens_NtD.nbytes > self._device_bytes:
+            self._on_device.popitem(last=False)
+        self._on_device[place] = tokens_NtD.to(device)
+        return self._on_device[place][rows]
+
+    @contextmanager
+    def staying(self, device_bytes: int) -> Iterator[None]:
+        """Inside, blocks that were asked for stay on the device, so that each is copied there once.
+
+        Args:
+            device_bytes: of all of them; beyond it the least recently used go first. (On the CPU nothing is copied.)
+        """
+        self._device_bytes = device_bytes
+        try:
+            yield
+        finally:
+            self._device_bytes = 0
+            self._on_device.clear()
 
     def expect(self, until: Reach) -> None:
         """Learn how far sources will be read (see ``reach``): each is then encoded in one go and not in pieces."""
@@ -134,7 +171,7 @@ class FrameEmbeddings:
         return self.missing(source, block_range(start, until), preprocess) if 2 * size < self.store.max_bytes else []
 
     def block(self, source: FrameSource, index: int, preprocess: str) -> torch.Tensor:
-        """One whole block on the CPU, encoded when it is neither in memory nor on disk: (n, t, D)."""
+        """One whole block, where it is or on the CPU, encoded when it is neither in memory nor on disk: (n, t, D)."""
         key, rows = self._key(source, preprocess), _rows(source, index)
         tokens = self._load(key, index, rows)
         if tokens is None:
@@ -171,9 +208,12 @@ class FrameEmbeddings:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def _has(self, key: str, index: int, rows: int) -> bool:
-        return (key, index, rows) in self._recent or (self.store is not None and self.store.has(key, index, rows))
+        held = (key, index, rows) in self._on_device or (key, index, rows) in self._recent
+        return held or (self.store is not None and self.store.has(key, index, rows))
 
     def _load(self, key: str, index: int, rows: int) -> torch.Tensor | None:
+        if (key, index, rows) in self._on_device:
+            return self._on_device[key, index, rows]
         if (key, index, rows) in self._recent:
             self._recent.move_to_end((key, index, rows))
             return self._recent[key, index, rows]

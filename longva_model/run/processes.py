@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import glob
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from longva_model.arguments import ModelArgs
 from vniah.files import lock
+from vniah.notices import notice
 from vniah.runs.journal import Journal
 from vniah.runs.launcher import end_with_launcher
 from vniah.visual.settings import Settings
@@ -31,6 +33,10 @@ _MEETING = datetime.timedelta(minutes=30)
 _SAID_AFTER = 60.0  # seconds of waiting
 # Where a container is told its memory.
 _CONTAINER = Path("/sys/fs/cgroup")
+# Where torchrun, accelerate, Slurm, Open MPI, Intel MPI and MVAPICH number the processes of a machine.
+_LOCAL_RANKS = (
+    "LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK",
+)  # fmt: skip
 _AGAIN = "see what the missing ones say, end what is left of an earlier run, and start all of them again"
 _beside: dist.ProcessGroup | None = None
 
@@ -52,9 +58,9 @@ def join_processes(device: str) -> None:
     if launched_processes() < 2 or dist.is_initialized():
         return
     cuda = torch.cuda.is_available() and device != "cpu"
+    store, rank, world = _meet()
     if cuda:
         torch.cuda.set_device(local_rank())
-    store, rank, world = _meet()
     try:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
@@ -63,6 +69,18 @@ def join_processes(device: str) -> None:
             f"process {rank} does not reach the other {world - 1} ({_first_line(error)}); name the network device that "
             "they share, as GLOO_SOCKET_IFNAME=eth0, or lo on one machine (and NCCL_SOCKET_IFNAME for GPUs)"
         ) from error
+    if cuda:
+        _say_shared(gather(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)))
+
+
+def _say_shared(devices: Sequence[str]) -> None:
+    """Say which processes have one device, of each process's device by its own name: slow, and no ring for NCCL."""
+    for device in sorted({device for device in devices if devices.count(device) > 1}):
+        ranks = ", ".join(str(rank) for rank, other in enumerate(devices) if other == device)
+        notice(
+            f"processes {ranks} have one device, {device}: start as many processes as a machine has devices, and have "
+            "the launcher say by LOCAL_RANK which is whose"
+        )
 
 
 def _meet() -> tuple[Any, int, int]:
@@ -80,7 +98,7 @@ def _meet() -> tuple[Any, int, int]:
     try:
         store, rank, world = next(rendezvous("env://", timeout=_MEETING))
         came = part_of("vniah/came", store)
-        came.set(str(rank), "")
+        came.set(str(rank), socket.gethostname())
         while not came.check([str(one) for one in range(world)]):
             waited = time.monotonic() - begun
             if waited > _MEETING.total_seconds():
@@ -92,7 +110,18 @@ def _meet() -> tuple[Any, int, int]:
     except RuntimeError as error:
         raise ConnectionError(f"the {world} processes do not meet ({_first_line(error)}); {_AGAIN}") from error
     store.set_timeout(_PATIENCE)
+    _number_here([came.get(str(one)).decode() for one in range(world)], rank)
     return part_of("vniah/group", store), rank, world
+
+
+def _number_here(hosts: Sequence[str], rank: int) -> None:
+    """Number the processes of each machine where the launcher has not, whatever order it dealt ranks in.
+
+    Said as launchers say it, since accelerate and NCCL read it too.
+    """
+    if not any(os.environ.get(name) for name in _LOCAL_RANKS):
+        os.environ["LOCAL_RANK"] = str(hosts[:rank].count(hosts[rank]))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(hosts.count(hosts[rank])))
 
 
 def _who_came(came: Any, world: int) -> str:
@@ -105,11 +134,15 @@ def _first_line(error: Exception) -> str:
 
 
 def local_rank() -> int:
-    """Which of this machine's devices is this process's: as the launcher says, else the devices are dealt in turn."""
-    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"):
-        if os.environ.get(name):
-            return int(os.environ[name])
-    return int(os.environ.get("RANK") or 0) % max(1, torch.cuda.device_count())
+    """Which of the devices that this process sees is its own: as the launcher says, else they are dealt in turn.
+
+    One that sees a single device has that one, whatever its number on the machine: launchers may show each its own.
+    """
+    number = next((os.environ[name] for name in _LOCAL_RANKS if os.environ.get(name)), None)
+    seen = torch.cuda.device_count()
+    if number is None or seen == 1:
+        return int(number or os.environ.get("RANK") or 0) % max(1, seen)
+    return int(number)
 
 
 def pick_device(device: str) -> torch.device:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from longva_model.frames.embeddings import BLOCK, FrameEmbeddings, Reach, block_range
+from longva_model.frames.embeddings import FrameEmbeddings, Reach, block_range
 from longva_model.run import processes
 from vniah.contract.sources import FrameSource
 
@@ -97,6 +98,10 @@ class SharedFrames:
         """As ``FrameEmbeddings.expect``."""
         self.until = until
 
+    def staying(self, device_bytes: int) -> AbstractContextManager[None]:
+        """As ``FrameEmbeddings.staying``."""
+        return self.frames.staying(device_bytes)
+
     def get(self, source: FrameSource, start: int, stop: int, preprocess: str) -> Generator[torch.Tensor]:
         """As ``FrameEmbeddings.get``. Collective."""
         if stop > len(source):
@@ -110,9 +115,7 @@ class SharedFrames:
             self._elsewhere.update(encode_together(self.frames, new))
             self._agreed.update(new)
         for block in blocks:
-            tokens = self._block(source, block)
-            rows = slice(max(start - block.number * BLOCK, 0), stop - block.number * BLOCK)
-            yield tokens[rows].to(self.frames.backend.device)
+            yield self.frames.on_device(source, block.number, preprocess, self._block(source, block), start, stop)
 
     def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
         owner, tokens = self._elsewhere.get(block, -1), None

@@ -2,7 +2,7 @@
 
 - Their YAML asks for a Hub login (`token: True`), which fails for a user without one although the data sets
   are public. The group's YAML gives `dataset_kwargs` without it.
-- Some read HF_HOME without a default, so it is set to the Hub library's own; the groups' YAML names ``HF_HOME``.
+- Some read HF_HOME without a default when they are imported, so it is set to the Hub library's own.
 - Table 8's judged tasks (ActivityNet-QA, VideoChatGPT, Video-DD) count 0 when no OpenAI key is set. Here
   they are "not scored" instead. With OPENAI_API_KEY they are scored by lmms-eval as ever.
 - NExT-QA's WUPS needs WordNet through packages that lmms-eval does not bring by itself. Without them it raises
@@ -28,13 +28,11 @@ NO_WORDNET = (
 )
 
 
-def __getattr__(name: str) -> str:
-    """``HF_HOME``, set where it is not when a group's YAML names it, and not when this file is imported."""
-    if name != "HF_HOME":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def name_hf_home() -> None:
+    """Set HF_HOME where it is not; called when lmms-eval reads a group of these tasks, before it imports theirs."""
     from huggingface_hub import constants
 
-    return os.environ.setdefault("HF_HOME", constants.HF_HOME)
+    os.environ.setdefault("HF_HOME", constants.HF_HOME)
 
 
 def _upstream(task: str, function: str) -> Callable[..., Any]:

@@ -7,15 +7,14 @@ evaluation script counts it, over the questions whose video could be shown.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vniah.answers import chosen_letter
 from vniah.notices import QuietDict, notice
+from vniah.tasks.called import CalledModel, called_models
 from vniah.tasks.errors import raise_error_of
 from vniah.tasks.videomme.data import AXES, subtitle_text
 from vniah.tasks.videos.source import count as count
@@ -45,19 +44,15 @@ def doc_to_text_subtitle(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapp
     prompt = doc_to_text(doc, lmms_eval_specific_kwargs)
     if not doc["subtitles"]:
         return prompt
-    text = subtitle_text(doc["subtitles"], doc["last_frame_s"], subtitle_frames())
+    text = subtitle_text(doc["subtitles"], doc["last_frame_s"], subtitle_frames(called_models()))
     return f"{SUBTITLES_INTRO}\n{text}\n{prompt}" if text else prompt
 
 
-def subtitle_frames(argv: Sequence[str] | None = None) -> int | None:
+def subtitle_frames(models: Iterable[CalledModel]) -> int | None:
     """How many frames' subtitles are given: the model's frame count, or ``None`` for the whole transcript.
 
-    VIDEOMME_SUBTITLE_FRAMES where it is set ("all" for the transcript), else the frame count among the command line's
-    ``--model_args``, else 128. lmms-eval tells a task nothing of its model; a count that differs from the command
-    line's, or is a guess, is said once.
-
-    Args:
-        argv: the command line's arguments; this process's if None.
+    VIDEOMME_SUBTITLE_FRAMES where it is set ("all" for the transcript), else the frame count among the arguments of the
+    models that are called, else 128. A count that differs from theirs, or is a guess, is said once.
 
     Raises:
         ValueError: VIDEOMME_SUBTITLE_FRAMES is neither a positive whole number nor "all".
@@ -65,7 +60,7 @@ def subtitle_frames(argv: Sequence[str] | None = None) -> int | None:
     text = os.environ.get("VIDEOMME_SUBTITLE_FRAMES", "").strip().lower()
     if text and text != "all" and (not text.isdecimal() or int(text) < 1):
         raise ValueError(f"VIDEOMME_SUBTITLE_FRAMES must be a positive number of frames or 'all', got {text!r}")
-    argument, sampled = _sampled_frames(sys.argv[1:] if argv is None else argv)
+    argument, sampled = _sampled_frames(models)
     if text == "all":
         return None
     if not text and sampled is None:
@@ -82,13 +77,14 @@ def subtitle_frames(argv: Sequence[str] | None = None) -> int | None:
     return frames
 
 
-def _sampled_frames(argv: Sequence[str]) -> tuple[str, int | None]:
-    """The argument of ``--model_args`` that says how many frames the model samples, and the number."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model_args", default="")
-    known, _ = parser.parse_known_args(list(argv))
-    found = re.search(rf"(?:^|,)\s*({'|'.join(FRAME_ARGUMENTS)})\s*=\s*(\d+)\s*(?:,|$)", known.model_args)
-    return (found[1], int(found[2])) if found and int(found[2]) > 0 else ("", None)
+def _sampled_frames(models: Iterable[CalledModel]) -> tuple[str, int | None]:
+    """The argument that says how many frames the models sample, and the number; None where they do not say one."""
+    pattern = rf"(?:^|,)\s*({'|'.join(FRAME_ARGUMENTS)})\s*=\s*(\d+)\s*(?:,|$)"
+    found = {
+        (match[1], int(match[2])) if match else ("", 0) for match in (re.search(pattern, one.args) for one in models)
+    }
+    argument, frames = found.pop() if len(found) == 1 else ("", 0)
+    return (argument, frames) if frames else ("", None)
 
 
 def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:

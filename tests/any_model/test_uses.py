@@ -32,7 +32,6 @@ from longva_model.run.runner import Runner
 from vniah.contract.requests import Generate, Target
 
 pytest.importorskip("lmms_eval")
-torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("module_cache")
 # What follows a prompt knows little of its family: two of them every day.
 SMALL = (

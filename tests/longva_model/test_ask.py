@@ -28,7 +28,6 @@ from longva_model.run.runner import Runner
 from vniah.cli import app
 from vniah.contract.requests import Generate
 
-torch.set_num_threads(1)
 TOKENS = 6
 
 

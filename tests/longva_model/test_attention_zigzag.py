@@ -56,7 +56,9 @@ def test_unshard_undoes_shard(length: int, world: int, dim: int) -> None:
 def test_padded_shards_are_equal_and_begin_with_the_real_tokens(length: int, world: int, further: int) -> None:
     x = torch.arange(length)
     padded = pad_to_multiple(x, 2 * world * further, 0, value=-1)
-    assert len(padded) >= padded_length(length, world)
+    least = padded_length(length, world)
+    assert len(padded) >= least >= length > least - 2 * world and least % (2 * world) == 0
+    assert torch.equal(pad_to_multiple(x, 2 * world, 0), torch.cat([x, x.new_zeros(least - length)]))
     shards = [zigzag_shard(padded, rank, world, 0) for rank in range(world)]
     assert len({len(shard) for shard in shards}) == 1
     assert torch.equal(zigzag_unshard(torch.cat(shards), world, 0, length=length), x)
@@ -108,11 +110,19 @@ def test_a_shard_alone_tells_the_sequence_where_every_token_is_real(world: int, 
         whole = Layout.of(2 * chunk, rank, world, None)
         assert whole == Layout(length=2 * chunk * world, world_size=world, chunk=chunk)
         assert whole == Layout.of(2 * chunk, rank, world, 2 * chunk * world)
+    assert Layout.of(2 * chunk - 1, 0, 1, None) == Layout(length=2 * chunk - 1, world_size=1, chunk=chunk)
 
 
 def test_bad_shards_are_named() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2"):
         zigzag_shard(torch.arange(4), 2, 2, 0)
+    for rank, world in ((-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"got rank {rank} of {world}"):
+            zigzag_spans(4, rank, world)
+    with pytest.raises(ValueError, match="0 tokens or more, got -1"):
+        padded_length(-1, 2)
+    with pytest.raises(ValueError, match="2 ranks must be equal, got 5 tokens"):
+        zigzag_unshard(torch.arange(5), 2, 0)
     with pytest.raises(ValueError, match="rank 1 of 2 must bring 6 of 10 tokens, got 2"):
         zigzag_unshard([torch.arange(4), torch.arange(2)], 2, 0, length=10)
     with pytest.raises(ValueError, match="got 1 shards for 2 ranks"):

@@ -21,7 +21,6 @@ from vniah.haystack import SyntheticHaystack
 from vniah.prompts import MISTRAL
 from vniah.visual.compose import SplicedVideo
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("module_cache")
 TILE = VISION["image_size"]
 

@@ -42,9 +42,17 @@ def test_haystack(tmp_path: Path) -> None:
 
 
 def test_the_ring_prints_an_efficiency_for_both_directions() -> None:
-    text = printed("ring.py", "--length", "66", "--heads", "4", "--key-heads", "2", "--rounds", "1")
-    assert float(re.search(r"largest difference of the outputs (\S+)", text)[1]) < 1e-5  # type: ignore[index]
-    assert len(re.findall(r"efficiency \d+\.\d+ by the wall, \d+\.\d+ by CPU seconds", text)) == 2
+    shape = ("--heads", "4", "--key-heads", "2", "--head-size", "16", "--rounds", "1")
+    lines = [re.split(r"  +", line) for line in printed("ring.py", "--lengths", "66,132", *shape).splitlines()]
+    heads = next(line for line in lines if "by CPU" in line)
+    rows = {line[0]: dict(zip(heads[1:], line[1:], strict=True)) for line in lines if len(line) == len(heads)}
+    del rows[""]
+    assert len(rows) == 8 and {"forward, 66", "forward and backward, 132", "past, keys travel, 66"} <= set(rows)
+    for row in rows.values():
+        assert float(row["difference"]) < 1e-5
+        for figure in ("efficiency by the wall", "by CPU", "computed, wall s", "waited", "alone"):
+            assert float(row[figure]) >= 0
+        assert re.fullmatch(r"\d+%", row["hidden"])
 
 
 # Small enough for a test: a decoder of two layers, two columns.

@@ -20,8 +20,6 @@ from longva_model.checkpoints import checkpoint, layouts
 from longva_model.checkpoints.convert import convert
 from longva_model.checkpoints.layouts import find_tower, to_our_key, to_released_key
 
-torch.set_num_threads(1)
-
 
 def write_released(folder: Path, model: Any, shards: int = 1, **changes: Any) -> Path:
     """A checkpoint of the released layout, with the tower's config beside it; changed keys of ``None`` are removed."""

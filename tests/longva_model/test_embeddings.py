@@ -22,9 +22,12 @@ import torch
 from tqdm import tqdm
 
 from longva_model.engine.atoms import AtomTable, Lowered, Series
+from longva_model.engine.engine import TreeEngine
 from longva_model.frames import block_store, embeddings
 from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.frames.embeddings import FrameEmbeddings, Reach, reach
+from longva_model.run import processes
+from vniah.contract.requests import Frames, Request, Target, Text
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
 
@@ -512,7 +515,6 @@ _ONE_OF_TWO = """
 import importlib.util, sys, time, torch
 from pathlib import Path
 sys.path.append(str(Path(sys.argv[1]).parents[1]))
-torch.set_num_threads(1)
 sys.path[:0] = [str(Path(sys.argv[1]).parents[number]) for number in (2, 1)]
 spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
 tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
@@ -541,3 +543,80 @@ def test_two_processes_at_once(backend: Any, tmp_path: Path) -> None:
     assert frames.frames_encoded == 0
     assert not list(tmp_path.glob("*/*/*.part"))
     assert len(files(tmp_path / "narrow")) <= 2
+
+
+# On the device
+
+
+class OnMeta(tiny.TinyBackend):  # type: ignore[misc]
+    """Its frames are to be on a device that is not the host, and no GPU is needed for it."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def test_blocks_are_copied_to_the_device_once_and_leave_with_the_walk(tmp_path: Path) -> None:
+    film = CountingFrames(5 * BLOCK)
+    frames = FrameEmbeddings(OnMeta(tokens_per_frame=2), tmp_path)
+    block = BLOCK * 2 * frames.backend.shape.hidden * 4
+
+    def copies(*spans: tuple[int, int]) -> int:
+        before = frames.copies_to_device
+        for start, stop in spans:
+            pieces = list(frames.get(film, start, stop, "pad"))
+            assert sum(map(len, pieces)) == stop - start and {piece.device.type for piece in pieces} == {"meta"}
+        return frames.copies_to_device - before
+
+    with frames.staying(5 * block):
+        # The cells of a film: all of it, then what is behind each needle.
+        assert copies((0, 5 * BLOCK), *((depth, 5 * BLOCK) for depth in range(0, 5 * BLOCK, BLOCK // 2))) == 5
+        assert sum(held.nbytes for held in frames._on_device.values()) == 5 * block
+    assert not frames._on_device
+    assert copies((0, 5 * BLOCK), (BLOCK, 5 * BLOCK)) == 9
+    with frames.staying(2 * block + 1):
+        assert copies((0, 3 * BLOCK)) == 3
+        assert sum(held.nbytes for held in frames._on_device.values()) == 2 * block
+        # Blocks 1 and 2 are there; 1 is asked for, so 2 goes for 0.
+        assert copies((BLOCK, BLOCK + 1), (0, 1), (BLOCK, BLOCK + 1)) == 1
+        assert copies((2 * BLOCK, 2 * BLOCK + 1)) == 1
+    with frames.staying(block - 1):
+        assert copies((0, 1), (0, 1)) == 2 and not frames._on_device
+    assert frames.frames_encoded == 5 * BLOCK
+
+
+def test_the_device_is_let_go_after_an_error(tmp_path: Path) -> None:
+    frames = FrameEmbeddings(OnMeta(tokens_per_frame=2))
+    with pytest.raises(RuntimeError, match="of the walk"), frames.staying(1 << 30):
+        list(frames.get(CountingFrames(BLOCK), 0, BLOCK, "pad"))
+        assert frames._on_device
+        raise RuntimeError("of the walk")
+    assert not frames._on_device
+
+
+def test_on_the_host_nothing_is_copied_nor_held_twice(backend: Any, tmp_path: Path) -> None:
+    film, frames = CountingFrames(2 * BLOCK), FrameEmbeddings(backend, tmp_path)
+    with frames.staying(1 << 30):
+        pieces = [piece for _ in range(2) for piece in frames.get(film, 0, 2 * BLOCK, "pad")]
+    assert frames.copies_to_device == 0 and not frames._on_device
+    assert pieces[0].data_ptr() == pieces[2].data_ptr()
+
+
+def test_a_walk_keeps_what_it_has_shown(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """The engine lets blocks stay while it runs, within a quarter of what keys and values leave of a device."""
+    asked: list[int] = []
+    engine = TreeEngine(backend, FrameEmbeddings(backend))
+    staying = engine.feeder.frames.staying
+    monkeypatch.setattr(engine.feeder.frames, "staying", lambda most: (asked.append(most), staying(most))[1])
+    film = CountingFrames(3)
+    segments = (Text("see "), Frames(film.fingerprint, 0, 3))
+    prompts = tiny.prompts([Request(segments, Target("a"))], {film.fingerprint: film})
+    engine.run(prompts)
+    assert asked == [0]
+    batch = engine.lower(prompts)
+    monkeypatch.setattr(type(backend), "device", torch.device("cuda", 0))
+    monkeypatch.setattr(processes, "free_bytes", lambda device: 1_000_000)
+    kv = batch.lowered[0].tokens * backend.shape.kv_bytes_per_token
+    assert 0 < kv < 1_000_000 and engine._spare_bytes(batch) == (1_000_000 - kv) // 4
+    monkeypatch.setattr(processes, "free_bytes", lambda device: 1)
+    assert engine._spare_bytes(batch) == 0

@@ -22,8 +22,6 @@ from longva_model.run.runner import Runner
 from vniah.cli import app
 from vniah.contract.requests import Generate, Leaf, Request, Target, Text
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,3 +137,24 @@ def test_the_shell_of_a_process_may_go(launched: bool, tmp_path: Path) -> None:
         _, told = process.communicate(timeout=SECONDS)  # of the program too
     assert (tmp_path / "ended").exists() is not launched
     assert ("is gone, and the process ends with it" in told) is launched
+
+
+@pytest.mark.slow
+def test_processes_of_several_machines_are_numbered_on_each() -> None:
+    """By a launcher that says ranks alone, and deals them in turn: two of one machine had one device."""
+    program = (
+        "import os, socket; socket.gethostname = lambda: os.environ['MACHINE']\n"
+        "from longva_model.run import processes; processes.join_processes('cpu')\n"
+        "print(processes.gather((processes.local_rank(), os.environ['LOCAL_WORLD_SIZE'])), flush=True); os._exit(0)"
+    )
+    group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    told = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=environment(RANK=str(rank), MACHINE=machine, **group),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank, machine in enumerate("aba")
+    ]
+    assert {process.communicate(timeout=SECONDS)[0].strip() for process in told} == {"[(0, '2'), (0, '1'), (1, '2')]"}

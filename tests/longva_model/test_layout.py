@@ -92,16 +92,21 @@ def test_anyres_token_counts(size: tuple[int, int], tokens: int) -> None:
     assert len(anyres_order(plan_tiles(size, anyres_pinpoints()), 24)) == tokens
 
 
-def test_anyres_order_is_the_unpadded_map_row_by_row() -> None:
-    side, grid = 4, plan_tiles((300, 100), ((56, 28), (84, 28)), 28)
-    assert (grid.cols, grid.rows) == (3, 1)
-    order = anyres_order(grid, side)
-    # Plain form: number the tokens of each tile, join the tiles, cut rows off, put a newline after each row.
+# Of 12 tokens along the longer side, odd rests of 3 and even ones of 2 go: half of them, rounded down, at each end.
+@pytest.mark.parametrize(
+    ("image_wh", "kept"),
+    [((300, 100), 12), ((240, 100), 10), ((250, 100), 10), ((100, 300), 12), ((100, 240), 10), ((100, 250), 10)],
+)
+def test_anyres_order_is_the_unpadded_map_row_by_row(image_wh: tuple[int, int], kept: int) -> None:
+    side, grid = 4, plan_tiles(image_wh, ((84, 28), (28, 84)), 28)
+    # Plain form: number the tokens of each tile, join the tiles, cut the ends off, put a newline after each row.
     tiles = np.arange(4 * side * side).reshape(4, side, side)
-    joined = np.concatenate(list(tiles[1:]), axis=1)
-    pad = (side - int(100 * (3 * side / 300))) // 2
-    rows = [[*row, NEWLINE] for row in joined[pad : side - pad]]
-    assert order.tolist() == [*tiles[0].reshape(-1), *(token for row in rows for token in row)]
+    along = int(image_wh[0] > image_wh[1])
+    joined = np.concatenate(list(tiles[1:]), axis=along)
+    pad = (12 - kept) // 2
+    rows = joined.take(range(pad, pad + kept), axis=along)
+    newlines = [[*row, NEWLINE] for row in rows]
+    assert anyres_order(grid, side).tolist() == [*tiles[0].reshape(-1), *(token for row in newlines for token in row)]
 
 
 def test_anyres_keeps_the_base_tile_of_an_image_too_thin_for_the_map() -> None:

@@ -32,7 +32,6 @@ from vniah.prompts import QWEN_1_5
 from vniah.runs.scoring import ScoredPair
 
 pytest.importorskip("lmms_eval")
-torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("module_cache")
 
 

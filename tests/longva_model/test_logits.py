@@ -15,7 +15,6 @@ from longva_model.backends.backend import ExactRotary, make_exact
 from longva_model.engine import logits
 from longva_model.engine.logits import OwnHead, WideLinear, widened
 
-torch.set_num_threads(1)
 SIZES: dict[str, Any] = {**TEXT, "vocab_size": 130, "max_position_embeddings": 2048}
 
 

@@ -17,7 +17,6 @@ from longva_model.renamed import cache_keyword, enable_checkpointing
 
 BACKBONES = ("qwen2", "llama", "mistral")
 MERGES = ("unires", "spatial_unpad", "flat")
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", params=MERGES)

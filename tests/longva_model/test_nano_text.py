@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
@@ -14,8 +13,6 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.prompts.prompting import build_prompt
 from vniah.text.settings import TextSettings
 from vniah.text.task import TextTask
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from longva_model.backbone import tower_features
 from longva_model.checkpoints.layouts import to_released_key
 
 TAGS = ("unires", "anyres")
-torch.set_num_threads(1)
 
 
 class Case:

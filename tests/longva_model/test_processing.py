@@ -17,8 +17,6 @@ from longva_model import LongVAProcessor
 from longva_model.prompts.chat_templates import CHAT_TEMPLATES
 from vniah.prompts import TEMPLATES
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def processor(tiny_config: Callable[..., Any], tiny_processor: Callable[..., Any]) -> Any:

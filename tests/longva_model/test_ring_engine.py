@@ -194,6 +194,28 @@ def keys_and_values_are_spread(rank: int, world: int) -> None:
 
 
 @check
+def a_chunk_is_as_many_tokens_for_each_process_as_it_would_be_for_one(rank: int, world: int) -> None:
+    """Half a chunk for each of two processes, an eighth for each of eight: blocks too short for a device."""
+    requests = [cell(24, None, 0, Target("ab"))]
+    model, chunks = backend(), []
+
+    def noting(engine: TreeEngine, lengths: list[int]) -> TreeEngine:
+        hidden = engine.hidden
+        engine.hidden = lambda chunk, keep: (lengths.append(len(chunk)), hidden(chunk, keep))[1]  # type: ignore[method-assign, func-returns-value]
+        chunks.append(lengths)
+        return engine
+
+    together = noting(ring(chunk_tokens=64), [])
+    alone = noting(TreeEngine(model, FrameEmbeddings(model), EngineOptions(chunk_tokens=64)), [])
+    results = [engine.run(tiny.prompts(requests, MEDIA)) for engine in (together, alone)]
+    assert_same(*results)
+    of_ring, of_one = chunks
+    assert sum(of_ring) == sum(of_one) and 64 - TOKENS < of_one[0] <= 64
+    assert 64 * world - TOKENS < of_ring[0] <= 64 * world
+    assert len(of_ring) <= len(of_one) / world + 1
+
+
+@check
 def perplexity(rank: int, world: int) -> None:
     documents = [np.random.default_rng(seed).integers(1, tiny.VOCAB, 700).tolist() for seed in range(2)]
     one = TreeEngine(backend(), FrameEmbeddings(backend()), EngineOptions(chunk_tokens=97))

@@ -26,7 +26,6 @@ from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.contract.requests import Request, Target, Text
 from vniah.notices import forget, recorded
 
-torch.set_num_threads(1)
 LENGTH = 150
 TEXT = "The old harbour lies north of the red river; 31 boats went out, 7 came back, and nobody asked. " * 4
 COMMON: dict[str, Any] = {**SIZES, "vocab_size": 120, "max_position_embeddings": 512}

@@ -16,8 +16,6 @@ from longva_model.engine.engine import TreeEngine
 from vniah.commands.sweep_rope import PAPER_THETAS, best, label, parse_thetas, table, verdict
 from vniah.runs.read import read_run
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

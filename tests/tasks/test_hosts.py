@@ -277,17 +277,22 @@ CALLS = [
 ]
 
 
+def warned(presentation: str, argv: list[str]) -> list[str]:
+    from vniah.tasks.called import called_models
+    from vniah.tasks.generated import host_warnings
+
+    return host_warnings(16, presentation, called_models(argv))
+
+
 @pytest.mark.parametrize(("name", "model_args", "presentation", "said"), CALLS)
 def test_a_call_that_would_lose_frames_is_warned_of_by_what_works(
     name: str, model_args: str, presentation: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vniah.tasks.generated import host_warnings
-
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     argv = ["--model", name, "--model_args", model_args, "--tasks", "vniah_generate"]
-    warnings = host_warnings(16, presentation, argv)
+    warnings = warned(presentation, argv)
     assert [said in one for one in warnings] == ([True] if said else [])
-    assert host_warnings(16, presentation, ["--model", "longva_ring"]) == host_warnings(16, presentation, []) == []
+    assert warned(presentation, ["--model", "longva_ring"]) == warned(presentation, []) == []
 
 
 @pytest.mark.parametrize(
@@ -328,35 +333,31 @@ def test_cached_responses_are_of_what_was_measured(
 @pytest.mark.parametrize("size", ["2", "16", "auto"])
 def test_a_batch_that_would_lose_frames_is_warned_of(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 and 18 frames in one batch, lmms-eval's qwen2_5_vl shows 2 of each and says nothing."""
-    from vniah.tasks.generated import host_warnings
-
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     argv = ["--model", "qwen2_5_vl", "--model_args", "pretrained=x,max_num_frames=16", "--batch_size"]
-    (warning,) = host_warnings(16, "video", [*argv, size])
+    (warning,) = warned("video", [*argv, size])
     assert f"batch_size={size} is given; leave it at 1" in warning
-    assert host_warnings(16, "video", [*argv, "1"]) == host_warnings(16, "images", [*argv, size]) == []
+    assert warned("video", [*argv, "1"]) == warned("images", [*argv, size]) == []
 
 
 def test_a_config_file_that_would_lose_frames_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vniah.tasks.generated import host_warnings
-
     monkeypatch.setattr(hosts, "_installed", lambda package: True)
     path = tmp_path / "runs.yaml"
     argv = ["--config", str(path)]
     path.write_text("model: qwen2_5_vl\nmodel_args: pretrained=x\nbatch_size: 1\n")
-    (warning,) = host_warnings(16, "video", argv)
+    (warning,) = warned("video", argv)
     assert "max_num_frames is not given; pass max_num_frames=16" in warning
     # The command line wins, as it does for lmms-eval.
-    assert host_warnings(16, "video", [*argv, "--model_args", "pretrained=x,max_num_frames=16"]) == []
+    assert warned("video", [*argv, "--model_args", "pretrained=x,max_num_frames=16"]) == []
     path.write_text("model: qwen2_5_vl\nmodel_args: {pretrained: x, max_num_frames: 16}\n")
-    assert host_warnings(16, "video", argv) == []
+    assert warned("video", argv) == []
     path.write_text("- {model: qwen2_5_vl, model_args: 'max_num_frames=16', batch_size: 4}\n- model: llava_hf\n")
-    batched, images = host_warnings(16, "video", argv)
+    batched, images = warned("video", argv)
     assert "batch_size=4" in batched and "VNIAH_PRESENTATION=images" in images
     for text in ("", "7", "[", "- 7"):
         path.write_text(text)
-        assert host_warnings(16, "video", argv) == []
-    assert host_warnings(16, "video", ["--config", str(tmp_path / "none.yaml")]) == []
+        assert warned("video", argv) == []
+    assert warned("video", ["--config", str(tmp_path / "none.yaml")]) == []
 
 
 def test_videos_that_are_too_long_for_one_are_shown_as_images() -> None:

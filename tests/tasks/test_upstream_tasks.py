@@ -23,7 +23,6 @@ from upstream_data import PICTURES, VIDEOS, grade, picture, serve_images, serve_
 pytest.importorskip("lmms_eval")
 from vniah.prompts import QWEN_1_5
 
-torch.set_num_threads(1)
 TASKS = [*PICTURES, *VIDEOS]
 # One of each kind: a picture, several between texts, a video.
 SOME = ["docvqa_val", "mmmu_val", "videomme"]

@@ -11,6 +11,7 @@ import yaml
 from video_files import cut, write_video
 
 from vniah import notices
+from vniah.tasks.called import called_models
 from vniah.tasks.videomme import data, score
 from vniah.tasks.videomme.data import parse_srt, shown_at_frames
 
@@ -119,6 +120,7 @@ def test_subtitles_of_the_sampled_frames_come_first(folder: Path, monkeypatch: p
         ("128", "max_frames_num=64", 128, "the model samples 64 (max_frames_num=64)"),
         ("64", "max_frames_num=64", 64, ""),
         ("all", "max_frames_num=64", None, ""),
+        ("", "max_frames_num=0", 128, "128 frames of a video"),
     ],
 )
 def test_subtitles_are_those_of_the_frames_that_the_model_samples(
@@ -132,15 +134,23 @@ def test_subtitles_are_those_of_the_frames_that_the_model_samples(
     notices.forget()
     monkeypatch.setenv("VIDEOMME_SUBTITLE_FRAMES", environ)
     argv = ["--model", "longva_ring", "--model_args", model_args, "--tasks", "videomme_longva_subtitle"]
-    assert score.subtitle_frames(argv) == frames
+    assert score.subtitle_frames(called_models(argv)) == frames
     assert said in capsys.readouterr().err and (said or not notices.recorded())
+
+
+def test_models_of_a_config_file_that_sample_alike_say_the_frames(tmp_path: Path) -> None:
+    path = tmp_path / "runs.yaml"
+    for second, frames in ((64, 64), (32, 128)):
+        runs = [{"model": "longva_ring", "model_args": f"max_frames_num={count}"} for count in (64, second)]
+        path.write_text(yaml.safe_dump(runs))
+        assert score.subtitle_frames(called_models(["--config", str(path)])) == frames
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many", "1.5"])
 def test_a_wrong_number_of_subtitle_frames_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDEOMME_SUBTITLE_FRAMES", value)
     with pytest.raises(ValueError, match=f"VIDEOMME_SUBTITLE_FRAMES .*{value}"):
-        score.subtitle_frames()
+        score.subtitle_frames([])
 
 
 def aggregated(scored: list[dict[str, Any]]) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def test_loss_and_gradients(case: dict[str, Any], processor: Any, shared: Path) 
     from vniah.training.losses import install_loss
 
     folder = shared / "parity"
-    torch.set_num_threads(2)
     model = LongVAForConditionalGeneration.from_pretrained(str(folder / "LongVA-tiny-unires"), dtype=torch.float32)
     image = to_rgb(Image.open(folder / "images" / f"{case['image']}.png"))
     layout = model.config.layout
