@@ -27,6 +27,7 @@ _CHOICES = {
     "kv": KV_FORMS,
     "device_map": (None, "auto", "balanced", "balanced_low_0", "sequential"),
 }
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 # What lmms-eval adds to the arguments of every model.
 _FROM_LMMS_EVAL = ("max_batch_size", "use_cache")
 
@@ -78,6 +79,7 @@ class ModelArgs:
     positions: str = "model"  # whose position scheme: the model's own, a built-in one, or module:function
     thinking: str = "auto"  # on and off tell the chat template so (enable_thinking)
     generic: bool = False  # set by hf_tree: read by the generic backend where there is another one
+    profile: bool = False  # tell at the end, and in results, where the time went
     batch_size: int = 1  # accepted for lmms-eval; the tree shares prefixes instead of batching
 
     @classmethod
@@ -161,6 +163,10 @@ def parse_model_args(text: str) -> dict[str, str]:
 def _convert(key: str, kind: str, value: Any) -> Any:
     if kind.startswith("str"):
         return str(value)
+    if kind == "bool":
+        if str(value).lower() not in _SWITCH:
+            raise ValueError(f"{key}={value!r}: expected 1 or 0")
+        return _SWITCH[str(value).lower()]
     number = _number({key: value}, key, 0.0)
     if not math.isfinite(number):
         raise ValueError(f"{key}={value!r}: expected a finite number")

@@ -18,6 +18,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vniah.profiling import told
+
 _said: dict[str, None] = {}
 _model: dict[str, Any] = {}
 _lock = threading.Lock()
@@ -87,7 +89,9 @@ def closing() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     with _lock:
-        return {"warnings": list(_said), "model": dict(_model), "versions": versions}
+        found = {"warnings": list(_said), "model": dict(_model), "versions": versions}
+    profile = told()
+    return found if profile is None else {**found, "profile": profile}
 
 
 def forget() -> None:

@@ -10,6 +10,7 @@ F frequencies of RoPE.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -59,6 +60,8 @@ _LAYOUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda angles: torch.repeat_interleave(angles, 2, dim=-1),
     lambda angles: angles,
 )
+# Ids of texts up to so many characters are kept.
+_SHORT_TEXT = 4096
 # Frequencies of the other types change with the length of the prompt.
 _FIXED_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -121,7 +124,15 @@ class Backend:
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenise alone, no special tokens added."""
+        return list(self._short_ids(text)) if len(text) <= _SHORT_TEXT else self._tokenised(text)
+
+    def _tokenised(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    @functools.cached_property
+    def _short_ids(self) -> Callable[[str], list[int]]:
+        """The cells of a grid are made of a few texts, each of which is asked for thousands of times."""
+        return functools.lru_cache(maxsize=4096)(self._tokenised)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -18,6 +18,7 @@ from longva_model.engine.self_check import refuse_recurrent, settle_attention, s
 from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean
+from vniah.profiling import part
 
 # Arguments that say nothing to other backends.
 _GENERIC = ("presentation", "frame_tokens", "positions", "thinking")
@@ -85,9 +86,10 @@ def load_backend(args: ModelArgs) -> Backend:
     if not answers_generically(folder, args):
         args.refuse(_GENERIC, "it is for models that the generic backend (hf_tree) answers")
     backend = _backend_of(str(kind), args.generic)(folder, args, device, getattr(torch, dtype))
-    settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
-    backend.check()
-    settle_kv(backend, args.kv, args.kv_block)
+    with part("self-check"):
+        settle_attention(backend, attn=args.attn, plain=args.scoring == "plain")
+        backend.check()
+        settle_kv(backend, args.kv, args.kv_block)
     return backend
 
 

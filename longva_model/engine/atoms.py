@@ -182,7 +182,10 @@ class PrefixTree:
         # Iterative, since a film's trunk has a node per splice.
         node, at = self.root, 0
         while at < len(prompt):
+            first = prompt.atoms_A[at]
             for child in node.children:
+                if self.prompts[child.prompt].atoms_A[at] != first:
+                    continue
                 stop = self.common(self.prompts[child.prompt], prompt, at, child.stop)
                 if stop > at:
                     break

@@ -25,7 +25,8 @@ from longva_model.frames.embeddings import FrameEmbeddings, reach
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes
 from vniah.contract.cost import answer_flops, answer_tokens
-from vniah.contract.requests import Generate, Target
+from vniah.contract.requests import Generate, Leaf, Target
+from vniah.profiling import part
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]
@@ -153,10 +154,8 @@ class TreeEngine:
 
     def planned_flops(self, batch: Batch, known: Collection[int] = ()) -> int:
         """What ``run`` will tell ``on_flops`` in all."""
-        return sum(self._step_flops(step, batch) for step in steps(batch.tree, known))
-
-    def _step_flops(self, step: Step, batch: Batch) -> int:
-        return step.flops(self.backend.shape, self._count, batch.leaves)
+        shape = self.backend.shape
+        return sum(step.flops(shape, self._count, batch.leaves) for step in steps(batch.tree, known))
 
     def _walk(self, batch: Batch, known: Mapping[int, LeafResult], done: OnResult, tick: OnFlops | None) -> None:
         """Compute what is not known, depth-first in one state."""
@@ -164,15 +163,19 @@ class TreeEngine:
         longest = max((one.tokens for one in batch.lowered), default=0)
         self.check_reach(longest)
         self.state = self.new_state(longest + room)
-        # ``marks[depth]`` is the state in which a node at that depth begins.
+        # Rows may be cut anywhere; of other states, ``marks[depth]`` is that in which a node at that depth begins.
+        trunks, shape = self.state.is_rows, self.backend.shape
         marks: list[Any] = [self.state.mark()]
-        for step in steps(batch.tree, set(known)):
-            del marks[step.depth + 1 :]
-            self.state.rewind(marks[step.depth])
-            end = self._finish(step, batch, done)
-            marks += [end] * step.nodes
+        for step in steps(batch.tree, set(known), trunks=trunks):
+            if trunks:
+                self.state.crop_to(step.past)
+                self._finish(step, batch, done)
+            else:
+                del marks[step.depth + 1 :]
+                self.state.rewind(marks[step.depth])
+                marks += [self._finish(step, batch, done)] * step.nodes
             if tick is not None:
-                tick(self._step_flops(step, batch))
+                tick(step.flops(shape, self._count, batch.leaves))
         self.peak_kv_bytes = max(self.peak_kv_bytes, self.state.num_bytes)
         self.state = None
 
@@ -199,26 +202,31 @@ class TreeEngine:
 
     def _finish(self, step: Step, batch: Batch, done: OnResult) -> Any:
         """Extend the state by a step and score the leaves at its end; returns its mark there, None if none needs it."""
-        leaves = [(index, batch.leaves[index]) for index in step.leaves]
         # A target that is the only leaf rides in the same forward; the walk takes its tokens away with the branch.
-        lone = leaves[0][1] if step.lone else None
+        lone = batch.leaves[step.ends[0]] if step.lone else None
         ahead = self.backend.token_ids(lone.text)[:-1] if isinstance(lone, Target) else []
-        hidden_LD = self._extend(step.prompt, step.start, step.stop, ahead, keep=len(ahead) + 1)
+        needed = None if step.leaves else step.past + step.new
+        with part("prefill, own" if step.lone else "prefill, shared"):
+            hidden_LD = self._extend(step.prompt, step.start, step.stop, ahead, keep=len(ahead) + 1, needed=needed)
         end = None if step.lone else self.state.mark()
         scored: dict[Target | Generate, LeafResult] = {}
-        for index, leaf in leaves:
-            prompt = batch.lowered[index]
+        for index in step.leaves:
+            prompt, leaf = batch.lowered[index], batch.leaves[index]
             if leaf not in scored:
-                if isinstance(leaf, Generate):
-                    scored[leaf] = self._generate(leaf, hidden_LD, prompt)
-                else:
-                    forced = [] if step.lone else self.backend.token_ids(leaf.text)[:-1]
-                    rest = [self._extend(prompt, len(prompt), ids=forced, keep=len(forced))] if forced else []
-                    scored[leaf] = self._target(leaf, torch.cat([hidden_LD, *rest]), prompt)
+                with part("answers"):
+                    scored[leaf] = self._leaf(leaf, hidden_LD, prompt, rides=step.lone)
                 if end is not None:
                     self.state.rewind(end)
             done(index, scored[leaf])
         return end
+
+    def _leaf(self, leaf: Leaf, hidden_LD: torch.Tensor, prompt: Lowered, *, rides: bool) -> LeafResult:
+        """Score a leaf behind the state; of a target that ``rides`` the hidden states are all there."""
+        if isinstance(leaf, Generate):
+            return self._generate(leaf, hidden_LD, prompt)
+        forced = [] if rides else self.backend.token_ids(leaf.text)[:-1]
+        rest = [self._extend(prompt, len(prompt), ids=forced, keep=len(forced))] if forced else []
+        return self._target(leaf, torch.cat([hidden_LD, *rest]), prompt)
 
     def _target(self, leaf: Target, hidden_LD: torch.Tensor, prompt: Lowered) -> LeafResult:
         """Score an answer from the hidden states that predict its tokens."""
@@ -320,12 +328,24 @@ class TreeEngine:
         return beam_search(leaf, self.backend, embeds_TD, self._prompt_ids(prompt))
 
     def _extend(
-        self, prompt: Lowered, start: int, stop: int | None = None, ids: Sequence[int] = (), keep: int = 1
+        self,
+        prompt: Lowered,
+        start: int,
+        stop: int | None = None,
+        ids: Sequence[int] = (),
+        keep: int = 1,
+        needed: int | None = None,
     ) -> torch.Tensor:
-        """Append atoms and then ids to the state; returns the last ``keep`` hidden states, (keep, D)."""
+        """Append atoms and then ids to the state; returns the last ``keep`` hidden states, (keep, D).
+
+        Args:
+            needed: leave out the chunks that begin so many tokens from the prompt's start, or behind them.
+        """
         behind = self.state.length - prompt.tokens if start == len(prompt) else 0
         tail: list[torch.Tensor] = []
         for chunk in self.chunks(prompt, start, stop, ids, behind=behind):
+            if needed is not None and chunk.start >= needed:
+                break
             tail = [torch.cat([*tail, self.hidden(chunk, keep)])[-keep:]]
         return tail[0]
 

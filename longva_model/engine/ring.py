@@ -37,6 +37,9 @@ class RingCache:
     lengths that can be cropped back to.
     """
 
+    # It is cut where a forward ended, and not anywhere.
+    is_rows = False
+
     def __init__(self, num_layers: int, room: int, rank: int, world_size: int) -> None:
         # Replicated segments land on the emptiest process, so shares stay near equal; while one is computed it
         # stands on every process.

@@ -246,6 +246,11 @@ class CroppableCache(Cache):
         """The layers that keep anything."""
         return [layer for layer in self.layers if isinstance(layer, (CroppableLayer, RecurrentLayer))]
 
+    @property
+    def is_rows(self) -> bool:
+        """Whether it can be cut anywhere, for no layer keeps a recurrent state."""
+        return not any(isinstance(layer, RecurrentLayer) for layer in self.layers)
+
     def mark(self) -> Mark:
         """Here, to be rewound to as often as one likes, until a rewind to an earlier mark.
 
@@ -274,7 +279,7 @@ class CroppableCache(Cache):
 
     def crop_to(self, length: int) -> None:
         """Forget every row from ``length`` on, in every layer; not for recurrent layers, which have no rows."""
-        assert not any(isinstance(layer, RecurrentLayer) for layer in self.layers), "rewind to a mark instead"
+        assert self.is_rows, "rewind to a mark instead"
         for layer in self._kept():
             layer.crop_to(length)
         self._last = None

@@ -1,7 +1,9 @@
 """The steps of a walk through a tree of prompts: which atoms are run in one go, from where, and at what cost.
 
-A chain of nodes without leaves or branches is one step. Steps depend on the whole tree and not on what of it
-is known already, so that a run which goes on where another was cut off computes the very same forwards.
+A chain of nodes without leaves or branches is one step. Where the state is rows, a step is a *trunk*: a chain that goes
+on past places where prompts part, along the longest of them (of equals, along what most share), and to which the others
+come back. Steps depend on the whole tree and not on what of it is known already, so that a run which goes on where
+another was cut off computes the very same forwards.
 Pure: knows no model.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from longva_model.engine.atoms import Lowered, Node, PrefixTree
 from vniah.contract.cost import ModelShape, TokenCount, answer_flops
@@ -22,8 +25,8 @@ class Step:
     Attributes:
         depth: of the chain's first node, ``nodes`` of which it has.
         prompt: one that the chain is part of; its atoms ``start`` to ``stop`` are run.
-        past, new: tokens before the step, and of it.
-        leaves: prompts that end here and are not known.
+        past, new: tokens before the step, and those of it that are needed: behind them everything is known.
+        ends: prompts that end here; ``leaves`` those of them that are not known.
         lone: whether one prompt ends here, known or not, and none goes on.
     """
 
@@ -34,6 +37,7 @@ class Step:
     stop: int
     past: int
     new: int
+    ends: tuple[int, ...]
     leaves: tuple[int, ...]
     lone: bool
 
@@ -44,32 +48,52 @@ class Step:
         return shape.forward_flops(self.new, self.past) + answers
 
 
-def steps(tree: PrefixTree, known: Collection[int] = ()) -> Iterator[Step]:
-    """The steps that lead to leaves not ``known``, depth-first, each prefix before what continues it."""
+def steps(tree: PrefixTree, known: Collection[int] = (), *, trunks: bool = False) -> Iterator[Step]:
+    """The steps that lead to leaves not ``known``, each prefix before what continues it.
+
+    Args:
+        trunks: for a state that can be cut anywhere. Of a grid the film is one step then and not one a splice; cells
+            come from its end to its beginning.
+    """
     alive = _alive(tree, known)
-    nodes = start = 0
-    for depth, node in tree.walk():
+    longest = _longest(tree) if trunks else {}
+    waiting = [(0, child) for child in reversed(tree.root.children)]
+    while waiting:
+        depth, node = waiting.pop()
         if id(node) not in alive:
             continue
-        if not nodes:
-            start = node.start
-        nodes += 1
-        if len(node.children) == 1 and not node.leaves:
-            continue
-        prompt = tree.prompts[node.prompt]
-        past, end = prompt.begin(start), prompt.begin(node.stop)
+        chain = [node]
+        while not chain[-1].leaves and (trunks or len(chain[-1].children) == 1):
+            chain.append(max(chain[-1].children, key=lambda child: longest.get(id(child), (0, 0))))
+        end = chain[-1]
+        prompt = tree.prompts[end.prompt]
+        needed = max((one for one in chain if id(one) in alive), key=lambda one: one.stop)
+        past = prompt.begin(node.start)
         yield Step(
-            depth=depth + 1 - nodes,
-            nodes=nodes,
+            depth=depth,
+            nodes=len(chain),
             prompt=prompt,
-            start=start,
-            stop=node.stop,
+            start=node.start,
+            stop=end.stop,
             past=past,
-            new=end - past,
-            leaves=tuple(index for index in node.leaves if index not in known),
-            lone=len(node.leaves) == 1 and not node.children,
+            new=prompt.begin(needed.stop) - past,
+            ends=tuple(end.leaves),
+            leaves=tuple(index for index in end.leaves if index not in known),
+            lone=len(end.leaves) == 1 and not end.children,
         )
-        nodes = 0
+        for level, (one, following) in enumerate(zip_longest(chain, chain[1:]), depth + 1):
+            waiting += [(level, child) for child in reversed(one.children) if child is not following]
+
+
+def _longest(tree: PrefixTree) -> dict[int, tuple[int, int]]:
+    """Where the longest prompt through each node (by ``id``) ends, in tokens, and how many prompts go through it."""
+    found: dict[int, tuple[int, int]] = {}
+    for _, node in reversed(list(tree.walk())):
+        below = [found[id(child)] for child in node.children]
+        own = (tree.prompts[node.prompt].begin(node.stop), len(node.leaves))
+        ends, counts = zip(own, *below, strict=True)
+        found[id(node)] = (max(ends), sum(counts))
+    return found
 
 
 def _alive(tree: PrefixTree, known: Collection[int]) -> set[int]:

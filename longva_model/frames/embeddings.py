@@ -26,10 +26,12 @@ from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.pictures.preprocess import alone
 from vniah.contract.sources import FramesNHWC, FrameSource
+from vniah.profiling import part
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
 T = TypeVar("T")
-_MEMORY_BLOCKS = 8
+# Blocks kept in memory beside the disk; without a disk, several times as much.
+_MEMORY_BYTES = 1 << 29
 _LANES = 8
 # Part of a block's key: what an earlier edition stored is not looked at.
 _FORMAT = f"{BLOCK} with a checksum"
@@ -201,7 +203,8 @@ class FrameEmbeddings:
     def _keep(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
         self._remember(key, index, tokens_NtD)
         if self.store is not None:
-            self.store.store(key, index, tokens_NtD)
+            with part("embeddings cache"):
+                self.store.store(key, index, tokens_NtD)
 
     def _key(self, source: FrameSource, preprocess: str) -> str:
         parts = (source.fingerprint, self.backend.frames_fingerprint, preprocess, str(self.backend.dtype), _FORMAT)
@@ -217,16 +220,19 @@ class FrameEmbeddings:
         if (key, index, rows) in self._recent:
             self._recent.move_to_end((key, index, rows))
             return self._recent[key, index, rows]
-        tokens = self.store.load(key, index, rows) if self.store is not None else None
+        with part("embeddings cache"):
+            tokens = self.store.load(key, index, rows) if self.store is not None else None
         if tokens is not None:
             self._remember(key, index, tokens)
         return tokens
 
     def _remember(self, key: str, index: int, tokens_NtD: torch.Tensor) -> None:
         self._recent[key, index, tokens_NtD.shape[0]] = tokens_NtD
+        self._recent.move_to_end((key, index, tokens_NtD.shape[0]))
         # Without a disk the memory is all there is, so it keeps more.
         on_disk = self.store is not None and self.store.writable
-        while len(self._recent) > (_MEMORY_BLOCKS if on_disk else 16 * _MEMORY_BLOCKS):
+        room = _MEMORY_BYTES if on_disk else 16 * _MEMORY_BYTES
+        while len(self._recent) > 1 and sum(one.nbytes for one in self._recent.values()) > room:
             self._recent.popitem(last=False)
 
     def _encode_blocks(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> Generator[torch.Tensor]:
@@ -240,8 +246,9 @@ class FrameEmbeddings:
                 parts: list[torch.Tensor] = []
                 left = _rows(source, index)
                 while left:
-                    pixels_NHWC = next(lanes[number % len(lanes)])
-                    with torch.inference_mode():
+                    with part("waiting for frames"):
+                        pixels_NHWC = next(lanes[number % len(lanes)])
+                    with part("tower"), torch.inference_mode():
                         parts.append(self.backend.encode_pixels(pixels_NHWC).cpu())
                     left -= len(pixels_NHWC)
                     self.frames_encoded += len(pixels_NHWC)
@@ -260,7 +267,7 @@ class FrameEmbeddings:
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         readers = _readers(source, min(cores, _LANES, len(blocks)))
         if len(readers) < 2:
-            raw = (source.frames(*span) for span in self._batches(source, blocks))
+            raw = (_decoded(source, *span) for span in self._batches(source, blocks))
             # No more than one batch of raw frames waits.
             frames = stack.enter_context(closing(Ahead(raw, limit=1, name="decode frames")))
             fitted = (self._fit(frames_NHWC, source, preprocess) for frames_NHWC in frames)
@@ -278,14 +285,15 @@ class FrameEmbeddings:
         with alone():
             for start, stop in self._batches(reader, blocks):
                 spans = [(first, min(first + piece, stop)) for first in range(start, stop, piece)]
-                parts = [self._fit(reader.frames(*span), reader, preprocess) for span in spans]
+                parts = [self._fit(_decoded(reader, *span), reader, preprocess) for span in spans]
                 yield parts[0] if len(parts) == 1 else _joined(parts)
                 del parts
 
     def _fit(self, frames_NHWC: FramesNHWC, source: FrameSource, preprocess: str) -> torch.Tensor:
         # A source that is a little off for speed's sake is fitted likewise; its fingerprint says so.
         mode = f"{preprocess}-fast" if source.approximate else preprocess
-        return self.backend.pixels(frames_NHWC, mode)
+        with part("fit"):
+            return self.backend.pixels(frames_NHWC, mode)
 
     def _batches(self, source: FrameSource, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Batches of the tower, which do not cross blocks."""
@@ -317,6 +325,11 @@ def block_range(start: int, stop: int) -> range:
 def _joined(parts: Sequence[Any]) -> Any:
     """The pixels of all parts in order: one tensor, or tensors by name."""
     return torch.cat(list(parts)) if isinstance(parts[0], torch.Tensor) else type(parts[0]).joined(parts)
+
+
+def _decoded(source: FrameSource, start: int, stop: int) -> FramesNHWC:
+    with part("decode"):
+        return source.frames(start, stop)
 
 
 def _rows(source: FrameSource, index: int) -> int:

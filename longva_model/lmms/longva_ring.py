@@ -6,6 +6,7 @@ requests which share a video or a haystack share its prefix.
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from lmms_eval.api.model import lmms
 from longva_model.arguments import ModelArgs, generate_leaf
 from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Order, Runner
+from vniah import profiling
 from vniah.contract.requests import Generate, Leaf, Target
 from vniah.runs.scoring import ScoredPair
 
@@ -32,6 +34,9 @@ class LongVARing(lmms):
         super().__init__()
         self.args = replace(ModelArgs.read(kwargs), generic=self.generic)
         self._system = self.args.system_text()
+        if self.args.profile:
+            profiling.start(whole=True)
+            atexit.register(profiling.say)  # lmms-eval scores and writes behind the model's back
         self.runner = Runner.load(self.args)
         self.backend = self.runner.backend
         self._rank, self._world_size = self.runner.rank, self.runner.world_size

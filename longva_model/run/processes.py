@@ -20,6 +20,7 @@ import torch.distributed as dist
 from longva_model.arguments import ModelArgs
 from vniah.files import lock
 from vniah.notices import notice
+from vniah.profiling import part
 from vniah.runs.journal import Journal
 from vniah.runs.launcher import end_with_launcher
 from vniah.visual.settings import Settings
@@ -215,7 +216,8 @@ def gather(value: T) -> list[T]:
     if world == 1:
         return [value]
     values: list[Any] = [None] * world
-    dist.all_gather_object(values, value, group=objects_group())
+    with part("waiting for processes"):
+        dist.all_gather_object(values, value, group=objects_group())
     return values
 
 
@@ -225,7 +227,8 @@ def broadcast(value: T) -> T:
     if world == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0, group=objects_group())
+    with part("waiting for processes"):
+        dist.broadcast_object_list(box, src=0, group=objects_group())
     result: T = box[0]
     return result
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -32,9 +32,11 @@ from vniah.contract.cost import answer_tokens
 from vniah.contract.requests import Frames, Image, Leaf, Request
 from vniah.contract.sources import FrameSource
 from vniah.notices import identify
+from vniah.profiling import part
 from vniah.runs.journal import Journal, content_key
 from vniah.visual.settings import Settings
 
+T = TypeVar("T")
 # Runs below so many FLOPs are over before a bar is read.
 _WORTH_SHOWING = 1e9
 # How jobs are sorted and told apart: task, document, request of the document, sample.
@@ -100,7 +102,8 @@ class Runner:
         from longva_model.backends.loading import load_backend
 
         processes.join_processes(args.device)
-        return cls(load_backend(args), args)
+        with part("load"):
+            return cls(load_backend(args), args)
 
     def run(
         self, jobs: Sequence[Job], build: Build, about: About, measured: Mapping[str, Mapping[str, Any]] | None = None
@@ -208,7 +211,8 @@ class Runner:
 
     def _put(self, journal: Journal, key: str, result: dict[str, Any], about: dict[str, Any]) -> None:
         """A line of the journal. ``settings`` tells runs apart that share a file, for whoever draws it."""
-        journal.put(key, result, settings=content_key(self.settings_key())[:8], **about)
+        with part("journal"):
+            journal.put(key, result, settings=content_key(self.settings_key())[:8], **about)
 
     def run_one(self, prompt: Prompt) -> LeafResult:
         """Run a single prompt in this process, outside any journal.
@@ -317,8 +321,10 @@ class Runner:
         Windows hold what is known already too: a run that goes on computes what the first one would have.
         """
         found: dict[Order, LeafResult] = {}
-        for window in windows(jobs, build):
-            keys = {job.order: self._key(job, prompt) for job, prompt in window}
+        coming = windows(jobs, build)
+        while window := _next(coming):
+            with part("prompts"):
+                keys = {job.order: self._key(job, prompt) for job, prompt in window}
             known: dict[int, LeafResult] = {}
             for index, (job, _) in enumerate(window):
                 row = journal.get(keys[job.order]) if journal is not None else None
@@ -363,9 +369,10 @@ class Runner:
     ) -> None:
         """Run the prompts of a window; ``answered`` ``of`` all are there already."""
         engine = self.engine(ring=ring)
-        batch = engine.lower(prompts)
-        self._check_room(batch)
-        flops = engine.planned_flops(batch, known)
+        with part("prompts"):
+            batch = engine.lower(prompts)
+            self._check_room(batch)
+            flops = engine.planned_flops(batch, known)
         with Progress(flops, done=answered, of=of, noun=self._noun, show=self.rank == 0) as progress:
 
             def told(index: int, result: LeafResult) -> None:
@@ -379,6 +386,11 @@ class Runner:
         answers = (answer_tokens(leaf, lambda text: len(self.backend.token_ids(text))) for leaf in batch.leaves)
         lengths = (one.tokens + answer for one, answer in zip(batch.lowered, answers, strict=True))
         check_room(self.backend, max(lengths, default=0))
+
+
+def _next(coming: Iterator[T]) -> T | None:
+    with part("prompts"):
+        return next(coming, None)
 
 
 class Progress(tqdm):

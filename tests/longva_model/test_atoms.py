@@ -236,6 +236,52 @@ def test_steps_are_the_same_whatever_is_known(drawn: list[Any], data: st.DataObj
         marks += [step.past + step.new] * step.nodes
 
 
+@settings(max_examples=200, deadline=None)
+@given(drawn=SHORT, data=st.data())
+def test_a_trunk_goes_on_where_prompts_part_and_the_others_come_back_to_it(
+    drawn: list[Any], data: st.DataObject
+) -> None:
+    table = AtomTable()
+    prompts = [lowered(atoms, "running", table, {}) for atoms in drawn]
+    tree = PrefixTree(prompts)
+    whole = list(steps(tree, trunks=True))
+    assert sum(step.new for step in whole) == sum(step.new for step in steps(tree))
+    assert len(whole) <= len(list(steps(tree)))
+    known = data.draw(st.sets(st.integers(0, len(prompts) - 1)))
+    spans = [(id(step.prompt), step.start, step.stop, step.ends, step.lone) for step in whole]
+    rest = list(steps(tree, known, trunks=True))
+    chosen = [spans.index((id(step.prompt), step.start, step.stop, step.ends, step.lone)) for step in rest]
+    assert chosen == sorted(chosen), "the same steps in the same order"
+    assert sum(step.new for step in rest) == sum(step.new for step in steps(tree, known)), "and no token more"
+    assert sorted(leaf for step in rest for leaf in step.leaves) == sorted(set(range(len(prompts))) - known)
+    # Rows that are cut to where a step begins are those of its prompt, and behind it those of the leaves at its end.
+    rows: list[int] = []
+    for step in rest:
+        del rows[step.past :]
+        spelled = spell(step.prompt, table)
+        assert rows == spelled[: step.past] and step.past == step.prompt.begin(step.start)
+        rows += spelled[step.past : step.past + step.new]
+        assert all(rows == spell(prompts[leaf], table) for leaf in step.leaves)
+
+
+def spell(prompt: Lowered, table: AtomTable) -> list[int]:
+    return [int(code) for code in np.repeat(prompt.atoms_A, table.sizes(prompt.atoms_A))]
+
+
+def test_a_film_is_one_step_whatever_its_splices() -> None:
+    table = AtomTable()
+    film = Series(name="film", fitted="pad", tokens=2)
+    prompts = [
+        Lowered.of([table.codes(film, 0, at), codes(100 + needle), table.codes(film, at, 9), codes(1)], table)
+        for at in (2, 5, 7)
+        for needle in range(2)
+    ]
+    first, *others = steps(PrefixTree(prompts), trunks=True)
+    assert first.past == 0 and first.lone, "to the end of one cell"
+    assert [step.past for step in others] == sorted((step.past for step in others), reverse=True)
+    assert all(step.lone for step in others) and len(others) == 5
+
+
 # Chunks
 
 

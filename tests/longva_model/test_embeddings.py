@@ -152,7 +152,9 @@ class Alive:
         return tensor
 
 
-def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, tmp_path: Path) -> None:
+def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batches: list[int] = []
     pixels, blocks = Alive(), Alive()
     fit, encode = backend.pixels, backend.encode_pixels
@@ -174,6 +176,7 @@ def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, 
         blocks.note(tokens_NtD)
 
     frames._remember = counting_remember  # type: ignore[method-assign]
+    monkeypatch.setattr(embeddings, "_MEMORY_BYTES", 8 * BLOCK * backend.tokens_per_frame * backend.shape.hidden * 4)
     for _ in range(2):
         for _piece in frames.get(source, 0, 1000, "pad"):
             pass
@@ -182,7 +185,7 @@ def test_memory_holds_a_few_batches_and_blocks_and_never_the_film(backend: Any, 
     # Two in the queue, one in the thread's hands, one in the tower, and one on its way between.
     assert pixels.most <= 5
     gc.collect()
-    assert blocks.most <= embeddings._MEMORY_BLOCKS + 2
+    assert blocks.most <= 8 + 2
     assert sum(batches) == 1000
 
 

@@ -36,6 +36,7 @@ def command(
         bool | None, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first so many cells of each task.", min=1)] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell where the time went.")] = False,
 ) -> None:
     """Score needle tasks on a model, and draw their heatmaps.
 
@@ -43,11 +44,15 @@ def command(
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
     from longva_model.arguments import parse_model_args
+    from vniah import profiling
     from vniah.plots.grid_data import GridData, to_text
 
     more = parse_model_args(model_args)
     if "pretrained" in more:
         raise ValueError("pretrained is not for --model-args here; use --model")
+    if profile:
+        more["profile"] = "1"
+        profiling.start(whole=True)
     given = {
         "frames": frames,
         "depths": depths,
@@ -157,7 +162,7 @@ def evaluate_tasks(
 
     Everything is checked before a weight is read: output, model, tasks, films, needles, lengths, memory.
     """
-    from vniah import notices
+    from vniah import notices, profiling
     from vniah.commands.run_options import with_training_length
     from vniah.runs.measure import CallableModel, Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
@@ -176,11 +181,17 @@ def evaluate_tasks(
         from longva_model.arguments import ModelArgs
         from longva_model.run.needle_model import NeedleModel
 
-        chosen = NeedleModel(ModelArgs.read({"pretrained": model, **model_args}))
+        args = ModelArgs.read({"pretrained": model, **model_args})
+        if args.profile:
+            profiling.start()
+        with profiling.part("load"):
+            chosen = NeedleModel(args)
     try:
         runs = measure(tasks, chosen, output=output, limit=limit)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(chosen.interrupted()) from None
+    finally:
+        profiling.say()
     return [with_training_length(run if name is None else replace(run, name=name)) for run in runs]
 
 

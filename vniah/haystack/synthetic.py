@@ -214,9 +214,9 @@ class Actor:
             else:
                 inside_HW |= (np.abs(pu_HW) <= part.half_w) & (np.abs(pv_HW) <= part.half_h)
         # Clipped so that a small actor drawn by one pixel keeps its shade in range.
-        light_HW = np.clip(u_HW * self.shade // self.reach, -64, 64)
+        light_HW = np.clip(u_HW * self.shade // self.reach, -64, 64).astype(np.int16)
         window_HWC = picture_HWC[top:bottom, left:right]
-        paint_HWC = np.clip(np.array(self.colour) + light_HW[..., None], 0, 255).astype(np.uint8)
+        paint_HWC = np.clip(np.array(self.colour, np.int16) + light_HW[..., None], 0, 255).astype(np.uint8)
         np.copyto(window_HWC, paint_HWC, where=inside_HW[..., None])
 
 

@@ -26,7 +26,7 @@ class Picture:
     """An image that is made when needed, with the fingerprint of what it is made from.
 
     Args:
-        source: the bytes of an image file, the file, or a function that draws the image anew each time.
+        source: the bytes of an image file, the file, or a function that draws the image.
         name: what to call it in an error.
     """
 
@@ -41,11 +41,17 @@ class Picture:
             FileNotFoundError: the file is gone.
         """
         if callable(self.source):
-            return self.source()
+            return self._drawn
         try:
             return open_image(self._stored(self.source), f"the image of {self.name}")
         except UnreadableImageError as error:
             raise ValueError(f"the image of {self.name} cannot be read: it {error.reason}; replace the file") from None
+
+    @functools.cached_property
+    def _drawn(self) -> Image.Image:
+        """Kept: it is small, and takes longer to draw than to score."""
+        assert callable(self.source)
+        return self.source()
 
     @functools.cached_property
     def fingerprint(self) -> str:
