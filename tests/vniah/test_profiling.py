@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import vniah
 from vniah import notices, profiling
 from vniah.profiling import part
 
@@ -104,3 +107,21 @@ def test_a_whole_process_counts_what_was_before(capsys: pytest.CaptureFixture[st
     assert told is not None and abs(sum(seconds(told["parts"]).values()) - told["seconds"]) < 0.01
     if before:  # where the system says it
         assert before <= told["parts"]["start"]["seconds"] <= told["seconds"]
+
+
+def test_the_parts_of_a_run_sum_to_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    given: dict[str, Any] = {"frames": "4,8", "depths": "0,100", "needles": "icons:0:2", "journal": "none"}
+    run = vniah.evaluate("nano", "vniah_nano", **given, profile=True)
+    told = run.settings["profile"]
+    parts = seconds(told["parts"])
+    wanted = {"load", "self-check", "prompts", "waiting for frames", "tower", "embeddings cache", "prefill, own"}
+    assert wanted | {"answers"} <= set(parts) and {"decode", "fit"} <= set(told["beside"])
+    assert abs(sum(parts.values()) - told["seconds"]) < 0.03 * told["seconds"]
+    assert told["parts"]["answers"]["count"] == 12 and parts["other"] < told["seconds"] / 2
+    assert "where " in capsys.readouterr().err
+    again = vniah.evaluate("nano", "vniah_nano", **given)
+    assert "profile" not in again.settings and "where " not in capsys.readouterr().err
+    assert again.cells.equals(run.cells)

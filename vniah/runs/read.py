@@ -299,6 +299,7 @@ def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
     """What the page of a run shows: model, task, versions, timing, files."""
     whole, told = evaluation.told, dict(evaluation.provenance(task))
     identity, packages = _object(told.pop("model", {})), _object(told.pop("versions", {}))
+    profile = _object(told.pop("profile", {}))
     sections = {
         "model": {**{key: _object(whole, "config").get(key) for key in _MODEL_KEYS}, **identity},
         "task": {**_object(whole, "configs", task, "metadata"), **told},
@@ -308,6 +309,7 @@ def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
             "git_hash": whole.get("git_hash"),
             "task": _object(whole, "versions").get(task),
         },
+        "profile": profile,
         "timing": {
             "date": whole.get("date") or evaluation.date,
             "seconds": whole.get("total_evaluation_time_seconds"),
@@ -321,6 +323,7 @@ def _settings(evaluation: _Evaluation, task: str) -> dict[str, Any]:
     return {
         title: {key: value for key, value in section.items() if value not in (None, "", {}, [])}
         for title, section in sections.items()
+        if section or title != "profile"
     }
 
 
