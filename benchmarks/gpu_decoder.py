@@ -92,34 +92,40 @@ class Slices:
 
 @torch.inference_mode()
 def prefill(run: Run) -> None:
-    """The grid's longest cell: its prefill in chunks, read off on the way, its question, and its memory.
+    """The grid's longest cell: its prefill in chunks, read off on the way, its question, its memory but the tower.
 
     On the way, shorter forwards are timed behind pasts of some lengths. From them, and from the chunks themselves, the
     time of the whole grid is computed.
     """
     setting = begin(run)
-    shape, total = setting.shape, max(setting.marks)
+    shape, more = setting.shape, max(setting.slice_lengths)
     rate, expected = matmul_rate(run, setting), expected_rate(run, setting)
     engine = engine_of(setting)
+    total = min(max(setting.marks), _fitting(setting) - more)
+    marks = [*(mark for mark in sorted(setting.marks) if mark < total), total]
+    if total < max(setting.marks):
+        run.note(f"memory is enough for {total:,} of {max(setting.marks):,} tokens")
     peak(setting, anew=True)
-    engine.state = engine.new_state(total + max(setting.slice_lengths))
-    noise_TD = noise(setting, setting.chunk)
+    engine.state = engine.new_state(total + more)
+    # All frames' features stay on the device while a grid is walked.
+    features_TD = noise(setting, total)
     start = engine.state.mark()
-    engine.hidden(chunk_of(engine, noise_TD), 1)  # the first forward compiles and plans
+    engine.hidden(chunk_of(engine, features_TD[: setting.chunk]), 1)  # the first forward compiles and plans
     engine.state.rewind(start)
     taken, done, last, found = 0.0, 0, 0.0, []
     points = [0, total // 8, total // 4, total // 2]
-    for mark in sorted(setting.marks):
+    for mark in marks:
         while done < mark:
             if points and done >= points[0]:
                 points.pop(0)
-                found += _short_forwards(engine, setting, noise_TD)
+                found += _short_forwards(engine, setting, features_TD)
             # The next chunk; the last shorter forwards, which take about as long as one; the grid.
             if run.left() < 2.2 * last + 4:
                 run.note(f"the prefill ended at {done:,} of {total:,} tokens, when its time was over")
                 break
             new = min(setting.chunk, mark - done)
-            took = seconds(functools.partial(engine.hidden, chunk_of(engine, noise_TD[:new]), 1))
+            chunk = chunk_of(engine, features_TD[done : done + new])
+            took = seconds(functools.partial(engine.hidden, chunk, 1))
             taken, done = taken + took, done + new
             if new == setting.chunk:
                 last = took
@@ -136,7 +142,7 @@ def prefill(run: Run) -> None:
     question = len(_QUESTION) + len(_ANSWER) - 1
 
     def answer() -> None:
-        hidden_LD = engine.hidden(chunk_of(engine, noise_TD[:question]), len(_ANSWER))
+        hidden_LD = engine.hidden(chunk_of(engine, features_TD[:question]), len(_ANSWER))
         engine.backend.logits(hidden_LD)
 
     end = engine.state.mark()
@@ -145,15 +151,23 @@ def prefill(run: Run) -> None:
     plan = _plan_of(done // shape.tokens_per_frame, setting)
     run.put(
         "memory", **{
-            "frames": done // shape.tokens_per_frame, "peak GB": peak(setting), "estimate GB": plan.peak_bytes / 1e9,
-            "keys and values GB": engine.state.num_bytes / 1e9, "question and answer s": answered,
+            "frames": done // shape.tokens_per_frame, "peak GB": peak(setting),
+            "estimate GB": (plan.peak_bytes + features_TD.nbytes) / 1e9, "weights GB": plan.weight_bytes / 1e9,
+            "keys and values GB": engine.state.num_bytes / 1e9, "frames' features GB": features_TD.nbytes / 1e9,
+            "question and answer s": answered,
         }
     )  # fmt: skip
-    found += _short_forwards(engine, setting, noise_TD)
+    found += _short_forwards(engine, setting, features_TD)
     for row in sorted(found, key=lambda row: (row["new"], row["past"])):
         run.put("slices", **row)
     engine.state = None
     _put_grid(run, engine, setting, Slices(found, setting.chunk), expected)
+
+
+def _fitting(setting: Setting) -> int:
+    """Tokens whose keys, values and features fit beside a chunk's work, with some to spare."""
+    free = processes.free_bytes(torch.device(setting.device)) - 2 * _plan_of(1, setting).chunk_bytes
+    return int(free / (setting.shape.kv_bytes_per_token + setting.shape.hidden * setting.dtype.itemsize) * 0.95)
 
 
 def _short_forwards(engine: TreeEngine, setting: Setting, noise_TD: torch.Tensor) -> list[dict[str, Any]]:

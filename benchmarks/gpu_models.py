@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from any_model import film_of, largest_difference, load, prompts_of, run_side
+from any_model import Film, largest_difference, load, prompts_of, run_side
 from gpu_session import Run
 from gpu_settings import Setting, begin, expected_rate, peak
 from harness import Spent, spent
@@ -40,7 +41,7 @@ def _measure(name: str, run: Run) -> None:
     with tempfile.TemporaryDirectory(dir=_place()) as folder:
         backend = _backend(name, Path(folder), setting, run)
     grid = Grid.parse(setting.model_frames, setting.model_depths)
-    prompts = prompts_of(backend, film_of(grid.longest, setting.model_size), grid, 1)
+    prompts = prompts_of(backend, _noise(grid.longest, setting.model_size), grid, 1)
     rate = expected_rate(run, setting)
     shared = {"frames": grid.longest, "prompts": len(prompts)}
 
@@ -89,6 +90,12 @@ def _measure(name: str, run: Run) -> None:
         }
     )  # fmt: skip
     run.put("both ways", **{"log-probabilities within": worst, "cells": len(columns), "every argmax equal": same})
+
+
+def _noise(frames: int, size: str) -> Film:
+    width, height = map(int, size.split("x"))
+    draw = np.random.default_rng(0)
+    return Film(draw.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), f"noise-{size}")
 
 
 def _place() -> str | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Of a table that is for reading.
+_MOST_ROWS = 40
+
 
 def markdown(told: Mapping[str, Any]) -> str:
     """A session's results for docs/benchmarks.md."""
@@ -21,7 +24,8 @@ def markdown(told: Mapping[str, Any]) -> str:
     lines = [*head, *table([{key: part.get(key) for key in shown} for part in told["parts"]])]
     for part in told["parts"]:
         for name, rows in part.get("tables", {}).items():
-            lines += ["", f"**{part['part']}: {name}**", "", *table(rows)]
+            shown_rows = table(rows) if len(rows) <= _MOST_ROWS else [f"{len(rows)} rows, in the JSON file."]
+            lines += ["", f"**{part['part']}: {name}**", "", *shown_rows]
         lines += ["", *(f"- {part['part']}: {note}" for note in part["notes"])] if part.get("notes") else []
     return "\n".join(lines) + "\n"
 

@@ -41,6 +41,7 @@ from harness import options
 _TO_END = 0.04
 # Of the whole, for the last report.
 _TO_REPORT = 3.0
+_NO_DEVICE = 3  # exit code
 _BEGUN = time.monotonic()
 
 
@@ -281,16 +282,19 @@ def prepare(small: bool) -> str:
     probe: Any = multiprocessing.get_context("fork").Process(target=_probe)
     probe.start()
     probe.join()
-    if probe.exitcode == 1:
+    if probe.exitcode == _NO_DEVICE:
         raise SystemExit("torch sees no CUDA device; try --small, which runs on the CPU")
     return "fork" if probe.exitcode == 0 else "spawn"
 
 
 def _probe() -> None:
-    """Exit with 0 where CUDA works in a fork, 1 without a device, anything else where it does not."""
+    """Exit with 0 where CUDA works in a fork, ``_NO_DEVICE`` without a device, and anything else where it does not."""
     import torch
 
-    os._exit(int(not torch.cuda.is_available()) or int(torch.ones(1, device="cuda").item()) - 1)
+    if not torch.cuda.is_available():
+        os._exit(_NO_DEVICE)
+    torch.ones(1, device="cuda").cpu()
+    os._exit(0)
 
 
 def main(given: Any) -> int:
