@@ -21,6 +21,8 @@ from gpu_settings import Setting, begin, expected_rate, peak
 from harness import Spent, spent
 from qwen_vl import released, small, write_checkpoint
 
+from longva_model.engine.engine import TreeEngine
+from longva_model.frames.embeddings import FrameEmbeddings
 from vniah.runs.grid import Grid
 
 # Of the log-probabilities of two ways in bf16.
@@ -40,9 +42,8 @@ def _measure(name: str, run: Run) -> None:
     setting = begin(run)
     with tempfile.TemporaryDirectory(dir=_place()) as folder:
         backend = _backend(name, Path(folder), setting, run)
-    grid = Grid.parse(setting.model_frames, setting.model_depths)
-    prompts = prompts_of(backend, _noise(grid.longest, setting.model_size), grid, 1)
     rate = expected_rate(run, setting)
+    grid, prompts = _fitting(backend, setting, run, rate)
     shared = {"frames": grid.longest, "prompts": len(prompts)}
 
     def side(which: str, some: list[Any]) -> dict[str, Any]:
@@ -90,6 +91,20 @@ def _measure(name: str, run: Run) -> None:
         }
     )  # fmt: skip
     run.put("both ways", **{"log-probabilities within": worst, "cells": len(columns), "every argmax equal": same})
+
+
+def _fitting(backend: Any, setting: Setting, run: Run, rate: float) -> tuple[Grid, list[Any]]:
+    """The grid and its prompts, without the longest columns that there is no time for."""
+    grid = Grid.parse(setting.model_frames, setting.model_depths)
+    film = _noise(grid.longest, setting.model_size)
+    while True:
+        prompts = prompts_of(backend, film, grid, 1)
+        engine = TreeEngine(backend, FrameEmbeddings(backend))
+        expected = engine.planned_flops(engine.lower(prompts)) / rate
+        # With the towers, and a device that is slower than expected.
+        if len(grid.lengths) == 1 or run.has(1.6 * expected, f"the column of {grid.longest} frames"):
+            return grid, prompts
+        grid = Grid.parse(",".join(map(str, sorted(grid.lengths)[:-1])), setting.model_depths)
 
 
 def _noise(frames: int, size: str) -> Film:

@@ -38,8 +38,10 @@ def extension_step(run: Run) -> None:
     """
     setting = begin(run)
     stage = next(one for one in load_recipe("text_extension_224k").stages if isinstance(one, TextStage))
-    changed = {"sharding": "none", "offload": False, "accumulation": 1, "steps": 1, "tile_tokens": setting.train_tile}
+    changed: dict[str, Any] = {"sharding": "none", "offload": False, "accumulation": 1, "steps": 1}
+    changed |= {"checkpointing": "full", "tile_tokens": setting.train_tile}
     train = dataclasses.replace(stage.train, **changed)
+    run.note(f"as {stage.name} of the recipe, but {', '.join(f'{key}={value}' for key, value in changed.items())}")
     device = torch.device(setting.device)
     capacity = processes.total_bytes(device) - (RESERVE if setting.cuda else 0)
     rate = _SLOWER * expected_rate(run, setting)

@@ -17,7 +17,7 @@ import pytest
 from vniah.contract.cost import KV_FORMS, SHAPES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-PARTS = ("device", "prefill", "kernels", "tree", "tower", "ring", "longest", "qwen2_5_vl", "train", "qwen3_vl")
+NAMES = ("device", "prefill", "kernels", "tree", "tower", "ring", "longest", "qwen2_5_vl", "train", "qwen3_vl")
 
 # What a part may do; ``hangs`` also leaves a process behind that it started.
 FAULTS = """
@@ -159,9 +159,9 @@ def rows(told: Any, part: str, table: str) -> list[dict[str, Any]]:
 
 def test_all_parts_run_in_small(small: Any) -> None:
     told, printed = small
-    assert {name: row["status"] for name, row in parts_of(told).items()} == dict.fromkeys(PARTS, "done")
+    assert {name: row["status"] for name, row in parts_of(told).items()} == dict.fromkeys(NAMES, "done")
     assert printed.startswith("## CPU, 1 thread(s)\n")
-    assert all(f"| {name} | done |" in printed for name in PARTS)
+    assert all(f"| {name} | done |" in printed for name in NAMES)
     (device,) = rows(told, "device", "device")
     assert device["torch"] and device["attention"] == "cpu"
     assert all(row["value"] > 0 for row in rows(told, "device", "rates"))
@@ -255,14 +255,17 @@ def test_a_grids_time_by_slices_follows_its_flops(decoder: Any) -> None:
 
 
 def test_a_devices_figures_are_found_by_its_name(decoder: Any) -> None:
+    from gpu_session import PARTS
     from gpu_settings import PAPER, maker
 
     names = {"NVIDIA H200": 989, "NVIDIA H100 80GB HBM3": 989, "NVIDIA A100-SXM4-80GB": 312}
     names |= {"NVIDIA GeForce RTX 4090": 165, "NVIDIA L40S": 362, "NVIDIA B200": 2250}
     assert {name: gpu.tflops for name in names if (gpu := maker(name))} == names
     assert maker("NVIDIA T4") is None and maker("NVIDIA H2000") is None
-    # The longest of its prefills fits ten minutes with all else: 43 PFLOP.
-    assert PAPER.shape == SHAPES["LongVA-7B"] and PAPER.shape.forward_flops(PAPER.marks[-1]) < 44e15
+    # All of it fits ten minutes of an H200 at a third of its stated rate: the longest prefill is 43 PFLOP.
+    assert PAPER.shape == SHAPES["LongVA-7B"] and sum(part.weight for part in PARTS) < 600
+    prefill = next(part for part in PARTS if part.name == "prefill")
+    assert prefill.weight > PAPER.shape.forward_flops(PAPER.marks[-1]) / (989e12 / 3) + 15
 
 
 def test_a_part_that_there_is_not_is_named() -> None:
