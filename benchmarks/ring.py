@@ -4,8 +4,10 @@ Efficiency = seconds of one process / (processes * seconds of the ring), both me
 a process on this machine's CPU, the fastest of several rounds. 1 is ideal: all blocks computed at full speed, no time
 lost to messages, merging or waiting. It is printed twice: by the clock on the wall, which needs as many idle cores as
 processes; and by CPU seconds of the busiest process (messages included), which other programs on the machine hardly
-disturb. Contiguous instead of zigzag shards could reach (W + 1) / (2 W) at most: the last rank computes W blocks while
-the first computes one.
+disturb. ``less kept`` is the wall's without the seconds in which a process could have computed and had no core (``kept
+from cores``, of one process and of the ring; Linux counts them): what the wall of an idle machine would at least say,
+since a process that waits for another one's messages is not counted as kept. Contiguous instead of zigzag shards could
+reach (W + 1) / (2 W) at most: the last rank computes W blocks while the first computes one.
 
 Rows: causal attention forward, and forward and backward, at each length; and a chunk of a quarter of the length behind
 a past as long as the length, sharded too, of which the keys and values travel, or the chunk's queries.
@@ -17,15 +19,17 @@ them; and what share was hidden behind compute, 1 - waited / alone. ``computed``
 Shape by default: the heads of Qwen2-7B (28 query heads, 4 key heads, 128 each; the LongVA paper trains with 224K tokens
 on eight GPUs), at a length that a CPU can do. Compute grows with the square of the length and messages linearly, so
 longer sequences only come closer to 1: ``--lengths 4096,8192`` shows it. ``--pin`` gives each process a core of its
-own. Takes about two minutes on two idle cores.
+own, ``--only "past, keys travel"`` measures one row. Takes about two minutes on two idle cores.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -35,7 +39,7 @@ from harness import in_processes, options, spent, table
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
-WALL, CPU, WAITED, COMPUTED = range(4)
+WALL, CPU, LESS, KEPT, WAITED, COMPUTED = range(6)
 
 
 def measure(rank: int, given: Any, store: str) -> None:
@@ -78,7 +82,7 @@ def cases(rank: int, given: Any, length: int) -> list[tuple[str, Callable[[], An
         torch.randn(1, heads, length, given.head_size, generator=generator).to(dtype)
         for heads in (given.heads, given.key_heads, given.key_heads, given.heads)
     )
-    shards = [zigzag_shard(x, rank, world, 2).contiguous() for x in (q, k, v, grad)]
+    shards: Any = [zigzag_shard(x, rank, world, 2).contiguous() for x in (q, k, v, grad)]
 
     def gradients(attend: Callable[..., Any], grad: Any, *qkv: Any) -> Any:
         leaves = [x.detach().requires_grad_() for x in qkv]
@@ -90,7 +94,7 @@ def cases(rank: int, given: Any, length: int) -> list[tuple[str, Callable[[], An
     # A past in which each process holds its shard, and new tokens behind it.
     new = padded_length(max(1, length // 4), world)
     new_q, new_k, new_v = (x[:, :, :new].contiguous() for x in (q, k, v))
-    new_shards = [zigzag_shard(x, rank, world, 2).contiguous() for x in (new_q, new_k, new_v)]
+    new_shards: Any = [zigzag_shard(x, rank, world, 2).contiguous() for x in (new_q, new_k, new_v)]
     past = [torch.cat((x, x[:, :, :new]), 2) for x in (k, v)]
 
     def behind(travel: Any) -> Any:
@@ -100,7 +104,7 @@ def cases(rank: int, given: Any, length: int) -> list[tuple[str, Callable[[], An
     def behind_in_one() -> Any:
         return block_attention(new_q, *past, causal=True)[0]
 
-    found = [
+    found: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
         ("forward", functools.partial(one, q, k, v), functools.partial(zigzag_ring_attention, *shards[:3])),
         (
             "forward and backward",
@@ -110,7 +114,7 @@ def cases(rank: int, given: Any, length: int) -> list[tuple[str, Callable[[], An
         ("past, keys travel", behind_in_one, functools.partial(behind, "keys")),
         ("past, queries travel", behind_in_one, functools.partial(behind, "queries")),
     ]
-    return [case for case in found if given.only in case[0]]
+    return [case for case in found if given.only in ("", case[0])]
 
 
 def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], Any]) -> dict[str, str]:
@@ -124,10 +128,11 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
     def in_step(work: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
         """What all processes begin together, and what it took the slowest of them."""
         dist.barrier()
-        before = TRAFFIC.waited
+        before, kept = TRAFFIC.waited, kept_from_cores()
         result, took = spent(work)
-        waited = TRAFFIC.waited - before
-        figures = torch.tensor([took.wall, took.cpu, waited, took.wall - waited], dtype=torch.float64)
+        waited, kept = TRAFFIC.waited - before, kept_from_cores() - kept
+        seconds = [took.wall, took.cpu, took.wall - kept, kept, waited, took.wall - waited]
+        figures = torch.tensor(seconds, dtype=torch.float64)
         dist.all_reduce(figures, dist.ReduceOp.MAX)
         return result, figures
 
@@ -135,8 +140,10 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
     alone, together, messages = [], [], []
     for _ in range(given.rounds + 1):  # the first round warms up
         if rank == 0:
+            kept = kept_from_cores()
             whole, took = spent(one)
-            alone.append(torch.tensor([took.wall, took.cpu]))
+            kept = kept_from_cores() - kept
+            alone.append(torch.tensor([took.wall, took.cpu, took.wall - kept, kept], dtype=torch.float64))
         part, figures = in_step(ring)
         together.append(figures)
         with nothing_computed():
@@ -148,20 +155,29 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
         return {}
     best_one, best_ring, best_messages = (torch.stack(x[1:]).min(0).values for x in (alone, together, messages))
     waited, transfer = float(best_ring[WAITED]), float(best_messages[WAITED])
-    efficiency = best_one[: CPU + 1] / best_ring[: CPU + 1] / given.processes
+    efficiency = best_one[: LESS + 1] / best_ring[: LESS + 1] / given.processes
     return {
         "one, wall s": f"{best_one[WALL]:.3f}",
         "ring": f"{best_ring[WALL]:.3f}",
         "efficiency by the wall": f"{efficiency[WALL]:.2f}",
+        "less kept": f"{efficiency[LESS]:.2f}",
         "one, CPU s": f"{best_one[CPU]:.3f}",
         "busiest": f"{best_ring[CPU]:.3f}",
         "by CPU": f"{efficiency[CPU]:.2f}",
+        "kept from cores": f"{best_one[KEPT]:.2f}, {best_ring[KEPT]:.2f}",
         "computed, wall s": f"{best_ring[COMPUTED]:.3f}",
         "waited": f"{waited:.3f}",
         "alone": f"{transfer:.3f}",
         "hidden": f"{max(0.0, 1 - waited / transfer):.0%}" if transfer else "",
         "difference": f"{off:.0e}",
     }
+
+
+def kept_from_cores() -> float:
+    """Seconds so far in which this thread was ready and had no core; 0 where the kernel does not tell."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def nothing_computed() -> Any:
