@@ -9,8 +9,9 @@ from cores``, of one process and of the ring; Linux counts them): what the wall 
 since a process that waits for another one's messages is not counted as kept. Contiguous instead of zigzag shards could
 reach (W + 1) / (2 W) at most: the last rank computes W blocks while the first computes one.
 
-Rows: causal attention forward, and forward and backward, at each length; and a chunk of a quarter of the length behind
-a past as long as the length, sharded too, of which the keys and values travel, or the chunk's queries.
+Rows: causal attention forward, and forward and backward, at each length; and a chunk of a quarter of the length for
+each process, as the engine deals them out, behind a past as long as the length, sharded too, of which the keys and
+values travel, or the chunk's queries.
 
 What the messages cost is measured in the same run: ``waited``, the seconds that the slowest process spent waiting for
 them (or for the other process to send) while it computed; ``alone``, the same messages with nothing computed between
@@ -92,7 +93,7 @@ def cases(rank: int, given: Any, length: int) -> list[tuple[str, Callable[[], An
         return block_attention(*qkv, causal=True)[0]
 
     # A past in which each process holds its shard, and new tokens behind it.
-    new = padded_length(max(1, length // 4), world)
+    new = padded_length(min(length, max(1, world * length // 4)), world)
     new_q, new_k, new_v = (x[:, :, :new].contiguous() for x in (q, k, v))
     new_shards: Any = [zigzag_shard(x, rank, world, 2).contiguous() for x in (new_q, new_k, new_v)]
     past = [torch.cat((x, x[:, :, :new]), 2) for x in (k, v)]
@@ -128,11 +129,10 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
     def in_step(work: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
         """What all processes begin together, and what it took the slowest of them."""
         dist.barrier()
-        before, kept = TRAFFIC.waited, kept_from_cores()
-        result, took = spent(work)
-        waited, kept = TRAFFIC.waited - before, kept_from_cores() - kept
-        seconds = [took.wall, took.cpu, took.wall - kept, kept, waited, took.wall - waited]
-        figures = torch.tensor(seconds, dtype=torch.float64)
+        before = TRAFFIC.waited
+        result, seconds = measured(work)
+        waited = TRAFFIC.waited - before
+        figures = torch.tensor([*seconds, waited, seconds[WALL] - waited], dtype=torch.float64)
         dist.all_reduce(figures, dist.ReduceOp.MAX)
         return result, figures
 
@@ -140,10 +140,8 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
     alone, together, messages = [], [], []
     for _ in range(given.rounds + 1):  # the first round warms up
         if rank == 0:
-            kept = kept_from_cores()
-            whole, took = spent(one)
-            kept = kept_from_cores() - kept
-            alone.append(torch.tensor([took.wall, took.cpu, took.wall - kept, kept], dtype=torch.float64))
+            whole, seconds = measured(one)
+            alone.append(torch.tensor(seconds, dtype=torch.float64))
         part, figures = in_step(ring)
         together.append(figures)
         with nothing_computed():
@@ -171,6 +169,17 @@ def compare(rank: int, given: Any, one: Callable[[], Any], ring: Callable[[], An
         "hidden": f"{max(0.0, 1 - waited / transfer):.0%}" if transfer else "",
         "difference": f"{off:.0e}",
     }
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, list[float]]:
+    """What ``work`` returns, and its seconds: on the wall, of CPU, on the wall less kept, kept from cores."""
+
+    def noted() -> tuple[Any, float]:
+        before = kept_from_cores()
+        return work(), kept_from_cores() - before
+
+    (result, kept), took = spent(noted)
+    return result, [took.wall, took.cpu, max(took.wall - kept, 1e-6), kept]
 
 
 def kept_from_cores() -> float:
