@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,6 +98,8 @@ def _plan_video_model(
     chunk_tokens: int,
 ) -> None:
     """A model by its own processor: frames of the size that it chooses, and held at that of the longest column."""
+    # Before transformers is imported, which alone takes seconds.
+    print(f"vniah: reading the config and processor of {model}; no weights", file=sys.stderr, flush=True)
     from longva_model.backends.planning import Planner
     from vniah.runs.grid import check_columns
 
