@@ -98,9 +98,15 @@ def expected(model: Any, processor: Any, prompt: str, *, num_frames: int | None 
 
 
 def evaluated(model: str, model_args: str, *tasks: str, **more: Any) -> dict[str, Any]:
-    """What lmms-eval gives of those tasks, samples too."""
+    """What lmms-eval gives of those tasks of ours, samples too."""
     from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
 
+    from vniah.lmms_plugin import tasks_dir
+
+    if "task_manager" not in more:
+        # Without lmms-eval's own tasks, whose index takes seconds.
+        more["task_manager"] = TaskManager("ERROR", str(tasks_dir()), include_defaults=False, model_name=model)
     given = {"model": model, "model_args": model_args, "tasks": list(tasks), **more}
     return dict(simple_evaluate(log_samples=True, verbosity="ERROR", **given))
 

@@ -243,10 +243,7 @@ GRID = {"frames": "4,7", "depths": "0,100", "haystack": "synthetic", "needles": 
 def test_vniah_run_is_as_through_lmms_eval(folder_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import json
 
-    from lmms_eval.tasks import TaskManager
-
     import vniah
-    from vniah.lmms_plugin import tasks_dir
 
     folder = folder_of("qwen3_vl")
     given = {"device": "cpu", "dtype": "float32", "journal": "none"}
@@ -254,9 +251,7 @@ def test_vniah_run_is_as_through_lmms_eval(folder_of: Any, monkeypatch: pytest.M
     for key, value in GRID.items():
         monkeypatch.setenv(f"VNIAH_{key.upper()}", value)
     args = ",".join([f"pretrained={folder}", *(f"{key}={value}" for key, value in given.items())])
-    # Without lmms-eval's own tasks, of which it would read thousands of files.
-    manager = TaskManager("ERROR", include_path=str(tasks_dir()), include_defaults=False, model_name="hf_tree")
-    theirs = cells_of(evaluated("hf_tree", args, "vniah", task_manager=manager), "vniah")
+    theirs = cells_of(evaluated("hf_tree", args, "vniah"), "vniah")
     (file,) = tmp_path.rglob("*samples*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     ours = [row.get("vniah_acc") or row["vniah_control"] for row in rows]

@@ -66,7 +66,8 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[[str, int], subprocess.Popen[s
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is killed outright there")
-@pytest.mark.parametrize("mode", ["meet", pytest.param("gather", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["meet", "gather"])
 def test_a_killed_launcher_takes_its_processes_along(
     mode: str, torchrun: Callable[[str, int], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
