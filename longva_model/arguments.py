@@ -105,13 +105,18 @@ class ModelArgs:
                 raise ValueError(f"{key}={getattr(args, key)!r}: expected one of {', '.join(filter(None, choices))}")
         if args.frame_tokens not in ("auto", "column") and not (args.frame_tokens.isdigit() and int(args.frame_tokens)):
             raise ValueError(f"frame_tokens={args.frame_tokens!r}: expected auto, column, or a number of tokens")
-        if args.kv != "device" or args.kv_block is not None:
+        if args.in_blocks:
             given = f"kv={args.kv}" if args.kv_block is None else f"kv={args.kv},kv_block={args.kv_block}"
             if args.parallel == "ring":
                 raise ValueError(f"{given} keeps all of a prompt in one process; leave it out, or parallel=ring")
             if args.scoring == "plain":
                 raise ValueError(f"{given} is of what the tree keeps, and scoring=plain keeps nothing; leave one out")
         return args
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether attention is to read keys and values block by block."""
+        return self.kv != "device" or self.kv_block is not None
 
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Raise where one of these arguments was given and says nothing to the model.

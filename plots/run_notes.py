@@ -53,6 +53,8 @@ class Input:
 
 # What ``positions`` says of a model that was measured as it is.
 _OWN_POSITIONS = Input("model")
+# What is said of keys and values that are kept as they are, on the device or in the host's memory.
+_NOT_ROUNDED = Input("not rounded")
 
 
 def short(fingerprint: str) -> str:
@@ -77,6 +79,7 @@ def measured_on(run: Run) -> dict[str, Input]:
         found["grid"] = Input(f"{spans(lengths)} {run.unit} x {spans(depths)} %")
     found["scoring"] = _value(_scoring(run))
     found["positions"] = _positions(run)
+    found["kv"] = _kept(run)
     if run.unit == "frames":
         # Two decoders that give one fingerprint give the same pictures, and a drawn film has none.
         haystack = found["haystack"]
@@ -97,6 +100,14 @@ def _told(run: Run) -> Mapping[str, Any]:
 def _positions(run: Run) -> Input | None:
     """The scheme of positions, "model" where it is the model's own."""
     return _named(_model(run), "positions")
+
+
+def _kept(run: Run) -> Input | None:
+    """How keys and values were kept, where that decides results; an older run of ours has them as they are."""
+    told = _model(run)
+    if "fingerprint" not in told:
+        return None
+    return Input("fp8") if told.get("kv") == "fp8" else _NOT_ROUNDED
 
 
 def _model(run: Run) -> Mapping[str, Any]:
@@ -181,6 +192,8 @@ def measured_line(run: Run) -> str:
     parts += [known["scoring"].name] if "scoring" in known else []
     positions = known.get("positions", _OWN_POSITIONS)
     parts += [] if positions == _OWN_POSITIONS else [f"positions: {positions.proven}"]
+    kept = known.get("kv", _NOT_ROUNDED)
+    parts += [] if kept == _NOT_ROUNDED else [f"keys and values in 8 bits (kv={kept.name})"]
     line = ", ".join(parts)
     return line[:1].upper() + line[1:]
 

@@ -165,6 +165,7 @@ class Planner:
         self._inner, self._decoder = parts_of(made)
         self._counts: dict[str, int] = {}
         self.shape = self._counted()
+        self.no_blocks = self._no_blocks()
 
     def choice(
         self,
@@ -308,6 +309,14 @@ class Planner:
             state_bytes=2 * small - large,
             weights=sum(one.numel() for one in self._model.parameters()),
         )
+
+    def _no_blocks(self) -> str:
+        """Why keys and values cannot be kept in blocks, by the config alone; "" where they can."""
+        try:
+            new_state(self._decoder.config, kv="host")
+        except ValueError as error:
+            return str(error)
+        return ""
 
     @torch.inference_mode()
     def _kept(self, room: int) -> int:

@@ -114,7 +114,9 @@ def check_room(backend: Any, tokens: int) -> None:
     layers = getattr(backend.decoder, "layers", None)
     if len(getattr(backend.model, "hf_device_map", None) or ()) < 2 or layers is None:
         return
-    each = tokens * backend.shape.kv_bytes_per_token / backend.shape.layers
+    if backend.kv == "host":
+        return  # refused where the host's memory is short (``Backend.new_state``)
+    each = tokens * backend.shape.kv_bytes_as(backend.kv) / backend.shape.layers
     for device, count in Counter(place_of(layer) for layer in layers).items():
         missing = count * each - processes.free_bytes(device)
         if missing > 0:

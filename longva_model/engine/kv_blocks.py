@@ -27,10 +27,8 @@ import torch
 from torch import Tensor
 
 from longva_model.run import processes
-from vniah.contract.cost import KV_FORMS, ModelShape
+from vniah.contract.cost import KV_BLOCK, KV_FORMS, ModelShape
 
-# Rows of a block where none are named: of LongVA-7B 16 MiB a side, which PCIe 5 moves in a third of a millisecond.
-KV_BLOCK = 16384
 _FP8 = torch.float8_e4m3fn
 _FP8_MOST = torch.finfo(_FP8).max
 

@@ -59,9 +59,11 @@ class NeedleModel:
         """Raise where a run cannot end well, before any weights are read.
 
         Raises:
-            ValueError: weights and the longest cell's KV cache are larger than the device.
+            ValueError: weights and the longest cell's KV cache are larger than the device, or the cache larger than the
+                host's memory where it is kept there.
         """
         from longva_model.backends.loading import answers_generically
+        from longva_model.engine.kv_blocks import refuse_too_long
         from longva_model.run import processes
         from vniah.runs.plan import is_plain_model, shape_of
 
@@ -77,11 +79,14 @@ class NeedleModel:
         longest = max((_longest_tokens(task, each) for task in tasks), default=0)
         device = processes.pick_device(self.args.device)
         width = {"float32": 4, "auto": 2 if device.type == "cuda" else 4}.get(self.args.dtype, 2)
-        scale = width / shape.kv_bytes
+        shape = replace(shape, kv_bytes=width)
         weights = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        cache = longest * shape.kv_bytes_per_token * scale
+        cache = longest * shape.kv_bytes_as(self.args.kv)
+        if self.args.kv == "host":
+            refuse_too_long(shape, longest, self.args.kv_block, device)
+            cache = 0
         world = processes.launched_processes()
-        shared = world if self.args.parallel in ("auto", "ring") else 1
+        shared = world if self.args.parallel in ("auto", "ring") and not self.args.in_blocks else 1
         devices = processes.visible_devices(device) if self.args.device_map else [device]
         room, where = sum(map(processes.total_bytes, devices)), f"{device}"
         need = weights + cache / shared
@@ -92,8 +97,9 @@ class NeedleModel:
             raise ValueError(
                 f"{self.name} does not fit {where}: weights of {weights / 1e9:.1f} GB and a KV cache of "
                 f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
-                f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, or share "
-                "the cache over devices: torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
+                f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, keep "
+                "keys and values in the host's memory (--model-args kv=host), or share them over devices: "
+                "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
             )
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:

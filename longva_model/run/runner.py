@@ -287,7 +287,8 @@ class Runner:
             raise ValueError(
                 f"the longest prompt ({longest:,} tokens) needs a KV cache of {need / 1e9:.1f} GB, and "
                 f"{self.world_size} devices have room for {room / 1e9:.1f} GB each beside the weights: start {devices} "
-                "processes (torchrun --nproc_per_node), or ask for fewer frames; parallel=ring tries it all the same"
+                "processes (torchrun --nproc_per_node), ask for fewer frames, or keep keys and values in the host's "
+                "memory (kv=host); parallel=ring tries it all the same"
             )
         return "ring"
 

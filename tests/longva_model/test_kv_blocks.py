@@ -255,6 +255,28 @@ def test_what_does_not_fit_the_hosts_memory_is_refused_before_it_is_computed(mon
     assert not computed and backend.new_state(20).length == 0
 
 
+def test_a_grid_is_refused_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longva_model.run.needle_model import NeedleModel
+
+    class Task:
+        name, unit, rows = "cells", "frames", ({"num_frames": 2000},)
+        describe = staticmethod(lambda: {"needles_name": "icons"})
+
+    def check(**args: Any) -> None:
+        given = {"pretrained": "nano", "device": "cpu", **args}
+        NeedleModel(ModelArgs.read(given)).check([Task()])  # type: ignore[list-item]
+
+    # (2,001 frames of 4 tokens and 256 of text) in fp32, of 3 x 2 x 2 heads of 32: 12.7 MB; in 8 bits 3.6 MB.
+    monkeypatch.setattr(processes, "total_bytes", lambda device: 10_000_000)
+    with pytest.raises(ValueError, match=r"does not fit cpu: .* in the host's memory \(--model-args kv=host\)"):
+        check()
+    check(kv="host")
+    check(kv="fp8")
+    monkeypatch.setattr(processes, "free_host_bytes", lambda: 12_000_000)
+    with pytest.raises(ValueError, match=r"kv=host: the keys and values of 8,260 tokens take 0.0 GB"):
+        check(kv="host")
+
+
 def test_pinned_memory_comes_in_powers_of_two() -> None:
     from vniah.contract.cost import SHAPES
 

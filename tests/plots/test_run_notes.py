@@ -112,6 +112,23 @@ def test_positions_that_are_not_the_models_own_stand_in_the_small_print() -> Non
     assert said == "The runs differ in positions (a: model, b: videorope): differences are not of the model alone."
 
 
+def test_keys_and_values_in_8_bits_stand_in_the_small_print() -> None:
+    run = told(small_run(), **SYNTHETIC)
+
+    def kept(**how: str) -> Run:
+        return dataclasses.replace(run, settings={**run.settings, "model": {"fingerprint": "0" * 16, **how}})
+
+    in_8_bits, on_host = kept(kv="fp8"), kept(kv="host")
+    said = "teacher-forced, keys and values in 8 bits (kv=fp8)"
+    assert measured_line(in_8_bits) == measured_line(run).replace("teacher-forced", said)
+    assert said in figure_text(panels_figure([GridData(in_8_bits)])).replace("\n", " ")
+    # The host's memory changes no result.
+    assert measured_line(on_host) == measured_line(kept()) == measured_line(run)
+    assert not differences([dataclasses.replace(kept(), name="a"), dataclasses.replace(on_host, name="b")])
+    (said,) = differences([dataclasses.replace(kept(), name="a"), dataclasses.replace(in_8_bits, name="b")])
+    assert said == "The runs differ in kv (a: not rounded, b: fp8): differences are not of the model alone."
+
+
 def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
     assert measured_line(small_run()) == ""
     assert measured_line(told(small_run(), haystack_fingerprint=FILM)) == "Haystack 1a2b3c4d"

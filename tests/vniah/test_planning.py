@@ -17,7 +17,7 @@ from vniah.contract.cost import SHAPES, request_tokens, tree_flops
 from vniah.contract.requests import Request, RequestTree
 from vniah.needles import open_needles
 from vniah.runs.grid import Cell, Grid, needle_index, parse_range, with_step
-from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, make_plan, shape_of, shared_flops
+from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, kv_plans, make_plan, shape_of, shared_flops
 from vniah.text.settings import TextSettings
 from vniah.text.task import TextTask
 from vniah.visual.settings import Settings
@@ -41,6 +41,40 @@ def test_the_papers_grid() -> None:
     assert round(plan.kv_bytes / 1e9, 1) == 24.8
     assert plan.peak_bytes < 48e9
     assert plan.seconds(get_gpu("A100-80GB"), 312 * 10**12) == pytest.approx(2.0)
+
+
+def test_each_way_of_keeping_keys_and_values() -> None:
+    shape = SHAPES["LongVA-7B"]
+    cells, controls = grid_requests(Grid.parse("10000", "50"), NEEDLES)
+    plan = make_plan(cells, controls, shape)
+    assert 10_000 * 144 < plan.longest_tokens < 10_002 * 144
+    device, host, fp8 = kv_plans(plan, shape, get_gpu("H100"), host_gb=128)
+    # 28 layers of 4 heads of 128 numbers, keys and values, of two bytes each; or of one, and 4 for each head.
+    assert (device.token_bytes, host.token_bytes, fp8.token_bytes) == (57_344, 57_344, 28 * 2 * 4 * (128 + 4))
+    assert round(host.longest_bytes / 1e9, 1) == 82.6 and round(fp8.longest_bytes / 1e9, 1) == 42.6
+    # The aim: it does not fit 80 GB, and does where keys and values are elsewhere or shorter.
+    fitting = [one.fits_tokens is not None and one.fits_tokens >= plan.longest_tokens for one in (device, host, fp8)]
+    assert fitting == [False, True, True]
+    assert device.fits_tokens == int(72e9 - plan.weight_bytes - plan.chunk_bytes) // 57_344
+    assert host.fits_tokens == int(0.9 * 128e9) // 57_344
+    # A layer's part of the whole past, and of the past of each of 175 chunks in 28 layers.
+    assert host.layer_bytes == host.longest_bytes // 28 and device.layer_bytes == device.prompt_bytes == 0
+    assert host.prompt_bytes == 57_344 * 8192 * (175 * 176 // 2)
+    small = kv_plans(plan, shape, get_gpu("RTX-4090"))
+    assert small[1].fits_tokens is None
+    tiny = get_gpu("RTX-4090")._replace(memory_gb=16)
+    assert [one.fits_tokens for one in kv_plans(plan, shape, tiny, host_gb=128)] == [0, 0, 0]
+
+
+def test_the_command_says_where_ten_thousand_frames_fit() -> None:
+    asked = ("plan", "--frames", "10000", "--depths", "50", "--gpu", "H100", "--needles", "5")
+    said = output_of(*asked, "--host-memory", "128")
+    rows = {line.split()[0]: line for line in said.splitlines() if line.startswith("    ")}
+    assert rows["device"].endswith("968,330 tokens, 6,724 frames")
+    assert "host's memory of 128 GB  57,344         82.6 GB" in rows["host"]
+    assert rows["fp8"].endswith("1,875,703 tokens, 13,025 frames") and "kv=fp8 is an approximation" in said
+    assert "brings 2.9 GB to the device for each layer" in said
+    assert "as the host's memory (--host-memory)" in output_of(*asked)
 
 
 def test_a_shape_is_read_from_either_layout(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from longva_model.backends.planning import ColumnPlan
+    from vniah.contract.cost import ModelShape
     from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
     from vniah.runs.grid import Grid
@@ -31,6 +32,9 @@ def command(
     gpu: Annotated[str, typer.Option(help="GPU to estimate time for.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
+    host_memory: Annotated[
+        float | None, typer.Option(help="The host's memory in GB, for the longest prompt with kv=host.", min=0)
+    ] = None,
     haystack: Annotated[str, typer.Option(help="Film whose frames' size is planned for, as VNIAH_HAYSTACK.")] = "",
     frame_size: Annotated[str, typer.Option(help="That size, as WIDTHxHEIGHT; 640x360 without a film.")] = "",
     presentation: Annotated[str, typer.Option(help="video or images, as the model argument.")] = "auto",
@@ -59,7 +63,8 @@ def command(
     device, is_plain = get_gpu(gpu), is_plain_model(model)
     if not is_plain and not text:
         asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles, "haystack": haystack})
-        _plan_video_model(model, asked, presentation, _frame_size(frame_size, asked), device, gpus, chunk_tokens)
+        on = _Where(device, gpus, chunk_tokens, host_memory)
+        _plan_video_model(model, asked, presentation, _frame_size(frame_size, asked), on)
         return
     shape = shape_of(model)
     encode = checkpoint_tokens(model)
@@ -84,8 +89,18 @@ def command(
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
     print(f"{model}: {what}")
     _print_costs(plan, device, gpus, f"{shape.kv_bytes_per_token:,} bytes a token")
+    _print_kept(plan, shape, _Where(device, gpus, chunk_tokens, host_memory), frames=not text)
     _print_advice(plan, device)
     print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
+
+
+class _Where(NamedTuple):
+    """On what is planned."""
+
+    device: Gpu
+    gpus: int
+    chunk_tokens: int
+    host_memory: float | None
 
 
 def _plan_video_model(
@@ -93,9 +108,7 @@ def _plan_video_model(
     asked: Settings,
     presentation: str,
     frames_are: tuple[tuple[int, int], str],
-    device: Gpu,
-    gpus: int,
-    chunk_tokens: int,
+    on: _Where,
 ) -> None:
     """A model by its own processor: frames of the size that it chooses, and held at that of the longest column."""
     # Before transformers is imported, which alone takes seconds.
@@ -111,10 +124,10 @@ def _plan_video_model(
     print(
         f"{model}: V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}, frames of {width}x{height} ({whence})"
     )
-    free = planner.choice("auto", asked.grid, found, (height, width), chunk_tokens)
+    free = planner.choice("auto", asked.grid, found, (height, width), on.chunk_tokens)
     choices = [free]
     if len({column.fitted for column in free.columns}) > 1:
-        choices.append(planner.choice("column", asked.grid, found, (height, width), chunk_tokens))
+        choices.append(planner.choice("column", asked.grid, found, (height, width), on.chunk_tokens))
     kept = f"{planner.shape.kv_bytes_per_token:,} bytes a token"
     if planner.shape.state_bytes:
         kept += f", and {_size(planner.shape.state_bytes)} of recurrent states at each mark of the walk"
@@ -125,8 +138,12 @@ def _plan_video_model(
             how = "held at the size of the longest column" if choice.held else "shrunk with their number"
         print(f"  frame_tokens={choice.frame_tokens}, shown as {choice.presentation}: frames are {how}")
         _print_columns(choice.columns)
-        _print_costs(choice.costs, device, gpus, kept, {"tokens that the tree feeds": f"{choice.tree_tokens:,}"})
-        _print_advice(choice.costs, device)
+        _print_costs(choice.costs, on.device, on.gpus, kept, {"tokens that the tree feeds": f"{choice.tree_tokens:,}"})
+        if planner.no_blocks:
+            print(f"  kv=host and kv=fp8 are not for it: {planner.no_blocks}")
+        else:
+            _print_kept(choice.costs, planner.shape, on, frames=False)
+        _print_advice(choice.costs, on.device)
     for note in free.notes:
         print(f"  {note}")
     print(f"  text is counted by the model's tokenizer; weights are {planner.shape.weights:,} of two bytes each")
@@ -165,15 +182,44 @@ def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping
         print(f"  {name:<{width}}  {value}")
 
 
-def _print_advice(plan: Plan, device: Gpu) -> None:
-    from vniah.runs.plan import UTILISATION
+def _print_kept(plan: Plan, shape: ModelShape, on: _Where, *, frames: bool) -> None:
+    """Each way of keeping keys and values: where, how much, up to which length, and what it moves."""
+    from vniah.runs.plan import FILLED, kv_plans
 
-    room = device.memory_gb * 0.9e9 - plan.weight_bytes - plan.chunk_bytes
+    rows = [("kv", "kept in", "bytes a token", "of the longest", "longest that fits")]
+    kept = kv_plans(plan, shape, on.device, chunk_tokens=on.chunk_tokens, host_gb=on.host_memory)
+    for one in kept:
+        memory = f"{on.device.name} of {on.device.memory_gb:.0f} GB"
+        if one.kv == "host":
+            memory = "host's memory" + (f" of {on.host_memory:g} GB" if on.host_memory is not None else "")
+        fits = "as the host's memory (--host-memory)"
+        if one.fits_tokens is not None:
+            fits = f"{one.fits_tokens:,} tokens"
+            fits += f", {one.fits_tokens // shape.tokens_per_frame:,} frames" if frames else ""
+        rows.append((one.kv, memory, f"{one.token_bytes:,}", _size(one.longest_bytes), fits))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print(f"  keys and values on one device, of whose memory {FILLED:.0%} may be filled, beside weights and a chunk:")
+    for row in rows:
+        print("    " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    for one in kept:
+        if one.layer_bytes:
+            print(
+                f"    kv={one.kv} brings {_size(one.layer_bytes)} to the device for each layer of the longest prompt's "
+                f"last chunk, or of a token behind it, and {_size(one.prompt_bytes)} in all for that prompt; kv=fp8 is "
+                "an approximation"
+            )
+
+
+def _print_advice(plan: Plan, device: Gpu) -> None:
+    from vniah.runs.plan import FILLED, UTILISATION
+
+    room = device.memory_gb * FILLED * 1e9 - plan.weight_bytes - plan.chunk_bytes
     if plan.peak_bytes <= device.memory_gb * 1e9:
         advice = "it fits one device: parallel=branch shares the subtrees over several"
     elif room > 0:
         ring = -(-plan.kv_bytes // max(1, int(room)))
-        advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache"
+        advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache, "
+        advice += "and kv=host or kv=fp8 may do with one"
     else:
         advice = "the weights and a chunk alone do not fit the device: choose a larger one, or smaller chunks"
     print(f"  on one {device.name} of {device.memory_gb:.0f} GB {advice}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vniah.contract.cost import (
+    KV_BLOCK,
+    KV_FORMS,
     SHAPES,
     ModelShape,
     TokenCount,
@@ -30,6 +32,8 @@ from vniah.runs.grid import Grid, around_needle
 # Parts of the configs of models that see, and kinds among them whose frames' tokens follow from such a config.
 _PARTS = ("vision_config", "vit_config", "text_config", "thinker_config")
 _OWN_KINDS = ("longva", "llava_qwen", "llava_llama", "llava_mistral", "llava_next_video")
+# The share of a device's memory that a run may fill.
+FILLED = 0.9
 # The share of the maker's figure that long prefills reach; an assumption of the plan, printed with it.
 UTILISATION = 0.5
 
@@ -102,6 +106,57 @@ class Plan:
     def seconds(self, gpu: Gpu, flops: int) -> float:
         """An estimate: the time at ``UTILISATION`` of the GPU's stated rate."""
         return flops / (gpu.tflops * 1e12 * UTILISATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVPlan:
+    """Keys and values kept in one of ``KV_FORMS``.
+
+    Attributes:
+        token_bytes: that a token adds, wherever they are kept.
+        longest_bytes: of the longest prompt.
+        fits_tokens: of the longest prompt that fits the device, or the host's memory where they are kept there; None
+            where that is not known.
+        layer_bytes: that a layer brings to the device behind the longest prompt, for a chunk or a token alike.
+        prompt_bytes: that all layers bring while the longest prompt is computed.
+    """
+
+    kv: str
+    token_bytes: int
+    longest_bytes: int
+    fits_tokens: int | None
+    layer_bytes: int = 0
+    prompt_bytes: int = 0
+
+
+def kv_plans(
+    plan: Plan, shape: ModelShape, gpu: Gpu, *, chunk_tokens: int = 8192, host_gb: float | None = None
+) -> list[KVPlan]:
+    """What each way of keeping keys and values takes on one device.
+
+    Args:
+        host_gb: the host's memory, of 10**9 bytes each, where it is known.
+    """
+    room = FILLED * gpu.memory_gb * 1e9 - plan.weight_bytes - plan.chunk_bytes
+    found = []
+    for kv in KV_FORMS:
+        each = shape.kv_bytes_as(kv)
+        # Two blocks of a layer are on the device beside those that are kept, or one in whole numbers.
+        beside = 0 if kv == "device" else 2 * KV_BLOCK * shape.kv_bytes_per_token // shape.layers
+        fits: int | None = max(0, int(room - beside) // each)
+        brought = {}
+        if kv == "host":
+            memory = None if host_gb is None else int(FILLED * host_gb * 1e9) // each
+            fits = memory if room > beside else 0
+            behind = range(chunk_tokens, plan.longest_tokens, chunk_tokens)
+            brought = {
+                "layer_bytes": plan.longest_tokens * each // shape.layers,
+                "prompt_bytes": sum(behind) * each,
+            }
+        found.append(
+            KVPlan(kv=kv, token_bytes=each, longest_bytes=plan.longest_tokens * each, fits_tokens=fits, **brought)
+        )
+    return found
 
 
 def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[list[Request], list[Request]]:
