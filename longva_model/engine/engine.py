@@ -150,7 +150,8 @@ class TreeEngine:
             return 0
         longest = max((one.tokens for one in batch.lowered), default=0)
         free = processes.free_bytes(self.backend.device)
-        return max(0, free - longest * self.backend.shape.kv_bytes_per_token // self.world_size) // 4
+        each = 0 if self.backend.kv == "host" else self.backend.shape.kv_bytes_as(self.backend.kv)
+        return max(0, free - longest * each // self.world_size) // 4
 
     def planned_flops(self, batch: Batch, known: Collection[int] = ()) -> int:
         """What ``run`` will tell ``on_flops`` in all."""

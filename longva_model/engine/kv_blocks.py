@@ -57,6 +57,10 @@ class _Slot:
     buffers: list[Tensor]
     used: Any  # event: what was computed from it is done; None on the CPU
 
+    def takes(self, block: Sequence[Tensor], rows: int) -> bool:
+        pairs = zip(self.buffers, block, strict=True)
+        return all(len(a) >= rows and (a.shape[1:], a.dtype) == (b.shape[1:], b.dtype) for a, b in pairs)
+
 
 class Carrier:
     """Carries rows between the host and one device, on a stream of its own beside the computing.
@@ -102,7 +106,7 @@ class Carrier:
     def _send(self, number: int, span: _Span) -> tuple[list[Tensor], Any]:
         """Start copying a block into a slot; its rows there, and the event of their arrival."""
         (block, rows), slot = span, self._slots[number]
-        if slot is None or [(x.shape, x.dtype) for x in slot.buffers] != [(x.shape, x.dtype) for x in block]:
+        if slot is None or not slot.takes(block, rows):
             slot = self._slots[number] = self._new_slot(block)
         here = [there[:rows] for there in slot.buffers]
         if self._stream is not None:

@@ -280,6 +280,8 @@ class CroppableCache(Cache):
     def crop_to(self, length: int) -> None:
         """Forget every row from ``length`` on, in every layer; not for recurrent layers, which have no rows."""
         assert self.is_rows, "rewind to a mark instead"
+        if self._store is not None:
+            self._store.forget()
         for layer in self._kept():
             layer.crop_to(length)
         self._last = None

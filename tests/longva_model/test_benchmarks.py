@@ -55,6 +55,12 @@ def test_the_ring_prints_an_efficiency_for_both_directions() -> None:
         assert re.fullmatch(r"\d+%", row["hidden"])
 
 
+def test_keys_and_values_in_blocks_are_measured_each_way() -> None:
+    text = printed("kv.py", "--length", "100", "--chunk", "30", "--block", "16", "--hidden", "32", "--rounds", "1")
+    assert [line.split()[0].rstrip(",") for line in text.splitlines()[2:6]] == ["device", "device", "host", "fp8"]
+    assert "in the host's memory the bits of the device in blocks: yes" in text
+
+
 # Small enough for a test: a decoder of two layers, two columns.
 TINY_MODEL = ("--hidden", "64", "--layers", "2", "--tower-hidden", "32", "--size", "64x48", "--needles", "1")
 

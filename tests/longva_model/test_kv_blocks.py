@@ -194,11 +194,19 @@ def test_attention_behind_blocks_against_the_definition(kv: str, new: int) -> No
 
 def test_blocks_arrive_whole_while_the_next_is_on_its_way() -> None:
     generator = torch.Generator().manual_seed(0)
-    blocks = [([torch.randn(6, 3, generator=generator)], rows) for rows in (6, 6, 6, 6, 2)]
+    sizes = ((6, 6), (6, 6), (6, 6), (6, 6), (4, 2))
+    blocks = [([torch.randn(size, 3, generator=generator)], rows) for size, rows in sizes]
     carrier = Carrier(DEVICE)
+    places = set()
     for _ in range(2):
         for here, (block, rows) in zip(carrier.to_device(blocks), blocks, strict=True):
-            assert torch.equal(here[0], block[0][:rows]) and here[0].data_ptr() != block[0].data_ptr()
+            assert torch.equal(here[0], block[0][:rows])
+            places.add(here[0].data_ptr())
+    # Two places serve all, the shorter last block too.
+    assert len(places) == 2 and not places & {block[0].data_ptr() for block, _ in blocks}
+    # A longer one than there was makes room.
+    longer = [([torch.randn(9, 3, generator=generator)], 9)]
+    assert torch.equal(next(carrier.to_device(longer))[0], longer[0][0][0])
     assert not list(carrier.to_device([]))
 
 
