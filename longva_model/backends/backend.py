@@ -253,8 +253,9 @@ class Backend:
         elif isinstance(segment, Frames):
             if segment.stop > len(source):
                 raise ValueError(f"frames up to {segment.stop} are asked of a source that has {len(source)}")
-            frames = Series(name=segment.source, fitted=fitted, tokens=self.tokens_per_frame, source=source)
-            yield table.codes(frames, segment.start, segment.stop)
+            for home, start, stop in table.homes(source, segment.start, segment.stop):
+                frames = Series(name=home.fingerprint, fitted=fitted, tokens=self.tokens_per_frame, source=home)
+                yield table.codes(frames, start, stop)
             if self.ends_videos and segment.source in prompt.videos and segment.stop == len(source):
                 yield table.codes(Series(name="", fitted="newline", tokens=1), 0, 1)
         elif segment.as_frame:

@@ -79,7 +79,7 @@ class UnitPlace:
         frames: the numbers of that clip's frames in the unit, the last one repeated where the processor repeats it;
             none where the place belongs to a vector of the model's own.
         fitted: what decides the unit's pixels besides its frames, as ``Renderer.unit_pixels`` takes it, such as
-            "352x640" (height and width after resizing) or "image 352x640"; or that vector's name ("newline").
+            "640x352" (width x height after resizing) or "image 640x352"; or that vector's name ("newline").
         offset: the first of the unit's tokens that stands here: in some families text stands between the rows or the
             tiles of an image, and each is a place of its own.
     """
@@ -138,7 +138,7 @@ class Rendered:
 
 def _check_size(size: tuple[int, int]) -> None:
     if min(size) < 1:
-        raise ValueError(f"a picture of {size[0]}x{size[1]} pixels (height x width) cannot be shown")
+        raise ValueError(f"a picture of {size[1]}x{size[0]} pixels cannot be shown")
 
 
 def cut_short(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

@@ -9,7 +9,7 @@ Shapes: A atoms, U units, f frames that are merged into one unit, F frames of a 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,11 +87,30 @@ class Shown:
     source_F: NDArray[np.int64]  # which of the sources
     index_F: NDArray[np.int64]  # which of its frames
 
+    @classmethod
+    def of(cls, shape: ClipShape | ImageShape, spans: Sequence[tuple[FrameSource, int, int]]) -> Shown:
+        """Frames in runs, as (source, start, stop)."""
+        sources = {source.fingerprint: source for source, _, _ in spans}
+        numbers = {name: number for number, name in enumerate(sources)}
+        source_F = np.concatenate([np.full(stop - start, numbers[one.fingerprint]) for one, start, stop in spans])
+        index_F = np.concatenate([np.arange(start, stop) for _, start, stop in spans])
+        return cls(shape, list(sources.values()), source_F, index_F)
+
+    def spans(self) -> Iterator[tuple[FrameSource, int, int]]:
+        """The frames in runs, as (source, start, stop)."""
+        cuts = np.flatnonzero((np.diff(self.source_F) != 0) | (np.diff(self.index_F) != 1)) + 1
+        for one, at in zip(np.split(self.source_F, cuts), np.split(self.index_F, cuts), strict=True):
+            yield self.sources[one[0]], int(at[0]), int(at[-1]) + 1
+
     def frames(self) -> FramesNHWC:
         """All of them, (F, H, W, 3)."""
-        cuts = np.flatnonzero((np.diff(self.source_F) != 0) | (np.diff(self.index_F) != 1)) + 1
-        runs = zip(np.split(self.source_F, cuts), np.split(self.index_F, cuts), strict=True)
-        return np.concatenate([self.sources[one[0]].frames(int(at[0]), int(at[-1]) + 1) for one, at in runs])
+        return np.concatenate([source.frames(start, stop) for source, start, stop in self.spans()])
+
+    def at_home(self, table: AtomTable) -> Shown:
+        """The same frames, each from the source that a batch takes it from."""
+        if all(getattr(source, "contents", None) is None for source in self.sources):
+            return self
+        return Shown.of(self.shape, [home for span in self.spans() for home in table.homes(*span)])
 
 
 class Stills:
@@ -148,7 +167,7 @@ def shown(
         elif isinstance(segment, Image):
             image = _source(segment.source, media).convert("RGB")
             still = HeldFrames(np.asarray(image)[None], f"still:{segment.source}")
-            visuals.append(Shown(ImageShape(still.size), [still], np.zeros(1, np.int64), np.zeros(1, np.int64)))
+            visuals.append(Shown.of(ImageShape(still.size), [(still, 0, 1)]))
             turns[-1][1].append(visuals[-1].shape)
         else:
             raise ValueError(f"{type(segment).__name__} has no place in a conversation")
@@ -171,12 +190,10 @@ def _clip(segments: Sequence[Segment], about: Clip, media: Mapping[str, Any], st
         if isinstance(source, PILImage.Image):
             source = stills.letterboxed(source, name, (height, width))
         sources[name] = source
-    numbers = {name: number for number, name in enumerate(sources)}
-    spans = [(numbers[part.source], *_span(part, sources[part.source])) for part in segments]  # type: ignore[union-attr]
-    source_F = np.concatenate([np.full(stop - start, number) for number, start, stop in spans])
-    index_F = np.concatenate([np.arange(start, stop) for _, start, stop in spans])
-    shape = ClipShape(len(source_F), (height, width), about.fps, about.indices, about.total)
-    return Shown(shape, list(sources.values()), source_F, index_F)
+    spans = [(sources[part.source], *_span(part, sources[part.source])) for part in segments]  # type: ignore[union-attr]
+    num_frames = sum(stop - start for _, start, stop in spans)
+    shape = ClipShape(num_frames, (height, width), about.fps, about.indices, about.total)
+    return Shown.of(shape, spans)
 
 
 def _span(segment: Segment, source: FrameSource) -> tuple[int, int]:
@@ -337,8 +354,9 @@ class Lowering:
         else:
             head, tail_A = self._column(turns)
         atoms_A = head.atoms_A.copy()
+        taken = [visual.at_home(table) for visual in visuals]
         for places in head.places:
-            atoms_A[places.atoms_U] = _codes(places, visuals[places.clip], table, alone=self.renderer.needs_frames)
+            atoms_A[places.atoms_U] = _codes(places, taken[places.clip], table, alone=self.renderer.needs_frames)
         return Lowered.of([atoms_A, tail_A], table, head.positions_PT, self._step)
 
     def shown(

@@ -132,7 +132,7 @@ class Renderer:
         """What decides a frame's size besides the processor's files and the clip: part of every result's key."""
         if self.frame_tokens != "column":
             return self.frame_tokens
-        return {f"{h}x{w}": f"{to_h}x{to_w}" for (h, w), (to_h, to_w) in self._held.items()} or "auto"
+        return {f"{w}x{h}": f"{to_w}x{to_h}" for (h, w), (to_h, to_w) in self._held.items()} or "auto"
 
     @property
     def _sizes_given(self) -> bool:

@@ -20,7 +20,7 @@ from longva_model.backends.processor_calls import ProcessorCalls, Thinness
 from longva_model.backends.unit_pixels import UnitPixels
 
 Kind = Literal["image", "video"]
-_FITTED = re.compile(r"(?P<image>image )?(?:(?P<tiles>\d+) of )?(?P<height>\d+)x(?P<width>\d+)(?: mask (?P<mask>\w+))?")
+_FITTED = re.compile(r"(?P<image>image )?(?:(?P<tiles>\d+) of )?(?P<width>\d+)x(?P<height>\d+)(?: mask (?P<mask>\w+))?")
 _PIXELS = ("pixel_values_videos", "pixel_values", "pixel_values_images")
 _SETTINGS = (
     *("size", "max_pixels", "min_pixels", "cap_pixels_per_frame", "max_soft_tokens", "do_resize", "crop_size"),
@@ -30,7 +30,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Fitted:
-    """What decides a unit's pixels and tokens besides its frames; ``str`` of it stands in keys and results.
+    """What decides a unit's pixels and tokens besides its frames. ``str`` of it stands in keys and results, WxH.
 
     Attributes:
         kind: as what the frames are shown.
@@ -48,7 +48,7 @@ class Fitted:
     def __str__(self) -> str:
         tiles = f"{self.tiles} of " if self.tiles > 1 else ""
         mask = f" mask {self.mask}" if self.mask else ""
-        return f"{'image ' if self.kind == 'image' else ''}{tiles}{self.height}x{self.width}{mask}"
+        return f"{'image ' if self.kind == 'image' else ''}{tiles}{self.width}x{self.height}{mask}"
 
     @classmethod
     def read(cls, text: str) -> Fitted:
@@ -59,7 +59,7 @@ class Fitted:
         """
         match = _FITTED.fullmatch(text)
         if match is None:
-            raise ValueError(f'{text!r} tells no size of frames; it reads as "352x640" or "image 352x640"')
+            raise ValueError(f'{text!r} tells no size of frames; width and height read as "640x352" or "image 640x352"')
         kind: Kind = "image" if match["image"] else "video"
         return cls(kind, int(match["height"]), int(match["width"]), int(match["tiles"] or 1), match["mask"] or "")
 
@@ -166,7 +166,7 @@ class UnitCutter:
         ]
         fits = [one for one in found if one.area <= tokens * area]
         if not fits:
-            raise ValueError(f"frame_tokens={tokens}: no size of a frame of {size[0]}x{size[1]} has so few tokens")
+            raise ValueError(f"frame_tokens={tokens}: no size of a frame of {size[1]}x{size[0]} has so few tokens")
         best = max(fits, key=lambda one: one.area)
         return best.height, best.width
 
@@ -205,7 +205,7 @@ class UnitCutter:
         made = self._calls.made(self._text(kind, len(frames)), self._given(kind, frames, options), "runs")
         tensors = self._by_unit(made, kind, len(shown))
         if not (found := self._fitted(kind, tensors)).fits(wanted):
-            raise ValueError(f"{self._calls.name} fits frames of {size[0]}x{size[1]} to {found}, not to {fitted}")
+            raise ValueError(f"{self._calls.name} fits frames of {size[1]}x{size[0]} to {found}, not to {fitted}")
         merged = self._frames(made) if kind == "video" else 1
         if frames_NfHWC.shape[1] != merged:
             raise ValueError(f"{frames_NfHWC.shape[1]} frames are given for a unit of {merged}")

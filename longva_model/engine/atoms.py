@@ -14,7 +14,7 @@ Shapes: A atoms, T tokens, P axes of positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,33 @@ class AtomTable:
         self.series: list[Series] = []
         self._numbers: dict[Series, int] = {}
         self._columns: dict[str, _IntsA] = {}
+        self._homes: dict[bytes, tuple[Any, int]] = {}
+
+    def meet(self, sources: Iterable[Any]) -> None:
+        """Settle where frames that several sources show are taken from: the longest, which has the most of them in a
+        row. Frames are told to be the same by ``contents`` of their sources, where these have it."""
+        known = {source.fingerprint: source for source in sources if getattr(source, "contents", None)}
+        for source in sorted(known.values(), key=len, reverse=True):
+            for index, content in enumerate(source.contents):
+                self._homes.setdefault(content, (source, index))
+
+    def homes(self, source: Any, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+        """The frames ``start`` to ``stop`` of a source as runs of those sources that they are taken from."""
+        contents = getattr(source, "contents", None)
+        if contents is None:
+            yield source, start, stop
+            return
+        run: tuple[Any, int, int] | None = None
+        for index in range(start, stop):
+            home, at = self._homes.setdefault(contents[index], (source, index))
+            if run is not None and run[0] is home and run[2] == at:
+                run = (home, run[1], at + 1)
+                continue
+            if run is not None:
+                yield run
+            run = (home, at, at + 1)
+        if run is not None:
+            yield run
 
     def codes(self, series: Series, start: int, stop: int) -> _IntsA:
         """Of the units ``start`` to ``stop``."""

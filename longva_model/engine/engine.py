@@ -93,6 +93,7 @@ class TreeEngine:
                 source that its media do not hold.
         """
         table = AtomTable()
+        table.meet(item for prompt in prompts for item in prompt.media.values())
         lowered = []
         for prompt in prompts:
             leaf = prompt.request.leaf

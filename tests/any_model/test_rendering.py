@@ -234,7 +234,7 @@ def test_frame_tokens_give_one_size_to_clips_of_any_length(built: Any) -> None:
         rendered = renderer(made, frame_tokens=10)
         shown_NHWC = clip(7, (64, 96))
         columns = [rendered.column(asked(ClipShape(frames, (64, 96)))) for frames in (2, 7, 200)]
-        assert {unit.fitted for column in columns for unit in column.units} == {"32x48"}
+        assert {unit.fitted for column in columns for unit in column.units} == {"48x32"}
         assert {unit.stop - unit.start for column in columns for unit in column.units} == {6}
         assert not columns[-1].settings["frames_shrunk"]
         # What the processor makes of frames that have that size already.
@@ -338,7 +338,7 @@ def test_long_grid_is_cheap(built: Any) -> None:
     assert time.process_time() - before < 10, "0.6 s on an idle core"
     longest = columns[-1]
     assert len(longest.units) == 1501 and {unit.stop - unit.start for unit in longest.units} == {299}
-    assert longest.units[-1].frames == (3000, 3000) and longest.units[0].fitted == "364x644"
+    assert longest.units[-1].frames == (3000, 3000) and longest.units[0].fitted == "644x364"
 
 
 def test_bad_input_is_refused_by_name(built: Any) -> None:
@@ -369,7 +369,7 @@ def test_bad_input_is_refused_by_name(built: Any) -> None:
     with pytest.raises(ValueError, match="tells no size"):
         rendered.unit_pixels(clip(2, (48, 64))[None], "large")
     with pytest.raises(ValueError, match="1 frames are given for a unit of 2"):
-        rendered.unit_pixels(clip(1, (48, 64))[None], "48x64")
+        rendered.unit_pixels(clip(1, (48, 64))[None], "64x48")
     with pytest.raises(ValueError, match="Qwen3VLProcessor does not take this prompt: ValueError: t:1"):
         renderer(built("qwen3_vl")).column(asked(ClipShape(1, (48, 64))))
 

@@ -30,7 +30,7 @@ QUESTION = "What is the animal in the frame that does not belong to the clip?"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3-VL whose processor has the pixels of six frames of 48x64 for a whole clip."""
+    """A tiny Qwen3-VL whose processor has the pixels of six frames of 64x48 for a whole clip."""
     made = tmp_path_factory.mktemp("qwen3_vl")
     FAMILIES["qwen3_vl"].build(made, 0)
     (file,) = (one for one in made.glob("*processor_config.json") if "video_processor" in one.read_text())
@@ -71,7 +71,7 @@ def test_columns_are_free_held_or_of_so_many_tokens(folder: Path) -> None:
     prompts = [prompt(frames, source) for frames in (2, 8, 16)]
     free = load(folder)
     free.expect(prompts)
-    assert fitted(free, prompts) == [{"48x64"}, {"32x48"}, {"16x32"}]
+    assert fitted(free, prompts) == [{"64x48"}, {"48x32"}, {"32x16"}]
     assert free.settings()[1] == "auto"
     told = free.about()["frames_shown"]
     assert [(one["columns"], one["tokens_a_unit"], one["tokens_a_frame"]) for one in told] == [
@@ -84,13 +84,13 @@ def test_columns_are_free_held_or_of_so_many_tokens(folder: Path) -> None:
 
     held = load(folder, frame_tokens="column")
     held.expect(prompts)
-    assert fitted(held, prompts) == [{"16x32"}] * 3
+    assert fitted(held, prompts) == [{"32x16"}] * 3
     (told,) = held.about()["frames_shown"]
     assert told["columns"] == "2, 8, 16" and told["tokens_a_unit"] == [2]
-    assert held.settings()[1] == held.about()["frames_held_at"] == {"48x64": "16x32"}
+    assert held.settings()[1] == held.about()["frames_held_at"] == {"64x48": "32x16"}
     # What nothing shrinks is the processor's own, and a result of either way is that of the other.
     held.expect(prompts[:1])
-    assert fitted(held, prompts[:1]) == [{"48x64"}] and held.settings() == free.settings()
+    assert fitted(held, prompts[:1]) == [{"64x48"}] and held.settings() == free.settings()
 
     number = load(folder, frame_tokens="6")
     number.expect(prompts)
@@ -119,7 +119,7 @@ def test_held_frames_are_those_of_the_longest_column(folder: Path) -> None:
         inputs = held.renderer.inputs(turns, lambda clip, visuals=visuals: visuals[clip].frames())
         units = inputs["video_grid_thw"][0]
         pairs_NfHWC = source.frames(0, 2)[None]
-        alone = held.pixels(pairs_NfHWC, "16x32").tensors["pixel_values_videos"]
+        alone = held.pixels(pairs_NfHWC, "32x16").tensors["pixel_values_videos"]
         patches = int(units[1] * units[2])
         assert torch.equal(inputs["pixel_values_videos"][:patches], alone.flatten(0, 1))
     turns, visuals = free._lowering.shown(prompts[1].request.segments, prompts[1].media)
@@ -182,7 +182,7 @@ def test_results_say_how_frames_were_shown(folder: Path, task: VisualTask) -> No
 def test_the_longest_clip_of_each_size_decides(folder: Path) -> None:
     renderer = load(folder, frame_tokens="column").renderer
     assert renderer.expect([ClipShape(4, (48, 64)), ClipShape(16, (64, 48))])
-    assert renderer.size_rule == {"48x64": "16x32", "64x48": "32x16"}
+    assert renderer.size_rule == {"64x48": "32x16", "48x64": "16x32"}
     assert not renderer.expect([ClipShape(16, (48, 64)), ClipShape(2, (64, 48))])
 
 

@@ -55,8 +55,8 @@ def test_how_frames_were_shown_is_said_where_nobody_would_expect_it() -> None:
     def column(columns: str, fitted: str, tokens: int) -> dict[str, Any]:
         return {"columns": columns, "fitted": [fitted], "tokens_a_unit": [tokens], "frames_a_unit": [2]}
 
-    alike = [column("2, 3, 9, 10", "352x640", 220)]
-    shrunk = [column("32, 64", "352x640", 299), column("256", "224x416", 91), column("3000", "64x96", 18)]
+    alike = [column("2, 3, 9, 10", "640x352", 220)]
+    shrunk = [column("32, 64", "640x352", 299), column("256", "416x224", 91), column("3000", "96x64", 18)]
     auto = {"presentation": "video", "frame_tokens": "auto"}
     plain, free = shown_as("plain", **auto, frames_shown=alike), shown_as("free", **auto, frames_shown=shrunk)
     assert shown_line(plain) == ""
@@ -64,8 +64,8 @@ def test_how_frames_were_shown_is_said_where_nobody_would_expect_it() -> None:
     assert shown_line(free) == line and f"{line}." in GridData(free).notes
     warning = "the processor shrinks frames with their number: ..."
     assert shown_line(shown_as("warned", **auto, frames_shown=shrunk, warnings=[warning])) == ""
-    rule = {"presentation": "images", "frame_tokens": "column", "frames_held_at": {"360x640": "64x96"}}
-    held = shown_as("held", **rule, frames_shown=[column("64, 3000", "64x96", 18)])
+    rule = {"presentation": "images", "frame_tokens": "column", "frames_held_at": {"640x360": "96x64"}}
+    held = shown_as("held", **rule, frames_shown=[column("64, 3000", "96x64", 18)])
     line = "Frames shown as images, not as a video; frames held at 18 tokens a pair, frame_tokens=column"
     assert shown_line(held) == line and line in to_text(GridData(held))
     assert differences([plain, free]) == []

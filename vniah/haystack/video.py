@@ -13,6 +13,7 @@ pictures then inherit: about one level of 255 off on average in ordinary video, 
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import threading
@@ -28,6 +29,7 @@ import numpy as np
 
 from vniah.contract.sources import FramesNHWC
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, file_hash
+from vniah.haystack.coded_frames import frame_contents
 from vniah.haystack.container import open_container, video_stream
 from vniah.haystack.pictures import first_line
 from vniah.haystack.timeline import Stamp, build_index, packets_from
@@ -227,6 +229,12 @@ class PromptVideo(VideoHaystack):
 
     def __init__(self, path: Path, num_frames: int) -> None:
         super().__init__(path, evenly=num_frames)
+
+    @functools.cached_property
+    def contents(self) -> tuple[bytes, ...] | None:
+        """A hash of what each frame shows, where frames of several files may be told to be the same without a look at
+        their pixels; None elsewhere (see ``frame_contents``)."""
+        return frame_contents(self.path, self.index)
 
     def _stream(self, start: int, stop: int) -> Iterator[FrameHWC]:
         position = start
