@@ -46,7 +46,7 @@ class _GeneratedTasks:
             if task.unit == "frames":
                 frames = max(int(row["num_video_frames"]) for row in task.rows)
                 for warning in host_warnings(frames, task.describe()["presentation"], called_models()):
-                    notice(f"{task.name}: {warning}")
+                    notice(f"{task.name}: {warning}", kind=warning)
             return [{**row, **told} for row in logged_rows(task)]
 
         return rows_or_error(rows)

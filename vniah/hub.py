@@ -151,6 +151,8 @@ def fetch_snapshot(
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
     from tqdm.auto import tqdm
 
+    from vniah.progress import Bar
+
     cache, patterns = cache_dir or hub_cache_dir(), list(allow_patterns) if allow_patterns else None
     wanted: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_patterns": patterns}
     wanted["cache_dir"] = cache
@@ -189,7 +191,7 @@ def fetch_snapshot(
             _fetch(file, url, storage, pulse)
 
     with _plain_errors(repo_id, repo_type, revision):
-        with tqdm(total=needed, unit="B", unit_scale=True, desc=repo_id, disable=not (progress and missing)) as bar:
+        with Bar(total=needed, unit="B", unit_scale=True, desc=repo_id, disable=not (progress and missing)) as bar:
             # Moved here alone: a thread that is stopped inside a bar leaves it locked.
             dead = f"hardly anything came for {PAUSE:g} s"
             _together([fetch_some] * _PARALLEL, pulse, dead, meanwhile=lambda: bar.update(pulse.came - bar.n))

@@ -21,6 +21,7 @@ from typing import Any
 from vniah.profiling import told
 
 _said: dict[str, None] = {}
+_printed: set[str] = set()
 _model: dict[str, Any] = {}
 _lock = threading.Lock()
 # What scores may depend on.
@@ -54,15 +55,19 @@ def shortened(text: object, most: int) -> str:
     return whole[: max(0, most - len(tail))] + tail
 
 
-def notice(text: str) -> None:
+def notice(text: str, *, kind: str = "") -> None:
     """Say ``text`` on standard error, once a process, and record it.
 
     Of several processes that work together the first one speaks for all; each records what it met.
+
+    Args:
+        kind: of notices of one kind, which say the same of other figures, the first is printed; all are recorded.
     """
     with _lock:
-        if text in _said:
-            return
         _said[text] = None
+        if (kind or text) in _printed:
+            return
+        _printed.add(kind or text)
     if os.environ.get("RANK", "0") in ("", "0"):
         print(f"vniah: warning: {printable(text)}", file=sys.stderr, flush=True)
 
@@ -94,11 +99,18 @@ def closing() -> dict[str, Any]:
     return found if profile is None else {**found, "profile": profile}
 
 
-def forget() -> None:
-    """Begin anew: another run in the same process says its own."""
+def begin() -> None:
+    """Another run in the same process: it records its own. What was printed stands above, and isn't printed again."""
     with _lock:
         _said.clear()
         _model.clear()
+
+
+def forget() -> None:
+    """Begin as a new process does."""
+    begin()
+    with _lock:
+        _printed.clear()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -429,7 +431,8 @@ def _positions_until(decoder: Any) -> int | None:
 
 @contextlib.contextmanager
 def building(folder: str) -> Iterator[None]:
-    """Around what libraries do to make a model of a folder: what they raise becomes one line with its cause.
+    """Around what libraries do to make a model of a folder: what they raise becomes one line with its cause, and their
+    bars are drawn on a terminal only.
 
     Errors that this package raises itself go on as they are: a ValueError is clear, anything else a fault of ours.
 
@@ -437,7 +440,8 @@ def building(folder: str) -> Iterator[None]:
         ValueError: naming the folder and the cause.
     """
     try:
-        yield
+        with _no_bars_in_files():
+            yield
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a value of config.json leads to: KeyError, ZeroDivisionError, ImportError ...
@@ -449,6 +453,22 @@ def building(folder: str) -> Iterator[None]:
             # Such a cause says little without what was computed.
             cause = f"{type(error).__name__}: {cause} at {traceback.extract_tb(error.__traceback__)[-1].line}"
         raise ValueError(f"no model can be made of {folder}: {cause}; check the values in its config.json") from error
+
+
+@contextlib.contextmanager
+def _no_bars_in_files() -> Iterator[None]:
+    """transformers' own bars are off where standard error is no terminal, and for all processes but the first."""
+    from transformers.utils import logging
+
+    drawn = sys.stderr.isatty() and os.environ.get("RANK", "0") in ("", "0")
+    if drawn or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def load_transformers(

@@ -311,7 +311,8 @@ class Lowering:
         notice(
             f"the processor shrinks frames with their number: {_sized(first)} in a clip of {short} frames, "
             f"{_sized(last)} in one of {long}. Columns differ in sharpness, a control perhaps from its cells, which "
-            "have a frame more, and share nothing; frame_tokens=column shows all at the size of the longest"
+            "have a frame more, and share nothing; frame_tokens=column shows all at the size of the longest",
+            kind="shrunk frames",
         )
 
     def _say_repeated(self) -> None:
@@ -326,7 +327,8 @@ class Lowering:
                 f"clip whose number of frames is no multiple of that (such as {min(odd)}): a needle behind the last "
                 "frame (depth 100) is then alone in its unit, and one at another depth shares it with a frame of the "
                 f"film. Compare depths with that in mind, or show numbers of frames that make clips of {merged}, "
-                f"{2 * merged}, ... frames, the needle counted"
+                f"{2 * merged}, ... frames, the needle counted",
+                kind="repeated frames",
             )
 
     def _tell(self, turns: tuple[RenderedTurn, ...], column: Column) -> None:

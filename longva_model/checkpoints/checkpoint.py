@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -274,14 +273,11 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _hash_tensors(path: Path) -> dict[str, str]:
-    from tqdm import tqdm
+    from vniah.progress import Bar
 
     tensors = read_header(path)
     sizes = [info.stop - info.start for info in tensors.values()]
-    bar = tqdm(
-        total=sum(sizes), unit="B", unit_scale=True, desc=f"fingerprint {path.name}", delay=2, leave=False,
-        file=sys.stderr,
-    )  # fmt: skip
+    bar = Bar(total=sum(sizes), unit="B", unit_scale=True, desc=f"fingerprint {path.name}", delay=2, leave=False)
     hashes = []
     # Hashing leaves the interpreter's lock, so that threads read a checkpoint at the disk's speed.
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from longva_model.backends.backend import Backend
 from longva_model.engine.atoms import AtomTable, Lowered
@@ -27,6 +26,7 @@ from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.pictures.preprocess import alone
 from vniah.contract.sources import FramesNHWC, FrameSource
 from vniah.profiling import part
+from vniah.progress import Bar
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class FrameEmbeddings:
     def prepare(self, source: FrameSource, blocks: Sequence[int], preprocess: str) -> None:
         """Encode and store ``blocks``."""
         total = sum(_rows(source, index) for index in blocks)
-        with tqdm(total=total, unit="frame", desc="frames", disable=not self.show, delay=1, leave=False) as bar:
+        with Bar(total=total, unit="frame", desc="frames", disable=not self.show, delay=1, leave=False) as bar:
             for tokens_NtD in self._encode_blocks(source, blocks, preprocess):
                 bar.update(len(tokens_NtD))
 

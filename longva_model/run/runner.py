@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
 from longva_model.backends.spreading import check_room
@@ -33,6 +31,7 @@ from vniah.contract.requests import Frames, Image, Leaf, Request
 from vniah.contract.sources import FrameSource
 from vniah.notices import identify
 from vniah.profiling import part
+from vniah.progress import Bar
 from vniah.runs.journal import Journal, content_key
 from vniah.visual.settings import Settings
 
@@ -394,7 +393,7 @@ def _next(coming: Iterator[T]) -> T | None:
         return next(coming, None)
 
 
-class Progress(tqdm):
+class Progress(Bar):
     """The bar of a run: cells done of all, and the time left by the FLOPs that are left.
 
     Args:
@@ -405,7 +404,7 @@ class Progress(tqdm):
 
     def __init__(self, total: int, *, done: int, of: int, noun: str, show: bool) -> None:
         form = "{desc} |{bar}| {percentage:3.0f} % of the work [{elapsed}<{remaining}]"
-        super().__init__(total=total, bar_format=form, disable=not show or total < _WORTH_SHOWING, file=sys.stderr)
+        super().__init__(total=total, bar_format=form, disable=not show or total < _WORTH_SHOWING)
         self._work, self._done, self._of, self._noun = total, done - 1, of, noun
         self._begun = self.disable
         self.answered()

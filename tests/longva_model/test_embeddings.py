@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import tiny_backends as tiny
 import torch
-from tqdm import tqdm
 
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.engine.engine import TreeEngine
@@ -30,6 +29,7 @@ from longva_model.run import processes
 from vniah.contract.requests import Frames, Request, Target, Text
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
+from vniah.progress import Bar
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
@@ -113,7 +113,7 @@ def test_what_will_be_asked_for_is_encoded_in_one_go(
     backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars: list[Any] = []
-    monkeypatch.setattr(embeddings, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(embeddings, "Bar", lambda **options: bars.append(Bar(**options)) or bars[-1])  # type: ignore[func-returns-value]
     source = CountingFrames(300)
     frames = FrameEmbeddings(backend, tmp_path, show=True)
     frames.expect(asks(source, (0, 40), (40, 100), (40, 250)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,10 @@ def test_bad_requests_are_named() -> None:
         engine.backend.max_length = 4096
 
 
-def test_the_bars_rate_counts_from_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bars_rate_counts_from_the_first_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(10**12, done=2, of=12, noun="cells", show=True) as progress:
         for _ in range(10):
             progress.computed(10**11)

@@ -39,11 +39,10 @@ def command(
     check_text_output(csv, (".csv",), [text])
     documents = read_documents(text)
     # What can be refused is, before torch is loaded.
-    from tqdm import tqdm
-
     from longva_model.arguments import ModelArgs, parse_model_args
     from longva_model.engine.perplexity import check_length, measure
     from longva_model.run.runner import Runner
+    from vniah.progress import Bar
 
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
     engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel != "branch")
@@ -61,7 +60,7 @@ def command(
                     print(f"{length} tokens: no sliding window, whose stride of {step} is not below the length")
                 continue
             limit = max_windows or None
-            with tqdm(desc=f"{length} tokens", unit="window", disable=quiet) as bar:
+            with Bar(desc=f"{length} tokens", unit="window", disable=quiet) as bar:
                 found.append(measure(engine, ids, length, stride=step, max_windows=limit, on_window=bar.update))
     if quiet:
         return

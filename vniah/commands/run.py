@@ -167,7 +167,7 @@ def evaluate_tasks(
     from vniah.runs.measure import CallableModel, Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
 
-    notices.forget()
+    notices.begin()
     if output is not None:
         check_writable(output)
     # Before torch, which takes seconds to import: most mistakes are in here.

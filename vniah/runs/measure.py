@@ -260,7 +260,7 @@ class CallableModel:
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
         """Answers in order; CellError where the function raises, or returns something else than text."""
-        from tqdm import tqdm
+        from vniah.progress import Bar
 
         names = list(dict.fromkeys(name for name, _ in cells))
         with contextlib.ExitStack() as stack:
@@ -277,7 +277,7 @@ class CallableModel:
                 kept = sum(map(bool, known))
                 print(f"vniah: {kept} of {len(cells)} answers are in {journal.path}", file=sys.stderr)
             answered: list[Answer] = []
-            bar = tqdm(cells, desc="vniah", unit=" cells", file=sys.stderr)
+            bar = Bar(cells, desc="vniah", unit=" cells")
             for (name, number), key, result in zip(bar, keys, known, strict=True):
                 text = result["text"] if result else self._ask(tasks[name], number, answered)
                 if journal is not None and not result:

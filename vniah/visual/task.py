@@ -57,7 +57,8 @@ class VisualTask(NeedleTask):
                 notice(
                     f"{name}: what is shown has an even number of frames, so that no model drops the needle: "
                     f"num_frames {changed[0]} is shown as {composed_frames(changed[0])} frames, the needle among them "
-                    f"(docs/departures.md)"
+                    f"(docs/departures.md)",
+                    kind="an even number of frames",
                 )
         elif settings.presentation != "video":
             notice(
