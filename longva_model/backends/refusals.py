@@ -24,6 +24,8 @@ _KINDS = {
     "instructblipvideo": _BY_QUESTION,
     "diffusion_gemma": _NO_TEXT,
     "pi0": _NO_TEXT,
+    "ernie4_5_vl_moe": "its processor draws each frame's time into its pixels, so that a frame is another picture at "
+    "another place of a clip, and its experts are chosen by kinds of tokens that a chunk does not tell",
 }
 # Towers that are made for whole clips, by the ``model_type`` of a ``vision_config``.
 _CLIP_TOWERS = ("timesformer", "videomae", "videoprism", "vivit", "vjepa2")
@@ -38,6 +40,11 @@ def refusal(config: Any) -> str:
     rate = getattr(config, "video_pruning_rate", None) or 0
     if rate > 0:
         return f"video_pruning_rate={rate} drops tokens by a look at the whole video; set it to 0 in config.json"
+    if str(config.model_type) == "nemotron_h_omni":
+        return (
+            "its processor packs a pair of frames into one picture, and the patches of all images into one row: it tells "
+            "no pixels of single frames"
+        )
     tower = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
     if tower in _CLIP_TOWERS:
         return f"its tower ({tower}) attends across a clip's frames, so that no frame stands for itself"

@@ -229,7 +229,9 @@ def test_a_length_is_told_up_to_which_long_rope_may_be_cut(folder_of: Any) -> No
         ({"model_type": "mllama"}, "cross-attention"),
         ({"model_type": "instructblipvideo"}, "depend on the question"),
         ({"model_type": "florence2"}, "an encoder reads the whole prompt"),
+        ({"model_type": "ernie4_5_vl_moe"}, "draws each frame's time into its pixels"),
         ({"model_type": "nemotron_h_omni", "video_pruning_rate": 0.5}, "video_pruning_rate=0.5"),
+        ({"model_type": "nemotron_h_omni"}, "packs a pair of frames into one picture"),
     ],
 )
 def test_refused_by_config(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
