@@ -42,8 +42,8 @@ def refusal(config: Any) -> str:
         return f"video_pruning_rate={rate} drops tokens by a look at the whole video; set it to 0 in config.json"
     if str(config.model_type) == "nemotron_h_omni":
         return (
-            "its processor packs a pair of frames into one picture, and the patches of all images into one row: it tells "
-            "no pixels of single frames"
+            "its processor packs a pair of frames into one picture, and all images' patches into one row: it tells no "
+            "pixels of single frames"
         )
     tower = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
     if tower in _CLIP_TOWERS:
