@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +57,24 @@ def train(folder: Path, dies_at: int = -1) -> tuple[list[Any], dict[str, torch.T
     return curve(folder), model.state_dict()
 
 
-def killed(folder: Path, at: int) -> None:
-    """A run that dies at batch ``at``."""
-    with pytest.raises(KeyboardInterrupt):
-        train(folder, dies_at=at)
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a run that died at a batch, made once."""
+
+    @functools.cache
+    def run(at: int) -> Path:
+        folder = tmp_path_factory.mktemp("killed")
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, dies_at=at)
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def killed(killed_runs: Callable[[int], Path], tmp_path: Path) -> Callable[..., None]:
+    """Leaves in this test's folder what a run that died at batch ``at`` left."""
+    return lambda at: shutil.copytree(killed_runs(at), tmp_path, dirs_exist_ok=True)
 
 
 def assert_same(run: Any, whole: Any) -> None:
@@ -83,15 +100,15 @@ def test_one_seed_one_curve(whole: Any, tmp_path: Path) -> None:
     assert len(again[0]) == STEPS
 
 
-def test_killed_and_resumed_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
-    killed(tmp_path, at=11)
+def test_killed_and_resumed_ends_where_the_whole_run_does(whole: Any, killed: Any, tmp_path: Path) -> None:
+    killed(at=11)
     assert 4 <= len(curve(tmp_path)) < STEPS
     assert_same(train(tmp_path), whole)
 
 
-def test_a_checkpoint_that_was_cut_off_is_not_taken(whole: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_cut_off_is_not_taken(whole: Any, killed: Any, tmp_path: Path) -> None:
     """Killed while a checkpoint was written: the one before it is the last."""
-    killed(tmp_path, at=11)
+    killed(at=11)
     assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
     for name, text in (("checkpoint-6", None), ("checkpoint-8", '{"global_st')):
         (tmp_path / name).mkdir()
@@ -115,9 +132,9 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["zeroed", "one bit", "cut", "gone"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
-    whole: Any, tmp_path: Path, name: str, kind: str
+    killed: Any, tmp_path: Path, name: str, kind: str
 ) -> None:
-    killed(tmp_path, at=13)
+    killed(at=13)
     newest, before = tmp_path / "checkpoint-6", tmp_path / "checkpoint-4"
     assert (newest / "hashes.json").is_file() and (before / "hashes.json").is_file()
     damage(newest / name, kind)
@@ -128,29 +145,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     assert not newest.exists() and (tmp_path / "damaged-checkpoint-6").is_dir()
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_where_the_whole_run_does(whole: Any, tmp_path: Path) -> None:
-    killed(tmp_path, at=13)
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_where_the_whole_run_does(
+    whole: Any, killed: Any, tmp_path: Path
+) -> None:
+    killed(at=13)
     damage(tmp_path / "checkpoint-6" / "model.safetensors", "zeroed")
     assert_same(train(tmp_path), whole)
 
 
-def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: Any, tmp_path: Path) -> None:
-    killed(tmp_path, at=13)
+def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: Any, killed: Any, tmp_path: Path) -> None:
+    killed(at=13)
     for path in tmp_path.glob("checkpoint-*"):
         damage(path / "model.safetensors", "one bit")
     assert train(tmp_path)[0] == whole[0]
     assert any("training starts over" in line for line in recorded())
 
 
-def test_damaged_hashes_are_no_proof(tmp_path: Path) -> None:
-    killed(tmp_path, at=13)
+def test_damaged_hashes_are_no_proof(killed: Any, tmp_path: Path) -> None:
+    killed(at=13)
     seal = tmp_path / "checkpoint-6" / "hashes.json"
     seal.write_text(seal.read_text().replace("model.safetensors", "model.safetensorz"))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
-def test_a_checkpoint_that_was_never_sealed_is_taken_only_where_no_other_is(tmp_path: Path) -> None:
-    killed(tmp_path, at=13)
+def test_a_checkpoint_that_was_never_sealed_is_taken_only_where_no_other_is(killed: Any, tmp_path: Path) -> None:
+    killed(at=13)
     (tmp_path / "checkpoint-6" / "hashes.json").unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-4" / "hashes.json").unlink()
@@ -213,8 +232,6 @@ def test_sharding_that_would_not_take_place_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1 << 20))
     with pytest.raises(OSError, match="1 MiB free"):
         fit(tiny(), Batches(0), STAGE, tmp_path, seed=1, steps=STEPS)
@@ -252,9 +269,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_the_log_of_a_resumed_run_is_that_of_the_whole_one_whatever_became_of_it(
-    whole: Any, tmp_path: Path, damage: Any
+    whole: Any, killed: Any, tmp_path: Path, damage: Any
 ) -> None:
-    killed(tmp_path, at=11)
+    killed(at=11)
     path = tmp_path / "metrics.jsonl"
     left = damage(path.read_text())
     path.write_bytes(left if isinstance(left, bytes) else left.encode())
