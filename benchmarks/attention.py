@@ -110,11 +110,9 @@ def kernel_rates(
                 about = {"name": name, "shape": str(shape), "queries": shape.queries, "keys": shape.keys}
                 figures = dict.fromkeys(("seconds", "tflops", "out_error", "lse_error"))
                 rows.append({**about, "causal": shape.causal, "direction": direction, **figures, "dropped": ""})
-                kernel = next(kernel for kernel in kernels.KERNELS if kernel.name == name)
-                if not kernel.applies(q):
-                    why = "not for this device, data type or shape"
-                else:
-                    why = kernels.why_not(name, device, dtype, shape.head_size, direction == "backward")
+                why = kernels.why_not(name, device, dtype, shape.head_size, direction == "backward")
+                if shape.queries * shape.keys < kernels.named(name).least_work:
+                    why = why or f"it is used from {kernels.named(name).least_work:,} queries x keys on"
                 try:
                     found = {} if why else _figures(name, direction, shape, (q, k, v, grad), want, seconds)
                 except RuntimeError as error:  # out of memory too: the other rows are worth having

@@ -110,15 +110,14 @@ def check_inputs(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor) -> None:
 
 @contextmanager
 def use_kernel(name: str | None) -> Iterator[None]:
-    """Use the named kernel (and ``plain`` where it does not apply) in this process; None = the best that is there.
+    """Prefer the named kernel, where it applies, to all others in this process; None = the best that is there.
 
     Raises:
         ValueError: for an unknown name.
     """
     global _named_kernel
-    names = [kernel.name for kernel in kernels.KERNELS]
-    if name is not None and name not in names:
-        raise ValueError(f"unknown attention kernel {name!r}, expected one of {', '.join(names)}")
+    if name is not None:
+        kernels.named(name)
     previous, _named_kernel = _named_kernel, name
     try:
         yield
@@ -126,29 +125,34 @@ def use_kernel(name: str | None) -> Iterator[None]:
         _named_kernel = previous
 
 
-def usable_kernels(q_BHTD: Tensor, *, backward: bool = False) -> Iterator[kernels.Kernel]:
-    """Kernels that run such queries here, best first; ``plain`` is always the last."""
-    head_size = q_BHTD.shape[-1]
-    for kernel in kernels.KERNELS:
-        if _named_kernel is not None and kernel.name not in (_named_kernel, "plain"):
-            continue
-        if kernel.applies(q_BHTD) and kernels.works(kernel.name, q_BHTD.device, q_BHTD.dtype, head_size, backward):
+def usable_kernels(q_BHTD: Tensor, num_keys: int, *, backward: bool = False) -> Iterator[kernels.Kernel]:
+    """Kernels that run a block of such queries here, best first; ``plain`` takes everything.
+
+    Args:
+        backward: those whose gradients are right too.
+    """
+    work, head_size = q_BHTD.shape[2] * num_keys, q_BHTD.shape[3]
+    # Sorting is stable: behind the named one the order stays.
+    for kernel in sorted(kernels.KERNELS, key=lambda kernel: kernel.name != _named_kernel):
+        if work >= kernel.least_work and not kernels.why_not(
+            kernel.name, q_BHTD.device, q_BHTD.dtype, head_size, backward
+        ):
             yield kernel
 
 
 def kernel_names(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """The kernels that compute here, for whoever reads the results: of long blocks, then of one query."""
     queries = (torch.empty(1, 1, length, head_size, device=device, dtype=dtype) for length in (8192, 1))
-    return ", ".join(dict.fromkeys(next(usable_kernels(q_BHTD)).name for q_BHTD in queries))
+    return ", ".join(dict.fromkeys(next(usable_kernels(q_BHTD, 2**16)).name for q_BHTD in queries))
 
 
-def _parts(num_queries: int, num_keys: int, causal: bool, bottom_right: bool) -> list[tuple[slice, slice, bool]]:
+def _pieces(kernel: kernels.Kernel, q_BHTD: Tensor, k_BKSD: Tensor, causal: bool) -> list[tuple[slice, slice, bool]]:
     """Cut a block into (queries, keys, causal) pieces with causal only on squares, unless the kernel knows better.
 
     A chunk after a past = all of the past, and the causal square of the chunk. Queries before the first key
     (T > S) see nothing and are in no piece.
     """
-    T, S = num_queries, num_keys
+    T, S = q_BHTD.shape[2], k_BKSD.shape[2]
     everything = slice(None)
     if not T or not S:
         return []
@@ -156,7 +160,8 @@ def _parts(num_queries: int, num_keys: int, causal: bool, bottom_right: bool) ->
         return [(everything, everything, False)]
     if T > S:
         return [(slice(T - S, T), everything, True)]
-    if T == S or bottom_right:
+    # Few queries behind a long past fold into rows there, and a causal block cannot.
+    if T == S or (kernel.bottom_right and not kernel.folds(q_BHTD, k_BKSD)):
         return [(everything, everything, True)]
     return [(everything, slice(0, S - T), False), (everything, slice(S - T, S), True)]
 
@@ -167,13 +172,19 @@ def _dense(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def block_forward(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """``block_attention`` without checks and without autograd."""
+def block_forward(
+    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float, *, training: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``block_attention`` without checks and without autograd.
+
+    Args:
+        training: ``block_backward`` will follow: take a kernel that does both.
+    """
     q_BHTD, k_BKSD, v_BKSD = _dense(q_BHTD), _dense(k_BKSD), _dense(v_BKSD)
-    for kernel in usable_kernels(q_BHTD):
-        pieces = _parts(q_BHTD.shape[2], k_BKSD.shape[2], causal, kernel.bottom_right)
+    for kernel in usable_kernels(q_BHTD, k_BKSD.shape[2], backward=training):
+        pieces = _pieces(kernel, q_BHTD, k_BKSD, causal)
         try:
-            results = [(q, kernel.forward(q_BHTD[:, :, q], k_BKSD[:, :, k], v_BKSD[:, :, k], square, scale))
+            results = [(q, kernel.run(q_BHTD[:, :, q], k_BKSD[:, :, k], v_BKSD[:, :, k], square, scale))
                        for q, k, square in pieces]  # fmt: skip
         except kernels.RefusedError:
             continue
@@ -209,24 +220,26 @@ def block_backward(
     Summed over the blocks of a query set this is the gradient of the merged output. Returned in the dtype of the
     kernel (q's or wider); callers sum in ``sum_dtype``.
     """
-    kernel = next(usable_kernels(q_BHTD, backward=True))
-    assert kernel.backward is not None
-    pieces = _parts(q_BHTD.shape[2], k_BKSD.shape[2], causal, kernel.bottom_right)
     grad, q, k, v, out = (_dense(x) for x in (grad_BHTD, q_BHTD, k_BKSD, v_BKSD, out_BHTD))
-    results = [
-        (qs, ks, kernel.backward(grad[:, :, qs], q[:, :, qs], k[:, :, ks], v[:, :, ks], out[:, :, qs],
-                                 lse_BHT[:, :, qs].contiguous(), square, scale))
-        for qs, ks, square in pieces
-    ]  # fmt: skip
-    if len(results) == 1 and results[0][2][0].shape == q.shape:
-        return results[0][2]
-    wide = sum_dtype(q.dtype)
-    dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
-    for qs, ks, (dq_part, dk_part, dv_part) in results:
-        dq[:, :, qs] += dq_part
-        dk[:, :, ks] += dk_part
-        dv[:, :, ks] += dv_part
-    return dq, dk, dv
+    for kernel in usable_kernels(q, k.shape[2], backward=True):
+        try:
+            results = [
+                (qs, ks, kernel.run_backward(grad[:, :, qs], q[:, :, qs], k[:, :, ks], v[:, :, ks], out[:, :, qs],
+                                             lse_BHT[:, :, qs].contiguous(), square, scale))
+                for qs, ks, square in _pieces(kernel, q, k, causal)
+            ]  # fmt: skip
+        except kernels.RefusedError:
+            continue
+        if len(results) == 1 and results[0][2][0].shape == q.shape:
+            return results[0][2]
+        wide = sum_dtype(q.dtype)
+        dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
+        for qs, ks, (dq_part, dk_part, dv_part) in results:
+            dq[:, :, qs] += dq_part
+            dk[:, :, ks] += dk_part
+            dv[:, :, ks] += dv_part
+        return dq, dk, dv
+    raise AssertionError("the plain kernel takes everything")
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -236,7 +249,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        out_BHTD, lse_BHT = block_forward(q_BHTD, k_BKSD, v_BKSD, causal, scale)
+        out_BHTD, lse_BHT = block_forward(q_BHTD, k_BKSD, v_BKSD, causal, scale, training=True)
         ctx.save_for_backward(q_BHTD, k_BKSD, v_BKSD, out_BHTD, lse_BHT)
         ctx.causal, ctx.scale = causal, scale
         ctx.mark_non_differentiable(lse_BHT)

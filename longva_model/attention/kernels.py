@@ -3,14 +3,16 @@
 forward(q, k, v, causal, scale) -> (out_BHTD in q's dtype, lse_BHT fp32, natural log)
 backward(grad, q, k, v, out, lse, causal, scale) -> (dq, dk, dv), with out and lse over all blocks of the queries
 
-Block attention calls them with T > 0, S > 0, a contiguous head size, and ``causal`` only on squares (T = S), where
-top-left and bottom-right masks agree; ``bottom_right`` kernels take causal rectangles too. None of them makes
-T x S scores or repeats grouped key/value heads in memory. ``reference_attention`` is the definition that all are tested
-against; over slices of queries it is the kernel ``plain``, where no other fits (float64 on a GPU, an unusual head size,
-another device).
+Block attention calls them by ``Kernel.run`` and ``Kernel.run_backward`` with T > 0, S > 0, a contiguous head size, and
+``causal`` only on squares (T = S), where top-left and bottom-right masks agree; ``bottom_right`` kernels take causal
+rectangles too. None of them makes T x S scores or repeats grouped key/value heads in memory. ``reference_attention`` is
+the definition that all are tested against; over slices of queries it is the kernel ``plain``, where no other fits
+(float64 on a GPU, an unusual head size, another device).
 
-Most are private operators of PyTorch (checked on 2.11 to 2.15). Their contract may change under us, so a kernel
-is used only after ``works`` has compared it with the plain definition on a few numbers, once a process.
+Most are private operators of PyTorch (checked on 2.11 to 2.15), of which FA3 and FA4 replace two while they are active
+(``torch.nn.attention.activate_flash_attention_impl``; for torch's own attention in this process too). Their contract
+may change under us, so a kernel is used only after ``why_not`` has compared it with the plain definition at sizes that
+it will be used for, once a process.
 
 Shapes: B batch, H query heads, K key/value heads (H a multiple of K), G = H / K, T queries, S keys, D head size.
 """
@@ -21,16 +23,25 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    list_flash_attention_impls,
+    restore_flash_attention_impl,
+)
 from torch.nn.functional import pad
 
 from vniah.notices import notice
 
 Forward = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
-Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor]]
+Gradients = tuple[Tensor, Tensor, Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], Gradients]
+Blocks = tuple[tuple[int, int, bool], ...]
 
 
 # Scores of one slice of queries: 2**25 fp32 numbers are 128 MiB.
@@ -59,15 +70,68 @@ class RefusedError(Exception):
     """The kernel cannot run these sizes; the next one is tried."""
 
 
+# What a kernel is checked on, (queries, keys, causal): an answer's token, few queries, a square, more keys than a tile.
+_BLOCKS: Blocks = ((1, 24, False), (16, 24, False), (16, 16, True), (40, 600, False))
+# On a GPU also what a chunk is: other tiles and splits of the keys.
+_GPU_BLOCKS: Blocks = (*_BLOCKS, (1, 8192, False), (512, 8192, False), (1024, 1024, True))
+# T x S from which cuDNN pays: it plans each pair of sizes anew.
+_LONG = 2**28
+_LONG_BLOCKS: Blocks = ((2**13, 2**15, False), (2**14, 2**14, True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A forward and a backward, where they apply, and whether causal rectangles (bottom-right) are understood."""
+    """A forward and a backward, and where they are for.
+
+    Attributes:
+        refuses: why it is nothing for a device, dtype and head size; "" where it may be tried.
+        least_work: queries x keys from which it is used.
+        bottom_right: causal rectangles are understood.
+        fold_most: queries up to which full blocks of grouped heads are faster with the group as rows.
+        blocks: (queries, keys, causal) of what it is checked on.
+    """
 
     name: str
     forward: Forward
     backward: Backward | None
-    applies: Callable[[Tensor], bool]
+    refuses: Callable[[torch.device, torch.dtype, int], str]
+    least_work: int = 0
     bottom_right: bool = False
+    fold_most: int = 0
+    blocks: Blocks = _BLOCKS
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """``forward``, with the queries of a key head as rows of one where that is faster: keys are read once."""
+        if causal or not self.folds(q, k):
+            return self.forward(q, k, v, causal, scale)
+        G = q.shape[1] // k.shape[1]
+        out, lse = self.forward(_fold(q, G), k, v, False, scale)
+        return _unfold(out, G), _unfold(lse, G)
+
+    def run_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+    ) -> Gradients:
+        """``backward``, folded like ``run``."""
+        assert self.backward is not None
+        if causal or not self.folds(q, k):
+            return self.backward(grad, q, k, v, out, lse, causal, scale)
+        G = q.shape[1] // k.shape[1]
+        grad, q, out, lse = (_fold(x, G) for x in (grad, q, out, lse))
+        dq, dk, dv = self.backward(grad, q, k, v, out, lse.contiguous(), False, scale)
+        return _unfold(dq, G), dk, dv
+
+    def folds(self, q_BHTD: Tensor, k_BKSD: Tensor) -> bool:
+        return q_BHTD.shape[1] > k_BKSD.shape[1] and q_BHTD.shape[2] <= self.fold_most
+
+
+def _fold(x_BHTx: Tensor, G: int) -> Tensor:
+    """(B, K x G, T, ...) to (B, K, G x T, ...)."""
+    return x_BHTx.unflatten(1, (-1, G)).flatten(2, 3)
+
+
+def _unfold(x_BKRx: Tensor, G: int) -> Tensor:
+    """(B, K, G x T, ...) to (B, K x G, T, ...)."""
+    return x_BKRx.unflatten(2, (G, -1)).flatten(1, 2)
 
 
 @_own_precision
@@ -137,7 +201,7 @@ def plain_backward(
     lse_BHT: Tensor,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of one block, given the output and log-sum-exp over *all* blocks of these queries.
 
     With P = exp(scores - lse) and delta = sum(grad * out): dV = P^T grad, dS = P * (grad V^T - delta),
@@ -168,7 +232,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) ->
 
 def _cpu_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return operator(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
 
@@ -184,7 +248,24 @@ def _no_dropout(device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.zeros(2, dtype=torch.uint64, device=device), torch.zeros((), dtype=torch.uint64, device=device)
 
 
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+# Who replaces the operators, and what brings it.
+_PACKAGES = {"FA3": "flash_attn_interface", "FA4": "flash-attn-4"}
+_rejected: set[str] = set()  # failed their check in this process
+
+
+def _activate(name: str | None) -> None:
+    """Make ``name`` what the operators of flash attention call; None = torch's own, or a third party's left alone."""
+    active = current_flash_attention_impl()
+    if name is not None and name != active:
+        activate_flash_attention_impl(name)
+    elif name is None and active in _PACKAGES:
+        restore_flash_attention_impl()
+
+
+def _flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, *, by: str | None = None
+) -> tuple[Tensor, Tensor]:
+    _activate(by)
     D, T, S = q.shape[-1], q.shape[2], k.shape[2]
     # The operator's layout is (B, T, H, D), which is how transformers stores what it shows as (B, H, T, D).
     q, k, v = (x.transpose(1, 2) for x in _to_eight(q, k, v))
@@ -193,8 +274,18 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) 
 
 
 def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    *,
+    by: str | None = None,
+) -> Gradients:
+    _activate(by)
     D, T, S = q.shape[-1], q.shape[2], k.shape[2]
     grad, q, k, v, out = (x.transpose(1, 2) for x in _to_eight(grad, q, k, v, out))
     grads = torch.ops.aten._flash_attention_backward(
@@ -222,7 +313,7 @@ def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: flo
 
 def _efficient_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     D, T, G = q.shape[-1], q.shape[2], q.shape[1] // k.shape[1]
     grad, q, k, v, out = _to_eight(grad, q, k, v, out)
     # The operator reads lse rows at multiples of 32; +inf there means a probability of zero.
@@ -244,15 +335,33 @@ def _efficient_backward(
 def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     D = q.shape[-1]
     q, k, v = _to_eight(q, k, v)
+    out, lse, *_ = _planned(
+        torch.ops.aten._scaled_dot_product_cudnn_attention, q, k, v, None, True, 0.0, causal, False, scale=scale
+    )
+    return out[..., :D], lse.reshape(q.shape[:3])
+
+
+def _cudnn_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> Gradients:
+    D, T, S = q.shape[-1], q.shape[2], k.shape[2]
+    grad, q, k, v, out = _to_eight(grad, q, k, v, out)
+    # Undefined tensors stand for no bias and for sequences of one length, as torch's own autograd passes them.
+    none = torch.Tensor()
+    dq, dk, dv = _planned(
+        torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
+        grad, q, k, v, out, lse[..., None], *_no_dropout(q.device), none, none, none, T, S, 0.0, causal, scale=scale,
+    )  # fmt: skip
+    return dq[..., :D], dk[..., :D], dv[..., :D]
+
+
+def _planned(operator: Callable[..., tuple[Tensor, ...]], *values: object, **named: object) -> tuple[Tensor, ...]:
     try:
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            q, k, v, None, True, 0.0, causal, False, scale=scale
-        )
+        return operator(*values, **named)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # "no valid execution plans" for sizes that it does not know
         raise RefusedError(str(error)) from error
-    return out[..., :D], lse.reshape(q.shape[:3])
 
 
 def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -265,7 +374,7 @@ def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: fl
 
 def _flash_attn_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     from flash_attn.flash_attn_interface import _flash_attn_backward as operator
 
     D = q.shape[-1]
@@ -279,71 +388,161 @@ def _flash_attn_backward(
     return dq, dk, dv
 
 
-def _half_on_cuda(q: Tensor) -> bool:
-    """bf16 or fp16 on a CUDA device of compute capability 8.0 or more, heads of up to 256."""
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    return q.is_cuda and half and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+def _not_half_on_cuda(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a CUDA device of compute capability 8.0 or more"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "it computes in bfloat16 and float16"
+    return "" if head_size <= 256 else "its heads have 256 numbers at most"
 
 
-def _long_on_hopper(q: Tensor) -> bool:
-    """cuDNN is the faster one from Hopper on, but plans each new shape anew: for long blocks only."""
-    return (
-        _half_on_cuda(q)
-        and q.shape[-1] <= 128
-        and q.shape[2] >= 1024
-        and torch.cuda.get_device_capability(q.device) >= (9, 0)
-        and torch.version.hip is None
-    )
+def _no_activation(name: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Only what was installed on purpose is activated; whether it knows the device, it says itself when it is tried."""
+    if why := _not_half_on_cuda(device, dtype, head_size):
+        return why
+    if torch.version.hip is not None or name not in list_flash_attention_impls():
+        return "this PyTorch does not know it"
+    if name == "FA3":
+        # Its package has another name wherever it is built.
+        found = importlib.util.find_spec(_PACKAGES[name]) is not None
+        right = torch.cuda.get_device_capability(device)[0] == 9
+        return "" if found and right else "it is for Hopper" if found else f"no module {_PACKAGES[name]} is installed"
+    try:
+        version(_PACKAGES[name])
+    except PackageNotFoundError:
+        return f"{_PACKAGES[name]} is not installed"
+    return "" if torch.cuda.get_device_capability(device)[0] >= 9 else "it is for Hopper and later"
 
 
-@functools.cache
-def _has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+def _no_cudnn(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    if why := _not_half_on_cuda(device, dtype, head_size):
+        return why
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (9, 0):
+        return "it is the faster one from Hopper on"
+    return "" if head_size <= 128 else "its heads have 128 numbers at most"
 
 
-# In order of preference. The last one always works.
+def _no_flash_attn(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    spec = importlib.util.find_spec("flash_attn")
+    # flash-attn-4 alone makes a package of this name that has no file.
+    if spec is None or spec.origin is None:
+        return "flash-attn is not installed"
+    return _not_half_on_cuda(device, dtype, head_size)
+
+
+def _no_efficient(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    single = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return "" if device.type == "cuda" and single else "it needs a CUDA device and no float64"
+
+
+# In order of preference. The last one always works. Where grouped heads fold: FA3 and FA4 pack them themselves, FA2's
+# tiles have 64 queries or more, ``efficient`` else takes a call for each member of a group, and the CPU's kernel takes
+# larger slices of queries up to 768 of them.
 KERNELS = (
+    *(
+        Kernel(
+            name=name,
+            forward=functools.partial(_flash_forward, by=name),
+            backward=functools.partial(_flash_backward, by=name),
+            refuses=functools.partial(_no_activation, name),
+            blocks=_GPU_BLOCKS,
+        )
+        for name in _PACKAGES
+    ),
+    Kernel(
+        name="cudnn",
+        forward=_cudnn_forward,
+        backward=_cudnn_backward,
+        refuses=_no_cudnn,
+        least_work=_LONG,
+        blocks=_LONG_BLOCKS,
+    ),
     Kernel(
         name="flash_attn",
         forward=_flash_attn_forward,
         backward=_flash_attn_backward,
-        applies=lambda q: _half_on_cuda(q) and _has_flash_attn(),
+        refuses=_no_flash_attn,
         bottom_right=True,
+        fold_most=32,
+        blocks=_GPU_BLOCKS,
     ),
-    Kernel(name="cudnn", forward=_cudnn_forward, backward=None, applies=_long_on_hopper),
-    Kernel(name="flash", forward=_flash_forward, backward=_flash_backward, applies=_half_on_cuda),
+    Kernel(
+        name="flash",
+        forward=_flash_forward,
+        backward=_flash_backward,
+        refuses=_not_half_on_cuda,
+        fold_most=32,
+        blocks=_GPU_BLOCKS,
+    ),
     Kernel(
         name="efficient",
         forward=_efficient_forward,
         backward=_efficient_backward,
-        applies=lambda q: q.is_cuda and q.dtype in (torch.float32, torch.bfloat16, torch.float16),
+        refuses=_no_efficient,
+        fold_most=2**62,
+        blocks=_GPU_BLOCKS,
     ),
     Kernel(
         name="cpu",
         forward=_cpu_forward,
         backward=_cpu_backward,
-        applies=lambda q: q.device.type == "cpu" and q.dtype.is_floating_point,
+        refuses=lambda device, dtype, head_size: "" if device.type == "cpu" else "it is the CPU's",
+        fold_most=767,
     ),
-    Kernel(name="plain", forward=plain_forward, backward=plain_backward, applies=lambda q: True, bottom_right=True),
+    Kernel(
+        name="plain",
+        forward=plain_forward,
+        backward=plain_backward,
+        refuses=lambda device, dtype, head_size: "",
+        bottom_right=True,
+    ),
 )
 
 
-def works(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> bool:
-    """Whether a kernel gives the plain definition on full and causal blocks of grouped heads."""
-    return not why_not(name, device, dtype, head_size, backward)
+def named(name: str) -> Kernel:
+    """The kernel of this name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for kernel in KERNELS:
+        if kernel.name == name:
+            return kernel
+    names = ", ".join(kernel.name for kernel in KERNELS)
+    raise ValueError(f"unknown attention kernel {name!r}, expected one of {names}")
+
+
+def why_not(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> str:
+    """ "" for a kernel that gives the plain definition here (``backward``: both ways), else why it is not used.
+
+    One that fails the comparison is said, since the next one may be several times slower. Cached until another
+    implementation of flash attention is activated.
+    """
+    return _why_not(name, device, dtype, head_size, backward, _third_party())
+
+
+def _third_party() -> str | None:
+    """What is behind ``flash`` if someone else replaced it."""
+    active = current_flash_attention_impl()
+    return None if active in _PACKAGES else active
 
 
 @functools.cache
-def why_not(name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> str:
-    """ "" for a kernel that gives the plain definition, else why it is not used. Cached.
-
-    One that is turned away is said, since the next one may be several times slower.
-    """
-    kernel = next(kernel for kernel in KERNELS if kernel.name == name)
+def _why_not(
+    name: str, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool, third_party: str | None
+) -> str:
+    kernel = named(name)
+    if why := kernel.refuses(device, dtype, head_size):
+        return why
+    if name in _rejected:
+        return "it failed its check in this process"
     if name == "plain":
         return ""
-    if backward and kernel.backward is None:
-        return "it has no backward"
+    if backward:
+        if kernel.backward is None:
+            return "it has no backward"
+        if why := _why_not(name, device, dtype, head_size, False, third_party):
+            return why
     try:
         why = _self_check(kernel, device, dtype, head_size, backward)
     except torch.OutOfMemoryError:
@@ -351,16 +550,23 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, head_size: int,
     except Exception as problem:  # of an operator that may have changed: anything
         why = " ".join(str(problem).split())[:200] or type(problem).__name__
     if why:
-        part = " backward" if backward else ""
-        notice(f"attention kernel {name}{part} is not used on {device} in {str(dtype).removeprefix('torch.')}: {why}")
+        part, after = " backward" if backward else "", ""
+        if name in _PACKAGES:
+            _rejected.add(name)
+            _activate(None)
+            _why_not.cache_clear()  # what it passed before
+            after = "; it is deactivated, and torch's own flash attention is back"
+        where = f"on {device} in {str(dtype).removeprefix('torch.')}"
+        notice(f"attention kernel {name}{part} is not used {where}: {why}{after}")
     return why
 
 
 def _tolerances(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float]:
-    """What rounding explains of an output, a log-sum-exp and a gradient.
+    """What rounding explains of an output and a log-sum-exp (the largest difference) and of a gradient.
 
-    Outputs and gradients relative to 1 + their largest value, log-sum-exps absolute: a kernel's sums are fp32 whatever
-    goes in, so its log-sum-exp is far more exact than its output, which is rounded.
+    A gradient's is the norm of its difference by its own, or a quarter of the largest difference by its largest value:
+    rounding is everywhere alike, a fault in one place is not. A kernel's sums are fp32 whatever goes in, so its
+    log-sum-exp is far more exact than its output, which is rounded.
     """
     if dtype == torch.bfloat16:
         return 1e-2, 1e-3, 2e-2
@@ -370,53 +576,46 @@ def _tolerances(device: torch.device, dtype: torch.dtype) -> tuple[float, float,
         # On Ampere and later "float32" kernels may multiply in TF32, whose mantissa is as short as fp16's.
         return 5e-3, 5e-3, 1e-2
     eps = torch.finfo(dtype).eps
-    return 16 * eps, 64 * eps, 16 * eps
-
-
-# (queries, keys, causal) of the blocks that a kernel is checked on: the short ones that it takes, else the long ones.
-_SHORT_BLOCKS = ((16, 24, False), (1, 24, False), (16, 16, True))
-_LONG_BLOCKS = ((1024, 1536, False), (1024, 1024, True))
+    return 64 * eps, 256 * eps, 256 * eps
 
 
 @torch.no_grad()
 def _self_check(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, backward: bool) -> str:
-    """ "" where a kernel gives the plain definition, else how far it is off."""
+    """ "" where a kernel gives the plain definition, else how far it is off.
+
+    Scores have a deviation of 3 and values lie within 1: some keys then decide a query however many there are, and a
+    faulty output is as far off as it can be. With even weights, the mean of many keys is near 0 whoever computes it.
+    """
     generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
-
-    def draw(heads: int, length: int) -> Tensor:
-        return torch.randn(1, heads, length, head_size, generator=generator).to(device, dtype)
-
-    def difference(got: Tensor, want: Tensor, relative: bool) -> float:
-        if got.shape != want.shape:
-            return torch.inf
-        largest = (got.to(want.dtype) - want).abs().max()
-        return float(largest / (1 + want.abs().max()) if relative else largest)
-
-    def taken(blocks: tuple[tuple[int, int, bool], ...]) -> list[tuple[int, int, bool]]:
-        return [block for block in blocks if kernel.applies(draw(4, block[0]))]
-
-    blocks = taken(_SHORT_BLOCKS) or taken(_LONG_BLOCKS)
-    if not blocks:
-        return "it takes no block of the sizes that it would be checked on"
-    if kernel.bottom_right:
-        blocks.append((*blocks[0][:2], True))
     scale, (out_most, lse_most, grad_most) = head_size**-0.5, _tolerances(device, dtype)
+    blocks = kernel.blocks
+    if kernel.bottom_right:
+        blocks = (*blocks, *((queries, keys, True) for queries, keys, causal in blocks if 1 < queries < keys))
     for num_queries, num_keys, causal in blocks:
-        q, grad, k, v = draw(4, num_queries), draw(4, num_queries), draw(2, num_keys), draw(2, num_keys)
-        out, lse = reference_attention(q, k, v, causal=causal, scale=scale)
+        # Stored as models have them: queries behind one another, keys in a cache by heads. Groups of seven, as Qwen2's.
+        q, grad = (
+            torch.randn(1, num_queries, 14, head_size, generator=generator).to(device, dtype).transpose(1, 2)
+            for _ in range(2)
+        )
+        k, v = (torch.randn(1, 2, num_keys, head_size, generator=generator).to(device, dtype) for _ in range(2))
+        q, v = q * 3, v.tanh()
+        wide_grad, wide_q, wide_k, wide_v = (_wide(x) for x in (grad, q, k, v))
+        out, lse = plain_forward(wide_q, wide_k, wide_v, causal, scale)
         if backward:
-            assert kernel.backward is not None
-            wide_grad, wide_q, wide_k, wide_v = (x.to(out.dtype) for x in (grad, q, k, v))
             want = plain_backward(wide_grad, wide_q, wide_k, wide_v, out, lse, causal, scale)
-            got = kernel.backward(grad, q, k, v, out.to(dtype), lse, causal, scale)
-            found = [("gradient", difference(a, b, True), grad_most) for a, b in zip(got, want, strict=True)]
+            got = kernel.run_backward(grad, q, k, v, out.to(dtype), lse, causal, scale)
+            found = [(f"gradient of {x}", *pair, grad_most) for x, *pair in zip("qkv", got, want, strict=True)]
         else:
-            got_out, got_lse = kernel.forward(q, k, v, causal, scale)
-            found = [
-                ("output", difference(got_out, out, True), out_most),
-                ("log-sum-exp", difference(got_lse, lse, False), lse_most),
-            ]
-        for what, error, most in found:
+            got_out, got_lse = kernel.run(q, k, v, causal, scale)
+            found = [("output", got_out, out, out_most), ("log-sum-exp", got_lse, lse, lse_most)]
+        for what, ours, right, most in found:
+            if ours.shape != right.shape:
+                return f"its {what} has the shape {tuple(ours.shape)}, not {tuple(right.shape)}"
+            off = ours.to(right.dtype) - right
+            error = float(off.abs().max())
+            if backward:
+                error = max(float(off.norm() / right.norm()), error / float(right.abs().max()) / 4)
             if not error <= most:  # nan counts as wrong
-                return f"its {what} is off by {error:.1e} ({most:.1e} allowed)"
+                sizes = f"{num_queries} x {num_keys}{' causal' if causal else ''}"
+                return f"its {what} is off by {error:.1e} ({most:.1e} allowed) on {sizes}"
     return ""

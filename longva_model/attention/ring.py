@@ -163,12 +163,12 @@ def zigzag_ring_attention(
 
 
 def ring_forward(
-    q_BHND: Tensor, k_BKND: Tensor, v_BKND: Tensor, ring: Ring, layout: Layout, scale: float
+    q_BHND: Tensor, k_BKND: Tensor, v_BKND: Tensor, ring: Ring, layout: Layout, scale: float, *, training: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Forward over the real tokens. Returns out_BHND and lse_BHN in the dtype of sums."""
     here = torch.stack((k_BKND, v_BKND))
     coming, works = receive_next(here, ring, 0, layout.lengths)
-    out_BHND, lse_BHN = block_forward(q_BHND, k_BKND, v_BKND, True, scale)
+    out_BHND, lse_BHN = block_forward(q_BHND, k_BKND, v_BKND, True, scale, training=training)
     out_BHND = out_BHND.to(sum_dtype(q_BHND.dtype))
     for step in range(1, ring.size):
         wait(works)
@@ -177,7 +177,9 @@ def ring_forward(
         block = layout.block(ring.rank, ring.owner(step))
         if block is not None:
             q, k = block.q, block.k
-            out, lse = block_forward(q_BHND[:, :, q], here[0][:, :, k], here[1][:, :, k], block.causal, scale)
+            out, lse = block_forward(
+                q_BHND[:, :, q], here[0][:, :, k], here[1][:, :, k], block.causal, scale, training=training
+            )
             merge_(out_BHND[:, :, q], lse_BHN[:, :, q], out, lse)
     return out_BHND, lse_BHN
 
@@ -252,7 +254,7 @@ class _ZigzagRing(torch.autograd.Function):
     ) -> Tensor:
         real = slice(0, layout.lengths[ring.rank])
         q, k, v = (x[:, :, real] for x in (q_BHTD, k_BKTD, v_BKTD))
-        out, lse_BHN = ring_forward(q, k, v, ring, layout, scale)
+        out, lse_BHN = ring_forward(q, k, v, ring, layout, scale, training=any(ctx.needs_input_grad))
         out_BHTD = _padded(out, q_BHTD)
         ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD, out_BHTD, lse_BHN)
         ctx.ring, ctx.layout, ctx.scale, ctx.real = ring, layout, scale, real

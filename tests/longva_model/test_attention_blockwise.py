@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.library import Library
+from torch.nn.attention import _registry, current_flash_attention_impl
 from torch.nn.functional import scaled_dot_product_attention
 
 from longva_model.attention import block_attention, kernels, merge, reference_attention, use_kernel
 from longva_model.attention.blockwise import kernel_names, usable_kernels
-from longva_model.attention.kernels import KERNELS, Kernel, RefusedError
+from longva_model.attention.kernels import KERNELS, Kernel, RefusedError, named
 from vniah.notices import forget
 
 
@@ -186,7 +191,7 @@ def test_the_cpu_kernel_is_in_use() -> None:
     q = torch.zeros(1, 2, 3, 64)
     for dtype in (torch.float32, torch.bfloat16):
         for backward in (False, True):
-            assert next(usable_kernels(q.to(dtype), backward=backward)).name == "cpu"
+            assert next(usable_kernels(q.to(dtype), 3, backward=backward)).name == "cpu"
 
 
 def test_choosing_a_kernel_leaves_the_random_state_alone() -> None:
@@ -220,76 +225,225 @@ def test_bad_inputs_are_named() -> None:
 CPU = torch.device("cpu")
 
 
-def use_only(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
-    """Put ``kernel`` before the plain one and forget earlier verdicts."""
-    monkeypatch.setattr(kernels, "KERNELS", (kernel, KERNELS[-1]))
-    monkeypatch.setattr(kernels, "why_not", kernels.why_not.__wrapped__)
+def fake(**settings: Any) -> Kernel:
+    """A kernel that is right and takes everything, but for ``settings``."""
+    right = {"name": "fake", "forward": kernels.plain_forward, "backward": kernels.plain_backward}
+    return Kernel(**{**right, "refuses": lambda device, dtype, head_size: "", **settings})
 
 
-def named(name: str) -> Kernel:
-    return next(kernel for kernel in KERNELS if kernel.name == name)
+@pytest.fixture
+def use_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Kernel], None]]:
+    """Put a kernel before the plain one, with no verdicts from before, and leave none behind."""
+
+    def use(kernel: Kernel) -> None:
+        monkeypatch.setattr(kernels, "KERNELS", (kernel, KERNELS[-1]))
+        kernels._why_not.cache_clear()
+        forget()
+
+    yield use
+    kernels._why_not.cache_clear()
+    kernels._rejected.clear()
 
 
-@pytest.mark.parametrize("fault", ["wrong numbers", "nan", "lse in base 2", "lse transposed", "raises"])
-def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = reference_attention(q, k, v, causal=causal, scale=scale)
-        if fault == "wrong numbers":
-            out = out + 1e-3
-        if fault == "nan":
-            out = out * torch.nan
-        if fault == "lse in base 2":
-            lse = lse * 1.4427
-        if fault == "lse transposed":
-            lse = lse.transpose(1, 2)
-        if fault == "raises":
-            raise RuntimeError("no such operator")
-        return out, lse
-
-    bad = Kernel(name="bad", forward=forward, backward=None, applies=lambda q: True)
-    use_only(monkeypatch, bad)
-    assert not kernels.works("bad", CPU, torch.float32, 16, False)
-    q, k = torch.randn(1, 4, 6, 16), torch.randn(1, 2, 6, 16)
-    torch.testing.assert_close(block_attention(q, k, k, causal=True)[0], reference_attention(q, k, k, causal=True)[0])
+Use = Callable[[Kernel], None]
+# Of every form: what is asked of it, and the setting that makes it so.
+FORMS: dict[str, dict[str, Any]] = {
+    "short": {},
+    "long": {"least_work": 2**12, "blocks": ((64, 80, False), (64, 64, True))},
+    "folding": {"fold_most": 16},
+    "rectangles": {"bottom_right": True},
+}
+FAULTS = [
+    "nan", "lse 0.05 off", "lse 0.01 off", "lse in base 2", "lse transposed", "scale 20 % off", "out 3 % off",
+    "group members swapped", "last key unseen", "raises",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("fault", ["lse off by 0.6", "lse off by 0.01", "scale 20 % off", "out off by 3 %"])
-def test_rounding_of_half_precision_hides_no_fault(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: torch.dtype, fault: str
+def spoil(fault: str, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Right attention with a planted fault."""
+    if fault == "raises":
+        raise RuntimeError("no such operator")
+    if fault == "last key unseen" and not causal:
+        k, v = k[:, :, :-1], v[:, :, :-1]
+    out, lse = kernels.plain_forward(q, k, v, causal, scale * 1.2 if fault == "scale 20 % off" else scale)
+    if fault == "nan":
+        out = out * torch.nan
+    if fault.startswith("lse 0"):
+        lse = lse + float(fault.split()[1])
+    if fault == "lse in base 2":
+        lse = lse * 1.4427
+    if fault == "lse transposed":
+        lse = lse.transpose(1, 2)
+    if fault == "out 3 % off":
+        out = out * 1.03
+    if fault == "group members swapped":
+        out = out.roll(1, 1)
+    return out, lse
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_kernel_that_is_wrong_is_not_used(
+    use_only: Use, capsys: pytest.CaptureFixture[str], form: str, fault: str, dtype: torch.dtype
 ) -> None:
     """One tolerance for all let a log-sum-exp pass that was off by 0.6, and merging by it would be wrong."""
+    use_only(fake(forward=functools.partial(spoil, fault), **FORMS[form]))
+    assert kernels.why_not("fake", CPU, dtype, 64, False)
+    assert "attention kernel fake is not used on cpu" in capsys.readouterr().err
+    q, k = torch.randn(1, 4, 72, 64).to(dtype), torch.randn(1, 2, 72, 64).to(dtype)
+    got, want = block_attention(q, k, k, causal=True)[0], kernels.plain_forward(q, k, k, True, 64**-0.5)[0]
+    assert torch.equal(got, want)
+    use_only(fake(**FORMS[form]))
+    assert not kernels.why_not("fake", CPU, dtype, 64, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fault", ["lse 0.05 off", "scale 20 % off", "dk 5 % off", "dv of one head", "no delta"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_backward_that_is_wrong_is_not_used(
+    use_only: Use, capsys: pytest.CaptureFixture[str], form: str, fault: str, dtype: torch.dtype
+) -> None:
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lse = lse + 0.05 if fault.startswith("lse") else lse
+        scale = scale * 1.2 if fault.startswith("scale") else scale
+        out = out * 0 if fault == "no delta" else out
+        dq, dk, dv = kernels.plain_backward(grad, q, k, v, out, lse, causal, scale)
+        if fault == "dk 5 % off":
+            dk = dk * 1.05
+        if fault == "dv of one head":
+            dv = dv[:, :1].expand_as(dv)
+        return dq, dk, dv
+
+    use_only(fake(backward=backward, **FORMS[form]))
+    assert not kernels.why_not("fake", CPU, dtype, 64, False)
+    assert kernels.why_not("fake", CPU, dtype, 64, True)
+    assert "attention kernel fake backward is not used" in capsys.readouterr().err
+    # Trained by neither of its halves; answers still come by its forward.
+    q = torch.zeros(1, 4, 72, 64, dtype=dtype)
+    assert [next(usable_kernels(q, 72, backward=both)).name for both in (False, True)] == ["fake", "plain"]
+
+
+def test_forward_and_backward_of_training_are_one_kernel_s(use_only: Use) -> None:
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        called.append("forward")
+        return kernels.plain_forward(*arguments)
+
+    called: list[str] = []
+    use_only(fake(forward=forward, backward=None))
+    q = torch.randn(1, 4, 72, 64)
+    block_attention(q, q, q, causal=True)
+    assert called
+    called.clear()
+    out, _ = block_attention(q.clone().requires_grad_(), q, q, causal=True)
+    out.sum().backward()
+    assert not called
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("head_size", [8, 33, 64, 128])
+def test_the_cpu_kernel_passes_its_check(dtype: torch.dtype, head_size: int) -> None:
+    for backward in (False, True):
+        assert not kernels.why_not("cpu", CPU, dtype, head_size, backward)
+
+
+@pytest.mark.parametrize("kernel", ["FA3", "FA4"])
+@pytest.mark.parametrize("fault", [None, "lse 0.05 off", "scale 20 % off", "backward"])
+def test_an_activated_implementation_is_checked_and_deactivated_if_wrong(
+    monkeypatch: pytest.MonkeyPatch, use_only: Use, capsys: pytest.CaptureFixture[str], kernel: str, fault: str | None
+) -> None:
+    """Its operators, given to the CPU, behind torch's own registry."""
+    activated = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any, scale: float) -> tuple[Tensor, ...]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse = spoil(fault or "", q, k, v, rest[5], scale)
+        return out.transpose(1, 2), lse, *(torch.empty(0) for _ in range(3))
+
+    def backward(*arguments: Any, scale: float) -> tuple[Tensor, ...]:
+        grad, q, k, v, out = (x.transpose(1, 2) for x in arguments[:5])
+        grads = kernels.plain_backward(grad, q, k, v, out, arguments[5], arguments[11], scale)
+        return tuple(x.transpose(1, 2) * (0.9 if fault == "backward" else 1) for x in grads)
+
+    class Handle:
+        def __init__(self) -> None:
+            self.library: Library | None = Library("aten", "IMPL")
+            self.library.impl("_flash_attention_forward", forward, "CPU")
+            self.library.impl("_flash_attention_backward", backward, "CPU")
+            activated.append(kernel)
+
+        def remove(self) -> None:
+            self.library = None
+
+    monkeypatch.setitem(_registry._FLASH_ATTENTION_IMPLS, kernel, Handle)
+    use_only(dataclasses.replace(named(kernel), refuses=lambda *_: "", blocks=((16, 24, False), (16, 16, True))))
+    q, k = torch.randn(1, 4, 20, 64), torch.randn(1, 2, 30, 64)
+    try:
+        for learnt in (q, q.clone().requires_grad_()):
+            out, _ = block_attention(learnt, k, k, causal=False)
+            torch.testing.assert_close(out.detach(), reference_attention(q, k, k, causal=False)[0])
+        out.sum().backward()
+        said = capsys.readouterr().err
+        if fault is None:
+            assert current_flash_attention_impl() == kernel and not said and activated == [kernel]
+            assert kernel_names(CPU, torch.float32, 64) == kernel
+        else:
+            assert current_flash_attention_impl() is None
+            assert f"attention kernel {kernel}" in said and "it is deactivated" in said
+            assert kernel_names(CPU, torch.float32, 64) == "plain"
+    finally:
+        kernels._activate(None)
+
+
+def test_what_is_not_installed_is_not_activated() -> None:
+    for name in ("FA3", "FA4", "cudnn", "flash_attn"):
+        assert kernels.why_not(name, CPU, torch.bfloat16, 64, False)
+    assert current_flash_attention_impl() is None
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("queries", [1, 3, 16, 17])
+def test_grouped_queries_as_rows_change_nothing(use_only: Use, queries: int, causal: bool) -> None:
+    """Full blocks up to ``fold_most`` queries: the kernel sees a head a group, and nothing else changes."""
+    seen: set[tuple[int, int]] = set()
 
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        factor = 1.2 if fault == "scale 20 % off" else 1.0
-        out, lse = reference_attention(q, k, v, causal=causal, scale=scale * factor)
-        if fault.startswith("lse"):
-            lse = lse + float(fault.split()[-1])
-        if fault == "out off by 3 %":
-            out = out * 1.03
-        return out.to(dtype), lse
+        seen.add((q.shape[1], q.shape[2]))
+        return kernels.plain_forward(q, k, v, causal, scale)
 
-    bad = Kernel(name="bad", forward=forward, backward=None, applies=lambda q: True)
-    use_only(monkeypatch, bad)
-    forget()
-    assert not kernels.works("bad", CPU, dtype, 64, False)
-    assert "attention kernel bad is not used on cpu" in capsys.readouterr().err
-    monkeypatch.setattr(kernels, "KERNELS", KERNELS)
-    assert kernels.works("cpu", CPU, dtype, 64, False) and kernels.works("cpu", CPU, dtype, 64, True)
+    *qkv, grad = draw(8, (2, 14, queries, 32), (2, 2, 40, 32), (2, 2, 40, 32), (2, 14, queries, 32))
+    qkv[0] = qkv[0].transpose(1, 2).contiguous().transpose(1, 2)
+    use_only(fake(forward=forward, fold_most=16, bottom_right=True))
+    assert not kernels.why_not("fake", CPU, torch.float32, 32, True)
+    seen.clear()
+    got, got_lse = block_attention(*qkv, causal=causal)
+    want, want_lse = definition(*qkv, causal)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got_lse.double(), want_lse, atol=1e-5, rtol=0)
+    assert ((2, 7 * queries) in seen) == (queries <= 16)
+    assert ((14, queries) in seen) == (queries > 16 or (causal and queries > 1))  # one query sees all keys
+    ours, wide = [x.clone().requires_grad_() for x in qkv], [x.double().requires_grad_() for x in qkv]
+    grads = torch.autograd.grad(block_attention(*ours, causal=causal)[0], ours, grad)
+    for a, b in zip(grads, torch.autograd.grad(definition(*wide, causal)[0], wide, grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=0)
 
 
-def test_a_kernel_is_checked_on_sizes_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_for_long_blocks_is_checked_and_used_on_those(use_only: Use) -> None:
     """One for 1,024 queries and more was checked on 1 and 16."""
     seen: list[int] = []
 
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         seen.append(q.shape[2])
-        out, lse = reference_attention(q, k, v, causal=causal, scale=scale)
-        return (out, lse) if q.shape[2] < 1024 else (out * 1.5, lse)
+        return kernels.plain_forward(q, k, v, causal, scale)
 
-    use_only(monkeypatch, Kernel(name="long", forward=forward, backward=None, applies=lambda q: q.shape[2] >= 1024))
-    assert not kernels.works("long", CPU, torch.float32, 16, False)
-    assert seen and min(seen) >= 1024
+    use_only(fake(forward=forward, **FORMS["long"]))
+    for queries, name in ((63, "plain"), (64, "fake")):
+        assert next(usable_kernels(torch.zeros(1, 2, queries, 16), 64)).name == name
+    assert set(seen) == {64}
+    cudnn = named("cudnn")
+    assert all(queries * keys >= cudnn.least_work for queries, keys, _ in cudnn.blocks)
 
 
 def test_results_name_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,31 +452,30 @@ def test_results_name_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_names(CPU, torch.float32, 16) == "plain"
 
 
-def test_a_good_kernel_passes_and_one_that_refuses_sizes_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_good_kernel_passes_and_one_that_refuses_sizes_gives_way(use_only: Use) -> None:
     calls = []
 
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        calls.append(q.shape[2])
-        if q.shape[2] > 16:
-            raise RefusedError("too long")
-        return reference_attention(q, k, v, causal=causal, scale=scale)
+        calls.append(("forward", q.shape[2]))
+        if q.shape[2] == 41:
+            raise RefusedError("no plan")
+        return kernels.plain_forward(q, k, v, causal, scale)
 
-    use_only(monkeypatch, Kernel(name="shy", forward=forward, backward=None, applies=lambda q: True))
-    assert kernels.works("shy", CPU, torch.float32, 16, False)
-    q = torch.randn(1, 2, 40, 16)
-    out, _ = block_attention(q, q, q, causal=True)
-    assert 40 in calls
-    torch.testing.assert_close(out, reference_attention(q, q, q, causal=True)[0])
+    def backward(grad: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        calls.append(("backward", q.shape[2]))
+        if q.shape[2] == 42:
+            raise RefusedError("no plan")
+        return kernels.plain_backward(grad, q, *rest)
 
-
-def test_a_backward_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = named("cpu").backward(*arguments)  # type: ignore[misc]
-        return dq, dk * 1.01, dv
-
-    use_only(monkeypatch, Kernel(name="bad", forward=named("cpu").forward, backward=backward, applies=lambda q: True))
-    assert kernels.works("bad", CPU, torch.float32, 16, False)
-    assert not kernels.works("bad", CPU, torch.float32, 16, True)
+    use_only(fake(forward=forward, backward=backward))
+    assert not kernels.why_not("fake", CPU, torch.float32, 16, True)
+    for length in (41, 42):
+        q = torch.randn(1, 2, length, 16, requires_grad=True)
+        out, _ = block_attention(q, q, q, causal=True)
+        torch.testing.assert_close(out, reference_attention(q, q, q, causal=True)[0])
+        want = torch.autograd.grad(reference_attention(q, q, q, causal=True)[0].sum(), q)[0]
+        torch.testing.assert_close(torch.autograd.grad(out.sum(), q)[0], want, atol=1e-5, rtol=0)
+    assert ("forward", 41) in calls and ("backward", 42) in calls
 
 
 def test_naming_a_kernel_that_does_not_apply_here_falls_back() -> None:
@@ -356,12 +509,14 @@ def test_cuda_kernels_fit_their_operators(name: str, head_size: int) -> None:
 @pytest.mark.parametrize("kernel", [kernel.name for kernel in KERNELS if kernel.name not in ("cpu", "plain")])
 def test_cuda_kernels_equal_the_definition(kernel: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 1536, 128, device="cuda", dtype=dtype) for heads in (28, 4, 4))
-    if not named(kernel).applies(q):
-        pytest.skip(f"{kernel} does not apply to {dtype} on this device")
-    assert kernels.works(kernel, q.device, dtype, 128, False)
-    want, want_lse = reference_attention(q.double(), k.double(), v.double(), causal=True)
+    length = 16384 if kernel == "cudnn" else 1536
+    q, k, v = (torch.randn(1, heads, length, 128, device="cuda", dtype=dtype) for heads in (14, 2, 2))
+    if why := named(kernel).refuses(q.device, dtype, 128):
+        pytest.skip(f"{kernel}: {why}")
+    assert not kernels.why_not(kernel, q.device, dtype, 128, True)
+    want, want_lse = kernels.plain_forward(q.double(), k.double(), v.double(), True, 128**-0.5)
     with use_kernel(kernel):
+        assert next(usable_kernels(q, length)).name == kernel
         out, lse = block_attention(q, k, v, causal=True)
     eps = torch.finfo(torch.float16 if dtype == torch.float32 else dtype).eps  # TF32 may be on
     assert (out - want).abs().max() <= 4 * eps and (lse - want_lse).abs().max() <= 4 * eps

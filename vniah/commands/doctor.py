@@ -205,7 +205,7 @@ def attention() -> Iterator[Finding]:
     # 1,024 queries: some kernels are taken for long blocks only.
     q_BHTD = torch.zeros(1, 1, 1024, 128, dtype=dtype, device="cuda" if on_cuda else "cpu")
     try:
-        names = [kernel.name for kernel in usable_kernels(q_BHTD)]
+        names = [kernel.name for kernel in usable_kernels(q_BHTD, 2**18)]
     except RuntimeError as error:
         yield Finding("missing", f"no attention kernel runs: {error}")
         return
