@@ -6,10 +6,13 @@
 Rates: seconds and TFLOP/s of each kernel that runs here, at the shapes that prefill (a chunk behind a past, and its own
 causal square), questions, answers and training have, with what its output and log-sum-exp are off from the plain
 definition; and which kernels were turned away, and why. ``kernel_rates`` gives them to other programs.
+
+Fold: blocks of so many queries, with the queries of a key head as rows of one and without, in turns, by the CPU seconds (by the wall on a GPU) of the fastest round, and what the outputs differ by.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +22,7 @@ from harness import options, spent, table
 from torch import Tensor
 
 from longva_model.attention import kernels, use_kernel
-from longva_model.attention.blockwise import block_backward, block_forward
+from longva_model.attention.blockwise import block_backward, block_forward, usable_kernels
 
 
 class Shape(NamedTuple):
@@ -153,6 +156,55 @@ def _fastest(work: Callable[[], Any], seconds: float) -> float:
     return min(spent(several)[1].wall for _ in range(rounds)) / calls
 
 
+def fold_ratios(
+    device: str | torch.device,
+    dtype: torch.dtype,
+    queries: Sequence[int] = (1, 8, 64, 512),
+    *,
+    keys: int = 16_384,
+    rounds: int = 3,
+) -> list[dict[str, Any]]:
+    """Full blocks of Qwen2-7B's heads by the kernel that runs here, its groups folded into rows and not, as JSON.
+
+    Returns:
+        Rows with ``name`` of the kernel, ``queries``, ``plain`` and ``folded`` (seconds), ``ratio``, ``out_error`` and
+        ``lse_error`` (largest difference of the two), and ``used``: whether a run folds here.
+    """
+    device = torch.device(device)
+    rows = []
+    for length in queries:
+        generator = torch.Generator(device).manual_seed(0)
+        q, k, v = (
+            torch.randn(1, heads, size, 128, generator=generator, device=device).to(dtype)
+            for heads, size in ((28, length), (4, keys), (4, keys))
+        )
+        kernel = next(usable_kernels(q, keys))
+        ways = [
+            functools.partial(dataclasses.replace(kernel, fold_most=most).run, q, k, v, False, 128**-0.5)
+            for most in (0, length)
+        ]
+        (out, lse), (folded_out, folded_lse) = (way() for way in ways)
+        took: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for way, seconds in zip(ways, took, strict=True):
+                part = spent(way)[1]
+                seconds.append(part.cpu if device.type == "cpu" else part.wall)
+        plain, folded = map(min, took)
+        rows.append(
+            {
+                "name": kernel.name,
+                "queries": length,
+                "plain": plain,
+                "folded": folded,
+                "ratio": plain / folded,
+                "out_error": float((out - folded_out).abs().max()),
+                "lse_error": float((lse - folded_lse).abs().max()),
+                "used": kernel.folds(q, k),
+            }
+        )
+    return rows
+
+
 def print_rates(rows: Sequence[dict[str, Any]]) -> None:
     table(
         {
@@ -173,8 +225,38 @@ def print_rates(rows: Sequence[dict[str, Any]]) -> None:
 
 def main(given: Any) -> None:
     torch.set_num_threads(given.threads)
+    if given.part in ("all", "fold"):
+        print(f"folded groups, 28 query heads over 4, {given.keys:,} keys, {given.dtype} on {given.device}")
+        table(
+            {
+                "queries": str(row["queries"]),
+                "kernel": row["name"],
+                "plain": f"{row['plain'] * 1e3:.1f} ms",
+                "folded": f"{row['folded'] * 1e3:.1f} ms",
+                "ratio": f"{row['ratio']:.2f}x",
+                "out differs": f"{row['out_error']:.0e}",
+                "lse differs": f"{row['lse_error']:.0e}",
+                "in use": "yes" if row["used"] else "no",
+            }
+            for row in fold_ratios(
+                given.device, getattr(torch, given.dtype), tuple(map(int, given.queries.split("-"))), keys=given.keys
+            )
+        )
+    if given.part == "fold":
+        return
     print_rates(kernel_rates(given.device, getattr(torch, given.dtype), backward=given.backward))
 
 
 if __name__ == "__main__":
-    main(options(__doc__, device=("cpu", "cuda"), dtype=("float32", "bfloat16"), threads=1, backward=False))
+    main(
+        options(
+            __doc__,
+            part=("all", "fold", "rates"),
+            device=("cpu", "cuda"),
+            dtype=("float32", "bfloat16"),
+            threads=1,
+            queries="1-8-64-512",
+            keys=16_384,
+            backward=False,
+        )
+    )

@@ -61,6 +61,13 @@ def test_keys_and_values_in_blocks_are_measured_each_way() -> None:
     assert "in the host's memory the bits of the device in blocks: yes" in text
 
 
+def test_attention_prints_the_fold_and_rates_by_shape() -> None:
+    text = printed("attention.py", "--keys", "512", "--queries", "1-8", "--backward")
+    assert len(re.findall(r"^[18] +cpu .* \d+\.\d+x .* yes$", text, re.MULTILINE)) == 2
+    assert len(re.findall(r" cpu +(?:for|back)ward +\S+ +\d", text)) == 8
+    assert "not run: cudnn: it needs a CUDA device" in text
+
+
 # Small enough for a test: a decoder of two layers, two columns.
 TINY_MODEL = ("--hidden", "64", "--layers", "2", "--tower-hidden", "32", "--size", "64x48", "--needles", "1")
 

@@ -214,7 +214,9 @@ def attention() -> Iterator[Finding]:
     yield Finding("ok", f"{names[0]}{rest} for {where}")
     if names[0] == "plain":
         yield Finding("note", "no fused kernel works here: long grids will be slow")
-    if on_cuda and "flash_attn" not in names:
+    if on_cuda and torch.cuda.get_device_capability() >= (9, 0) and not {"FA3", "FA4"} & set(names):
+        yield Finding("note", "flash-attn-4 is not usable; it may be faster", "pip install 'vniah[fa4]'")
+    elif on_cuda and not {"FA3", "FA4", "flash_attn"} & set(names):
         yield Finding("note", "flash-attn is not usable; it may be faster", FLASH)
 
 
