@@ -7,7 +7,8 @@ Rates: seconds and TFLOP/s of each kernel that runs here, at the shapes that pre
 causal square), questions, answers and training have, with what its output and log-sum-exp are off from the plain
 definition; and which kernels were turned away, and why. ``kernel_rates`` gives them to other programs.
 
-Fold: blocks of so many queries, with the queries of a key head as rows of one and without, in turns, by the CPU seconds (by the wall on a GPU) of the fastest round, and what the outputs differ by.
+Fold: blocks of so many queries, with the queries of a key head as rows of one and without, in turns, by the CPU seconds
+(by the wall on a GPU) of the fastest round, and what the outputs differ by.
 """
 
 from __future__ import annotations

@@ -346,11 +346,9 @@ def _cudnn_backward(
 ) -> Gradients:
     D, T, S = q.shape[-1], q.shape[2], k.shape[2]
     grad, q, k, v, out = _to_eight(grad, q, k, v, out)
-    # Undefined tensors stand for no bias and for sequences of one length, as torch's own autograd passes them.
-    none = torch.Tensor()
     dq, dk, dv = _planned(
         torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
-        grad, q, k, v, out, lse[..., None], *_no_dropout(q.device), none, none, none, T, S, 0.0, causal, scale=scale,
+        grad, q, k, v, out, lse[..., None], *_no_dropout(q.device), None, None, None, T, S, 0.0, causal, scale=scale,
     )  # fmt: skip
     return dq[..., :D], dk[..., :D], dv[..., :D]
 
