@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import TEXT
+from tiny_checkpoints import TEXT, write_llava_next_video, write_longva, write_text_model
 from torch import nn
 
+from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import ExactRotary, make_exact
+from longva_model.backends.loading import load_backend
 from longva_model.engine import logits
 from longva_model.engine.logits import OwnHead, WideLinear, widened
 
@@ -123,3 +126,16 @@ def test_frequencies_that_change_with_the_prompt_are_left_alone() -> None:
     decoder = transformers.AutoModel.from_config(config)
     assert not make_exact(decoder) and not isinstance(decoder.rotary_emb, ExactRotary)
     assert not make_exact(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["longva", "text", "llava_next_video"])
+def test_angles_and_logits_of_a_loaded_model_are_exact(kind: str, tmp_path: Path) -> None:
+    """Those of hf_tree's families are in tests/any_model/test_any_model_backend.py; the head is the same method."""
+    write = {"longva": write_longva, "text": write_text_model, "llava_next_video": write_llava_next_video}[kind]
+    backend = load_backend(ModelArgs.read({"pretrained": str(write(tmp_path)), "device": "cpu", "dtype": "bfloat16"}))
+    assert isinstance(backend.decoder.rotary_emb, ExactRotary) and isinstance(widened(backend.lm_head), WideLinear)
+    hidden_TD = (torch.randn(5, backend.lm_head.weight.shape[1]) * 12).bfloat16()
+    with torch.inference_mode():
+        exact_TV = hidden_TD.double() @ backend.lm_head.weight.double().T
+        torch.testing.assert_close(backend.logits(hidden_TD).double(), exact_TV, atol=1e-4, rtol=1e-5)
+        assert (backend.lm_head(hidden_TD).double() - exact_TV).abs().max() > 1e-3
