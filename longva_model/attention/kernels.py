@@ -602,7 +602,8 @@ def _self_check(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_s
         if backward:
             want = plain_backward(wide_grad, wide_q, wide_k, wide_v, out, lse, causal, scale)
             got = kernel.run_backward(grad, q, k, v, out.to(dtype), lse, causal, scale)
-            found = [(f"gradient of {x}", *pair, grad_most) for x, *pair in zip("qkv", got, want, strict=True)]
+            names = ("gradient of q", "gradient of k", "gradient of v")
+            found = [(x, ours, right, grad_most) for x, ours, right in zip(names, got, want, strict=True)]
         else:
             got_out, got_lse = kernel.run(q, k, v, causal, scale)
             found = [("output", got_out, out, out_most), ("log-sum-exp", got_lse, lse, lse_most)]
