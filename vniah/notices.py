@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vniah.profiling import told
+from vniah.runs.profiling import told
 
 _said: dict[str, None] = {}
 _printed: set[str] = set()

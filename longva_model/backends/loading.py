@@ -18,7 +18,7 @@ from longva_model.engine.self_check import refuse_recurrent, settle_attention, s
 from longva_model.run import processes
 from vniah.files import read_json
 from vniah.notices import did_you_mean
-from vniah.profiling import part
+from vniah.runs.profiling import part
 
 # Arguments that say nothing to other backends.
 _GENERIC = ("presentation", "frame_tokens", "positions", "thinking")

@@ -26,7 +26,7 @@ from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes
 from vniah.contract.cost import answer_flops, answer_tokens
 from vniah.contract.requests import Generate, Leaf, Target
-from vniah.profiling import part
+from vniah.runs.profiling import part
 
 OnResult = Callable[[int, LeafResult], None]
 OnFlops = Callable[[int], None]

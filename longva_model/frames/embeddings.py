@@ -25,8 +25,8 @@ from longva_model.engine.atoms import AtomTable, Lowered
 from longva_model.frames.block_store import BLOCK, BlockStore
 from longva_model.pictures.preprocess import alone
 from vniah.contract.sources import FramesNHWC, FrameSource
-from vniah.profiling import part
-from vniah.progress import Bar
+from vniah.runs.profiling import part
+from vniah.runs.progress import Bar
 
 __all__ = ["BLOCK", "FrameEmbeddings", "FrameTokens", "block_range", "reach"]
 T = TypeVar("T")

@@ -19,8 +19,8 @@ from lmms_eval.api.model import lmms
 from longva_model.arguments import ModelArgs, generate_leaf
 from longva_model.prompts.prompting import Prompt
 from longva_model.run.runner import Job, Order, Runner
-from vniah import profiling
 from vniah.contract.requests import Generate, Leaf, Target
+from vniah.runs import profiling
 from vniah.runs.scoring import ScoredPair
 
 

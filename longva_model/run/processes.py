@@ -20,9 +20,9 @@ import torch.distributed as dist
 from longva_model.arguments import ModelArgs
 from vniah.files import lock
 from vniah.notices import notice
-from vniah.profiling import part
 from vniah.runs.journal import Journal
 from vniah.runs.launcher import end_with_launcher
+from vniah.runs.profiling import part
 from vniah.visual.settings import Settings
 
 T = TypeVar("T")

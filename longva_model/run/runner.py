@@ -30,9 +30,9 @@ from vniah.contract.cost import answer_tokens
 from vniah.contract.requests import Frames, Image, Leaf, Request
 from vniah.contract.sources import FrameSource
 from vniah.notices import identify
-from vniah.profiling import part
-from vniah.progress import Bar
 from vniah.runs.journal import Journal, content_key
+from vniah.runs.profiling import part
+from vniah.runs.progress import Bar
 from vniah.visual.settings import Settings
 
 T = TypeVar("T")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import vniah
-from vniah import notices, profiling
-from vniah.profiling import part
+from vniah import notices
+from vniah.runs import profiling
+from vniah.runs.profiling import part
 
 
 class Clock:

@@ -44,8 +44,8 @@ def command(
     continues a run that was stopped. Several devices: torchrun --nproc_per_node N -m vniah run ...
     """
     from longva_model.arguments import parse_model_args
-    from vniah import profiling
     from vniah.plots.grid_data import GridData, to_text
+    from vniah.runs import profiling
 
     more = parse_model_args(model_args)
     if "pretrained" in more:
@@ -162,8 +162,9 @@ def evaluate_tasks(
 
     Everything is checked before a weight is read: output, model, tasks, films, needles, lengths, memory.
     """
-    from vniah import notices, profiling
+    from vniah import notices
     from vniah.commands.run_options import with_training_length
+    from vniah.runs import profiling
     from vniah.runs.measure import CallableModel, Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
 

@@ -71,9 +71,9 @@ class Profile:
             main, *beside = self._threads
         main.switch()
         whole = time.perf_counter() - self._begun
-        found = {"seconds": round(whole, 3), "parts": _rows([main]), "beside": _rows(beside)}
-        found["beside"].pop(REST, None)  # it waited for something to do
-        return found
+        others = _rows(beside)
+        others.pop(REST, None)  # they waited for something to do
+        return {"seconds": round(whole, 3), "parts": _rows([main]), "beside": others}
 
 
 class _Clock:
