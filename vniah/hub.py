@@ -151,7 +151,7 @@ def fetch_snapshot(
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
     from tqdm.auto import tqdm
 
-    from vniah.progress import Bar
+    from vniah.runs.progress import Bar
 
     cache, patterns = cache_dir or hub_cache_dir(), list(allow_patterns) if allow_patterns else None
     wanted: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_patterns": patterns}

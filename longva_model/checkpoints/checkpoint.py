@@ -273,7 +273,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _hash_tensors(path: Path) -> dict[str, str]:
-    from vniah.progress import Bar
+    from vniah.runs.progress import Bar
 
     tensors = read_header(path)
     sizes = [info.stop - info.start for info in tensors.values()]

@@ -29,7 +29,7 @@ from longva_model.run import processes
 from vniah.contract.requests import Frames, Request, Target, Text
 from vniah.haystack import base, open_haystack
 from vniah.notices import recorded
-from vniah.progress import Bar
+from vniah.runs.progress import Bar
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vniah import notices, progress
-from vniah.progress import Bar
+from vniah import notices
+from vniah.runs import progress
+from vniah.runs.progress import Bar
 
 
 def told(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
@@ -27,7 +28,7 @@ def test_a_file_holds_a_line_now_and_then(capsys: pytest.CaptureFixture[str], mo
         now += 25.0
         return now
 
-    monkeypatch.setattr("vniah.progress.time.monotonic", clock)
+    monkeypatch.setattr("vniah.runs.progress.time.monotonic", clock)
     said = told(capsys)
     assert "\r" not in said and "\x1b" not in said
     lines = said.splitlines()

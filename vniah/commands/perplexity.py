@@ -42,7 +42,7 @@ def command(
     from longva_model.arguments import ModelArgs, parse_model_args
     from longva_model.engine.perplexity import check_length, measure
     from longva_model.run.runner import Runner
-    from vniah.progress import Bar
+    from vniah.runs.progress import Bar
 
     runner = Runner.load(ModelArgs.read({"pretrained": model, **parse_model_args(model_args)}))
     engine = runner.engine(ring=runner.world_size > 1 and runner.args.parallel != "branch")

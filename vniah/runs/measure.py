@@ -260,7 +260,7 @@ class CallableModel:
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
         """Answers in order; CellError where the function raises, or returns something else than text."""
-        from vniah.progress import Bar
+        from vniah.runs.progress import Bar
 
         names = list(dict.fromkeys(name for name, _ in cells))
         with contextlib.ExitStack() as stack:

@@ -26,7 +26,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
             options = {**options, "bar_format": form.replace("|{bar}| ", ""), "leave": False}
         super().__init__(*args, **{**options, "file": sys.stderr})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]  # tqdm has no types and returns one
         """As tqdm's; also called at the end, to wipe the bar out."""
         if not self._in_lines:
             return bool(super().display(msg, pos))
