@@ -18,7 +18,7 @@ from vniah.contract.requests import Generate
 from vniah.notices import did_you_mean, notice
 
 _CHOICES = {
-    "parallel": ("auto", "branch", "ring"),
+    "parallel": ("auto", "branch", "ring", "tensor"),
     "preprocess": ("auto", "pad", "crop"),
     "scoring": ("tree", "plain"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
@@ -55,8 +55,9 @@ class ModelArgs:
     rope_theta: float | None = None  # instead of the checkpoint's RoPE base
     max_length: int | None = None  # instead of the context length that the checkpoint states
     # Under torchrun, branch gives subtrees to ranks and ring shards one sequence over them; auto is branch when the
-    # longest cell fits a device and ring when it does not.
+    # longest cell fits a device and ring when it does not; tensor deals out each layer's heads over all of them.
     parallel: str = "auto"
+    tensor_parallel_size: int = 1  # so many ranks share each layer; branch and ring are then over groups of them
     kv: str = "device"  # where keys and values are kept: device, host (its memory), or fp8 (8 bits: approximate)
     kv_block: int | None = None  # tokens at a time that attention reads of them; None is all of them on the device
     attn: str = "auto"  # or a name of transformers' registry of attention

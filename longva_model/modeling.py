@@ -49,6 +49,8 @@ class LongVACausalLMOutputWithPast(CausalLMOutputWithPast):
 class LongVAForConditionalGeneration(LongVAPreTrainedModel, GenerationMixin):
     """``LongVAModel`` with a language head."""
 
+    # Beside the decoder's own plan, for tensor parallelism.
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LongVAConfig) -> None:

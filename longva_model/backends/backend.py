@@ -30,6 +30,7 @@ from torch import nn
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.spreading import place_of, settle_spread, spreading
+from longva_model.backends.tensor_parallel import shard
 from longva_model.checkpoints.checkpoint import IDLE_TENSORS, read_tensor_index, weights_fingerprint
 from longva_model.engine.atoms import AtomTable, Lowered, Series
 from longva_model.engine.chunks import Chunk
@@ -41,6 +42,8 @@ from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
 from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
 from longva_model.renamed import cache_keyword
+from longva_model.run import processes
+from longva_model.run.processes import Group
 from vniah.contract.cost import ModelShape
 from vniah.contract.requests import Frames, Image, Leaf, Request, Segment, Text, Tokens
 from vniah.contract.sources import HeldFrames
@@ -81,6 +84,10 @@ class Backend:
     eos_ids: tuple[int, ...]
     max_length: int  # tokens of the longest prompt; 0 is any
     train_tokens: int | None  # positions that the checkpoint's config states
+    # Under tensor parallelism, those that hold this model together; and those that hold the same part of it, over which
+    # a ring goes (all processes, where there is none).
+    tensor_group: Group | None = None
+    ring_group: Group | None = None
     tokens_per_frame: int = 0
     layout: VisualLayout | None = None  # how images and frames become visual tokens
     # Tokens of the longest prompt that may be computed in parts, and of the longest at all; None is any.
@@ -313,6 +320,9 @@ class HubModel(Backend):
 
     def _finish(self, folder: str, args: ModelArgs, model: Any, decoder: Any, lm_head: Any, tokenizer: Any) -> None:
         self.name = args.pretrained
+        self.tensor_group, self.ring_group = processes.grid_of_groups(processes.tensor_parallel_size(args))
+        if self.tensor_group is not None:
+            shard(model, decoder, self.tensor_group, processes.pick_device(args.device), self.name)
         self.model, self.decoder, self.lm_head, self.tokenizer = model.eval(), decoder, lm_head, tokenizer
         config = decoder.config
         self.train_tokens = getattr(config, "max_position_embeddings", None)

@@ -43,6 +43,9 @@ def spreading(args: ModelArgs, device: torch.device) -> dict[str, Any]:
     Raises:
         ValueError: ``max_memory`` is no size.
     """
+    if processes.tensor_parallel_size(args) > 1:
+        # To be dealt out from the file as transformers maps it; our own loader, which takes no such option, copies.
+        return {"device_map": "cpu", "offload_buffers": False}
     if args.device_map is None:
         # The CPU needs no telling.
         return {"device_map": None if device.type == "cpu" else str(device)}

@@ -24,6 +24,7 @@ from longva_model.engine.steps import Step, steps
 from longva_model.frames.embeddings import FrameEmbeddings, reach
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes
+from longva_model.run.sharing import SharedFrames
 from vniah.contract.cost import answer_flops, answer_tokens
 from vniah.contract.requests import Generate, Leaf, Target
 from vniah.runs.profiling import part
@@ -80,7 +81,9 @@ class TreeEngine:
     def __init__(self, backend: Backend, frames: FrameEmbeddings, options: EngineOptions | None = None) -> None:
         self.backend = backend
         self.options = options or EngineOptions()
-        self.feeder = Feeder(backend, frames)
+        # The processes that hold this model together walk in step, and each frame is encoded by one of them.
+        self.group = backend.tensor_group
+        self.feeder = Feeder(backend, frames if self.group is None else SharedFrames(frames, self.group))
         self.table = AtomTable()
         self.state: Any = None
         self.peak_kv_bytes = 0
@@ -293,8 +296,9 @@ class TreeEngine:
         return [int(token) for token in ids_T]
 
     def agree(self, value: T) -> T:
-        """What all processes that walk a tree in step take for ``value``; here there is one."""
-        return value
+        """What all processes that walk a tree in step take for ``value``, the first one's: those that round otherwise
+        must not part, for they would wait for each other in vain."""
+        return value if self.group is None else processes.broadcast(value, self.group)
 
     def not_finite(self, prompt: Lowered, ids: Sequence[int]) -> ValueError:
         """The error for NaN or infinite logits behind a prompt and ``ids``; uses the state up. Collective."""
@@ -322,8 +326,11 @@ class TreeEngine:
 
     def _search(self, leaf: Generate, prompt: Lowered) -> tuple[str, list[int]]:
         """Beam search by transformers, with a cache of its own: beams part, and this one holds a single sequence."""
-        if prompt.positions_PT is not None or not self.backend.plain_decoder:
-            raise ValueError(f"num_beams={leaf.num_beams} is not to be had of {self.backend.name}; use num_beams=1")
+        if prompt.positions_PT is not None or not self.backend.plain_decoder or self.group is not None:
+            where = "" if self.group is None else " over several processes"
+            raise ValueError(
+                f"num_beams={leaf.num_beams} is not to be had of {self.backend.name}{where}; use num_beams=1"
+            )
         if self.backend.kv != "device":
             raise ValueError(f"num_beams={leaf.num_beams} keeps keys and values on the device; use kv=device")
         embeds_TD = torch.cat([self.backend.embed(chunk) for chunk in self.chunks(prompt)])

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_leaves
 
 # Of a head's weights, so many are held in fp32 at once (256 MiB).
@@ -34,7 +35,20 @@ class WideLinear(nn.Module):
     def forward(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """(..., T, D) to (..., T, V); fp32 (fp64 for fp64 weights)."""
         with _at_hand(self.linear):
-            return self._logits(hidden_TD, self.linear.weight, self.linear.bias)
+            weight_VD, bias_V = self.linear.weight, self.linear.bias
+            if not isinstance(weight_VD, DTensor):
+                return self._logits(hidden_TD, weight_VD, bias_V)
+            # Each of the processes that hold a model together has some rows of the vocabulary.
+            local_V = bias_V.to_local() if isinstance(bias_V, DTensor) else bias_V
+            logits_TV = self._logits(hidden_TD, weight_VD.to_local(), local_V)
+            if weight_VD.placements[0].is_replicate():
+                return logits_TV
+            shape = torch.Size((*logits_TV.shape[:-1], weight_VD.shape[0]))
+            stride = torch.empty(shape, device="meta").stride()
+            whole_TV: torch.Tensor = DTensor.from_local(
+                logits_TV, weight_VD.device_mesh, [Shard(-1)], run_check=False, shape=shape, stride=stride
+            ).full_tensor()
+            return whole_TV
 
     @staticmethod
     def _logits(hidden_TD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
@@ -160,7 +174,9 @@ def not_finite(backend: Any, embeddings: Iterable[torch.Tensor], rerun: Callable
 
 
 def _bad_weights(model: nn.Module) -> str:
-    for name, tensor in model.named_parameters():
+    for name, weight in model.named_parameters():
+        # Whole, so that all processes that hold a model together say the same.
+        tensor = weight.full_tensor() if isinstance(weight, DTensor) else weight
         if not tensor.is_meta and tensor.dtype.is_floating_point and not is_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
             return f"{count:,} of {tensor.numel():,} values of its weight {name} are not finite"

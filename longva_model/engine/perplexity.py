@@ -89,7 +89,7 @@ def window_nll(engine: TreeEngine, ids: Sequence[int], scored_from: int) -> tupl
             losses = torch.nn.functional.cross_entropy(logits_TV, targets_T[row : row + rows], reduction="sum")
             total += float(losses) if is_finite(logits_TV) else math.nan
         count += keep
-    total = total if engine.world_size == 1 else sum(processes.gather(total))
+    total = total if engine.world_size == 1 else sum(processes.gather(total, getattr(engine, "ring", None)))
     if not math.isfinite(total):
         raise engine.not_finite(prompt, ())
     engine.state = None

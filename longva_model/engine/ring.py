@@ -83,7 +83,9 @@ class RingCache:
 
 
 class RingEngine(TreeEngine):
-    """Walks a tree with the keys and values sharded over the process group; each frame is encoded by one process.
+    """Walks a tree with the keys and values sharded over the processes; each frame is encoded by one of them.
+
+    Where several processes hold the model together (tensor parallelism), there is a ring for each part of it.
 
     Args:
         backend: the model; its decoder is switched to the attention "longva_ring".
@@ -96,9 +98,12 @@ class RingEngine(TreeEngine):
         super().__init__(backend, frames, options)
         self.shared_frames = SharedFrames(frames)
         self.feeder.frames = self.shared_frames
+        self.ring = backend.ring_group
+        self._tensors = None if self.ring is None else self.ring.tensors
         register()
         backend.decoder.set_attn_implementation("longva_ring")
-        self.rank, self.world_size = processes.rank_and_world()
+        whole = processes.rank_and_world()
+        self.rank, self.world_size = whole if self.ring is None else (self.ring.rank, self.ring.size)
 
     def new_state(self, room: int) -> Any:
         if self.backend.in_blocks:
@@ -109,7 +114,7 @@ class RingEngine(TreeEngine):
         raise ValueError(f"num_beams={leaf.num_beams} needs every key and value on one device; use parallel=branch")
 
     def agree(self, value: T) -> T:
-        """Rank 0's: processes that round otherwise must not part, for they would wait for each other in vain."""
+        """Rank 0's, of all processes and not of one that hold the model together alone."""
         return processes.broadcast(value)
 
     def hidden(self, chunk: Chunk, keep: int) -> torch.Tensor:
@@ -123,7 +128,7 @@ class RingEngine(TreeEngine):
         """A short chunk, computed everywhere and kept by the process that holds least; (L, D)."""
         new = len(chunk)
         keeper = min(range(self.world_size), key=lambda rank: self.state.shares[rank])
-        with ring_context(layout="replicated", new_on=keeper, num_new=new):
+        with ring_context(group=self._tensors, layout="replicated", new_on=keeper, num_new=new):
             hidden_LD = self.backend.forward(chunk, self.state.local, keep)
         self.state.extend([new if rank == keeper else 0 for rank in range(self.world_size)])
         return hidden_LD
@@ -133,7 +138,7 @@ class RingEngine(TreeEngine):
         new = len(chunk)
         # Places in the sequence, which positions need not be.
         places_n = zigzag_positions(new, self.rank, self.world_size, device=chunk.ids_T.device)
-        with ring_context(layout="zigzag", past_lengths=list(self.state.shares), valid_length=new):
+        with ring_context(group=self._tensors, layout="zigzag", past_lengths=list(self.state.shares), valid_length=new):
             hidden_nD = self.backend.forward(chunk.take(places_n), self.state.local, len(places_n))
         self.state.extend(local_lengths(new, self.world_size))
         kept = min(keep, new)
@@ -142,5 +147,5 @@ class RingEngine(TreeEngine):
         mine_n = rows_n >= 0
         tail_LD[rows_n[mine_n]] = hidden_nD[mine_n]
         # Each row is non-zero on one process only, so the sum is a copy.
-        dist.all_reduce(tail_LD)
+        dist.all_reduce(tail_LD, group=self._tensors)
         return tail_LD

@@ -284,10 +284,10 @@ def _try(backend: Any, name: str, ids: Sequence[int], wanted_TV: torch.Tensor) -
     with torch.inference_mode():
         if name.startswith("longva_"):
             with _idle_windows_probed(backend.decoder.config, backend.max_length or sys.maxsize) as idle:
-                reason = _difference(engine, ids, wanted_TV, chunk=20)
+                reason = engine.agree(_difference(engine, ids, wanted_TV, chunk=20))
             if not (idle and reason):
                 return reason
-        reason = _difference(engine, ids, wanted_TV, chunk=20)
+        reason = engine.agree(_difference(engine, ids, wanted_TV, chunk=20))
     if idle and not reason:
         return f"it would meet its config's {idle}, though no layer is said to have such a window"
     return reason

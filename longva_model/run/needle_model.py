@@ -6,6 +6,7 @@ same to the bit and either goes on where the other's journal ends.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,20 +87,21 @@ class NeedleModel:
             refuse_too_long(shape, longest, self.args.kv_block, device)
             cache = 0
         world = processes.launched_processes()
-        shared = world if self.args.parallel in ("auto", "ring") and not self.args.in_blocks else 1
+        team = world if self.args.parallel == "tensor" else self.args.tensor_parallel_size
+        ring = max(1, world // team) if self.args.parallel in ("auto", "ring") and not self.args.in_blocks else 1
         devices = processes.visible_devices(device) if self.args.device_map else [device]
         room, where = sum(map(processes.total_bytes, devices)), f"{device}"
-        need = weights + cache / shared
+        need = weights / team + cache / (team * ring)
         if self.args.device_map:
             # What no device holds of the weights waits on the host or the disk; keys and values cannot.
             need, where = cache, f"{len(devices)} devices together ({', '.join(map(str, devices))})"
         if need > room:
             raise ValueError(
-                f"{self.name} does not fit {where}: weights of {weights / 1e9:.1f} GB and a KV cache of "
-                f"{cache / shared / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
+                f"{self.name} does not fit {where}: weights of {weights / team / 1e9:.1f} GB and a KV cache of "
+                f"{cache / (team * ring) / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
                 f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, keep "
-                "keys and values in the host's memory (--model-args kv=host), or share them over devices: "
-                "torchrun --nproc_per_node N -m vniah run ... --model-args parallel=ring"
+                "keys and values in the host's memory (--model-args kv=host), or "
+                f"{_enough(weights, cache, processes.total_bytes(device), math.gcd(shape.heads, shape.kv_heads))}"
             )
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
@@ -177,3 +179,18 @@ class NeedleModel:
 def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:
     key, each = ("num_frames", tokens_per_frame) if task.unit == "frames" else ("context_length", 1)
     return max((int(row[key]) + 1) * each for row in task.rows) + _TEXT_TOKENS
+
+
+def _enough(weights: float, cache: float, room: int, heads: int) -> str:
+    """The least devices of ``room`` bytes that hold a model and its cache, and how; ``heads`` can be dealt out."""
+    found = [
+        (team * max(1, math.ceil(cache / team / (room - weights / team))), team)
+        for team in range(1, heads + 1)
+        if heads % team == 0 and weights / team < room
+    ]
+    if not found:
+        return "for a model larger than so many devices: device_map=auto in one process keeps weights on the host"
+    count, team = min(found)
+    args = "parallel=tensor" if team == count else f"parallel=ring,tensor_parallel_size={team}"
+    args = "parallel=ring" if team == 1 else args
+    return f"use {count} such devices: torchrun --nproc_per_node {count} -m vniah run ... --model-args {args}"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -210,25 +211,94 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def gather(value: T) -> list[T]:
-    """Every process's value, in rank order, on every process."""
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Some of the processes, this one among them, that work together.
+
+    Attributes:
+        ranks: their ranks among all processes, in the group's order.
+        tensors: the process group that tensors travel in.
+        objects: the one of Python objects.
+    """
+
+    ranks: tuple[int, ...]
+    tensors: Any
+    objects: Any
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def rank(self) -> int:
+        """This process's place in it."""
+        return self.ranks.index(rank_and_world()[0])
+
+
+def tensor_parallel_size(args: ModelArgs) -> int:
+    """How many processes share each layer.
+
+    Raises:
+        ValueError: the processes are not to be cut into groups of so many.
+    """
     _, world = rank_and_world()
-    if world == 1:
+    size = args.tensor_parallel_size
+    if args.parallel == "tensor":
+        if size not in (1, world):
+            raise ValueError(
+                f"parallel=tensor shares each layer over all {world} processes, and tensor_parallel_size={size} over "
+                "groups of them: leave one out"
+            )
+        return world
+    if world % size:
+        raise ValueError(
+            f"tensor_parallel_size={size} does not divide the {world} processes that were started; start a multiple of "
+            f"{size} (torchrun --nproc_per_node)"
+        )
+    return size
+
+
+def grid_of_groups(tensor: int) -> tuple[Group | None, Group | None]:
+    """This process's tensor-parallel group, and the ring of those that hold the same part of the model. Collective.
+
+    Neighbours share layers: they meet many times a layer, and are on one machine. ``None`` is every process for itself,
+    and all of them.
+    """
+    rank, world = rank_and_world()
+    if tensor == 1:
+        return None, None
+    rows = [list(range(start, start + tensor)) for start in range(0, world, tensor)]
+    columns = [[row[place] for row in rows] for place in range(tensor)]
+    return _own_group(rows, rank), _own_group(columns, rank)
+
+
+def _own_group(parts: list[list[int]], rank: int) -> Group:
+    tensors, _ = dist.new_subgroups_by_enumeration(parts, timeout=_PATIENCE)
+    objects, _ = dist.new_subgroups_by_enumeration(parts, timeout=_PATIENCE, backend="gloo")
+    own = next(ranks for ranks in parts if rank in ranks)
+    return Group(ranks=tuple(own), tensors=tensors, objects=objects)
+
+
+def gather(value: T, group: Group | None = None) -> list[T]:
+    """Every process's value, in rank order, on every process (of ``group``, else of all)."""
+    size = rank_and_world()[1] if group is None else group.size
+    if size == 1:
         return [value]
-    values: list[Any] = [None] * world
+    values: list[Any] = [None] * size
     with part("waiting for processes"):
-        dist.all_gather_object(values, value, group=objects_group())
+        dist.all_gather_object(values, value, group=objects_group() if group is None else group.objects)
     return values
 
 
-def broadcast(value: T) -> T:
-    """Rank 0's value on every process."""
-    _, world = rank_and_world()
-    if world == 1:
+def broadcast(value: T, group: Group | None = None, source: int = 0) -> T:
+    """The first process's value on every process (of ``group``, else of all), or that of another place in it."""
+    size = rank_and_world()[1] if group is None else group.size
+    if size == 1:
         return value
     box: list[Any] = [value]
+    rank = source if group is None else group.ranks[source]
     with part("waiting for processes"):
-        dist.broadcast_object_list(box, src=0, group=objects_group())
+        dist.broadcast_object_list(box, src=rank, group=objects_group() if group is None else group.objects)
     result: T = box[0]
     return result
 

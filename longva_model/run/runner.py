@@ -40,6 +40,7 @@ T = TypeVar("T")
 _WORTH_SHOWING = 1e9
 # How jobs are sorted and told apart: task, document, request of the document, sample.
 Order = tuple[str, int, int, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,11 @@ class Runner:
         self.backend = backend
         self.args = args
         self.rank, self.world_size = processes.rank_and_world()
+        # Processes that hold the model together are one as seen from here: they are given the same work.
+        self.team = backend.tensor_group
+        size = 1 if self.team is None else self.team.size
+        self.teams, self.number = self.world_size // size, self.rank // size
+        self.leads = self.team is None or self.team.rank == 0
         self.device = backend.device
         self._attention = backend.decoder.config._attn_implementation
         cache = Settings.read()
@@ -154,11 +160,11 @@ class Runner:
                 found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
             else:
                 # Processes may know other columns of a model as yet, and so count other costs.
-                shares = processes.broadcast(costs.deal_out(requests, self.world_size))
+                shares = processes.broadcast(costs.deal_out(requests, self.teams))
                 self._encode_shared(union, requests, shares, build)
-                share = [union[index] for index in shares[self.rank]]
+                share = [union[index] for index in shares[self.number]]
                 with processes.told_to_all():
-                    mine = self._run_here(share, build, about, journal, ring=False)
+                    mine = self._run_here(share, build, about, journal if self.leads else None, ring=False)
                 for part in processes.gather(mine):
                     found.update(part)
         with processes.told_to_all():
@@ -190,9 +196,9 @@ class Runner:
         self, jobs: Sequence[Job], requests: Sequence[Request], shares: Sequence[Sequence[int]], build: Build
     ) -> None:
         """Encode the frames that several processes will need, each block by one of them. Collective."""
-        shared = shared_sources(requests, shares, self.rank)
+        shared = shared_sources(requests, shares, self.number)
         wanted: dict[Block, Any] = {}
-        for index in shares[self.rank]:
+        for index in shares[self.number]:
             if not any(isinstance(item, Frames) and item.source in shared for item in requests[index].segments):
                 continue
             table = AtomTable()
@@ -217,10 +223,11 @@ class Runner:
         """Run a single prompt in this process, outside any journal.
 
         Raises:
-            ValueError: several processes share one sequence (a prompt of one rank only cannot be run).
+            ValueError: several processes share one sequence or one model (a prompt of one rank only cannot be run).
         """
-        if self.world_size > 1 and self.args.parallel == "ring":
-            raise ValueError("multi-round tasks do not run with parallel=ring; use parallel=branch")
+        if self.world_size > 1 and (self.args.parallel == "ring" or self.team is not None):
+            how = "parallel=ring" if self.team is None else "several processes to a model"
+            raise ValueError(f"multi-round tasks do not run with {how}; use parallel=branch")
         self.backend.expect([prompt])
         return self.engine(ring=False).run([prompt])[0]
 
@@ -237,6 +244,7 @@ class Runner:
             "fingerprint": self.backend.fingerprint,
             "dtype": str(self.backend.dtype).removeprefix("torch."),
             "scoring": self.args.scoring,
+            "tensor_parallel_size": None if self.team is None else self.team.size,
             "preprocess": self.args.preprocess,
             "rope_theta": self.args.rope_theta,
             "template": self.backend.template.name,
@@ -273,18 +281,19 @@ class Runner:
             ValueError: it does not fit all devices together; names how many would do.
         """
         if self.args.parallel != "auto":
-            return self.args.parallel
+            return "ring" if self.args.parallel == "ring" else "branch"
         # The plain way is for one device, and so are blocks.
         if self.args.scoring == "plain" or self.backend.in_blocks:
             return "branch"
-        need = longest * self.backend.shape.kv_bytes_per_token
+        size = 1 if self.team is None else self.team.size
+        need = longest * self.backend.shape.kv_bytes_per_token / size  # of each that holds the model with others
         room = 0.7 * min(processes.gather(processes.free_bytes(self.device)))
         if need < room:
             return "branch"
-        if need >= self.world_size * room:
-            devices = math.ceil((need + 1) / max(room, 1))
+        if need >= self.teams * room:
+            devices = math.ceil((need + 1) / max(room, 1)) * size
             raise ValueError(
-                f"the longest prompt ({longest:,} tokens) needs a KV cache of {need / 1e9:.1f} GB, and "
+                f"the longest prompt ({longest:,} tokens) needs a KV cache of {need * size / 1e9:.1f} GB, and "
                 f"{self.world_size} devices have room for {room / 1e9:.1f} GB each beside the weights: start {devices} "
                 "processes (torchrun --nproc_per_node), ask for fewer frames, or keep keys and values in the host's "
                 "memory (kv=host); parallel=ring tries it all the same"
@@ -316,7 +325,7 @@ class Runner:
     def _run_here(
         self, jobs: Sequence[Job], build: Build, about: About, journal: Journal | None, *, ring: bool
     ) -> dict[Order, LeafResult]:
-        """Run ``jobs`` in this process (all processes the same ones, under the ring), window by window.
+        """Run ``jobs`` in this process (those that compute together the same ones), window by window.
 
         Windows hold what is known already too: a run that goes on computes what the first one would have.
         """
@@ -344,18 +353,23 @@ class Runner:
                         self._put(journal, keys[job.order], result.as_dict(), about(job))
                 except OSError as error:
                     problem = error
-                # Under the ring one process keeps the journal, and the others must not wait for it in vain.
-                problem = processes.broadcast(problem) if ring else problem
+                # One of those that compute together keeps the journal; the others must not wait for it in vain.
+                problem = self._first(problem, ring=ring)
                 if problem is not None:
                     raise problem
 
-            if ring:
-                known = processes.broadcast(known)
-                found.update({window[index][0].order: result for index, result in known.items()})
+            known = self._first(known, ring=ring)
+            found.update({window[index][0].order: result for index, result in known.items()})
             if len(known) < len(window):
                 prompts = [prompt for _, prompt in window]
                 self._run_window(prompts, known, done, answered=len(found), of=len(jobs), ring=ring)
         return found
+
+    def _first(self, value: T, *, ring: bool) -> T:
+        """The value of the first process of those that compute together: all in a ring, else those of one model."""
+        if ring:
+            return processes.broadcast(value)
+        return value if self.team is None else processes.broadcast(value, self.team)
 
     def _run_window(
         self,

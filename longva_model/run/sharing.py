@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from longva_model.frames.embeddings import FrameEmbeddings, Reach, block_range
 from longva_model.run import processes
+from longva_model.run.processes import Group
 from vniah.contract.sources import FrameSource
 
 
@@ -26,21 +27,24 @@ class Block(NamedTuple):
     number: int
 
 
-def encode_together(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]) -> dict[Block, int]:
+def encode_together(
+    frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource], group: Group | None = None
+) -> dict[Block, int]:
     """Encode what is missing of ``wanted``, each block by one of the processes that want it.
 
     Args:
+        group: the processes; all of them unless given.
         wanted: the blocks that this process will need, and where their frames come from.
 
     Returns:
         The blocks that some process still has not (their caches are on different disks, or on none), and the
-        rank of one that has them; -1 when none could keep it.
+        place in the group of one that has them; -1 when none could keep it.
 
     Raises:
         ValueError: on every process, when frames cannot be read on one.
     """
-    rank, _ = processes.rank_and_world()
-    asked = processes.gather((set(wanted), _missing(frames, wanted)))
+    rank = processes.rank_and_world()[0] if group is None else group.rank
+    asked = processes.gather((set(wanted), _missing(frames, wanted)), group)
     nowhere = [block for block in sorted(set().union(*(lacks for _, lacks in asked))) if not _having(asked, block)]
     # Neighbours stay together: a video is decoded in runs.
     groups: dict[tuple[int, ...], list[Block]] = defaultdict(list)
@@ -55,7 +59,7 @@ def encode_together(frames: FrameEmbeddings, wanted: Mapping[Block, FrameSource]
                 _prepare(frames, wanted, processes.contiguous_share(blocks, place, len(ranks)))
     except (ValueError, OSError) as error:
         problem = f"process {rank} cannot encode frames: {error}"
-    ended = processes.gather((set(wanted), _missing(frames, wanted), problem))
+    ended = processes.gather((set(wanted), _missing(frames, wanted), problem), group)
     problems = [text for _, _, text in ended if text is not None]
     if problems:
         raise ValueError(problems[0])
@@ -86,10 +90,12 @@ class SharedFrames:
 
     Args:
         frames: this process's.
+        group: the processes; all of them unless given.
     """
 
-    def __init__(self, frames: FrameEmbeddings) -> None:
+    def __init__(self, frames: FrameEmbeddings, group: Group | None = None) -> None:
         self.frames = frames
+        self.group = group
         self.until: Reach = {}
         self._agreed: set[Block] = set()
         self._elsewhere: dict[Block, int] = {}
@@ -112,27 +118,28 @@ class SharedFrames:
             until = min(max(stop, self.until.get((source.fingerprint, preprocess), (0, 0))[0]), len(source))
             wanted = {Block(source.fingerprint, preprocess, index): source for index in block_range(start, until)}
             new = {block: owner for block, owner in wanted.items() if block not in self._agreed}
-            self._elsewhere.update(encode_together(self.frames, new))
+            self._elsewhere.update(encode_together(self.frames, new, self.group))
             self._agreed.update(new)
         for block in blocks:
             yield self.frames.on_device(source, block.number, preprocess, self._block(source, block), start, stop)
 
     def _block(self, source: FrameSource, block: Block) -> torch.Tensor:
         owner, tokens = self._elsewhere.get(block, -1), None
-        if owner in (-1, processes.rank_and_world()[0]):
+        rank = processes.rank_and_world()[0] if self.group is None else self.group.rank
+        if owner in (-1, rank):
             tokens = self.frames.block(source, block.number, block.preprocess)
         if owner >= 0:
-            tokens = send(tokens, owner, self.frames.backend.device)
+            tokens = send(tokens, owner, self.frames.backend.device, self.group)
             self.frames.keep(source, block.number, block.preprocess, tokens)
         assert tokens is not None
         return tokens
 
 
-def send(tensor: torch.Tensor | None, owner: int, device: torch.device) -> torch.Tensor:
-    """The owner's tensor on every process's device."""
-    kind: list[Any] = [None if tensor is None else (tuple(tensor.shape), tensor.dtype)]
-    dist.broadcast_object_list(kind, src=owner, group=processes.objects_group())
-    shape, dtype = kind[0]
+def send(tensor: torch.Tensor | None, owner: int, device: torch.device, group: Group | None = None) -> torch.Tensor:
+    """The tensor of the process at a place in the group, on every process's device."""
+    told: Any = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+    shape, dtype = processes.broadcast(told, group, owner)
     moved = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device).contiguous()
-    dist.broadcast(moved, src=owner)
+    source, tensors = (owner, None) if group is None else (group.ranks[owner], group.tensors)
+    dist.broadcast(moved, src=source, group=tensors)
     return moved
