@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,20 @@ def test_devices_are_summed_before_weights_are_read(
     two = [torch.device("cuda", index) for index in range(2)]
     monkeypatch.setattr(processes, "visible_devices", lambda device: two)
     check(device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("weights", "cache", "heads", "said"),
+    [
+        (15, 70, 8, r"use 2 such devices: .*--nproc_per_node 2 .* parallel=ring$"),
+        (140, 100, 8, r"use 4 such devices: .* parallel=tensor$"),
+        (15, 600, 4, r"use 8 such devices: .* parallel=ring,tensor_parallel_size=4$"),
+        (700, 1, 8, r"device_map=auto in one process"),
+    ],
+)
+def test_what_does_not_fit_is_told_how_many_devices_would_do(
+    weights: float, cache: float, heads: int, said: str
+) -> None:
+    from longva_model.run.needle_model import _enough
+
+    assert re.search(said, _enough(weights, cache, 80, heads))
