@@ -36,14 +36,15 @@ from vniah.haystack import SyntheticHaystack
 from vniah.visual.compose import SplicedVideo
 
 CHECKS = check = Checks()
+FAMILIES = Checks()
 CROSSED = Checks()  # of four processes, two by two
 LEAVES: tuple[Leaf, ...] = (Target("A red kite."), Target("Red"), Generate(max_new_tokens=4))
 
 
 def write_qwen2_5_vl(folder: Path) -> Path:
-    from any_model.families import FAMILIES
+    from any_model import families
 
-    FAMILIES["qwen2_5_vl"].build(folder, 0)
+    families.FAMILIES["qwen2_5_vl"].build(folder, 0)
     return folder
 
 
@@ -126,7 +127,8 @@ def scores(rank: int, world: int, *, kind: str) -> None:
 
 
 for _kind in ("longva", "qwen2", "llama", "qwen3", "qwen2_5_vl"):
-    CHECKS[f"scores_of_{_kind}"] = functools.partial(scores, kind=_kind)
+    _checks = CHECKS if _kind == "longva" else FAMILIES
+    _checks[f"scores_of_{_kind}"] = functools.partial(scores, kind=_kind)
 
 
 @check
@@ -286,11 +288,12 @@ def the_ring_crosses_tensor_parallelism(rank: int, world: int) -> None:
     backend, whole = load("longva", parallel="ring", tensor_parallel_size=2), load("longva")
     assert backend.tensor_group.ranks == ((0, 1), (2, 3))[rank // 2]
     assert backend.ring_group.ranks == ((0, 2), (1, 3))[rank % 2]
-    wanted = answers(whole, frames=24)
+    asking: dict[str, Any] = {"frames": 24, "leaves": LEAVES[::2]}
+    wanted = answers(whole, **asking)
     # Chunks (of so many tokens for each of two) that are dealt out, and others that are not.
     for chunk_tokens in (24, 40):
         engine = RingEngine(backend, FrameEmbeddings(backend), EngineOptions(chunk_tokens=chunk_tokens))
-        found = engine.run(asked(backend, frames=24))
+        found = engine.run(asked(backend, **asking))
         assert_same(found, wanted)
         assert_all_have(found)
         assert sum(work.gather(engine.shared_frames.frames.frames_encoded)) == 24 + 1
@@ -329,23 +332,32 @@ def auto_names_the_devices_that_would_do(rank: int, world: int) -> None:
         work.free_bytes = free_bytes
 
 
+# One launch for the tests of each; the variable tells the launched program which.
+LAUNCHES = {"two": (2, CHECKS), "families": (2, FAMILIES), "crossed": (4, CROSSED)}
+if "TENSOR_LAUNCH" in os.environ:
+    CHECKS = LAUNCHES[os.environ["TENSOR_LAUNCH"]][1]
+
+
 @functools.cache
-def reports(world: int) -> list[Any]:
-    """What each rank of ``world`` wrote; one launch for all tests."""
-    with tempfile.TemporaryDirectory(prefix="tensor") as folder, environment(TENSOR_PROCESSES=str(world)):
+def reports(launch: str) -> list[Any]:
+    """What each rank of a launch wrote."""
+    world, _ = LAUNCHES[launch]
+    with tempfile.TemporaryDirectory(prefix="tensor") as folder, environment(TENSOR_LAUNCH=launch):
         return ring_processes.reports(__file__, Path(folder), [world])[world]
-
-
-if os.environ.get("TENSOR_PROCESSES") == "4":
-    CHECKS = CROSSED
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_tensor_parallel(name: str) -> None:
-    assert_passed(reports(2), name)
+    assert_passed(reports("two"), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_families(name: str) -> None:
+    assert_passed(reports("families"), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CROSSED))
 def test_with_the_ring_across(name: str) -> None:
-    assert_passed(reports(4), name)
+    assert_passed(reports("crossed"), name)
