@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from longva_model.run.processes import Group
-from vniah.notices import notice
 
 _ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 _ALLOWED_HALF = 0.05
@@ -47,19 +46,24 @@ def shard(model: Any, decoder: Any, group: Group, device: torch.device, name: st
             "or parallel=ring, or device_map=auto in one process"
         )
     _refuse_uneven_heads(decoder.config, group.size, name)
-    layers = model.get_submodule(repeated[0].partition(".*.")[0])
+    layers, head = model.get_submodule(repeated[0].partition(".*.")[0]), model.get_output_embeddings()
     with torch.inference_mode():
         wanted = _probe(model, layers, torch.device("cpu"))
         mesh = DeviceMesh.from_group(group.tensors, device.type)
         for path, module in list(model.named_modules()):
             rule = plan.get(replace_layer_number_by_wildcard(path))
-            for weight in list(module._parameters):
-                # A weight may have a rule of its own, as those of experts do.
-                own = plan.get(replace_layer_number_by_wildcard(f"{path}.{weight}"), rule)
-                if own is not None:
-                    style = ALL_PARALLEL_STYLES[own]
+            # A weight may have a rule of its own, as those of experts do.
+            owns = {x: plan.get(replace_layer_number_by_wildcard(f"{path}.{x}"), rule) for x in module._parameters}
+            styles = {weight: ALL_PARALLEL_STYLES[own] for weight, own in owns.items() if own is not None}
+            try:
+                for weight, style in styles.items():
                     style.validate_param(module, weight, mesh, parameter_name=f"{path}.{weight}")
-                    style.shard_param(module, weight, mesh)
+            except ValueError as error:
+                if module is not head:
+                    raise ValueError(f"{name} ({kind}) is refused: {error}") from error
+                continue  # transformers before 5.24 deals no odd vocabulary out: such a head stays whole
+            for weight, style in styles.items():
+                style.shard_param(module, weight, mesh)
             if rule is not None:
                 ALL_PARALLEL_STYLES[rule].install_forward(module, mesh)
         model.to(device)
@@ -78,9 +82,6 @@ def shard(model: Any, decoder: Any, group: Group, device: torch.device, name: st
                 f"{name} ({kind}) is refused: dealt out over {group.size} processes, {what} give other values than "
                 f"whole, off by {difference:.2%} of their size; use parallel=branch or parallel=ring"
             )
-    if group.ranks[0] == 0:
-        held = sum(_local(weight).nbytes for weight in model.parameters())
-        notice(f"{name}: each of {group.size} processes holds {held / 1e9:.3g} GB of its weights")
 
 
 def _plan(model: Any, decoder: Any) -> dict[str, str]:
@@ -128,9 +129,3 @@ def _probe(model: Any, layers: nn.ModuleList, device: torch.device) -> tuple[tor
 
 class _SeenError(Exception):
     """The probe has what it wanted of a forward."""
-
-
-def _local(weight: torch.Tensor) -> torch.Tensor:
-    """This process's part of a weight."""
-    local: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
-    return local
