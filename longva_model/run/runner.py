@@ -40,7 +40,6 @@ T = TypeVar("T")
 _WORTH_SHOWING = 1e9
 # How jobs are sorted and told apart: task, document, request of the document, sample.
 Order = tuple[str, int, int, int]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
