@@ -125,6 +125,9 @@ def test_other_families_are_planned(family: str, folder_of: Callable[[str], Path
     shape, config = planner.shape, planner.config.get_text_config()
     plan = planner.choice("auto", Grid.parse("2,5", "0,100"), NEEDLES, (48, 64))
     assert plan.tree_tokens < plan.costs.prompt_tokens and plan.costs.tree_flops < plan.costs.plain_flops
+    # Blocks are of rows that all later tokens see.
+    assert ("sliding_attention" in planner.no_blocks) == family.startswith("gemma")
+    assert bool(planner.no_blocks) == family.startswith("gemma")
     rows = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
     if family != "gemma4":  # whose layers have heads of two sizes
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
