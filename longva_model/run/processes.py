@@ -186,6 +186,10 @@ def free_host_bytes() -> int:
         free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     with contextlib.suppress(OSError, ValueError):  # "max" is no limit
         limit, used = (int((_CONTAINER / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            # What was read of files (weights, films) counts as used, and is let go of when memory is short.
+            lines = (_CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
+            used -= next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free = min(free, limit - used)
     held = torch.cuda.host_memory_stats() if torch.cuda.is_available() and torch.cuda.is_initialized() else {}
     idle = int(held.get("allocated_bytes.current", 0)) - int(held.get("active_bytes.current", 0))

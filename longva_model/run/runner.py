@@ -7,6 +7,7 @@ about equal cost that share prefixes ("branch") or computed by all together ("ri
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,7 +163,9 @@ class Runner:
                 shares = processes.broadcast(costs.deal_out(requests, self.teams))
                 self._encode_shared(union, requests, shares, build)
                 share = [union[index] for index in shares[self.number]]
-                with processes.told_to_all():
+                # Those that hold a model together meet inside: one that raised there and waited to tell them would wait
+                # for ever, as they for it. So it ends, as in a ring, and its launcher ends the others.
+                with processes.told_to_all() if self.team is None else contextlib.nullcontext():
                     mine = self._run_here(share, build, about, journal if self.leads else None, ring=False)
                 for part in processes.gather(mine):
                     found.update(part)

@@ -300,8 +300,11 @@ def test_free_memory_is_the_containers_where_that_is_less(monkeypatch: pytest.Mo
     (tmp_path / "memory.current").write_text("1000\n")
     monkeypatch.setattr(processes, "_CONTAINER", tmp_path)
     assert processes.free_host_bytes() == 6000
+    # Files that were read once, as weights are, are no memory that is taken.
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 600\nactive_file 100\n")
+    assert processes.free_host_bytes() == 6600
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert processes.free_host_bytes() == 2000
+    assert processes.free_host_bytes() == 2200
 
 
 @pytest.mark.parametrize(

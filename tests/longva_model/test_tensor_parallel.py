@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -279,6 +280,30 @@ def the_runner(rank: int, world: int, *, free: int | None = None, attention: str
 
 CHECKS["the_runner_in_tensor"] = functools.partial(the_runner, attention="longva_blockwise", parallel="tensor")
 CHECKS["the_runner_by_size"] = functools.partial(the_runner, attention="longva_blockwise", tensor_parallel_size=2)
+
+
+class PlantedError(Exception):
+    """Of one process alone, as running out of memory is."""
+
+
+@check
+def an_error_of_one_process_ends_all_that_hold_the_model(rank: int, world: int) -> None:
+    """The last of its launch, since one process leaves the others: nobody waits for who waits to tell it."""
+    args = arguments("longva", parallel="tensor")
+    runner = Runner(load_backend(args), args)
+    forward, calls = runner.backend.forward, iter(range(99))
+
+    def fails(*given: Any) -> torch.Tensor:
+        if rank == 1 and next(calls) == 1:
+            raise PlantedError
+        return forward(*given)
+
+    runner.backend.forward = fails
+    begun = time.monotonic()
+    # Whoever waits for process 1 finds its connection closed: it has ended.
+    with pytest.raises(PlantedError if rank == 1 else RuntimeError):
+        runner.run(jobs()[rank::world], lambda job: asked(runner.backend)[job.doc_id], lambda job: {})
+    assert rank == 0 or time.monotonic() - begun < ring_processes.GLOO_SECONDS
 
 
 # Two by two
