@@ -41,6 +41,7 @@ from vniah.haystack import open_haystack
 from vniah.needles import open_needles
 from vniah.runs.grid import Grid
 from vniah.visual.compose import SplicedVideo
+from vniah.visual.scenes import Needles
 
 ALL_FRAMES = 10**9
 # Of an operation's time in a profile: what counts as a matrix product.
@@ -95,10 +96,8 @@ def prompts_of(backend: Any, film: Film, grid: Grid, count: int) -> list[Any]:
     prompts = []
     for cell in grid.cells(needles.ids):
         needle = needles.get(cell.needle)
-        shown: dict[str, Any] = {}
-        if not cell.is_control:
-            shown = {"needle": needle.image, "needle_source": needle.fingerprint, "needle_index": cell.needle_index}
-        video = SplicedVideo(haystack=film, num_frames=cell.length, **shown)  # type: ignore[arg-type]
+        inserted = Needles(needles).scene(cell, cell.length).inserted
+        video = SplicedVideo(haystack=film, num_frames=cell.length, inserted=inserted)  # type: ignore[arg-type]
         leaf = Target(needle.answer)
         prompts.append(backend.question(needle.question, [video], leaf, max_frames=ALL_FRAMES))
     return prompts

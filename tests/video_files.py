@@ -7,6 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+from vniah.needles.needle import Picture
+from vniah.visual.compose import Inserted
 
 
 def write_video(
@@ -140,3 +144,8 @@ def write_numbered(
                 out.mux(sound.encode(audio))
             out.mux(sound.encode())
     return path
+
+
+def inserted(image: Image.Image | None, place: int | None) -> tuple[Inserted, ...]:
+    """A picture at its place among the frames of a haystack; nothing for a control."""
+    return () if image is None or place is None else (Inserted(Picture(lambda: image, "a needle"), place),)

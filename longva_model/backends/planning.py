@@ -7,6 +7,7 @@ a run; only the frames are stand-ins that nobody looks at.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,9 +32,10 @@ from vniah.contract.cost import ModelShape, answer_flops, answer_tokens
 from vniah.contract.requests import Target
 from vniah.contract.sources import FramesNHWC
 from vniah.files import user_path
+from vniah.needles.needle import Picture
 from vniah.runs.grid import Grid
 from vniah.runs.plan import Plan, chunk_bytes
-from vniah.visual.compose import SplicedVideo
+from vniah.visual.compose import Inserted, SplicedVideo
 
 # Bytes of a weight, and of a number in the KV cache: bfloat16, as a run on a GPU has it.
 _BYTES = 2
@@ -228,18 +230,17 @@ class Planner:
     ) -> tuple[list[tuple[int, bool]], list[Prompt]]:
         """(frames, whether it is a control) of each cell, and its prompt, as a run builds it."""
         asked = {needle: (question, answer) for needle, question, answer in needles}
-        pictures = {needle: PILImage.new("RGB", _NEEDLE_SIZE) for needle in asked}
+        # Told apart by their pixels, as needles are.
+        pictures = {
+            needle: Picture(functools.partial(PILImage.new, "RGB", _NEEDLE_SIZE, number), needle)
+            for number, needle in enumerate(asked)
+        }
         film: Any = _Film(size, max(grid.lengths))
         cells, prompts = [], []
         for cell in grid.cells(asked):
             question, answer = asked[cell.needle]
-            video = SplicedVideo(
-                haystack=film,
-                num_frames=cell.length,
-                needle=None if cell.is_control else pictures[cell.needle],
-                needle_source="" if cell.is_control else cell.needle,
-                needle_index=cell.needle_index,
-            )
+            shown = () if cell.needle_index is None else (Inserted(pictures[cell.needle], cell.needle_index),)
+            video = SplicedVideo(haystack=film, num_frames=cell.length, inserted=shown)
             cells.append((cell.length, cell.is_control))
             prompts.append(build_question(question, [video], Target(answer), max_frames=10**9))
         return cells, prompts

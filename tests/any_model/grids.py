@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from any_model.families import FAMILIES
 from PIL import Image
+from video_files import inserted
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
@@ -58,15 +59,9 @@ def clip(frames: int, depth: int | None, needle: str) -> np.ndarray:
 
 def prompt(backend: Any, frames: int, depth: int | None, needle: str) -> Prompt:
     question, answer = NEEDLES[needle]
-    shown = (
-        {}
-        if depth is None
-        else {
-            "needle": Image.fromarray(PICTURES[needle]),
-            "needle_index": needle_index(frames, depth),
-        }
-    )
-    video = SplicedVideo(haystack=Film(FILM, "film"), num_frames=frames, **shown)  # type: ignore[arg-type]
+    place = None if depth is None else needle_index(frames, depth)
+    shown = inserted(Image.fromarray(PICTURES[needle]), place)
+    video = SplicedVideo(haystack=Film(FILM, "film"), num_frames=frames, inserted=shown)  # type: ignore[arg-type]
     found: Prompt = backend.question(question, [video], Target(answer), max_frames=10**9)
     return found
 

@@ -17,6 +17,7 @@ from longva_model.arguments import ModelArgs
 from longva_model.backends.planning import Planner
 from longva_model.run.needle_model import NeedleModel
 from vniah.cli import app
+from vniah.needles import open_needles
 from vniah.runs.grid import Grid
 from vniah.visual.settings import Settings
 from vniah.visual.task import VisualTask
@@ -106,7 +107,7 @@ def test_tokens_of_the_tree_are_those_that_a_run_feeds(
 
     runner.backend.decoder.register_forward_pre_hook(look, with_kwargs=True)
     answers = model.answers({task.name: task}, cells)
-    needles = [(needle.id, needle.question, needle.answer) for needle in task.needles]
+    needles = [(needle.id, needle.question, needle.answer) for needle in open_needles(task.settings.needles)]
     planner = Planner(str(folder))
     plan = planner.choice("auto", task.settings.grid, needles, (48, 64))
     assert plan.tree_tokens == sum(fed)

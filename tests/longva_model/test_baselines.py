@@ -11,6 +11,7 @@ import torch
 from lmms_requests import film, picture
 from PIL import Image
 from tiny_checkpoints import TEXT, VISION, letters, write_llava_next_video, write_text_model
+from video_files import inserted
 
 from longva_model.arguments import ModelArgs
 from longva_model.pictures.preprocess import fit_frames, normalise
@@ -56,7 +57,7 @@ def cells(leaf: Leaf) -> list[Any]:
     """V-NIAH prompts: two needles at three depths of twelve frames."""
     haystack = SyntheticHaystack(0, num_frames=12, width=48, height=32)
     videos = [
-        SplicedVideo(haystack=haystack, num_frames=12, needle=picture(40, 40, seed), needle_index=index)
+        SplicedVideo(haystack=haystack, num_frames=12, inserted=inserted(picture(40, 40, seed), index))
         for index in (0, 5, 12)
         for seed in (3, 4)
     ]

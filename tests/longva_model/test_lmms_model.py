@@ -25,7 +25,7 @@ from lmms_requests import (
 )
 from PIL import Image
 from tiny_checkpoints import write_longva
-from video_files import write_video
+from video_files import inserted, write_video
 
 from longva_model import LongVAForConditionalGeneration, LongVAProcessor
 from vniah.prompts import QWEN_1_5
@@ -467,8 +467,7 @@ def test_a_needle_grid_may_go_beyond_the_context(checkpoint: Path) -> None:
     video = SplicedVideo(
         haystack=SyntheticHaystack(0, num_frames=20, width=32, height=32),
         num_frames=20,
-        needle=picture(),
-        needle_index=3,
+        inserted=inserted(picture(), 3),
     )
     show(lm, [{"visuals": [video]}])
     scored: Any = lm.loglikelihood([instance("loglikelihood", ("Where?", "here", visuals_of, 0, "task", "test"))])[0]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from video_files import inserted
 
 from vniah import notices
 from vniah.contract.requests import Frames
 from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FrameSource, Visual
 from vniah.haystack import open_haystack
-from vniah.runs.grid import around_needle, needle_index
+from vniah.needles import open_needles
+from vniah.runs.grid import Cell, around_needle, needle_index
 from vniah.visual import composed_videos as composing
 from vniah.visual.compose import (
     PAD_COLOUR,
     SplicedVideo,
     composed_frames,
-    composed_video,
     held_at_the_end,
     letterbox,
 )
 from vniah.visual.composed_videos import Composer
+from vniah.visual.scenes import Needles
 
 HAYSTACK = "synthetic:0:200:64x48"
 
@@ -50,9 +53,7 @@ def needle() -> Image.Image:
 def cell(needle: Image.Image):
     def make(num_frames: int, index: int | None, spec: str = HAYSTACK) -> SplicedVideo:
         haystack = open_haystack(spec)
-        if index is None:
-            return SplicedVideo(haystack=haystack, num_frames=num_frames)
-        return SplicedVideo(haystack=haystack, num_frames=num_frames, needle=needle, needle_index=index)
+        return SplicedVideo(haystack=haystack, num_frames=num_frames, inserted=inserted(needle, index))
 
     return make
 
@@ -109,15 +110,14 @@ def test_letterbox_keeps_the_whole_picture() -> None:
 
 
 def test_segments_leave_empty_runs_out(cell) -> None:
-    hay, image = open_haystack(HAYSTACK).fingerprint, cell(8, 3).needle_source
-    assert image
+    hay, image = open_haystack(HAYSTACK).fingerprint, cell(8, 3).inserted[0].source
     assert cell(8, 3).segments() == (Frames(hay, 0, 3), ImageSegment(image), Frames(hay, 3, 8))
     assert cell(8, 0).segments() == (ImageSegment(image), Frames(hay, 0, 8))
     assert cell(8, 8).segments() == (Frames(hay, 0, 8), ImageSegment(image))
     assert cell(8, None).segments() == (Frames(hay, 0, 8),)
     media = cell(8, 3).media()
     assert set(media) == {hay, image} and isinstance(media[hay], FrameSource)
-    assert np.array_equal(np.asarray(media[image]), np.asarray(cell(8, 3).needle))
+    assert np.array_equal(np.asarray(media[image]), np.asarray(cell(8, 3).inserted[0].picture.image))
     assert set(cell(8, None).media()) == {hay}
 
 
@@ -127,7 +127,8 @@ def test_spliced_frames_follow_the_index_map(cell) -> None:
         video = cell(8, index)
         assert isinstance(video, Visual) and isinstance(video, FrameSource) and video.preprocess == "pad"
         shown = [
-            letterbox(video.needle, hay.size) if i == NEEDLE else hay.frames(i, i + 1)[0] for i in index_map(8, index)
+            letterbox(video.inserted[0].picture.image, hay.size) if i == NEEDLE else hay.frames(i, i + 1)[0]
+            for i in index_map(8, index)
         ]
         assert len(video) == len(shown)
         for start in range(len(shown) + 1):
@@ -139,7 +140,7 @@ def test_spliced_frames_follow_the_index_map(cell) -> None:
 
 def test_fingerprints_tell_cells_apart(cell, needle: Image.Image) -> None:
     cells = [cell(8, 3), cell(8, 4), cell(9, 3), cell(8, None), cell(8, 3, "synthetic:1:200:64x48")]
-    cells.append(SplicedVideo(haystack=cells[0].haystack, num_frames=8, needle=needle.rotate(180), needle_index=3))
+    cells.append(SplicedVideo(haystack=cells[0].haystack, num_frames=8, inserted=inserted(needle.rotate(180), 3)))
     assert len({one.fingerprint for one in cells}) == len(cells)
     assert cell(8, 3).fingerprint == cells[0].fingerprint
 
@@ -149,10 +150,13 @@ def test_spliced_video_errors(cell, needle: Image.Image) -> None:
         cell(201, 0)
     with pytest.raises(ValueError, match="must lie from 0 to 8, got 9"):
         cell(8, 9)
-    with pytest.raises(ValueError, match="a needle was given without a needle_index"):
-        SplicedVideo(haystack=open_haystack(HAYSTACK), num_frames=8, needle=needle)
-    with pytest.raises(ValueError, match="a needle_index was given without a needle"):
-        SplicedVideo(haystack=open_haystack(HAYSTACK), num_frames=8, needle_index=3)
+    first, second = inserted(needle, 2), inserted(needle, 3)
+    with pytest.raises(ValueError, match="a picture at 2 stands behind one at 2 or later; sort them"):
+        SplicedVideo(haystack=open_haystack(HAYSTACK), num_frames=8, inserted=(*second, *first))
+    with pytest.raises(ValueError, match="must lie from 0 to 7, got 8"):
+        SplicedVideo(
+            haystack=open_haystack(HAYSTACK), num_frames=8, inserted=(replace(second[0], place=8, instead=True),)
+        )
     with pytest.raises(ValueError, match="frames 3 to 10 were asked of a spliced video of 9"):
         cell(8, 2).frames(3, 10)
 
@@ -455,18 +459,22 @@ def test_a_read_only_cache_is_one_clear_error(tmp_path: Path, cell, monkeypatch:
 def test_composed_videos_are_even_and_their_control_as_long(num_frames: int, depth: int) -> None:
     """Whatever drops the last of an odd number, or pairs frames, has them all."""
     film = open_haystack("synthetic:0:500:16x16")
-    needle = Image.new("RGB", (4, 4))
-    video = composed_video(film, num_frames, depth, needle)
-    assert len(video) == composed_frames(num_frames) == len(composed_video(film, num_frames, None))
+    needles = Needles(open_needles("icons:0:1"))
+    (needle_id,) = needles.needles.ids
+
+    def composed(depth_percent: int | None) -> SplicedVideo:
+        scene, shown = needles.composed(Cell(num_frames, depth_percent, needle_id))
+        return SplicedVideo(haystack=film, num_frames=shown, inserted=scene.inserted)
+
+    video = composed(depth)
+    assert len(video) == composed_frames(num_frames) == len(composed(None))
     assert len(video) % 2 == 0 and 1 <= len(video) - num_frames <= 2
-    assert video.needle_index == (len(video) - 1) * depth // 100
+    assert video.inserted[0].place == (len(video) - 1) * depth // 100
     if num_frames % 2:  # the paper's own
-        assert (
-            video.segments()
-            == SplicedVideo(
-                haystack=film, num_frames=num_frames, needle=needle, needle_index=needle_index(num_frames, depth)
-            ).segments()
-        )
+        own = needles.scene(Cell(num_frames, depth, needle_id), num_frames)
+        assert own.inserted[0].place == needle_index(num_frames, depth)
+        paper = SplicedVideo(haystack=film, num_frames=num_frames, inserted=own.inserted)
+        assert video.segments() == paper.segments()
 
 
 def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
@@ -486,14 +494,16 @@ def test_a_haystack_that_is_too_short_for_it_is_held(needle: Image.Image, capsys
 _CHILD = """
 import sys
 from PIL import Image
-from vniah.visual.compose import SplicedVideo
+from vniah.needles.needle import Picture
+from vniah.visual.compose import Inserted, SplicedVideo
 from vniah.visual.composed_videos import Composer
 from vniah.haystack import open_haystack
 
 haystack = open_haystack("synthetic:0:200:64x48")
 needle = Image.new("RGB", (9, 9), (255, 0, 0))
 composer = Composer(haystack, sys.argv[1])
-video = SplicedVideo(haystack=haystack, num_frames=70, needle=needle, needle_index=int(sys.argv[2]))
+shown = Inserted(Picture(lambda: needle, "a needle"), int(sys.argv[2]))
+video = SplicedVideo(haystack=haystack, num_frames=70, inserted=(shown,))
 print("done", composer.cached(video), composer.encoded_frames)
 """
 

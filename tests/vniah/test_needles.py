@@ -309,7 +309,7 @@ def test_sets_keep_to_their_split_and_spread_their_answers() -> None:
         answers = Counter(n.answer for n in needles)
         assert set(answers) == {*COLOURS, *DIGITS}
         assert {answers[c] for c in COLOURS} == {5} and {answers[d] for d in DIGITS} == {4}
-        drawn = [n.picture.source.args[2] for n in needles]  # type: ignore[union-attr]
+        drawn = [n.picture.source.args[1] for n in needles]  # type: ignore[union-attr]
         assert all(is_heldout(*c) == (split == "heldout") for c in drawn)
         assert len(set(drawn)) == 80, "combinations repeat only when all have been used"
 

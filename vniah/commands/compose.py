@@ -40,9 +40,10 @@ def command(
     from tqdm import tqdm
 
     from vniah.haystack import open_haystack
-    from vniah.runs.grid import Grid
-    from vniah.visual.compose import composed_video, held_at_the_end
+    from vniah.runs.grid import Cell, Grid
+    from vniah.visual.compose import SplicedVideo, composed_frames, held_at_the_end
     from vniah.visual.composed_videos import Composer
+    from vniah.visual.scenes import Needles
     from vniah.visual.settings import cache_dir
 
     if output.exists() and not force:
@@ -59,7 +60,7 @@ def command(
     if control:
         if needle is not None:
             raise ValueError(f"--control shows no needle, but --needle {needle} was given; drop one of the two")
-        video = composed_video(film, frames, None)
+        video = SplicedVideo(haystack=film, num_frames=composed_frames(frames))
     else:
         from vniah.needles import open_needles
 
@@ -67,10 +68,10 @@ def command(
         if needle is None:
             known = ", ".join(one.id for one in needle_set)
             raise ValueError(f"give --needle ID, or --control for none; {needles} has {known}")
-        chosen = needle_set.get(needle)
-        video = composed_video(film, frames, depth, chosen.image, chosen.fingerprint)
+        scene, shown = Needles(needle_set).composed(Cell(frames, depth, needle_set.get(needle).id))
+        video = SplicedVideo(haystack=film, num_frames=shown, inserted=scene.inserted)
     with tqdm(total=video.num_frames, unit="frame", desc="haystack", disable=None) as bar:
         composer = Composer(film, cache_dir(cache) / "composed", progress=bar.update)
         composer.write(video, output, overwrite=force)
-    place = "no needle" if video.needle_index is None else f"needle {needle} at frame {video.needle_index}"
+    place = f"needle {needle} at frame {video.inserted[0].place}" if video.inserted else "no needle"
     typer.echo(f"{output}: {len(video)} frames at 1 fps, {place}; haystack {source.name} ({source.fingerprint})")

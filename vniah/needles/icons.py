@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vniah.needles.needle import Needle, NeedleSet, Picture
+from vniah.needles.needle import LookAlike, Needle, NeedleSet, Picture
 
 # Bump when the drawing changes: it is part of the fingerprint.
 VERSION = 1
@@ -41,6 +41,7 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
 NEEDLE_SIZE = 336
 _MOST = 100_000
 DEFAULT_COUNT = 10
+MOST_LOOKALIKES = 16
 Split: TypeAlias = Literal["heldout", "train"]
 SPLITS: tuple[Split, ...] = ("heldout", "train")
 
@@ -117,6 +118,13 @@ def icon_questions(obj: str, colour: str, digit: str) -> list[tuple[str, str]]:
         (f"{locate}What colour is the {obj}?{SUFFIX}", colour),
         (f"{locate}What number is beside the {obj}?{SUFFIX}", digit),
     ]
+
+
+def _among(obj: str, colour: str, digit: str, asked: int) -> str:
+    """The question that tells a needle from its look-alikes, which have its object: it names what is not asked too."""
+    told = (f"a {obj} beside a {digit}", f"a {colour} {obj}")[asked]
+    question, _ = icon_questions(obj, colour, digit)[asked]
+    return question.replace(f"a {obj}", told, 1)
 
 
 def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size: int = 32) -> Image.Image:
@@ -227,13 +235,33 @@ def icon_needles(spec: str, options: str = "") -> NeedleSet:
     for number, (combination, asked) in enumerate(_schedule(seed, count, split)):
         question, answer = icon_questions(*combination)[asked]
         needle_id = f"{number:04d}-{combination[0]}-{('colour', 'number')[asked]}"
-        picture = Picture(functools.partial(_draw_needle, seed, number, combination), name)
-        needles.append(Needle(id=needle_id, question=question, answer=answer, picture=picture))
+        picture = Picture(functools.partial(_draw_needle, [seed, number], combination), name)
+        distractors = tuple(_lookalikes(name, seed, number, combination, asked))
+        texts = {"question": question, "answer": answer, "among": _among(*combination, asked)}
+        needles.append(Needle(id=needle_id, picture=picture, distractors=distractors, **texts))
     return NeedleSet(name, needles, recipe=f"{name} drawing {VERSION}")
 
 
-def _draw_needle(seed: int, number: int, combination: tuple[str, str, str]) -> Image.Image:
-    return draw_icon(np.random.default_rng([seed, number]), *combination, size=NEEDLE_SIZE)
+def _lookalikes(
+    name: str, seed: int, number: int, combination: tuple[str, str, str], asked: int
+) -> Iterator[LookAlike]:
+    """The needle's object in other colours beside other digits, no answer twice before all have been given."""
+    obj, *own = combination
+    values = [
+        sorted(
+            set(all_values) - {mine},
+            key=lambda value: hashlib.sha256(f"{seed} {number} {obj} {value}".encode()).digest(),
+        )
+        for all_values, mine in zip((COLOURS, DIGITS), own, strict=True)
+    ]
+    for one in range(MOST_LOOKALIKES):
+        colour, digit = (others[one % len(others)] for others in values)
+        picture = Picture(functools.partial(_draw_needle, [seed, number, one], (obj, colour, digit)), name)
+        yield LookAlike(picture=picture, answer=(colour, digit)[asked])
+
+
+def _draw_needle(seed: list[int], combination: tuple[str, str, str]) -> Image.Image:
+    return draw_icon(np.random.default_rng(seed), *combination, size=NEEDLE_SIZE)
 
 
 def _schedule(seed: int, count: int, split: Split) -> Iterator[tuple[tuple[str, str, str], int]]:

@@ -47,6 +47,11 @@ class Picture:
         except UnreadableImageError as error:
             raise ValueError(f"the image of {self.name} cannot be read: it {error.reason}; replace the file") from None
 
+    @property
+    def image(self) -> Image.Image:
+        """As ``load``, and kept for a while; a copy that the caller may change."""
+        return _loaded(self).copy()
+
     @functools.cached_property
     def _drawn(self) -> Image.Image:
         """Kept: it is small, and takes longer to draw than to score."""
@@ -71,6 +76,18 @@ _loaded = functools.lru_cache(maxsize=16)(Picture.load)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LookAlike:
+    """A picture that a needle is mistaken for.
+
+    Attributes:
+        answer: what it would answer to the needle's question; "" where nobody says.
+    """
+
+    picture: Picture
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needle:
     """One needle.
 
@@ -82,6 +99,8 @@ class Needle:
     question: str  # as in the source but for trailing space; options of a multiple choice stand in it
     answer: str  # exactly as in the source
     picture: Picture  # where the image comes from
+    distractors: tuple[LookAlike, ...] = ()  # from the one that is shown first
+    among: str = ""  # the question that tells it from those, where ``question`` does not
 
     def __post_init__(self) -> None:
         for name, value in (("question", self.question), ("answer", self.answer)):
@@ -92,7 +111,7 @@ class Needle:
     @property
     def image(self) -> Image.Image:
         """The image, RGB; a copy that the caller may change."""
-        return _loaded(self.picture).copy()
+        return self.picture.image
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +176,10 @@ class NeedleSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of every id, question, answer and image (or of the recipe that draws the images)."""
+        """A hash of every id, question, answer, image and look-alike (or of the recipe that draws the images)."""
         images = self._recipe or [needle.fingerprint for needle in self]
         texts = [(needle.id, needle.question, needle.answer) for needle in self]
-        return hashlib.sha256(json.dumps([texts, images]).encode()).hexdigest()
+        told: list[object] = [texts, images]
+        if not self._recipe and any(needle.distractors for needle in self):
+            told.append([[(one.picture.fingerprint, one.answer) for one in needle.distractors] for needle in self])
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from vniah.files import is_hub_id, read_json, read_json_lines, safe_relative_path, user_path
 from vniah.hub import HubUnreachableError, fetch_dataset
-from vniah.needles.needle import Needle, NeedleSet, Picture
+from vniah.needles.needle import LookAlike, Needle, NeedleSet, Picture
 from vniah.notices import notice
 from vniah.visual.settings import DEFAULT_NEEDLES
 
@@ -22,7 +22,8 @@ FORMS = (
     f"or a Hub dataset such as {DEFAULT_NEEDLES!r}"
 )
 FAMILIES = ("builtin", "icons")
-_Row: TypeAlias = tuple[str, Picture, Mapping[str, Any]]  # id, image, and texts under question and answer
+# id, image, texts under question and answer, and look-alikes
+_Row: TypeAlias = tuple[str, Picture, Mapping[str, Any], tuple[LookAlike, ...]]
 _BUILTIN = Path(__file__).with_name("builtin")
 KEYS = ("id", "file", "question", "answer")
 INDEX = "needles.json"
@@ -40,7 +41,8 @@ def open_needles(spec: str) -> NeedleSet:
             - ``builtin``: twelve counterfactual scenes that we drew ourselves;
             - ``icons``, ``icons:seed``, ``icons:seed:count``, ``icons:seed:count:heldout|train``: icons with a
               digit, any number of them; see ``vniah/needles/icons.py``;
-            - a folder with ``needles.json``, a list of {id, file, question, answer}, or that file;
+            - a folder with ``needles.json``, a list of {id, file, question, answer}, or that file; ``distractors`` of a
+              needle are its look-alikes, a list of {file, answer} or of files;
             - a Hub dataset id ``owner/name`` with columns image, question, answer in its split "test". The
               ids are the row numbers from 0. The local cache is used before the Hub.
 
@@ -135,14 +137,29 @@ def _folder_rows(rows: list[dict[str, Any]], index: Path, links_within: Path | N
         if isinstance(needle_id, bool) or not isinstance(needle_id, (str, int)) or not str(needle_id).strip():
             raise ValueError(f"{index}: the id of entry {number} must be a text or a whole number, got {needle_id!r}")
         owner = f"needle {str(needle_id)!r} in {index}"
-        yield str(needle_id), _file_picture(row["file"], index.parent, owner, links_within), row
+        picture = _file_picture(row["file"], index.parent, owner, links_within)
+        lookalikes = tuple(_lookalikes(row.get("distractors", []), index.parent, owner, links_within))
+        yield str(needle_id), picture, row, lookalikes
+
+
+def _lookalikes(listed: Any, folder: Path, owner: str, links_within: Path | None) -> Iterator[LookAlike]:
+    if not isinstance(listed, list):
+        raise ValueError(f"the distractors of {owner} must be a list of files or of {{file, answer}}, got {listed!r}")
+    for one in listed:
+        told = one if isinstance(one, dict) else {"file": one}
+        answer = told.get("answer", "")
+        if "file" not in told or not isinstance(answer, str):
+            raise ValueError(f"a distractor of {owner} must be a file or {{file, answer}}, got {one!r}")
+        yield LookAlike(picture=_file_picture(told["file"], folder, owner, links_within), answer=answer)
 
 
 def _checked(name: str, rows: Iterable[_Row]) -> NeedleSet:
     needles = []
-    for needle_id, picture, row in rows:
-        picture.load()
-        needles.append(Needle(id=needle_id, question=row["question"], answer=row["answer"], picture=picture))
+    for needle_id, picture, row, distractors in rows:
+        for one in (picture, *(lookalike.picture for lookalike in distractors)):
+            one.load()
+        texts = {"question": row["question"], "answer": row["answer"]}
+        needles.append(Needle(id=needle_id, picture=picture, distractors=distractors, **texts))
     return NeedleSet(name, needles)
 
 
@@ -208,7 +225,7 @@ def _parquet_rows(tables: list[Path], folder: Path, name: str, links_within: Pat
             else:
                 got = type(stored).__name__
                 raise ValueError(f"the image of {owner} must be bytes or {{bytes, path}}, got {got}")
-            yield str(number), picture, row
+            yield str(number), picture, row, ()
             number += 1
 
 
@@ -224,7 +241,8 @@ def _image_folder_rows(folder: Path, name: str, links_within: Path | None) -> It
         if not isinstance(row, dict):
             raise ValueError(f"{index}, line {line} is no object; expected {{file_name, question, answer}}")
         _check_columns(["image" if key == "file_name" else key for key in row], name)
-        yield str(number), _file_picture(row["file_name"], index.parent, f"row {line - 1} of {name}", links_within), row
+        owner = f"row {line - 1} of {name}"
+        yield str(number), _file_picture(row["file_name"], index.parent, owner, links_within), row, ()
 
 
 def _check_columns(found: list[str], name: str) -> None:

@@ -78,10 +78,10 @@ def open_task(
         from vniah.text.task import TextTask, open_text
 
         return (open_text if cached else TextTask)(name, scoring, TextSettings.read(metadata, given=given))
-    from vniah.visual.settings import Settings
+    from vniah.visual.kinds import read_settings
     from vniah.visual.task import VisualTask, open_visual
 
-    return (open_visual if cached else VisualTask)(name, scoring, Settings.read(metadata, given=given))
+    return (open_visual if cached else VisualTask)(name, scoring, read_settings(metadata, given))
 
 
 def metadata_of(name: str) -> Mapping[str, Any]:

@@ -1,16 +1,15 @@
-"""A needle in a haystack: what one cell shows.
+"""Pictures among the frames of a haystack: what one cell shows.
 
-A cell shows ``num_frames`` haystack frames from the haystack's start and, before the one at ``needle_index``,
-the needle (reference section 3.3): ``num_frames + 1`` frames. A control has no needle and ``num_frames`` frames.
-``SplicedVideo`` says so without pixels. What is shown to models of others as a video differs from it
-(``composed_video``): it has an even number of frames, and a control as many as its cells.
+A cell of V-NIAH shows ``num_frames`` haystack frames from the haystack's start and, at its place between them, the
+needle (reference section 3.3): ``num_frames + 1`` frames. Other tests show several pictures. A control shows
+``num_frames`` frames alone. ``SplicedVideo`` says so without pixels; ``scenes.py`` says what stands where, and
 ``composed_videos.py`` writes it.
 Shapes: N frames, H rows, W columns, C = 3 (RGB), uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,8 @@ from vniah.contract.requests import Image as ImageSegment
 from vniah.contract.sources import FramesNHWC, FrameSource
 from vniah.haystack import Haystack, require_frames
 from vniah.haystack.base import FrameHWC, LoopedHaystack, content_hash
+from vniah.needles.needle import Picture
 from vniah.notices import notice
-from vniah.runs.grid import around_needle, needle_index
 
 # The colour that V-NIAH pads with (reference section 3.1).
 PAD_COLOUR = (122, 116, 104)
@@ -42,46 +41,68 @@ def letterbox(image: Image.Image, size: tuple[int, int]) -> FrameHWC:
     return np.asarray(canvas)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inserted:
+    """One picture shown among the frames of a haystack: a needle, a look-alike, or a frame of a clip.
+
+    Attributes:
+        picture: as it is; a model fits it to its input on its own.
+        place: haystack frames shown before it.
+        instead: it stands in place of the haystack's frame ``place``, and not between two.
+    """
+
+    picture: Picture
+    place: int
+    instead: bool = False
+
+    @property
+    def source(self) -> str:
+        """Its content hash."""
+        return self.picture.fingerprint
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SplicedVideo:
     """What one cell shows: a ``Visual`` (segments, shared between cells) and a ``FrameSource`` (pixels).
 
-    As segments the needle is the image itself, which the model pads on its own. As frames, all of which have
+    As segments an inserted picture is the image itself, which the model pads on its own. As frames, all of which have
     the haystack's size, it is letterboxed to that size.
 
+    Attributes:
+        haystack: shown from its start.
+        num_frames: haystack frames shown, those that a picture takes the place of among them.
+        inserted: in the order of their places, of one place in the order shown; none for a control.
+        preprocess: how a model is to fit frames to its input.
+
     Raises:
-        ValueError: a haystack that is too short, an index out of range, or a needle without an index or
-            the other way round.
+        ValueError: a haystack that is too short, or a place out of range or out of order.
     """
 
-    haystack: Haystack  # shown from its start
-    num_frames: int  # haystack frames shown
-    needle: Image.Image | None = None  # None for a control
-    needle_source: str = ""  # content hash of the needle; worked out from its pixels when left empty
-    needle_index: int | None = None  # position of the needle, 0 to num_frames; None for a control
-    preprocess: str = "pad"  # how a model is to fit frames to its input
+    haystack: Haystack
+    num_frames: int
+    inserted: tuple[Inserted, ...] = ()
+    preprocess: str = "pad"
 
     def __post_init__(self) -> None:
-        if (self.needle is None) != (self.needle_index is None):
-            given, missing = ("needle", "needle_index") if self.needle else ("needle_index", "needle")
-            raise ValueError(f"a {given} was given without a {missing}; give both, or neither for a control")
         if self.num_frames < 1:
             raise ValueError(f"num_frames must be positive, got {self.num_frames}")
-        if not 0 <= (self.needle_index or 0) <= self.num_frames:
-            raise ValueError(f"the needle index must lie from 0 to {self.num_frames}, got {self.needle_index}")
+        behind = 0
+        for one in self.inserted:
+            last = self.num_frames - one.instead
+            if not 0 <= one.place <= last:
+                raise ValueError(f"the place of a needle must lie from 0 to {last}, got {one.place}")
+            if one.place < behind:
+                raise ValueError(f"a picture at {one.place} stands behind one at {behind - 1} or later; sort them")
+            behind = one.place + one.instead
         require_frames(self.haystack, self.num_frames)
-        if self.needle is not None and not self.needle_source:
-            rgb = self.needle.convert("RGB")
-            source = "image-" + content_hash([f"{rgb.width}x{rgb.height}", rgb.tobytes()])
-            object.__setattr__(self, "needle_source", source)
 
     def __len__(self) -> int:
-        return self.num_frames + (self.needle is not None)
+        return self.num_frames + sum(not one.instead for one in self.inserted)
 
     @property
     def fingerprint(self) -> str:
-        parts = (self.haystack.fingerprint, str(self.num_frames), str(self.needle_index), self.needle_source)
-        return "spliced-" + content_hash(parts)
+        told = [part for one in self.inserted for part in (str(one.place), str(one.instead), one.source)]
+        return "spliced-" + content_hash([self.haystack.fingerprint, str(self.num_frames), *told])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,80 +115,70 @@ class SplicedVideo:
     def reader(self) -> None:
         return None
 
+    def runs(self) -> Iterator[range | Inserted]:
+        """What is shown in order: runs of haystack frames, none of them empty, and the pictures between them."""
+        begun = 0
+        for one in self.inserted:
+            if one.place > begun:
+                yield range(begun, one.place)
+            yield one
+            begun = one.place + one.instead
+        if begun < self.num_frames:
+            yield range(begun, self.num_frames)
+
     def segments(self) -> tuple[Segment, ...]:
-        """Haystack before the needle, needle, haystack after it; empty runs of frames are left out."""
-        before, after = (
-            [Frames(self.haystack.fingerprint, run.start, run.stop)] if run else []
-            for run in around_needle(self.num_frames, self.needle_index)
+        """The haystack's runs and the pictures between them."""
+        return tuple(
+            ImageSegment(run.source)
+            if isinstance(run, Inserted)
+            else Frames(self.haystack.fingerprint, run.start, run.stop)
+            for run in self.runs()
         )
-        needle = [] if self.needle is None else [ImageSegment(self.needle_source)]
-        return (*before, *needle, *after)
 
     def media(self) -> Mapping[str, FrameSource | Any]:
         found: dict[str, FrameSource | Any] = {self.haystack.fingerprint: self.haystack}
-        if self.needle is not None:
-            found[self.needle_source] = self.needle
-        return found
+        return found | {one.source: one.picture.image for one in self.inserted}
 
     def frames(self, start: int, stop: int) -> FramesNHWC:
-        """Frames ``start`` to ``stop`` (exclusive), uint8 of shape (N, H, W, 3), the needle letterboxed.
+        """Frames ``start`` to ``stop`` (exclusive), uint8 of shape (N, H, W, 3), inserted pictures letterboxed.
 
         Raises:
             ValueError: a range outside the video.
         """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"frames {start} to {stop} were asked of a spliced video of {len(self)}")
-        index = self.needle_index
-        if self.needle is None or index is None or stop <= index:
-            return self.haystack.frames(start, stop)
-        if start > index:  # behind the needle, haystack frame i stands at i + 1
-            return self.haystack.frames(start - 1, stop - 1)
-        needle_NHWC = letterbox(self.needle, self.haystack.size)[None]
-        return np.concatenate([self.haystack.frames(start, index), needle_NHWC, self.haystack.frames(index, stop - 1)])
+        parts, at = [self.haystack.frames(0, 0)], 0
+        for run in self.runs():
+            if isinstance(run, Inserted):
+                if start <= at < stop:
+                    parts.append(letterbox(run.picture.image, self.haystack.size)[None])
+                at += 1
+                continue
+            wanted = run[max(0, start - at) : max(0, stop - at)]
+            if wanted:
+                parts.append(self.haystack.frames(wanted.start, wanted.stop))
+            at += len(run)
+        parts = [part for part in parts if len(part)] or parts
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def composed_frames(num_frames: int) -> int:
-    """Frames of the composed video of a cell and of its control: ``num_frames`` and the needle, made an even number.
+def composed_frames(num_frames: int, inserted: int = 1) -> int:
+    """Frames of the composed video of a cell and of its control: ``num_frames`` and what is inserted, made an even
+    number.
 
     Models that pair frames drop one of an odd number, and it may be the needle (docs/departures.md).
     """
-    return num_frames + 1 + (num_frames + 1) % 2
+    return num_frames + inserted + (num_frames + inserted) % 2
 
 
-def composed_video(
-    film: Haystack,
-    num_frames: int,
-    depth_percent: int | None,
-    needle: Image.Image | None = None,
-    needle_source: str = "",
-) -> SplicedVideo:
-    """What a model is shown as a video: ``composed_frames(num_frames)`` frames, the needle at its depth among them.
-
-    Args:
-        film: see ``held_at_the_end``.
-        depth_percent: ``None`` for the control, which shows haystack frames alone.
-        needle, needle_source: as ``SplicedVideo`` takes and checks them.
-    """
-    frames = composed_frames(num_frames)
-    if depth_percent is None:
-        return SplicedVideo(haystack=film, num_frames=frames)
-    return SplicedVideo(
-        haystack=film,
-        num_frames=frames - 1,
-        needle=needle,
-        needle_source=needle_source,
-        needle_index=needle_index(frames - 1, depth_percent),
-    )
-
-
-def held_at_the_end(haystack: Haystack, num_frames: int) -> Haystack:
+def held_at_the_end(haystack: Haystack, num_frames: int, inserted: int = 1) -> Haystack:
     """The haystack where it has what the composed videos of ``num_frames`` show, else with its last frame held.
 
     Raises:
         ValueError: a haystack shorter than ``num_frames``.
     """
     require_frames(haystack, num_frames)
-    lacking = composed_frames(num_frames) - len(haystack)
+    lacking = composed_frames(num_frames, inserted) - len(haystack)
     if lacking <= 0:
         return haystack
     notice(

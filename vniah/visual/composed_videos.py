@@ -32,8 +32,7 @@ import numpy as np
 from vniah.files import lock, put_in_place, replacing
 from vniah.haystack.base import FrameHWC, Haystack, content_hash, in_pieces
 from vniah.notices import notice
-from vniah.runs.grid import around_needle
-from vniah.visual.compose import SplicedVideo, letterbox
+from vniah.visual.compose import Inserted, SplicedVideo, letterbox
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -51,6 +50,7 @@ _PIXELS = {"libx264": "yuv420p", "mjpeg": "yuvj420p"}
 # ITU-R BT.601, by which RGB is converted, as the standards number it.
 _BT601 = 6
 _ABANDONED_SECONDS = 86400.0
+_KEPT_PICTURES = 256
 
 
 class Composer:
@@ -94,7 +94,7 @@ class Composer:
         self._chunks = self.cache_dir / f"haystack-{self._key}"
         self._known_chunks: dict[int, Path] = {}
         self._holds = Holds(self.cache_dir)
-        self._needles: dict[str, bytes] = {}
+        self._pictures: dict[str, bytes] = {}
         self._progress = progress
 
     def cached(self, video: SplicedVideo) -> Path:
@@ -146,14 +146,18 @@ class Composer:
         write_spliced(self._chunk(0), self._packets(video), file)
 
     def _packets(self, video: SplicedVideo) -> Iterator[bytes]:
-        before, after = around_needle(video.num_frames, video.needle_index)
-        yield from self._haystack_packets(before)
-        if video.needle is None:
-            return
-        if video.needle_source not in self._needles:
-            self._needles[video.needle_source] = self._encoded(letterbox(video.needle, self.haystack.size))
-        yield self._needles[video.needle_source]
-        yield from self._haystack_packets(after)
+        for run in video.runs():
+            if isinstance(run, range):
+                yield from self._haystack_packets(run)
+            else:
+                yield self._picture_packet(run)
+
+    def _picture_packet(self, shown: Inserted) -> bytes:
+        if shown.source not in self._pictures:
+            if len(self._pictures) >= _KEPT_PICTURES:  # a test that draws new ones in each cell
+                self._pictures.clear()
+            self._pictures[shown.source] = self._encoded(letterbox(shown.picture.image, self.haystack.size))
+        return self._pictures[shown.source]
 
     def _encoded(self, frame_HWC: FrameHWC) -> bytes:
         """The packet of a picture that can be spliced into the haystack's."""

@@ -6,11 +6,14 @@ import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vniah.notices import did_you_mean
 from vniah.runs.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
-from vniah.runs.settings import TaskSettings
+from vniah.runs.settings import TaskSettings, own
+
+if TYPE_CHECKING:
+    from vniah.visual.scenes import Scenes
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
 PRESENTATIONS = ("video", "images")
@@ -43,6 +46,7 @@ class Settings(TaskSettings):
         needles: Hub dataset id, folder, ``builtin`` or ``icons[:seed[:count]]``.
         decoder: ``pyav`` (exact), ``pyav-fast`` (approximate) or ``decord``.
         presentation: what models that answer freely are shown of a cell: its ``video``, or its frames as ``images``.
+        kind: which test it is, a name of ``kinds.KINDS``.
         cache: folder for composed videos and frame embeddings.
         cache_gb: bound of each kind of cached file, in gigabytes.
     """
@@ -54,8 +58,16 @@ class Settings(TaskSettings):
     needles: str = DEFAULT_NEEDLES
     decoder: str = "pyav"
     presentation: str = field(default="video", metadata={"read": _presentation})
+    kind: str = own("needles")
     cache: str = ""
     cache_gb: float = field(default=20.0, metadata={"read": _gigabytes})
+
+    def open_scenes(self) -> Scenes:
+        """What the cells show and ask."""
+        from vniah.needles import open_needles
+        from vniah.visual.scenes import Needles
+
+        return Needles(open_needles(self.needles))
 
     @functools.cached_property
     def grid(self) -> Grid:

@@ -12,13 +12,13 @@ from PIL import Image
 
 from vniah.answers import is_right
 from vniah.haystack import Haystack, open_haystack, require_frames
-from vniah.needles import NeedleSet, open_needles
 from vniah.notices import notice
 from vniah.prompts import question_text
-from vniah.runs.grid import Cell, check_columns, needle_index
+from vniah.runs.grid import Cell, check_columns
 from vniah.runs.task import Answer, NeedleTask, Row, Scoring
-from vniah.visual.compose import FPS, SplicedVideo, composed_frames, composed_video, held_at_the_end
+from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
+from vniah.visual.scenes import Scene
 from vniah.visual.settings import Settings
 
 _BATCH = 32
@@ -41,22 +41,22 @@ class VisualTask(NeedleTask):
     def __init__(self, name: str, scoring: Scoring, settings: Settings) -> None:
         super().__init__(name, scoring)
         self.settings, grid = settings, settings.grid
-        self.needles: NeedleSet = open_needles(settings.needles)
-        self.per_place = len(self.needles)
+        self.scenes = settings.open_scenes()
+        self.per_place = self.scenes.per_place
         columns = len(grid.lengths) * (len(grid.depths) + 1)
         self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
         check_columns(settings.frames, grid.lengths, "frames")
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, grid.longest)
-        self.cells = tuple(grid.cells(self.needles.ids))
+        self.cells = tuple(self.scenes.cells(grid))
         self._reading = threading.Lock()
         if scoring == "generated":
-            self._film = held_at_the_end(self.haystack, grid.longest)
-            changed = [frames for frames in grid.lengths if composed_frames(frames) != frames + 1]
+            self._film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
+            changed = [frames for frames in grid.lengths if self._composed(frames) != frames + self.scenes.most]
             if changed:
                 notice(
                     f"{name}: what is shown has an even number of frames, so that no model drops the needle: "
-                    f"num_frames {changed[0]} is shown as {composed_frames(changed[0])} frames, the needle among them "
+                    f"num_frames {changed[0]} is shown as {self._composed(changed[0])} frames, the needle among them "
                     f"(docs/departures.md)",
                     kind="an even number of frames",
                 )
@@ -65,19 +65,28 @@ class VisualTask(NeedleTask):
                 f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
             )
 
-    def _columns(self, cell: Cell) -> dict[str, Any]:
-        needle = self.needles.get(cell.needle)
-        index, shown = cell.needle_index, {}
+    def _composed(self, num_frames: int) -> int:
+        return composed_frames(num_frames, self.scenes.most)
+
+    def _scene(self, cell: Cell) -> tuple[Scene, int]:
+        """What a cell shows, and among how many haystack frames."""
         if self.scoring == "generated":
-            frames = composed_frames(cell.length)
-            index = None if cell.depth_percent is None else needle_index(frames - 1, cell.depth_percent)
-            shown = {"num_video_frames": frames, "fps": FPS}
+            return self.scenes.composed(cell)
+        return self.scenes.scene(cell, cell.length), cell.length
+
+    def _columns(self, cell: Cell) -> dict[str, Any]:
+        scene, _ = self._scene(cell)
+        places = scene.frames_of(scene.asked)
+        shown = {}
+        if self.scoring == "generated":
+            shown = {"num_video_frames": self._composed(cell.length), "fps": FPS}
         return {
-            "needle": cell.needle,
-            "needle_index": -1 if index is None else index,
-            "question": needle.question,
-            "answer": needle.answer,
-            "choice": needle.kind == "choice",
+            "needle": scene.needle,
+            "needle_index": places[0] if places else -1,
+            **self.scenes.columns(scene),
+            "question": scene.question,
+            "answer": scene.answer,
+            "choice": scene.choice,
             **shown,
         }
 
@@ -91,17 +100,9 @@ class VisualTask(NeedleTask):
 
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """What a row shows: for a free answer as a video is composed, which differs from the paper's cells."""
-        cell = self.cell(row)
-        needle = self.needles.get(cell.needle)
-        if self.scoring == "generated":
-            return composed_video(self._film, cell.length, cell.depth_percent, needle.image, needle.fingerprint)
-        return SplicedVideo(
-            haystack=self.haystack,
-            num_frames=cell.length,
-            needle=None if cell.is_control else needle.image,
-            needle_source="" if cell.is_control else needle.fingerprint,
-            needle_index=cell.needle_index,
-        )
+        scene, num_frames = self._scene(self.cell(row))
+        haystack = self._film if self.scoring == "generated" else self.haystack
+        return SplicedVideo(haystack=haystack, num_frames=num_frames, inserted=scene.inserted)
 
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
@@ -118,12 +119,13 @@ class VisualTask(NeedleTask):
 
     def _logged(self, row: Row, correct: bool, answer: Answer) -> dict[str, Any]:
         index = None if row["control"] else int(row["needle_index"])
+        more = self.scenes.logged(row, answer.text, correct)
         if "num_video_frames" not in row:
-            return {"needle_index": index}
+            return {"needle_index": index, **more}
         fps = float(row["fps"])
         seconds = None if index is None else [index / fps, (index + 1) / fps]
         frames = int(row["num_video_frames"])
-        return {"needle_index": index, "num_video_frames": frames, "fps": fps, "needle_seconds": seconds}
+        return {"needle_index": index, "num_video_frames": frames, "fps": fps, "needle_seconds": seconds, **more}
 
     def describe(self) -> dict[str, Any]:
         settings, haystack, shown = self.settings, self.haystack, {}
@@ -131,8 +133,8 @@ class VisualTask(NeedleTask):
             shown = {
                 "presentation": settings.presentation,
                 "video_fps": FPS,
-                "video_frames": {str(frames): composed_frames(frames) for frames in settings.grid.lengths},
-                "held_frames": max(0, composed_frames(settings.grid.longest) - len(haystack)),
+                "video_frames": {str(frames): self._composed(frames) for frames in settings.grid.lengths},
+                "held_frames": max(0, self._composed(settings.grid.longest) - len(haystack)),
             }
         return {
             **{key: value for key, value in asdict(settings).items() if key not in _NOT_MEASURED},
@@ -140,8 +142,7 @@ class VisualTask(NeedleTask):
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,
             "haystack_frames": "endless" if haystack.endless else len(haystack),
-            "needles_name": self.needles.name,
-            "needles_fingerprint": self.needles.fingerprint,
+            **self.scenes.describe(),
         }
 
 
