@@ -12,6 +12,7 @@ from vniah.plots.run_notes import control_name, control_note, measured_line, sho
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
 from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
+from vniah.runs.uncertainty import uncertainty
 from vniah.text.puzzles import DISTRACTOR
 
 EFFECTIVE_AT = 0.9
@@ -24,6 +25,7 @@ class GridData:
         scores, counts: mean over needles, 0 to 1, and how many were scored, as tables of ``depths`` (percent) by
             ``frames``; NaN where nothing was.
         column_means, controls: means by frames, over depths and needles and without a needle.
+        uncertainty: 95 % intervals of the figures; ``None`` where only means are known.
         effective: the longest frames up to which every column is whole and its mean at least ``threshold``; 0 if none.
             Of what was not scored nobody knows that it would have been found.
         missing: how many scores the grid lacks, of ``whole``, controls left out.
@@ -47,6 +49,7 @@ class GridData:
         missing = run.missing()
         short = min((length for length, _ in missing), default=math.inf)
         self.effective = effective_frames(run.cells[run.cells["num_frames"] < short], threshold)
+        self.uncertainty = uncertainty(run.cells, threshold)
         self.missing = sum(missing.values())
         self.whole = self.missing + len(run.placed)
         self.in_part = {(length, depth) for length, depth in missing if self.counts.at[depth, length] > 0}
@@ -64,6 +67,18 @@ class GridData:
         """The summary without the name."""
         reach = f"effective {long_label(self.effective, self.unit)}" if self.effective else "effective at no length"
         return f"mean {self.mean:.3f}, {reach} (columns >= {self.threshold:g})"
+
+    @property
+    def interval(self) -> str:
+        """How far the summary's figures may be off by chance; "" where only means are known."""
+        if self.uncertainty is None:
+            return ""
+        (low, high), (least, most) = self.uncertainty.mean, self.uncertainty.effective
+        reach = long_label(most, self.unit) if least == most else f"{least:,} to {long_label(most, self.unit)}"
+        return (
+            f"95 % intervals over {self.uncertainty.clusters:,} {self.uncertainty.of}: mean {low:.3f} to {high:.3f}, "
+            f"effective {reach}"
+        )
 
     @property
     def caption(self) -> str:
@@ -87,7 +102,7 @@ class GridData:
     @property
     def notes(self) -> tuple[str, ...]:
         """All small print, a sentence each: the caption, what was measured, and what the run warned of."""
-        told = (self.caption, measured_line(self.run), shown_line(self.run), *warnings_of(self.run))
+        told = (self.interval, self.caption, measured_line(self.run), shown_line(self.run), *warnings_of(self.run))
         return tuple(one[:1].upper() + one[1:] + ("" if one.endswith((".", "!", "?")) else ".") for one in told if one)
 
     def line_position(self) -> float | None:
@@ -141,7 +156,7 @@ def to_text(data: GridData) -> str:
 
     lines = [data.summary, line(data.unit, heads)]
     lines += [line(label, ("-" if math.isnan(one) else f"{one:.2f}" for one in row)) for label, row in rows.items()]
-    lines += [one for one in (data.caption, measured_line(data.run), shown_line(data.run)) if one]
+    lines += [one for one in (data.interval, data.caption, measured_line(data.run), shown_line(data.run)) if one]
     return "\n".join([*lines, *(f"warning: {one}" for one in warnings_of(data.run))])
 
 

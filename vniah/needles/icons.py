@@ -132,7 +132,7 @@ def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size:
 
     ``rng`` is moved on by the same number of draws whatever the size.
     """
-    picture_HWC = _texture(rng, size)
+    picture_HWC = texture(rng, size)
     draws = rng.random(8)
     # Object and digit stand side by side or one above the other, never on each other.
     abreast = draws[2] < 0.5
@@ -149,9 +149,9 @@ def draw_icon(rng: np.random.Generator, obj: str, colour: str, digit: str, size:
     if not abreast:
         object_xy, digit_xy = object_xy[::-1], digit_xy[::-1]
     shade = np.clip(np.array(SHADES[colour], np.float32) * (0.92 + 0.08 * rng.random()), 0, 255)
-    _paint(picture_HWC, object_mask(obj), object_xy, (side, side), shade)
+    paint(picture_HWC, object_mask(obj), object_xy, (side, side), shade)
     light = np.full(3, 235, np.float32)
-    _paint(picture_HWC, digit_mask(digit), digit_xy, (digit_width, digit_height), light)
+    paint(picture_HWC, digit_mask(digit), digit_xy, (digit_width, digit_height), light)
     return Image.fromarray(picture_HWC.astype(np.uint8))
 
 
@@ -190,7 +190,7 @@ def digit_mask(digit: str) -> Image.Image:
     return Image.fromarray(np.kron(np.array(cells_HW), np.full((20, 20), 255)).astype(np.uint8))
 
 
-def _texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+def texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     """A dim, plain ground: two dark shades blended along one direction, with soft waves. (H, W, 3), 0 to 90."""
     shades = rng.random((2, 3), np.float32) * 60 + 10
     angle, waves, phase = rng.random(3) * (6.283, 6, 6.283)
@@ -202,7 +202,7 @@ def _texture(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     return ground_HWC
 
 
-def _paint(
+def paint(
     picture_HWC: NDArray[np.float32],
     mask: Image.Image,
     corner: tuple[float, float],

@@ -29,6 +29,7 @@ _UNTOLD: dict[str, Any] = {
     "answer_logprobs": (),
     "mistake": None,
     "aggregate": False,
+    "sample": None,
 }
 _TYPES = {"num_frames": "int64", "depth_percent": "Int64", "needle_index": "Int64", "correct": bool, "aggregate": bool}
 

@@ -10,7 +10,7 @@ import ast
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,8 +112,13 @@ def control_mean(cells: pandas.DataFrame) -> float | None:
 
 def effective_frames(cells: pandas.DataFrame, threshold: float = 0.9) -> int:
     """The longest num_frames up to which every column's mean is at least ``threshold``; 0 if none is."""
+    return effective_of(column_means(cells), threshold)
+
+
+def effective_of(columns: Mapping[int, float], threshold: float) -> int:
+    """``effective_frames`` of the columns' means, by rising length."""
     best = 0
-    for frames, mean in column_means(cells).items():
+    for frames, mean in columns.items():
         # The means are sums of at most a few thousand 0/1 scores; 1e-9 forgives their rounding only.
         if mean < threshold - 1e-9:
             break

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vniah.haystack import Haystack
 from vniah.needles import open_needles
 from vniah.notices import did_you_mean
+from vniah.ruler.kinds import KINDS as RULER
+from vniah.ruler.kinds import RulerSettings
 from vniah.visual.scenes import LOOKALIKE_FRAMES, LookAlikes, Scenes
 from vniah.visual.settings import Settings
 
@@ -24,11 +27,15 @@ class LookAlikeSettings(Settings):
     distractors: int = 1
     distance: int = LOOKALIKE_FRAMES
 
-    def open_scenes(self) -> Scenes:
+    def open_scenes(self, film: Haystack) -> Scenes:
         return LookAlikes(open_needles(self.needles), distance=self.distance, count=self.distractors)
 
 
-KINDS: dict[str, type[Settings]] = {"needles": Settings, "lookalikes": LookAlikeSettings}
+KINDS: dict[str, type[Settings]] = {
+    "needles": Settings,
+    "lookalikes": LookAlikeSettings,
+    **dict.fromkeys(RULER, RulerSettings),
+}
 
 
 def read_settings(metadata: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Settings:
@@ -37,4 +44,6 @@ def read_settings(metadata: Mapping[str, Any], given: Mapping[str, Any] | None =
     if kind not in KINDS:
         near = did_you_mean(kind, KINDS)
         raise ValueError(f"no kind of needle test {kind!r}; expected one of {', '.join(KINDS)}{near}")
+    if kind in RULER and (given or {}).get("needles"):
+        raise ValueError(f"{kind} draws what it shows and takes no needles; leave them out")
     return KINDS[kind].read(metadata, given=given)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vniah.answers import is_right
+from vniah.haystack import Haystack
 from vniah.needles.needle import LookAlike, Needle, NeedleSet
 from vniah.runs.grid import Cell, Grid, needle_index
 from vniah.visual.compose import Inserted, composed_frames
@@ -64,12 +65,16 @@ class Scenes(ABC):
     """A kind of needle test on film.
 
     Attributes:
+        film: the haystack that is shown.
         most: frames that a cell's pictures add at most.
         per_place: scores at one length and depth.
+        samples: cells are drawn, and told apart by number.
     """
 
+    film: Haystack
     most: int
     per_place: int
+    samples: bool = False
 
     @abstractmethod
     def cells(self, grid: Grid) -> Iterator[Cell]:
@@ -78,6 +83,14 @@ class Scenes(ABC):
     @abstractmethod
     def scene(self, cell: Cell, num_frames: int) -> Scene:
         """What ``cell`` shows among the first ``num_frames`` frames of its haystack, the same in every process."""
+
+    def is_right(self, row: Mapping[str, Any], text: str) -> bool:
+        """Whether a free answer is right."""
+        return is_right(text, row["answer"], row["question"])
+
+    def figures(self, row: Mapping[str, Any], text: str, correct: bool) -> dict[str, Any]:
+        """Values of this kind's own metrics (``METRICS``) for a cell with needles."""
+        return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -114,6 +127,26 @@ class Scenes(ABC):
         # What is inserted hangs on how much is shown; the rest is filled with haystack behind it.
         scene = self.scene(cell, whole - self.most)
         return scene, whole - scene.adds
+
+
+def circular(items: list[list[Any]]) -> float:
+    """The share of draws that are answered right under every rotation of their options."""
+    draws: dict[tuple[Any, ...], bool] = {}
+    for *draw, correct in items:
+        draws[tuple(draw)] = draws.get(tuple(draw), True) and correct
+    return sum(draws.values()) / len(draws)
+
+
+def mean(items: list[float]) -> float:
+    return sum(items) / len(items)
+
+
+# What single kinds measure beside accuracy: how it is put together, and whether higher is better.
+METRICS: dict[str, tuple[Callable[[list[Any]], float], bool]] = {
+    "vniah_circular": (circular, True),
+    "vniah_soft": (mean, True),
+    "vniah_seconds_off": (mean, False),
+}
 
 
 class Needles(Scenes):

@@ -13,6 +13,7 @@ from vniah.runs.grid import PAPER_DEPTHS, PAPER_FRAMES, Grid
 from vniah.runs.settings import TaskSettings, own
 
 if TYPE_CHECKING:
+    from vniah.haystack import Haystack
     from vniah.visual.scenes import Scenes
 
 DEFAULT_NEEDLES = "lmms-lab/v_niah_needles"
@@ -62,7 +63,7 @@ class Settings(TaskSettings):
     cache: str = ""
     cache_gb: float = field(default=20.0, metadata={"read": _gigabytes})
 
-    def open_scenes(self) -> Scenes:
+    def open_scenes(self, film: Haystack) -> Scenes:
         """What the cells show and ask."""
         from vniah.needles import open_needles
         from vniah.visual.scenes import Needles

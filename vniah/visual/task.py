@@ -10,15 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from vniah.answers import is_right
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.notices import notice
 from vniah.prompts import question_text
 from vniah.runs.grid import Cell, check_columns
-from vniah.runs.task import Answer, NeedleTask, Row, Scoring
+from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
-from vniah.visual.scenes import Scene
+from vniah.visual.scenes import METRICS, Scene
 from vniah.visual.settings import Settings
 
 _BATCH = 32
@@ -41,17 +40,17 @@ class VisualTask(NeedleTask):
     def __init__(self, name: str, scoring: Scoring, settings: Settings) -> None:
         super().__init__(name, scoring)
         self.settings, grid = settings, settings.grid
-        self.scenes = settings.open_scenes()
+        self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
+        self.scenes = settings.open_scenes(self.haystack)
         self.per_place = self.scenes.per_place
         columns = len(grid.lengths) * (len(grid.depths) + 1)
         self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
         check_columns(settings.frames, grid.lengths, "frames")
-        self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         require_frames(self.haystack, grid.longest)
         self.cells = tuple(self.scenes.cells(grid))
         self._reading = threading.Lock()
         if scoring == "generated":
-            self._film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
+            self._film = self.scenes.film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
             changed = [frames for frames in grid.lengths if self._composed(frames) != frames + self.scenes.most]
             if changed:
                 notice(
@@ -77,9 +76,9 @@ class VisualTask(NeedleTask):
     def _columns(self, cell: Cell) -> dict[str, Any]:
         scene, _ = self._scene(cell)
         places = scene.frames_of(scene.asked)
-        shown = {}
+        shown: dict[str, Any] = {"sample": cell.sample} if self.scenes.samples else {}
         if self.scoring == "generated":
-            shown = {"num_video_frames": self._composed(cell.length), "fps": FPS}
+            shown |= {"num_video_frames": self._composed(cell.length), "fps": FPS}
         return {
             "needle": scene.needle,
             "needle_index": places[0] if places else -1,
@@ -115,10 +114,10 @@ class VisualTask(NeedleTask):
         return Composer(self._film, self.settings.cache_dir / "composed", max_bytes=self.settings.cache_bytes)
 
     def is_right(self, row: Row, text: str) -> bool:
-        return is_right(text, row["answer"], row["question"])
+        return self.scenes.is_right(row, text)
 
     def _logged(self, row: Row, correct: bool, answer: Answer) -> dict[str, Any]:
-        index = None if row["control"] else int(row["needle_index"])
+        index = int(row["needle_index"]) if row["needle_index"] >= 0 else None
         more = self.scenes.logged(row, answer.text, correct)
         if "num_video_frames" not in row:
             return {"needle_index": index, **more}
@@ -127,8 +126,17 @@ class VisualTask(NeedleTask):
         frames = int(row["num_video_frames"])
         return {"needle_index": index, "num_video_frames": frames, "fps": fps, "needle_seconds": seconds, **more}
 
+    @property
+    def more_metrics(self) -> Metrics:  # type: ignore[override]
+        found = self.scenes.figures({**self.rows[0], "control": False}, "", False)
+        return {name: METRICS[name] for name in found}
+
+    def _more(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+        return self.scenes.figures(row, answer.text, bool(logged["correct"]))
+
     def describe(self) -> dict[str, Any]:
         settings, haystack, shown = self.settings, self.haystack, {}
+        left_out = {*_NOT_MEASURED, *(["needles"] if self.scenes.samples else [])}
         if self.scoring == "generated":  # teacher forcing shows the paper's cells
             shown = {
                 "presentation": settings.presentation,
@@ -137,7 +145,7 @@ class VisualTask(NeedleTask):
                 "held_frames": max(0, self._composed(settings.grid.longest) - len(haystack)),
             }
         return {
-            **{key: value for key, value in asdict(settings).items() if key not in _NOT_MEASURED},
+            **{key: value for key, value in asdict(settings).items() if key not in left_out},
             **shown,
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,

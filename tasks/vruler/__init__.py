@@ -1,0 +1,1 @@
+"""V-RULER's tasks: see ``vniah/ruler``."""
