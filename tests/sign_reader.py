@@ -100,14 +100,18 @@ def reader(frames: Sequence[Image.Image], question: str) -> str:
 
     if "moves" in question:
         seen = read_frames(frames, moving=True)
+        if len(seen) < 2:
+            return "nothing"
         steps = [
             [(b - a + 0.5) % 1 - 0.5 for a, b in zip(first.centre, second.centre, strict=True)]
             for first, second in itertools.pairwise(seen)
         ]
         x, y = np.mean(steps, axis=0)
-        way = ("left", "right")[x > 0] if abs(x) > abs(y) else ("up", "down")[y > 0]
+        way = ("left", "right")[int(x > 0)] if abs(x) > abs(y) else ("up", "down")[int(y > 0)]
         return letter(way)
     seen = read_frames(frames)
+    if not seen:
+        return "0" if question.startswith("On how many") else "nothing"
     if found := re.match(r"Find the frame of a (\w+) (\w+) with (\w+) around", question):
         colour, obj, ground = found.groups()
         return next(one.digit for one in seen if (one.colour, one.obj, one.ground) == (colour, obj, ground))

@@ -47,7 +47,7 @@ def test_who_sees_everything_is_always_right(
 ) -> None:
     for name, value in {"SAMPLES": "2", **setting}.items():
         monkeypatch.setenv(f"VNIAH_{name}", value)
-    (run,) = vniah.evaluate(reader, f"{task}_generate", frames="16,31", depths="0,40,100")
+    run = vniah.evaluate(reader, f"{task}_generate", frames="16,31", depths="0,40,100")
     wrong = run.placed[~run.placed["correct"]]
     assert not len(wrong), wrong.iloc[0].to_dict()
 
@@ -95,7 +95,7 @@ def test_who_takes_the_first_or_the_last_is_caught(grey: Path, monkeypatch: pyte
 
     for task in ("vruler_order_generate", "vruler_keys_generate"):
         for which in (0, -1):
-            (run,) = vniah.evaluate(by_one(which), task, frames="32", depths="0,50,100")
+            run = vniah.evaluate(by_one(which), task, frames="32", depths="0,50,100")
             assert run.placed["correct"].mean() <= 0.35, (task, which)
 
 
