@@ -12,6 +12,7 @@ import pytest
 import torch
 from lmms_requests import film, picture
 from tiny_checkpoints import write_llava_next_video, write_longva, write_text_model
+from video_files import inserted
 
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
@@ -56,7 +57,7 @@ def answers(backend: Backend, kind: type[TreeEngine] = TreeEngine) -> list[Any]:
     visuals: list[list[Any]] = [[]]
     if backend.layout is not None:
         hay = SyntheticHaystack(0, num_frames=6, width=48, height=32)
-        cells = [SplicedVideo(haystack=hay, num_frames=6, needle=picture(40, 40, 1), needle_index=at) for at in (1, 4)]
+        cells = [SplicedVideo(haystack=hay, num_frames=6, inserted=inserted(picture(40, 40, 1), at)) for at in (1, 4)]
         visuals += [[cells[0]], [cells[1]], [picture(50, 30, 2)]]
     prompts = [backend.question("What is it?", shown, leaf, max_frames=8) for shown in visuals for leaf in leaves]
     # Nothing of another model's frames is taken from a disk.
