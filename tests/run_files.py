@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vniah.needles import open_needles
 from vniah.runs.run import Run, cells_table
 from vniah.runs.task import Answer, NeedleTask
+from vniah.visual.scenes import Needles
 from vniah.visual.task import VisualTask
 
 FRAMES, DEPTHS, NEEDLES = (4, 8, 16), (0, 50, 100), ("cat", "dog")
@@ -18,6 +20,7 @@ DATE = "20250102_030405"
 TASK = VisualTask.__new__(VisualTask)
 NeedleTask.__init__(TASK, "vniah", "teacher-forced")
 vars(TASK)["provenance_key"] = "0"
+TASK.scenes = Needles(open_needles("icons:0:1"))
 # (num_frames, depth_percent or None, needle) -> was it found
 Found = Callable[[int, "int | None", str], bool]
 

@@ -85,7 +85,7 @@ def test_a_grid_says_what_it_was_measured_on_wherever_it_is_shown() -> None:
     assert measured_line(run) == line
     warning = "The built-in needles stand in for the paper's"
     data = GridData(run)
-    assert data.notes[1:] == (f"{line}.", f"{warning}.")
+    assert data.notes[2:] == (f"{line}.", f"{warning}.")
     printed = to_text(data).splitlines()
     assert printed[-2:] == [line, "warning: the built-in needles stand in for the paper's"]
     drawn = figure_text(panels_figure([data, data])).replace("\n", " ")
