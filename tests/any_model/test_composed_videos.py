@@ -20,8 +20,10 @@ from vniah.contract.requests import Target
 from vniah.haystack import open_haystack
 from vniah.haystack.video import PromptVideo
 from vniah.needles import open_needles
-from vniah.visual.compose import composed_video
+from vniah.runs.grid import Cell
+from vniah.visual.compose import SplicedVideo
 from vniah.visual.composed_videos import Composer
+from vniah.visual.scenes import Needles
 
 torch.set_num_threads(1)
 LENGTHS, DEPTHS = (5, 7), (0, 40, 100, None)
@@ -33,8 +35,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     film = open_haystack("synthetic:0:8:84x56")
     composer = Composer(film, tmp_path_factory.mktemp("composed"), codec="libx264")
     needles = open_needles("icons:0:1")
-    image = needles.get(needles.ids[0]).image
-    return [composer.cached(composed_video(film, n, depth, image, "icon")) for n in LENGTHS for depth in DEPTHS]
+    scenes = [Needles(needles).composed(Cell(n, depth, needles.ids[0])) for n in LENGTHS for depth in DEPTHS]
+    videos = [SplicedVideo(haystack=film, num_frames=shown, inserted=scene.inserted) for scene, shown in scenes]
+    return [composer.cached(video) for video in videos]
 
 
 def loaded(name: str, folder_of: Callable[[str], Path]) -> Any:

@@ -22,6 +22,7 @@ import torch
 from lmms_requests import picture
 from ring_processes import Checks, assert_passed
 from tiny_checkpoints import write_longva, write_text_model
+from video_files import inserted
 
 from longva_model.arguments import ModelArgs
 from longva_model.attention import register
@@ -86,7 +87,7 @@ def asked(backend: Any, leaves: Sequence[Leaf] = LEAVES, frames: int = 6) -> lis
     if backend.layout is not None or hasattr(backend, "processor"):
         hay = SyntheticHaystack(0, num_frames=frames, width=48, height=32)
         visuals += [
-            [SplicedVideo(haystack=hay, num_frames=frames, needle=picture(40, 40, 1), needle_index=at)]
+            [SplicedVideo(haystack=hay, num_frames=frames, inserted=inserted(picture(40, 40, 1), at))]
             for at in (1, frames - 2)
         ]
     return [backend.question("What is it?", shown, leaf, max_frames=99) for shown in visuals for leaf in leaves]
@@ -238,7 +239,7 @@ def run_share(rank: int, world: int, args: ModelArgs) -> Runner:
 
         def build(job: Job) -> Prompt:
             frames = 24 + job.doc_id
-            shown = SplicedVideo(haystack=hay, num_frames=frames, needle=picture(40, 40, 1), needle_index=job.doc_id)
+            shown = SplicedVideo(haystack=hay, num_frames=frames, inserted=inserted(picture(40, 40, 1), job.doc_id))
             return backend.question("What?", [shown], job.leaf, max_frames=99)  # type: ignore[no-any-return]
 
         return build

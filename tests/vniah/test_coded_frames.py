@@ -12,7 +12,7 @@ from video_files import numbered_frame
 from vniah.haystack import coded_frames, open_haystack
 from vniah.haystack.opening import open_video
 from vniah.needles import open_needles
-from vniah.visual.compose import SplicedVideo
+from vniah.visual.compose import Inserted, SplicedVideo
 from vniah.visual.composed_videos import Composer
 
 ALL = 10**9
@@ -24,8 +24,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     composer = Composer(open_haystack("synthetic:0:8:64x48"), tmp_path_factory.mktemp("composed"), codec="libx264")
     needles = open_needles("icons:0:1")
     needle = needles.get(needles.ids[0])
-    shown = [{"needle": needle.image, "needle_index": index} for index in (0, 3, 6)]
-    videos = [SplicedVideo(haystack=composer.haystack, num_frames=6, **one) for one in shown]  # type: ignore[arg-type]
+    shown = [(Inserted(needle.picture, index),) for index in (0, 3, 6)]
+    videos = [SplicedVideo(haystack=composer.haystack, num_frames=6, inserted=one) for one in shown]
     return [composer.cached(video) for video in (*videos, SplicedVideo(haystack=composer.haystack, num_frames=8))]
 
 
