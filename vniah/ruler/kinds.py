@@ -107,6 +107,8 @@ class Drawn(Scenes):
     samples = True
     options: int = 0
     needles: ClassVar[tuple[int, int]] = (1, 100)
+    # Metrics beside the circular one.
+    also: tuple[str, ...] = ()
 
     def __init__(self, settings: RulerSettings, film: Haystack) -> None:
         self.settings, self.film, self.kind = settings, film, settings.kind
@@ -119,6 +121,7 @@ class Drawn(Scenes):
         self.options = 0 if settings.free else type(self).options
         self.turns = self.options if self.options and settings.circular else 1
         self.per_place = settings.samples * self.turns
+        self.measures = (*(["vniah_circular"] if self.turns > 1 else []), *self.also)
         self.blended = bool(self.salience.size)
         # Blended pictures take frames' places.
         self.most = 0 if self.blended else self.pictures
@@ -272,6 +275,7 @@ class Count(Drawn):
     """On how many frames a thing is seen, none to ``num_needles`` of them; other things stand between."""
 
     needles = (1, 8)
+    also = ("vniah_soft",)
 
     @property
     def pictures(self) -> int:
@@ -393,6 +397,10 @@ class When(Drawn):
     """At which second a thing is seen: one of four times."""
 
     options = 4
+
+    @property
+    def also(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("vniah_seconds_off",) if self.settings.free else ()
 
     @property
     def pictures(self) -> int:

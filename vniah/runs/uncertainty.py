@@ -59,7 +59,7 @@ def uncertainty(cells: pandas.DataFrame, threshold: float, *, seed: int = 0) -> 
 
     from vniah.runs.scoring import effective_of
 
-    placed = cells[~cells["control"]]
+    (placed,) = _numbered(cells)
     if not len(placed) or placed["aggregate"].any():
         return None
     of, clusters, shares = _resampled(placed, np.random.default_rng(seed))
@@ -77,6 +77,15 @@ def uncertainty(cells: pandas.DataFrame, threshold: float, *, seed: int = 0) -> 
     reached = [effective_of({length: means[length][draw] for length in means}, threshold) for draw in shares.index]
     low, high = np.quantile(reached, [0.025, 0.975], method="inverted_cdf")
     return Uncertainty(mean=mean, columns=columns, effective=(int(low), int(high)), clusters=clusters, of=of)
+
+
+def _numbered(*runs: pandas.DataFrame) -> list[pandas.DataFrame]:
+    """The cells with a needle, needles as numbers: a stranger's name may hold what pandas cannot sort or hash."""
+    numbers: dict[str, int] = {}
+    placed = [cells[~cells["control"]] for cells in runs]
+    return [
+        cells.assign(needle=[numbers.setdefault(name, len(numbers)) for name in cells["needle"]]) for cells in placed
+    ]
 
 
 def _resampled(placed: pandas.DataFrame, rng: Any) -> tuple[str, int, pandas.DataFrame]:
@@ -118,7 +127,7 @@ def paired_difference(
     import numpy as np
 
     key = ["num_frames", "depth_percent", "needle", "sample"]
-    sides = [cells[~cells["control"]] for cells in (one, other)]
+    sides = _numbered(one, other)
     if any(len(side) == 0 or side["aggregate"].any() for side in sides):
         return None
     joined = sides[0].merge(sides[1], on=key, suffixes=("", "_other"))

@@ -69,12 +69,14 @@ class Scenes(ABC):
         most: frames that a cell's pictures add at most.
         per_place: scores at one length and depth.
         samples: cells are drawn, and told apart by number.
+        measures: the names of its own metrics, of ``METRICS``.
     """
 
     film: Haystack
     most: int
     per_place: int
     samples: bool = False
+    measures: tuple[str, ...] = ()
 
     @abstractmethod
     def cells(self, grid: Grid) -> Iterator[Cell]:
@@ -89,7 +91,7 @@ class Scenes(ABC):
         return is_right(text, row["answer"], row["question"])
 
     def figures(self, row: Mapping[str, Any], text: str, correct: bool) -> dict[str, Any]:
-        """Values of this kind's own metrics (``METRICS``) for a cell with needles."""
+        """Values of ``measures`` for a cell with needles."""
         return {}
 
     @abstractmethod

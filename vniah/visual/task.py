@@ -128,8 +128,7 @@ class VisualTask(NeedleTask):
 
     @property
     def more_metrics(self) -> Metrics:  # type: ignore[override]
-        found = self.scenes.figures({**self.rows[0], "control": False}, "", False)
-        return {name: METRICS[name] for name in found}
+        return {name: METRICS[name] for name in self.scenes.measures}
 
     def _more(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
         return self.scenes.figures(row, answer.text, bool(logged["correct"]))
