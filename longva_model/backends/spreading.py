@@ -7,23 +7,28 @@ prompt on) asks here.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from longva_model.arguments import ModelArgs
 from longva_model.run import processes
+from vniah.files import lock
 from vniah.notices import notice
 from vniah.visual.settings import Settings
 
 # Where weights wait that no device holds.
 _ASIDE = {"cpu": "the host", "disk": "the disk"}
+# Locks of this process's folders of weights on the disk.
+_held: dict[str, BinaryIO | None] = {}
 
 
 def place_of(module: nn.Module) -> torch.device:
@@ -66,10 +71,29 @@ def spreading(args: ModelArgs, device: torch.device) -> dict[str, Any]:
 
 
 def _offload_folder() -> str:
-    """For weights that are not on the disk as they are asked for (of another type); empty otherwise."""
+    """For weights that are not on the disk as they are asked for (of another type); empty otherwise.
+
+    Its process holds a lock beside it; folders of processes that were killed are removed.
+    """
     parent = Settings.read().cache_dir
     parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.mkdtemp(prefix="offload-", dir=parent)
+    with contextlib.suppress(OSError), lock(parent / "offload.lock", wait=True) or contextlib.nullcontext():
+        for left in parent.glob("offload-*.lock"):
+            if (unheld := lock(left)) is not None:
+                with unheld:
+                    shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+                    left.unlink()
+        folder = tempfile.mkdtemp(prefix="offload-", dir=parent)
+        _held[folder] = lock(Path(f"{folder}.lock"))
+        return folder
+    return tempfile.mkdtemp(prefix="offload-", dir=parent)  # not every file system locks
+
+
+def _remove(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if (held := _held.pop(folder, None)) is not None:
+        with held:
+            Path(held.name).unlink(missing_ok=True)
 
 
 def settle_spread(model: Any, told: Mapping[str, Any], name: str) -> None:
@@ -83,7 +107,7 @@ def settle_spread(model: Any, told: Mapping[str, Any], name: str) -> None:
         ValueError: devices that hold next to nothing.
     """
     if folder := told.get("offload_folder"):
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(model, _remove, folder)
     spread: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
     devices = {str(place) for place in spread.values()} - _ASIDE.keys()
     # Vectors that no module's forward reads; they are placed first, so that any device has room for them.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from video_files import inserted
 from longva_model.arguments import ModelArgs
 from longva_model.backends.backend import Backend
 from longva_model.backends.loading import load_backend
-from longva_model.backends.spreading import check_room, place_of, spreading
+from longva_model.backends.spreading import _offload_folder, _remove, check_room, place_of, spreading
 from longva_model.engine.engine import EngineOptions, PlainEngine, TreeEngine
 from longva_model.frames.embeddings import FrameEmbeddings
 from longva_model.run import processes
@@ -111,6 +113,21 @@ def test_of_another_type_weights_are_put_on_the_disk_for_as_long_as_the_model_is
     del backend
     gc.collect()
     assert not list(cache.glob("offload-*"))
+
+
+def test_weights_that_a_killed_process_left_on_the_disk_are_removed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    killed = [sys.executable, "-c", "import os, sys; from longva_model.backends.spreading import _offload_folder; "
+              "print(_offload_folder(), flush=True); os._exit(9)"]  # fmt: skip
+    left = Path(subprocess.run(killed, stdout=subprocess.PIPE, text=True).stdout.strip())
+    assert left.is_dir()
+    mine = Path(_offload_folder())
+    assert not left.exists() and sorted(tmp_path.glob("offload-*")) == [mine, Path(f"{mine}.lock")]
+    # That of a process that runs stays.
+    another = Path(subprocess.run(killed, stdout=subprocess.PIPE, text=True).stdout.strip())
+    assert mine.is_dir() and another.is_dir()
+    _remove(str(mine))
+    assert not mine.exists() and not Path(f"{mine}.lock").exists()
 
 
 def test_arguments_say_what_a_device_may_hold() -> None:
