@@ -304,6 +304,7 @@ class TreeEngine:
         """The error for NaN or infinite logits behind a prompt and ``ids``; uses the state up. Collective."""
 
         def rerun() -> None:
+            self.state = None  # there need not be room for two
             self.state = self.new_state(prompt.tokens + len(ids))
             self._extend(prompt, 0, ids=ids)
 
@@ -415,5 +416,6 @@ class PlainEngine(TreeEngine):
                 return self._scored(leaf, own_LV, lowered)
             (chunk,) = self.chunks(lowered, ids=forced, size=lowered.tokens + len(forced))
             return self._target(leaf, self.backend.forward(chunk, None, len(forced) + 1), lowered)
+        self.state = None  # there need not be room for two
         self.state = self.new_state(lowered.tokens + leaf.max_new_tokens)
         return self._generate(leaf, self._extend(lowered, 0), lowered)

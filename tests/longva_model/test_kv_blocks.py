@@ -263,6 +263,22 @@ def test_what_does_not_fit_the_hosts_memory_is_refused_before_it_is_computed(mon
     assert not computed and backend.new_state(20).length == 0
 
 
+def test_what_is_no_number_is_looked_for_where_the_memory_is_for_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backend_with("host", 16)
+    engine, begun, own = engine_of(backend), [], backend.new_state
+
+    def new_state(room: int) -> CroppableCache:
+        begun.append(engine.state)
+        return own(room)
+
+    monkeypatch.setattr(backend, "new_state", new_state)
+    # Not of a weight or an embedding, so that the prompt is run again.
+    backend.decoder.norm.register_forward_hook(lambda module, given, out: out * float("nan"))
+    with pytest.raises(ValueError, match=r"they arise in model\.norm"):
+        engine.run(tiny.prompts(cells(), MEDIA))
+    assert begun == [None, None]
+
+
 def test_a_grid_is_refused_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     from longva_model.run.needle_model import NeedleModel
 
