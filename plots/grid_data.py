@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from vniah.plots.run_notes import control_name, control_note, measured_line, shown_line, warnings_of
+from vniah.plots.run_notes import capitalised, control_name, control_note, measured_line, shown_line, warnings_of
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
 from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
@@ -103,7 +103,7 @@ class GridData:
     def notes(self) -> tuple[str, ...]:
         """All small print, a sentence each: the caption, what was measured, and what the run warned of."""
         told = (self.interval, self.caption, measured_line(self.run), shown_line(self.run), *warnings_of(self.run))
-        return tuple(one[:1].upper() + one[1:] + ("" if one.endswith((".", "!", "?")) else ".") for one in told if one)
+        return tuple(capitalised(one) + ("" if one.endswith((".", "!", "?")) else ".") for one in told if one)
 
     def line_position(self) -> float | None:
         """Where the training length falls among the columns; see ``place_among``."""

@@ -142,8 +142,7 @@ def shown_line(run: Run) -> str:
         parts.append(
             f"frames shrink with their number: {_unit(shown[0])} to {first} frames, ... {_unit(shown[-1])} at {last}"
         )
-    line = shortened("; ".join(parts), _LONGEST_WARNING)
-    return line[:1].upper() + line[1:]
+    return capitalised(shortened("; ".join(parts), _LONGEST_WARNING))
 
 
 def _unit(shown: Mapping[str, Any]) -> str:
@@ -194,8 +193,13 @@ def measured_line(run: Run) -> str:
     parts += [] if positions == _OWN_POSITIONS else [f"positions: {positions.proven}"]
     kept = known.get("kv", _NOT_ROUNDED)
     parts += [] if kept == _NOT_ROUNDED else [f"keys and values in 8 bits (kv={kept.name})"]
-    line = ", ".join(parts)
-    return line[:1].upper() + line[1:]
+    return capitalised(", ".join(parts))
+
+
+def capitalised(line: str) -> str:
+    """With a capital as a sentence has; a setting stays as it is written (``kv=fp8``, ``frame_tokens``)."""
+    first = line.partition(" ")[0]
+    return line if "=" in first or "_" in first else line[:1].upper() + line[1:]
 
 
 def measured_lines(runs: Sequence[Run]) -> list[str]:

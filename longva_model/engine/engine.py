@@ -211,7 +211,7 @@ class TreeEngine:
         lone = batch.leaves[step.ends[0]] if step.lone else None
         ahead = self.backend.token_ids(lone.text)[:-1] if isinstance(lone, Target) else []
         needed = None if step.leaves else step.past + step.new
-        with part("prefill, own" if step.lone else "prefill, shared"):
+        with part("prefill, shared" if step.shared else "prefill, own"):
             hidden_LD = self._extend(step.prompt, step.start, step.stop, ahead, keep=len(ahead) + 1, needed=needed)
         end = None if step.lone else self.state.mark()
         scored: dict[Target | Generate, LeafResult] = {}

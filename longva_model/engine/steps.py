@@ -28,6 +28,7 @@ class Step:
         past, new: tokens before the step, and those of it that are needed: behind them everything is known.
         ends: prompts that end here; ``leaves`` those of them that are not known.
         lone: whether one prompt ends here, known or not, and none goes on.
+        shared: whether the step has atoms of several prompts, as the film that a trunk runs on the way to one.
     """
 
     depth: int
@@ -40,6 +41,7 @@ class Step:
     ends: tuple[int, ...]
     leaves: tuple[int, ...]
     lone: bool
+    shared: bool
 
     def flops(self, shape: ModelShape, count: TokenCount, leaves: Sequence[Leaf]) -> int:
         """``leaves``: of all prompts."""
@@ -69,6 +71,7 @@ def steps(tree: PrefixTree, known: Collection[int] = (), *, trunks: bool = False
         prompt = tree.prompts[end.prompt]
         needed = max((one for one in chain if id(one) in alive), key=lambda one: one.stop)
         past = prompt.begin(node.start)
+        lone = len(end.leaves) == 1 and not end.children
         yield Step(
             depth=depth,
             nodes=len(chain),
@@ -79,7 +82,8 @@ def steps(tree: PrefixTree, known: Collection[int] = (), *, trunks: bool = False
             new=prompt.begin(needed.stop) - past,
             ends=tuple(end.leaves),
             leaves=tuple(index for index in end.leaves if index not in known),
-            lone=len(end.leaves) == 1 and not end.children,
+            lone=lone,
+            shared=not lone or any(len(one.children) > 1 for one in chain),
         )
         for level, (one, following) in enumerate(zip_longest(chain, chain[1:]), depth + 1):
             waiting += [(level, child) for child in reversed(one.children) if child is not following]

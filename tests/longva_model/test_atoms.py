@@ -280,6 +280,7 @@ def test_a_film_is_one_step_whatever_its_splices() -> None:
     assert first.past == 0 and first.lone, "to the end of one cell"
     assert [step.past for step in others] == sorted((step.past for step in others), reverse=True)
     assert all(step.lone for step in others) and len(others) == 5
+    assert first.shared and not any(step.shared for step in others), "the film is all cells', though it ends in one"
 
 
 # Chunks

@@ -129,6 +129,16 @@ def test_keys_and_values_in_8_bits_stand_in_the_small_print() -> None:
     assert said == "The runs differ in kv (a: not rounded, b: fp8): differences are not of the model alone."
 
 
+def test_a_setting_at_the_head_of_a_note_stays_as_it_is_written() -> None:
+    warned = ["kv=fp8 is an approximation", "device_map=auto: 5 of 7 parts wait on the disk", "the film is short"]
+    notes = GridData(told(small_run(), **SYNTHETIC, warnings=warned)).notes
+    assert notes[-3:] == (
+        "kv=fp8 is an approximation.",
+        "device_map=auto: 5 of 7 parts wait on the disk.",
+        "The film is short.",
+    )
+
+
 def test_an_old_run_that_says_nothing_is_drawn_all_the_same() -> None:
     assert measured_line(small_run()) == ""
     assert measured_line(told(small_run(), haystack_fingerprint=FILM)) == "Haystack 1a2b3c4d"

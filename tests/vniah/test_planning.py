@@ -74,7 +74,14 @@ def test_the_command_says_where_ten_thousand_frames_fit() -> None:
     assert "host's memory of 128 GB  57,344         82.6 GB" in rows["host"]
     assert rows["fp8"].endswith("1,875,703 tokens, 13,025 frames") and "kv=fp8 is an approximation" in said
     assert "brings 2.9 GB to the device for each layer" in said
+    assert "kv=host with 91.8 GB of the host's memory or kv=fp8 would do with one" in said
     assert "as the host's memory (--host-memory)" in output_of(*asked)
+    # What the table above it says does not fit is no advice.
+    said = output_of(*asked, "--host-memory", "40")
+    assert "does not fit: parallel=ring over at least 2 of them" in said and ", and kv=fp8 would do with one" in said
+    longest = output_of("plan", "--frames", "7500", "--depths", "50", "--gpu", "H100", "--needles", "5")
+    assert "968,330 tokens, 6,724 frames" in longest, "of 90% of the memory"
+    assert "the longest prompt does not fit" in longest, "though less than all of it is needed"
 
 
 def test_a_shape_is_read_from_either_layout(tmp_path: Path) -> None:
@@ -190,6 +197,8 @@ def test_needles_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_the_command_prints_the_ratio_and_refuses_what_it_does_not_know() -> None:
     assert "2.34x fewer" in output_of("plan", "--frames", "200-3000:200")
+    small = output_of("plan", "--frames", "10000", "--depths", "50", "--needles", "2")
+    assert "1.24x more, for it has the controls too" in small and "(no controls)" in small
     assert "text NIAH" in output_of("plan", "--text", "32K-64K:32K", "--samples", "2")
     with pytest.raises(ValueError, match="LongVA-7B, "):
         shape_of("LongVA-8B")

@@ -118,9 +118,12 @@ def test_the_parts_of_a_run_sum_to_its_seconds(
     run = vniah.evaluate("nano", "vniah_nano", **given, profile=True)
     told = run.settings["profile"]
     parts = seconds(told["parts"])
-    wanted = {"load", "self-check", "prompts", "waiting for frames", "tower", "embeddings cache", "prefill, own"}
+    wanted = {"load", "self-check", "prompts", "waiting for frames", "tower", "embeddings cache"}
+    wanted |= {"prefill, shared", "prefill, own"}
     assert wanted | {"answers"} <= set(parts) and {"decode", "fit"} <= set(told["beside"])
     assert abs(sum(parts.values()) - told["seconds"]) < 0.03 * told["seconds"]
+    # Each step ends in one of the prompts; the film on the way to one is of several.
+    assert sum(told["parts"][f"prefill, {whose}"]["count"] for whose in ("shared", "own")) == 12
     assert told["parts"]["answers"]["count"] == 12 and parts["other"] < told["seconds"] / 2
     assert "where " in capsys.readouterr().err
     again = vniah.evaluate("nano", "vniah_nano", **given)

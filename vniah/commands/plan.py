@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
     from vniah.runs.grid import Grid
-    from vniah.runs.plan import Gpu, Plan
+    from vniah.runs.plan import Gpu, KVPlan, Plan
     from vniah.text.measure import Encode
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
@@ -61,9 +61,9 @@ def command(
     from vniah.visual.settings import Settings
 
     device, is_plain = get_gpu(gpu), is_plain_model(model)
+    on = _Where(device, gpus, chunk_tokens, host_memory)
     if not is_plain and not text:
         asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles, "haystack": haystack})
-        on = _Where(device, gpus, chunk_tokens, host_memory)
         _plan_video_model(model, asked, presentation, _frame_size(frame_size, asked), on)
         return
     shape = shape_of(model)
@@ -89,8 +89,9 @@ def command(
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
     print(f"{model}: {what}")
     _print_costs(plan, device, gpus, f"{shape.kv_bytes_per_token:,} bytes a token")
-    _print_kept(plan, shape, _Where(device, gpus, chunk_tokens, host_memory), frames=not text)
-    _print_advice(plan, device)
+    kept = _kept(plan, shape, on)
+    _print_kept(kept, shape, on, frames=not text)
+    _print_advice(plan, device, kept)
     print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
 
 
@@ -139,11 +140,12 @@ def _plan_video_model(
         print(f"  frame_tokens={choice.frame_tokens}, shown as {choice.presentation}: frames are {how}")
         _print_columns(choice.columns)
         _print_costs(choice.costs, on.device, on.gpus, kept, {"tokens that the tree feeds": f"{choice.tree_tokens:,}"})
+        ways = _kept(choice.costs, planner.shape, on)
         if planner.no_blocks:
             print(f"  kv=host and kv=fp8 are not for it: {planner.no_blocks}")
         else:
-            _print_kept(choice.costs, planner.shape, on, frames=False)
-        _print_advice(choice.costs, on.device)
+            _print_kept(ways, planner.shape, on, frames=False)
+        _print_advice(choice.costs, on.device, ways[:1] if planner.no_blocks else ways)
     for note in free.notes:
         print(f"  {note}")
     print(f"  text is counted by the model's tokenizer; weights are {planner.shape.weights:,} of two bytes each")
@@ -167,8 +169,8 @@ def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping
         "longest prompt": f"{plan.longest_tokens:,} tokens with its answer",
         "all cells' prompts": f"{plan.prompt_tokens:,} tokens",
         **(further or {}),
-        "FLOPs, one forward a cell": f"{plan.plain_flops:.3e}",
-        "FLOPs, tree": f"{plan.tree_flops:.3e} ({plan.plain_flops / plan.tree_flops:.2f}x fewer)",
+        "FLOPs, one forward a cell": f"{plan.plain_flops:.3e} (no controls)",
+        "FLOPs, tree": f"{plan.tree_flops:.3e} ({_ratio(plan)})",
         "KV cache of the longest": f"{_size(plan.kv_bytes)} ({kept})",
         "weights": _size(plan.weight_bytes),
         "one prefill chunk": _size(plan.chunk_bytes),
@@ -182,12 +184,24 @@ def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping
         print(f"  {name:<{width}}  {value}")
 
 
-def _print_kept(plan: Plan, shape: ModelShape, on: _Where, *, frames: bool) -> None:
+def _kept(plan: Plan, shape: ModelShape, on: _Where) -> list[KVPlan]:
+    from vniah.runs.plan import kv_plans
+
+    return kv_plans(plan, shape, on.device, chunk_tokens=on.chunk_tokens, host_gb=on.host_memory)
+
+
+def _ratio(plan: Plan) -> str:
+    """The tree by one forward a cell. Only the tree has the controls, which may cost more than a small grid shares."""
+    if plan.tree_flops <= plan.plain_flops:
+        return f"{plan.plain_flops / plan.tree_flops:.2f}x fewer"
+    return f"{plan.tree_flops / plan.plain_flops:.2f}x more, for it has the controls too"
+
+
+def _print_kept(kept: Sequence[KVPlan], shape: ModelShape, on: _Where, *, frames: bool) -> None:
     """Each way of keeping keys and values: where, how much, up to which length, and what it moves."""
-    from vniah.runs.plan import FILLED, kv_plans
+    from vniah.runs.plan import FILLED
 
     rows = [("kv", "kept in", "bytes a token", "of the longest", "longest that fits")]
-    kept = kv_plans(plan, shape, on.device, chunk_tokens=on.chunk_tokens, host_gb=on.host_memory)
     for one in kept:
         memory = f"{on.device.name} of {on.device.memory_gb:.0f} GB"
         if one.kv == "host":
@@ -210,18 +224,25 @@ def _print_kept(plan: Plan, shape: ModelShape, on: _Where, *, frames: bool) -> N
             )
 
 
-def _print_advice(plan: Plan, device: Gpu) -> None:
+def _print_advice(plan: Plan, device: Gpu, kept: Sequence[KVPlan]) -> None:
+    """By the same figures that ``_print_kept`` shows; ``kept`` has what the model can have."""
     from vniah.runs.plan import FILLED, UTILISATION
 
     room = device.memory_gb * FILLED * 1e9 - plan.weight_bytes - plan.chunk_bytes
-    if plan.peak_bytes <= device.memory_gb * 1e9:
-        advice = "it fits one device: parallel=branch shares the subtrees over several"
+    fits = {one.kv: one.fits_tokens is None or one.fits_tokens >= plan.longest_tokens for one in kept}
+    if fits["device"]:
+        advice = "the longest prompt fits: parallel=branch shares the subtrees over several"
     elif room > 0:
-        ring = -(-plan.kv_bytes // max(1, int(room)))
-        advice = f"it does not fit one device: parallel=ring over at least {ring} of them shards the KV cache, "
-        advice += "and kv=host or kv=fp8 may do with one"
+        ring = max(2, -(-plan.kv_bytes // max(1, int(room))))
+        advice = f"the longest prompt does not fit: parallel=ring over at least {ring} of them shards the KV cache"
+        ways = []
+        for one in kept:
+            if one.kv != "device" and fits[one.kv]:
+                needs = f" with {_size(one.longest_bytes / FILLED)} of the host's memory" if one.kv == "host" else ""
+                ways.append(f"kv={one.kv}{needs}")
+        advice += f", and {' or '.join(ways)} would do with one" if ways else ""
     else:
-        advice = "the weights and a chunk alone do not fit the device: choose a larger one, or smaller chunks"
+        advice = "the weights and a chunk alone do not fit: choose a larger device, or smaller chunks"
     print(f"  on one {device.name} of {device.memory_gb:.0f} GB {advice}")
     print(
         f"  times assume {UTILISATION:.0%} of the maker's {device.tflops:.0f} dense bf16 TFLOP/s; "
