@@ -193,10 +193,10 @@ def nothing_computed() -> Any:
     """The ring's messages and no more: blocks that cost nothing, and no merging."""
     import torch
 
-    def forward(q: Any, k: Any, *_: Any) -> Any:
+    def forward(q: Any, k: Any, *_: Any, **__: Any) -> Any:
         return torch.empty_like(q), torch.empty(q.shape[:3])
 
-    def backward(grad: Any, q: Any, k: Any, v: Any, *_: Any) -> Any:
+    def backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
         return torch.empty(()), torch.empty(()), torch.empty(())
 
     ring = "longva_model.attention.ring"
