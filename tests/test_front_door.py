@@ -475,8 +475,9 @@ def test_a_model_larger_than_the_device_is_refused_by_its_size(tmp_path: Path, m
     from longva_model.run import processes as work
 
     monkeypatch.setattr(work, "total_bytes", lambda device: 3_000_000)
-    with pytest.raises(ValueError, match=r"nano does not fit cpu: weights of .* GB .* fewer frames"):
+    with pytest.raises(ValueError, match=r"nano does not fit cpu: weights of .* GB .* fewer frames") as told:
         run("vniah_nano", "--model", "nano", *FLAGS, "-o", str(tmp_path / "out"))
+    assert "kv=host" not in str(told.value), "which is the CPU's own memory"
 
 
 def test_needles_that_replace_the_papers_are_said_and_written_down(

@@ -96,11 +96,12 @@ class NeedleModel:
             # What no device holds of the weights waits on the host or the disk; keys and values cannot.
             need, where = cache, f"{len(devices)} devices together ({', '.join(map(str, devices))})"
         if need > room:
+            # A CPU's memory is the host's.
+            kept = "" if device.type == "cpu" else "keep keys and values in the host's memory (--model-args kv=host), "
             raise ValueError(
                 f"{self.name} does not fit {where}: weights of {weights / team / 1e9:.1f} GB and a KV cache of "
                 f"{cache / (team * ring) / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
-                f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, keep "
-                "keys and values in the host's memory (--model-args kv=host), or "
+                f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, {kept}or "
                 f"{_enough(weights, cache, processes.total_bytes(device), math.gcd(shape.heads, shape.kv_heads))}"
             )
 
