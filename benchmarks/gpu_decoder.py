@@ -15,6 +15,7 @@ from gpu_settings import Setting, begin, expected_rate, matmul_rate, peak, secon
 from harness import in_processes, random_backend, spent
 from PIL import Image
 
+from longva_model.attention.blockwise import kernel_names
 from longva_model.attention.past import past_of
 from longva_model.engine.chunks import Chunk
 from longva_model.engine.engine import Batch, EngineOptions, PlainEngine, TreeEngine
@@ -368,6 +369,7 @@ def _release(engine: TreeEngine, setting: Setting) -> None:
 
 def ring(run: Run) -> None:
     """One prefill over all devices, keys and values sharded; against one device's where that was measured."""
+    run.threads = 1  # a fork may have no use of threads that were there before it
     setting = begin(run)
     world = torch.cuda.device_count() if setting.cuda else 2  # asks no more than how many: the forks begin with CUDA
     if world < 2:
@@ -385,12 +387,13 @@ def ring(run: Run) -> None:
             "devices": world, "tokens": setting.ring_tokens, "s": taken, "estimate s": alone and alone / world,
             "TFLOP/s": flops / taken / 1e12, "times one device's speed": alone and alone / taken,
             "of ideal": alone and alone / taken / world, "peak GB": max(one["peak"] for one in told),
+            "attention": ", ".join(sorted({one["attention"] for one in told})),
         }
     )  # fmt: skip
 
 
 @torch.inference_mode()
-def _ring_process(run: Run, setting: Setting, world: int, port: int, rank: int) -> dict[str, float]:
+def _ring_process(run: Run, setting: Setting, world: int, port: int, rank: int) -> dict[str, Any]:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
     processes.join_processes(setting.device)
@@ -410,4 +413,5 @@ def _ring_process(run: Run, setting: Setting, world: int, port: int, rank: int) 
             engine.hidden(chunk_of(engine, noise_TD[:left]), 1)
 
     torch.distributed.barrier()
-    return {"s": seconds(whole), "peak": peak(setting)}
+    names = kernel_names(torch.device(setting.device), setting.dtype, setting.shape.head_dim)
+    return {"s": seconds(whole), "peak": peak(setting), "attention": names}
