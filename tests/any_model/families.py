@@ -1073,7 +1073,11 @@ FAMILIES: dict[str, Family] = {
         build_perception_lm, notes="frames pooled, one run of placeholders", newer="its tower is timm's alone"
     ),
     "mistral3": Family(build_mistral3, "images", notes="a row of an image ends in a token of its own"),
-    "nemotron_h_omni": Family(build_nemotron_h_omni, notes="pairs of frames, Mamba and attention layers by turns"),
+    "nemotron_h_omni": Family(
+        build_nemotron_h_omni,
+        notes="pairs of frames, Mamba and attention layers by turns",
+        refused="its processor tells no pixels of single frames",
+    ),
     "nemotron_h_omni_pruned": Family(
         build_nemotron_h_omni_pruned,
         notes="logits are fewer than the prompt's tokens",

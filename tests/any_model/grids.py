@@ -25,8 +25,7 @@ NEEDLES = {
 }
 # Shown with the needle: 6 and 7 frames.
 FRAMES, DEPTHS = (5, 6), (0, 40, 100, None)
-# Nemotron's processor tells no pixels of single frames, and is refused by name (test_rendering.py).
-RUN = [name for name, family in FAMILIES.items() if family.refused is None and name != "nemotron_h_omni"]
+RUN = [name for name, family in FAMILIES.items() if family.refused is None]
 # Of a clip with either needle at its start and at its end: what they share, and where they part.
 FEW = [(max(FRAMES), depth, needle) for depth in (0, 100) for needle in NEEDLES]
 

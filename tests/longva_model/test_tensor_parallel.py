@@ -374,6 +374,7 @@ def reports(launch: str) -> list[Any]:
         return ring_processes.reports(__file__, Path(folder), [world])[world]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_tensor_parallel(name: str) -> None:
     assert_passed(reports("two"), name)

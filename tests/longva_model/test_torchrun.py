@@ -33,7 +33,7 @@ def find(row: Any, key: str) -> Any:
 @pytest.mark.parametrize(
     ("processes", "args"),
     [
-        (2, "parallel=ring"),
+        pytest.param(2, "parallel=ring", marks=pytest.mark.slow),
         pytest.param(2, "parallel=branch", marks=pytest.mark.slow),
         pytest.param(2, "parallel=auto,scoring=plain", marks=pytest.mark.slow),
         pytest.param(3, "parallel=ring,chunk_tokens=300", marks=pytest.mark.slow),

@@ -100,9 +100,8 @@ def answers(samples: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
     return {task: [str(row["filtered_resps"]) for row in rows] for task, rows in samples.items()}
 
 
-@pytest.mark.parametrize(
-    "tasks", [pytest.param(TASKS, marks=pytest.mark.slow, id="all"), pytest.param(SOME, id="some")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [pytest.param(TASKS, id="all"), pytest.param(SOME, id="some")])
 def test_the_papers_tasks_simple_and_chat(tasks: list[str], loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "videos")
     serve_images(loopback_hub)

@@ -60,6 +60,7 @@ def values(results: dict[str, Any], task: str) -> dict[str, Any]:
     return {key.partition(",")[0]: value for key, value in found if key.endswith(",none") and "stderr" not in key}
 
 
+@pytest.mark.slow
 def test_both_benchmarks_from_the_hub(loopback_hub: LoopbackHub, tmp_path: Path, video: bytes, broken: bytes) -> None:
     serve_videomme(loopback_hub, video, broken)
     serve_mlvu(loopback_hub, video, broken)

@@ -66,7 +66,7 @@ def on_host(pin_memory: bool) -> Any:
     [
         ("none", 0, "fp32"),
         ("full", 0, "fp32"),
-        ("full", 0, "bf16"),
+        pytest.param("full", 0, "bf16", marks=pytest.mark.slow),
         ("offload", 0, "fp32"),
         pytest.param("offload", 64, "bf16", marks=pytest.mark.slow),
     ],
