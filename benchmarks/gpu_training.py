@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from gpu_session import Run
 from gpu_settings import Setting, begin, expected_rate, maker, matmul_rate, peak
-from harness import spent
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from harness import qwen2_config, spent
+from transformers import Qwen2ForCausalLM
 
 from longva_model.attention import register
 from longva_model.run import processes
@@ -60,8 +60,9 @@ def extension_step(run: Run) -> None:
     )  # fmt: skip
     register()
     torch.manual_seed(0)
+    config = qwen2_config(shape, tokens=tokens, rope_theta=stage.rope_theta, tie_word_embeddings=False)
     with torch.device(device):
-        model = Qwen2ForCausalLM(_config(shape, stage, tokens)).train()
+        model = Qwen2ForCausalLM(config).train()
     model.set_attn_implementation("longva_ring")
     install_loss(model, train.loss, ring=True)
     reduce_activations(model, train)
@@ -110,18 +111,3 @@ def _fitting(setting: Setting, train: Train, capacity: int, flops: float) -> tup
                 return tokens, shape, plan
         tokens //= 2
     raise ValueError(f"no layer of {setting.shape} fits {capacity / GIB:.0f} GiB and {flops / 1e15:.2g} PFLOP")
-
-
-def _config(shape: ModelShape, stage: TextStage, tokens: int) -> Any:
-    return Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=tokens,
-        rope_parameters={"rope_type": "default", "rope_theta": stage.rope_theta},
-        tie_word_embeddings=False,
-    )

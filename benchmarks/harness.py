@@ -127,10 +127,28 @@ class LetterTokenizer:
         return "".join(chr(33 + int(token) % 90) for token in ids)
 
 
+def qwen2_config(shape: ModelShape, *, tokens: int, rope_theta: float, **more: Any) -> Any:
+    """transformers' config of a Qwen2 decoder of a shape, for so many positions."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        **more,
+    )
+
+
 def random_backend(shape: ModelShape, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """A Qwen2 decoder of ``shape`` with random weights; a frame is ``tokens_per_frame`` random vectors."""
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoModelForCausalLM
 
     from longva_model.attention import register
     from longva_model.backends.backend import Backend
@@ -152,17 +170,7 @@ def random_backend(shape: ModelShape, device: str = "cpu", dtype: torch.dtype | 
 
     register()
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=1_000_000,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e9},
-    )
+    config = qwen2_config(shape, tokens=1_000_000, rope_theta=1e9)
     backend: Any = RandomBackend()
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(

@@ -5,15 +5,15 @@ No matplotlib: the terminal table and the CSV come from here alone.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
 from vniah.plots.run_notes import capitalised, control_name, control_note, measured_line, shown_line, warnings_of
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
-from vniah.runs.scoring import column_means, control_mean, control_means, effective_frames, grid_mean
-from vniah.runs.uncertainty import uncertainty
-from vniah.text.puzzles import DISTRACTOR
+from vniah.runs.scoring import DISTRACTOR, column_means, control_mean, control_means, effective_frames, grid_mean
+from vniah.runs.uncertainty import Uncertainty, uncertainty
 
 EFFECTIVE_AT = 0.9
 
@@ -25,7 +25,6 @@ class GridData:
         scores, counts: mean over needles, 0 to 1, and how many were scored, as tables of ``depths`` (percent) by
             ``frames``; NaN where nothing was.
         column_means, controls: means by frames, over depths and needles and without a needle.
-        uncertainty: 95 % intervals of the figures; ``None`` where only means are known.
         effective: the longest frames up to which every column is whole and its mean at least ``threshold``; 0 if none.
             Of what was not scored nobody knows that it would have been found.
         missing: how many scores the grid lacks, of ``whole``, controls left out.
@@ -49,13 +48,17 @@ class GridData:
         missing = run.missing()
         short = min((length for length, _ in missing), default=math.inf)
         self.effective = effective_frames(run.cells[run.cells["num_frames"] < short], threshold)
-        self.uncertainty = uncertainty(run.cells, threshold)
         self.missing = sum(missing.values())
         self.whole = self.missing + len(run.placed)
         self.in_part = {(length, depth) for length, depth in missing if self.counts.at[depth, length] > 0}
         tempted = run.placed[run.placed["mistake"].notna()]
         wrong = tempted["mistake"][~tempted["correct"]]
         self.mistakes = (len(wrong), int((wrong == DISTRACTOR).sum())) if len(tempted) else None
+
+    @functools.cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """95 % intervals of the figures; ``None`` where only means are known. Drawn when it is asked for."""
+        return uncertainty(self.run.cells, self.threshold)
 
     @property
     def summary(self) -> str:

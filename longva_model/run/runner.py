@@ -167,8 +167,8 @@ class Runner:
                 # for ever, as they for it. So it ends, as in a ring, and its launcher ends the others.
                 with processes.told_to_all() if self.team is None else contextlib.nullcontext():
                     mine = self._run_here(share, build, about, journal if self.leads else None, ring=False)
-                for part in processes.gather(mine):
-                    found.update(part)
+                for theirs in processes.gather(mine):
+                    found.update(theirs)
         with processes.told_to_all():
             # The first journal ends whole, however many processes there were: it is the one that is read later.
             for job in union if self.rank == 0 else ():

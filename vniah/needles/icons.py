@@ -214,10 +214,24 @@ def paint(
     left, top = (round(at * size) for at in corner)
     right = max(left + 1, round((corner[0] + sides[0]) * size))
     bottom = max(top + 1, round((corner[1] + sides[1]) * size))
-    cut = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
+    lay(picture_HWC, mask, (left, top), (right - left, bottom - top), colour)
+
+
+def lay(
+    picture_HWC: NDArray[np.float32],
+    mask: Image.Image,
+    corner: tuple[int, int],
+    sides: tuple[int, int],
+    colour: NDArray[np.float32],
+) -> None:
+    """Lay ``colour`` through ``mask`` over a box, corner (x, y) and sides in pixels; what lies outside is cut."""
+    (left, top), (wide, high), (height, width) = corner, sides, picture_HWC.shape[:2]
+    rows = slice(max(0, top), max(0, min(height, top + high)))
+    columns = slice(max(0, left), max(0, min(width, left + wide)))
+    cut = mask.resize(sides, Image.Resampling.BOX)
     alpha_HW1 = np.asarray(cut, np.float32)[..., None] * np.float32(1 / 255)
-    box = picture_HWC[top:bottom, left:right]
-    box += alpha_HW1[: box.shape[0], : box.shape[1]] * (colour - box)
+    box = picture_HWC[rows, columns]
+    box += alpha_HW1[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] * (colour - box)
 
 
 def icon_needles(spec: str, options: str = "") -> NeedleSet:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vniah.haystack import Haystack
-from vniah.needles.icons import SHADES, digit_mask, object_mask, texture
+from vniah.needles.icons import SHADES, digit_mask, lay, object_mask, texture
 from vniah.needles.needle import Picture
 
 # Bump when the drawing changes: it is part of what is measured.
@@ -104,7 +104,7 @@ def draw_sign(seed: int, sign: Sign, size: tuple[int, int]) -> NDArray[np.uint8]
     if sign.at is not None:
         _moving(field_HWC, sign, side)
         return frame_HWC.astype(np.uint8)
-    beside = _digit(sign.digit, side) if sign.digit else _arrow(sign.leads_to, side) if sign.leads_to else []
+    beside = _digit(sign.digit) if sign.digit else _arrow(sign.leads_to) if sign.leads_to else []
     things = [(object_mask(sign.obj), (_OBJECT, _OBJECT), _shade(sign.colour, draws[2])), *beside]
     gap = 0.05
     room = (field_HWC.shape[1] / side, field_HWC.shape[0] / side)
@@ -113,7 +113,8 @@ def draw_sign(seed: int, sign: Sign, size: tuple[int, int]) -> NDArray[np.uint8]
     scale = min(1.0, room[0] / across)
     for mask, (wide, high), shade in things:
         y = max(0.0, room[1] - _OBJECT) * draws[1] + (_OBJECT - high) / 2
-        _lay(field_HWC, mask, (x * side, y * side), (wide * scale * side, high * scale * side), shade)
+        sides = (max(1, round(wide * scale * side)), max(1, round(high * scale * side)))
+        lay(field_HWC, mask, (round(x * side), round(y * side)), sides, shade)
         x += (wide + gap) * scale
     return frame_HWC.astype(np.uint8)
 
@@ -123,11 +124,11 @@ def _shade(colour: str, draw: float) -> NDArray[np.float32]:
     return shade
 
 
-def _digit(digit: str, side: int) -> list[tuple[Image.Image, tuple[float, float], NDArray[np.float32]]]:
+def _digit(digit: str) -> list[tuple[Image.Image, tuple[float, float], NDArray[np.float32]]]:
     return [(digit_mask(digit), (0.6 * _DIGIT, _DIGIT), _LIGHT)]
 
 
-def _arrow(obj: str, side: int) -> list[tuple[Image.Image, tuple[float, float], NDArray[np.float32]]]:
+def _arrow(obj: str) -> list[tuple[Image.Image, tuple[float, float], NDArray[np.float32]]]:
     """An arrow, and the object that it points at: smaller, and in no colour of its own."""
     return [(arrow_mask(), (0.16, 0.16), _LIGHT), (object_mask(obj), (0.26, 0.26), _LIGHT)]
 
@@ -153,33 +154,13 @@ def _edge(frame_HWC: NDArray[np.float32], shades: tuple[tuple[int, int, int], ..
 def _moving(field_HWC: NDArray[np.float32], sign: Sign, side: int) -> None:
     """The icon in a field whose edges meet, so that where it is says nothing of where it goes."""
     assert sign.at is not None
-    shade, sides = _shade(sign.colour, 0.5), (_OBJECT * side * 0.8,) * 2
+    across = max(1, round(_OBJECT * side * 0.8))
+    shade, sides = _shade(sign.colour, 0.5), (across, across)
     height, width, _ = field_HWC.shape
     x, y = (sign.at[0] % 1) * width, (sign.at[1] % 1) * height
     for turn_x in (0, -width):
         for turn_y in (0, -height):
-            _lay(field_HWC, object_mask(sign.obj), (x + turn_x, y + turn_y), sides, shade)
-
-
-def _lay(
-    field_HWC: NDArray[np.float32],
-    mask: Image.Image,
-    corner: tuple[float, float],
-    sides: tuple[float, float],
-    shade: NDArray[np.float32],
-) -> None:
-    """Lay a shade through a mask at a corner (x, y), in pixels; what lies outside the field is cut."""
-    wide, high = (max(1, round(one)) for one in sides)
-    left, top = (round(one) for one in corner)
-    alpha_HW1 = np.asarray(mask.resize((wide, high), Image.Resampling.BOX), np.float32)[..., None] / np.float32(255)
-    height, width, _ = field_HWC.shape
-    rows = slice(max(0, top), min(height, top + high))
-    columns = slice(max(0, left), min(width, left + wide))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return
-    part_HW1 = alpha_HW1[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    box = field_HWC[rows, columns]
-    box += part_HW1 * (shade - box)
+            lay(field_HWC, object_mask(sign.obj), (round(x + turn_x), round(y + turn_y)), sides, shade)
 
 
 def picture_of(seed: int, sign: Sign, film: Haystack, place: int, salience: Salience) -> Picture:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
+# The kinds of mistakes, where there are distractors to fall for.
+CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
+
 
 class ScoredPair(tuple):  # type: ignore[type-arg]
     """What a model returns for one log-likelihood request: the pair (log-probability, is greedy), and details.

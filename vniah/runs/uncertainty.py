@@ -74,7 +74,8 @@ def uncertainty(cells: pandas.DataFrame, threshold: float, *, seed: int = 0) -> 
         share = float(by_place[length].mean())
         columns[int(length)] = _interval(share, means[int(length)], clusters, int(counts[length]))
     mean = _interval(float(by_place.mean()), shares.mean(axis=1), clusters, len(placed))
-    reached = [effective_of({length: means[length][draw] for length in means}, threshold) for draw in shares.index]
+    drawings = zip(*(column.to_numpy() for column in means.values()), strict=True)
+    reached = [effective_of(dict(zip(means, drawing, strict=True)), threshold) for drawing in drawings]
     low, high = np.quantile(reached, [0.025, 0.975], method="inverted_cdf")
     return Uncertainty(mean=mean, columns=columns, effective=(int(low), int(high)), clusters=clusters, of=of)
 

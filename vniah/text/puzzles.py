@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from vniah.answers import named, offered_first, parts_to_read, without_thoughts
 from vniah.runs.grid import Cell
+from vniah.runs.scoring import CORRECT, DISTRACTOR, OTHER
 
 PREFIX = "This is a very long story book: <book>"
 _QUESTION = "</book>.\n Based on the content of the book, Question: "
@@ -24,7 +25,6 @@ MORE_CITIES = ("Nairobi", "Lima", "Oslo", "Hanoi", "Cairo", "Madrid", "Quito", "
 ABSENT_ANSWER = "not there"
 VARIANTS = ("single", "multi", "keys", "absent")
 
-CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
 # Grouped thousands are one number: 1,234,567. A list "1234567, 2345678" is two.
 _NUMBER = re.compile(r"\d{1,3}(?:[,_\u202f]\d{3})+(?!\d)|\d+")
 _LOWEST, _HIGHEST = 1_000_000, 9_999_999  # 7 digits, always: reference section 4 drew shorter ones too

@@ -16,13 +16,12 @@ from vniah.contract.cost import ESTIMATED_CHARS
 from vniah.contract.requests import Request, Segment
 from vniah.contract.sources import TokenSource
 from vniah.runs.grid import Cell, check_columns
+from vniah.runs.scoring import DISTRACTOR, OTHER
 from vniah.runs.task import Answer, NeedleTask, Row, Scoring, mean
 from vniah.text.compose import ComposedText, Placed, compose
 from vniah.text.haystack import open_text_haystack
 from vniah.text.measure import Encode, MeasuredHaystack
 from vniah.text.puzzles import (
-    DISTRACTOR,
-    OTHER,
     Puzzle,
     classify_generated,
     classify_teacher_forced,

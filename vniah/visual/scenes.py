@@ -17,10 +17,10 @@ from vniah.answers import is_right
 from vniah.haystack import Haystack
 from vniah.needles.needle import LookAlike, Needle, NeedleSet
 from vniah.runs.grid import Cell, Grid, needle_index
+from vniah.runs.scoring import CORRECT, DISTRACTOR, OTHER
+from vniah.runs.task import mean
 from vniah.visual.compose import Inserted, composed_frames
 
-# What a mistake is called that is a distractor's answer.
-DISTRACTOR = "distractor"
 # V-NIAH-D has its look-alike so many haystack frames from the needle (VideoRoPE).
 LOOKALIKE_FRAMES = 200
 
@@ -112,7 +112,7 @@ class Scenes(ABC):
         if not told["distractor_indices"]:
             return told
         followed = any(is_right(text, one, row["question"]) for one in row["distractor_answers"])
-        mistake = "" if correct else DISTRACTOR if followed else "other"
+        mistake = CORRECT if correct else DISTRACTOR if followed else OTHER
         return {**told, "distractors": len(told["distractor_indices"]), "mistake": mistake}
 
     def composed(self, cell: Cell) -> tuple[Scene, int]:
@@ -137,10 +137,6 @@ def circular(items: list[list[Any]]) -> float:
     for *draw, correct in items:
         draws[tuple(draw)] = draws.get(tuple(draw), True) and correct
     return sum(draws.values()) / len(draws)
-
-
-def mean(items: list[float]) -> float:
-    return sum(items) / len(items)
 
 
 # What single kinds measure beside accuracy: how it is put together, and whether higher is better.
