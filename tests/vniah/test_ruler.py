@@ -13,11 +13,12 @@ from PIL import Image
 from sign_reader import GREY, blind, reader
 
 import vniah
+from vniah.lmms_plugin import tasks_dir
 from vniah.needles import open_needles
 from vniah.ruler.kinds import KINDS
 from vniah.ruler.pictures import DIRECTIONS, Salience, Sign, draw_sign, in_motion
 from vniah.runs.grid import Cell, Grid, needle_index
-from vniah.runs.open import open_tasks
+from vniah.runs.open import _included, open_tasks, parse_task
 from vniah.visual.scenes import LookAlikes
 
 TASKS = tuple(KINDS)
@@ -234,3 +235,16 @@ def test_needles_without_lookalikes_are_refused() -> None:
 
 def test_salience() -> None:
     assert Salience.parse("full") == Salience() and Salience.parse("blend:0.3") == Salience(size=0.3, contrast=0.8)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_lmms_eval_is_told_of_every_metric(task: str, grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a YAML does not list, lmms-eval leaves out without a word."""
+    monkeypatch.setenv("VNIAH_CIRCULAR", "1")
+    asked = opened(f"{task}_generate", "16", "50")
+    folder = tasks_dir() / "vruler"
+    config = _included(parse_task((folder / f"{task}_generate.yaml").read_text(), task), folder)
+    listed = {one["metric"]: (one["aggregation"], one["higher_is_better"]) for one in config["metric_list"]}
+    assert set(asked.metrics) <= set(listed)
+    for name, (aggregation, higher) in asked.more_metrics.items():
+        assert listed[name] == (f"{aggregation.__module__}.{aggregation.__name__}", higher)
