@@ -153,8 +153,8 @@ class PrepareTextStage:
 
     Attributes:
         total_tokens: tokens to choose, separators not counted.
-        long_document: a document is long above so many tokens.
-        long_share: share of each domain's tokens that long documents get (the paper gives no figure).
+        long_document: a document is long from so many tokens on.
+        short_share: share of the shorter documents that is kept; long ones all are (Fu et al. 2024).
         separator: token between documents; unless given the tokenizer's beginning (section 3.1), else end of text.
     """
 
@@ -167,12 +167,16 @@ class PrepareTextStage:
     total_tokens: int = 1_000_000_000
     sequence_length: int = 224_000
     long_document: int = 4_096
-    long_share: float = 0.7
+    short_share: float = 0.1
     separator: str = ""
     shard_sequences: int = 64
     workers: int = 8
     max_bad_share: float = 0.01
     kind: Literal["prepare_text"] = "prepare_text"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.short_share <= 1:
+            raise ValueError(f"short_share must be between 0 and 1, got {self.short_share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vniah.files import check_relative_name, lock, put_in_place
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile
 
 RepoType = Literal["model", "dataset"]
 _T = TypeVar("_T")
@@ -45,6 +43,19 @@ _PARALLEL = 4
 _PLAIN = {"Accept-Encoding": "identity"}
 # Held while the hooks of the Hub library's client are changed.
 _HOOKS = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository at a commit.
+
+    ``digest``, its name in the cache, is a large file's SHA-256 or another's git blob hash.
+    """
+
+    path: str
+    size: int
+    digest: str = ""
+    commit: str = ""
 
 
 class HubUnreachableError(OSError):
@@ -166,7 +177,7 @@ def fetch_snapshot(
         return found
     files = list(filter_repo_objects(listed, allow_patterns=patterns, key=lambda file: file.path))
     storage = cache / "--".join([f"{repo_type}s", *repo_id.split("/")])
-    missing = {_hash(file): file for file in files if not (storage / "blobs" / _hash(file)).exists()}
+    missing = {file.digest: file for file in files if not (storage / "blobs" / file.digest).exists()}
     needed = sum(file.size for file in missing.values())
     (storage / "blobs").mkdir(parents=True, exist_ok=True)
     if needed > (free := shutil.disk_usage(cache).free):
@@ -196,7 +207,7 @@ def fetch_snapshot(
             dead = f"hardly anything came for {PAUSE:g} s"
             _together([fetch_some] * _PARALLEL, pulse, dead, meanwhile=lambda: bar.update(pulse.came - bar.n))
         for file in files:
-            _link(storage / "blobs" / _hash(file), storage / "snapshots" / commit / file.path)
+            _link(storage / "blobs" / file.digest, storage / "snapshots" / commit / file.path)
         snapshot = Path(_ask(LISTING_TIMEOUT, complete))
     if snapshot.name != commit:
         raise HubUnreachableError(f"{repo_id} changed on {hub_endpoint()} while it was fetched; run it again")
@@ -223,7 +234,35 @@ def fetch_model(repo_id: str, revision: str | None = None, **options: Any) -> Pa
     return folder
 
 
-def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tuple[str, list[RepoFile]]:
+def list_files(repo_id: str, repo_type: RepoType = "model", revision: str | None = None) -> list[RemoteFile]:
+    """All files of a repository, by one listing; raises what ``fetch_snapshot`` does."""
+    return sorted(_list_files(repo_id, repo_type, revision)[1], key=lambda file: file.path)
+
+
+def fetch_file(repo_id: str, repo_type: RepoType, file: RemoteFile) -> Path:
+    """A file that ``list_files`` told of, from the cache, else by one request of the Hub; it is not listed again.
+
+    Raises what ``fetch_snapshot`` does.
+    """
+    from huggingface_hub import hf_hub_url
+
+    storage = hub_cache_dir() / "--".join([f"{repo_type}s", *repo_id.split("/")])
+    path = storage / "snapshots" / file.commit / check_relative_name(file.path)
+    if path.exists():
+        return path
+    blob, pulse = storage / "blobs" / file.digest, Pulse(PAUSE)
+    if not blob.exists():
+        if is_offline():
+            raise HubUnreachableError(f"{repo_id}/{file.path} is not in the cache and HF_HUB_OFFLINE is set; unset it")
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(repo_id, file.path, repo_type=repo_type, revision=file.commit, endpoint=hub_endpoint())
+        with _plain_errors(repo_id, repo_type, file.commit):
+            _together([lambda: _fetch(file, url, storage, pulse)], pulse, f"hardly anything came for {PAUSE:g} s")
+    _link(blob, path)
+    return path
+
+
+def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tuple[str, list[RemoteFile]]:
     """The commit of a revision and its files: each name stays in its folder, each hash is fit to be a file's name.
 
     Raises:
@@ -247,12 +286,16 @@ def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tupl
             commit = str(info.sha)
             tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, **kind)
             entries = _ask(LISTING_TIMEOUT, lambda: list(itertools.islice(tree, _MAX_FILES + 1)))
-        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        files = [
+            RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id, commit)
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        ]
         if not re.fullmatch(r"[0-9a-f]{40}", commit) or len(entries) > _MAX_FILES:
             raise ValueError(f"{commit[:50]!r} as the commit, or more than {_MAX_FILES:,} files")
         for file in files:
-            if file.size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", _hash(file)):
-                raise ValueError(f"{file.path!r} of {file.size} bytes with the hash {_hash(file)!r}")
+            if file.size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.digest):
+                raise ValueError(f"{file.path!r} of {file.size} bytes with the hash {file.digest!r}")
     except HFValidationError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -266,11 +309,6 @@ def _list_files(repo_id: str, repo_type: RepoType, revision: str | None) -> tupl
     except ValueError as error:
         raise ValueError(f"{repo_id} on {endpoint}: {error}; nothing was downloaded") from None
     return commit, files
-
-
-def _hash(file: RepoFile) -> str:
-    """The SHA-256 of a file that the Hub stores as a large one, else its git blob hash; its name in the cache."""
-    return file.lfs.sha256 if file.lfs else file.blob_id
 
 
 def _link(blob: Path, path: Path) -> None:
@@ -287,14 +325,14 @@ def _link(blob: Path, path: Path) -> None:
     os.replace(draft, path)
 
 
-def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse) -> None:
+def _fetch(file: RemoteFile, url: str, storage: Path, pulse: Pulse) -> None:
     """Bring a file to ``storage/blobs``: go on where this or another process left it, check its hash, name it.
 
     Raises:
         OSError: it arrived damaged.
         The HTTP library's HTTPError: no more bytes arrive.
     """
-    blob = storage / "blobs" / _hash(file)
+    blob = storage / "blobs" / file.digest
     partial = blob.with_name(f"{blob.name}.resume")
     locks = storage.parent / ".locks" / storage.name
     locks.mkdir(parents=True, exist_ok=True)
@@ -319,21 +357,30 @@ def _fetch(file: RepoFile, url: str, storage: Path, pulse: Pulse) -> None:
                 if response is not None and response.status_code not in (408, 429) and response.status_code < 500:
                     raise
                 reason = error
+                for _ in range(_asked_to_wait(response)):
+                    time.sleep(1)
+                    pulse.at_work()
             before, size = size, partial.stat().st_size
             # A connection that brought bytes was a good one: only fruitless attempts count.
             fruitless = 0 if size > before else fruitless + 1
             if fruitless == ATTEMPTS:
                 raise reason
             time.sleep(0.1 * 4**fruitless if fruitless else 0)
-        digest = hashlib.sha256() if file.lfs else hashlib.sha1(b"blob %d\0" % file.size)
+        digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % file.size)
         with partial.open("rb") as content:
             while chunk := content.read(1 << 20):
                 digest.update(chunk)
                 pulse.at_work()
-        if digest.hexdigest() != _hash(file):
+        if digest.hexdigest() != file.digest:
             partial.unlink()
-            raise OSError(f"{file.path} arrived damaged: its hash is {digest.hexdigest()}, expected {_hash(file)}")
+            raise OSError(f"{file.path} arrived damaged: its hash is {digest.hexdigest()}, expected {file.digest}")
         put_in_place(partial, blob)
+
+
+def _asked_to_wait(response: Any) -> int:
+    """Seconds that a Hub which counts requests asks for by Retry-After, within its window of five minutes; else 0."""
+    asked = "" if response is None else response.headers.get("retry-after", "")
+    return min(int(asked), 300) if asked.isascii() and asked.isdigit() else 0
 
 
 def _append(url: str, partial: Path, size: int, whole: int, pulse: Pulse) -> None:

@@ -9,45 +9,46 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import LoopbackHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vniah.training.data import prepare
-from vniah.training.data.packing import Packing, select_documents
+from vniah.training.data.packing import Packing, budgets, fill_budgets, keep_documents
 from vniah.training.data.shards import RingSequences, read_arrow
 from vniah.training.stages import PrepareTextStage
 
 DOMAINS = {"RedPajamaBook": 0.3, "RedPajamaC4": 0.5, "RedPajamaGithub": 0.2}
 
 
-def test_the_mixture_is_kept_and_long_documents_take_their_share() -> None:
+def test_long_documents_stay_one_short_in_ten_does_and_nothing_is_repeated() -> None:
+    """Fu et al. 2024, per source: the shares of domains stay, and within one the long documents grow by themselves."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(50, 1200, 4000)
-    domains = rng.choice(3, 4000, p=[0.5, 0.3, 0.2])
-    chosen = select_documents(lengths, domains, total_tokens=700_000, long_document=1000, long_share=0.7, seed=1)
-    assert chosen.tokens == pytest.approx(700_000, abs=3)
-    for domain in range(3):
-        mine = domains[chosen.index_S] == domain
-        share = chosen.take_S[mine].sum() / chosen.tokens
-        assert share == pytest.approx(lengths[domains == domain].sum() / lengths.sum(), abs=1e-3)
-        is_long = lengths[chosen.index_S] > 1000
-        assert chosen.take_S[mine & is_long].sum() / chosen.take_S[mine].sum() == pytest.approx(0.7, abs=1e-3)
+    lengths, domains = rng.integers(50, 8_000, 40_000), rng.choice(3, 40_000, p=[0.5, 0.3, 0.2])
+    lengths[domains == 2] = rng.integers(50, 1_000, (domains == 2).sum())
+    kept = keep_documents(lengths, long_document=4_096, short_share=0.1, rng=rng)
+    assert kept[lengths >= 4_096].all()
+    assert kept[lengths < 4_096].mean() == pytest.approx(0.1, abs=0.01)
+    budget = {0: 700_000, 1: 200_000, 2: 100_000}
+    chosen = fill_budgets(lengths[kept], domains[kept], budget, seed=1)
+    assert len(set(chosen.index_S.tolist())) == len(chosen.index_S)
+    for domain, tokens in budget.items():
+        mine = domains[kept][chosen.index_S] == domain
+        assert chosen.take_S[mine].sum() == tokens
+        is_long = lengths[kept][chosen.index_S] >= 4_096
+        share = chosen.take_S[mine & is_long].sum() / tokens
+        there = lengths[kept & (domains == domain)]
+        assert share == pytest.approx(there[there >= 4_096].sum() / there.sum(), abs=0.05)
+        cut = chosen.take_S[mine] != lengths[kept][chosen.index_S[mine]]
+        assert cut.sum() <= 1  # only the last of a domain is cut
 
 
-def test_long_documents_are_never_made_rarer() -> None:
-    lengths = np.array([5000] * 9 + [100] * 10)
-    chosen = select_documents(
-        lengths, np.zeros(19, np.int64), total_tokens=20_000, long_document=4096, long_share=0.1, seed=0
-    )
-    is_long = lengths[chosen.index_S] > 4096
-    assert chosen.take_S[is_long].sum() / chosen.tokens == pytest.approx(45_000 / 46_000, abs=1e-3)
-    for lengths in ([], [0], [1]):
-        of_one = np.array(lengths, np.int64), np.zeros(len(lengths), np.int64)
-        if lengths == [1]:
-            assert select_documents(*of_one, total_tokens=3, long_document=9, long_share=0.1, seed=0).tokens == 3
-            continue
-        with pytest.raises(ValueError, match="no documents to choose from"):
-            select_documents(*of_one, total_tokens=3, long_document=9, long_share=0.1, seed=0)
+def test_a_document_of_just_the_length_is_long() -> None:
+    lengths = np.array([4_095, 4_096])
+    kept = keep_documents(lengths, long_document=4_096, short_share=0.0, rng=np.random.default_rng(0))
+    assert kept.tolist() == [False, True]
+    assert budgets({"a": 3, "b": 1}, 100) == {"a": 75, "b": 25}
+    assert fill_budgets(lengths, np.zeros(2, np.int64), {0: 9_000}, seed=0).tokens == 8_191
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,10 +92,10 @@ def stage(corpus: Path, tmp_path: Path) -> PrepareTextStage:
         name="shards",
         tokenizer=str(tmp_path / "tokenizer"),
         source=str(corpus),
-        total_tokens=20_000,
+        total_tokens=25_000,
         sequence_length=256,
         long_document=200,
-        long_share=0.7,
+        short_share=0.1,
         shard_sequences=20,
         workers=1,
     )
@@ -117,12 +118,49 @@ def test_shares_within_one_percent_and_every_token_accounted_for(stage: PrepareT
     assert len(rows) == manifest["sequences"] and {len(row) for row in rows} == {257}
     assert manifest["tokens_after"].keys() == DOMAINS.keys()
     for name in DOMAINS:
-        kept = manifest["tokens_before"][name] - manifest["tokens_left_out"][name]
-        assert kept > 0 and kept + manifest["tokens_repeated"][name] == manifest["tokens_after"][name]
+        assert manifest["tokens_after"][name] > 0
+        assert manifest["tokens_before"][name] - manifest["tokens_left_out"][name] == manifest["tokens_after"][name]
     stream = [token for row in rows for token in row]
     assert (
         stream.count(manifest["separator_id"]) <= manifest["separators"] <= stream.count(manifest["separator_id"]) + 40
     )
+
+
+def test_a_corpus_that_is_too_small_is_not_read_twice(stage: PrepareTextStage, tmp_path: Path) -> None:
+    import dataclasses
+
+    more = dataclasses.replace(stage, total_tokens=60_000)
+    with pytest.raises(ValueError, match=r"are wanted, nothing being repeated; set total_tokens to at most") as raised:
+        prepare.run(more, tmp_path / "out", seed=3, resolve=str)
+    most = int(str(raised.value).split("at most ")[1].split(", or")[0].replace(",", ""))
+    assert 20_000 < most < 60_000
+    prepare.run(dataclasses.replace(stage, total_tokens=most), tmp_path / "fits", seed=3, resolve=str)
+
+
+def test_a_data_set_of_the_hub_is_listed_once_and_each_file_fetched_once(
+    stage: PrepareTextStage, corpus: Path, tmp_path: Path, online: LoopbackHub
+) -> None:
+    import dataclasses
+
+    files = {f"train/chunk1/part_{path.stem}.jsonl": path.read_bytes() for path in sorted(corpus.iterdir())}
+    files |= {"validation/part_0.jsonl": b"{torn", "train/chunk1/readme.txt": b"no"}
+    online.add_repo("org/slim", files)
+    online.fail("chunk3", 429, times=1)
+    remote = dataclasses.replace(stage, source="org/slim")
+    prepare.run(remote, tmp_path / "out", seed=3, resolve=str)
+    read = len(list((tmp_path / "out" / "parts").glob("*.arrow")))
+    assert online.count("GET", "/tree/") == 1
+    assert online.count("GET", "/resolve/") == read + 1  # and once more where the Hub was busy
+    assert online.count("HEAD") == 0 and online.count("GET", "validation") == 0
+    prepare.run(stage, tmp_path / "local", seed=3, resolve=str)
+    there, here = (fingerprints(tmp_path / name / "shards") for name in ("out", "local"))
+    assert {name for name in there if there[name] != here[name]} == {"manifest.json", "identity.json"}
+    before = len(online.requests)
+    for report in (tmp_path / "out" / "parts").glob("*.json"):
+        if report.name != "listing.json":
+            report.unlink()
+    prepare.run(remote, tmp_path / "out", seed=3, resolve=str)
+    assert len(online.requests) == before, "a run that goes on asks for nothing that is there"
 
 
 def test_killed_while_writing_and_run_again_gives_the_same_shards(
@@ -207,7 +245,7 @@ def test_a_mended_corpus_is_read_again(stage: PrepareTextStage, corpus: Path, tm
     strict = dataclasses.replace(stage, max_bad_share=0.0)
     whole = (corpus / "chunk0.jsonl").read_text()
     (corpus / "chunk0.jsonl").write_text(whole + "{torn\n")
-    with pytest.raises(ValueError, match=r"1 of 901 documents are bad.*chunk0\.jsonl:150: not JSON"):
+    with pytest.raises(ValueError, match=r"1 of 751 documents are bad.*chunk0\.jsonl:150: not JSON"):
         prepare.run(strict, tmp_path / "out", seed=3, resolve=str)
     (corpus / "chunk0.jsonl").write_text(whole)
     assert prepare.run(strict, tmp_path / "out", seed=3, resolve=str)["num_bad"] == 0
@@ -280,7 +318,7 @@ def test_bad_documents_are_counted_with_their_ids_and_stop_the_run(
         "chunk0.jsonl:3: an empty document",
         "chunk0.jsonl:5: no domain in 'meta.redpajama_set_name'",
     ]
-    with pytest.raises(ValueError, match="2 of 900 documents are bad"):
+    with pytest.raises(ValueError, match="2 of 750 documents are bad"):
         prepare.run(dataclasses.replace(stage, max_bad_share=0.001), tmp_path / "strict", seed=3, resolve=str)
 
 
@@ -288,8 +326,8 @@ def test_an_output_of_another_recipe_is_refused(stage: PrepareTextStage, tmp_pat
     import dataclasses
 
     prepare.run(stage, tmp_path / "out", seed=3, resolve=str)
-    with pytest.raises(ValueError, match=r"another recipe.*long_share"):
-        prepare.run(dataclasses.replace(stage, long_share=0.5), tmp_path / "out", seed=3, resolve=str)
+    with pytest.raises(ValueError, match=r"another recipe.*short_share"):
+        prepare.run(dataclasses.replace(stage, short_share=0.5), tmp_path / "out", seed=3, resolve=str)
 
 
 def test_sequences_are_read_in_a_seeds_order_and_shards_join_to_the_whole(

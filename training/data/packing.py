@@ -1,15 +1,16 @@
 """Which documents to train on, and which piece of which goes where. Index arithmetic; knows no text and no files.
 
-Fu et al. 2024 ("Data Engineering for Scaling Language Models to 128K Context"): upsampling long documents
-regardless of their domain would turn the data into books; so the share of each domain stays what it was, and
-only within a domain do long documents take a larger part. They are packed end to end, a separator behind each.
+Fu et al. 2024 ("Data Engineering for Scaling Language Models to 128K Context", per-source upsampling): taking more long
+documents regardless of their domain would turn the data into books. So the share of each domain stays what it was, and
+within a domain short documents are thinned out (``keep_documents``) until its budget is filled (``fill_budgets``).
+Nothing is repeated. They are packed end to end, a separator behind each.
 
 Shape legend: D documents, S selected ones in order. ``lengths_D`` in tokens; ``domains_D`` an index into domain names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,54 +31,35 @@ class Selection:
         return int(self.take_S.sum())
 
 
-def select_documents(
-    lengths_D: Ints, domains_D: Ints, *, total_tokens: int, long_document: int, long_share: float, seed: int
-) -> Selection:
-    """Choose documents so that each domain keeps its share of tokens, in an order of the seed's.
+def keep_documents(
+    lengths_D: Ints, *, long_document: int, short_share: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which documents stay, (D,): all of at least ``long_document`` tokens, and of the shorter ones a random share."""
+    return (lengths_D >= long_document) | (rng.random(len(lengths_D)) < short_share)
 
-    Documents are repeated where there are too few for ``total_tokens``. Domain totals are exact: the last document of a
-    group is cut to fit. Documents of more than ``long_document`` tokens get ``long_share`` of their domain's tokens, or
-    what they have where that is more; a domain without long (or without short) documents takes what it has.
 
-    Raises:
-        ValueError: no documents, or a share outside 0..1.
+def budgets(tokens: Mapping[str, int], total_tokens: int) -> dict[str, int]:
+    """``total_tokens`` shared out to domains in the proportions of their ``tokens``."""
+    whole = sum(tokens.values())
+    return {name: round(total_tokens * count / whole) for name, count in tokens.items()}
+
+
+def fill_budgets(lengths_D: Ints, domains_D: Ints, budget: Mapping[int, int], *, seed: int) -> Selection:
+    """Documents that were kept, as they come, until their domain's ``budget`` is filled; in an order of the seed's.
+
+    Each is taken once at most; the last of a domain is cut to fit. A domain of too few takes what it has.
     """
-    available = int(np.sum(lengths_D))
-    if available == 0:
-        raise ValueError("there are no documents to choose from")
-    if not 0 <= long_share <= 1:
-        raise ValueError(f"long_share must be between 0 and 1, got {long_share}")
     rng = np.random.default_rng((seed, 11))
-    indices: list[Ints] = []
-    takes: list[Ints] = []
-    for domain in np.unique(domains_D):
+    indices, takes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for domain, wanted in budget.items():
         members = np.flatnonzero(domains_D == domain)
-        target = round(total_tokens * int(lengths_D[members].sum()) / available)
-        is_long = lengths_D[members] > long_document
-        natural = float(lengths_D[members[is_long]].sum() / lengths_D[members].sum())
-        # 0 and 1 also when one of the groups is empty, since natural is then 0 or 1.
-        share = max(natural, long_share) if 0 < natural < 1 else natural
-        long_target = round(target * share)
-        for group, wanted in ((members[is_long], long_target), (members[~is_long], target - long_target)):
-            index, take = _fill(group, lengths_D, wanted, rng)
-            indices.append(index)
-            takes.append(take)
+        ends = np.cumsum(lengths_D[members])
+        take = np.minimum(lengths_D[members], wanted - (ends - lengths_D[members]))
+        indices.append(members[take > 0])
+        takes.append(take[take > 0])
     index_S, take_S = np.concatenate(indices), np.concatenate(takes)
     order = rng.permutation(len(index_S))
     return Selection(index_S=index_S[order], take_S=take_S[order])
-
-
-def _fill(group: Ints, lengths_D: Ints, wanted: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Documents of a group in shuffled rounds until ``wanted`` tokens; the last one is cut."""
-    if wanted <= 0 or not len(group):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    rounds = -(-wanted // int(lengths_D[group].sum()))
-    index = np.concatenate([rng.permutation(group) for _ in range(rounds)])
-    ends = np.cumsum(lengths_D[index])
-    count = int(np.searchsorted(ends, wanted)) + 1
-    take = lengths_D[index[:count]].copy()
-    take[-1] -= int(ends[count - 1]) - wanted
-    return index[:count], take
 
 
 class Packing:

@@ -1,18 +1,20 @@
 """The prepare_text stage: a corpus like SlimPajama to packed shards, with every token accounted for.
 
-Three steps, each of which goes on where it was after a kill: tokenise parts (many processes), choose documents
-(one pass over their lengths), write shards (many processes). What is written depends on the stage and the seed
-alone, and not on the number of workers.
+Three steps, each of which goes on where it was after a kill: tokenise parts (many processes) until every domain's
+budget is filled, choose documents (one pass over their lengths), write shards (many processes). What is written depends
+on the stage and the seed alone, and not on the number of workers.
 
-A corpus is a folder of files (JSON lines plain, gzip or zstd; JSON lists; parquet) or a data set of the Hub. A part is
-a file of it or a shard: one Arrow file of ids and domains, a report beside it. A row that is no JSON object is a
-``BrokenRow``, to be reported and counted, and does not end the file.
+A corpus is a folder of files (JSON lines plain, gzip or zstd; JSON lists; parquet) or a data set of the Hub, which is
+listed once; a part is a file of it, fetched by the process that reads it: one Arrow file of ids and domains of the
+documents that were kept, a report beside it. A row that is no JSON object is a ``BrokenRow``, to be reported and
+counted, and does not end the file.
 
 Shape legend: D documents, S selected ones in order.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -28,15 +30,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vniah.files import parse_json, read_json
+from vniah.hub import RemoteFile, fetch_file, list_files
 from vniah.training.checkpoints import check_identity, load_tokenizer, write_json
-from vniah.training.data.packing import Packing, Selection, select_documents
+from vniah.training.data.packing import Packing, Selection, budgets, fill_budgets, keep_documents
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.fit import MINIMUM_FREE, check_disk
 from vniah.training.processes import BadSampleError, check_bad, map_parts
 from vniah.training.stages import PrepareTextStage, as_data
 
-# Scan this many times the tokens wanted, so that long documents are upsampled by choice before repetition.
-SCAN_FACTOR = 3
+# So many times the tokens wanted are kept of the parts, by estimate: long documents of a domain whose budget is full
+# are kept until the others' are.
+KEPT_FACTOR = 2
+# Where less than this share of all tokens is wanting, the budgets count as filled: a domain of a few documents in a
+# whole corpus must not have all of it read.
+SLACK = 1e-3
 # Below so many documents a share of bad ones says little: then all are looked at before the run stops.
 JUDGED = 1_000
 ID_BYTES = 4
@@ -65,9 +72,10 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Callable[[
     _check_room(stage, folder)
     reports = _tokenise(stage, parts, seed)
     _check_bad(reports, stage.max_bad_share, parts)
+    _check_filled(stage, reports)
     # Shards that a killed run has left are kept only if they were cut from the same documents.
     check_identity(shards, {"corpus": hashlib.sha256(json.dumps(reports).encode()).hexdigest()})
-    job, names, domains_D = _plan(stage, [report["part"] for report in reports], parts, seed)
+    job, names, domains_D = _plan(stage, reports, parts, seed)
     if not job.packing.num_sequences:
         raise ValueError(f"{job.selection.tokens} tokens do not fill one sequence of {stage.sequence_length}")
     num_shards = -(-job.packing.num_sequences // job.per_shard)
@@ -80,31 +88,63 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Callable[[
 
 def _check_room(stage: PrepareTextStage, folder: Path) -> None:
     """Raise OSError when the disk cannot hold the tokenised parts and the shards (ids of 4 bytes)."""
-    scanned, files = SCAN_FACTOR * stage.total_tokens, corpus_files(stage)
-    if files is not None:
+    kept = KEPT_FACTOR * stage.total_tokens
+    if Path(stage.source).is_dir():
         # A token is a byte at least, and text shrinks eightfold at most.
-        scanned = min(scanned, 8 * sum(path.stat().st_size for path in files))
+        kept = min(kept, 8 * sum(file.size for file in corpus_files(stage, folder / "parts")))
     there = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
-    check_disk(folder, max(0, ID_BYTES * (scanned + stage.total_tokens) - there) + MINIMUM_FREE)
+    check_disk(folder, max(0, ID_BYTES * (kept + stage.total_tokens) - there) + MINIMUM_FREE)
 
 
 def _tokenise(stage: PrepareTextStage, folder: Path, seed: int) -> list[Report]:
-    """Tokenise parts in an order of the seed's until enough tokens are scanned; the reports of those needed."""
-    order = np.random.default_rng((seed, 7)).permutation(num_parts(stage)).tolist()
-    wanted = SCAN_FACTOR * stage.total_tokens
+    """Tokenise parts in an order of the seed's until all budgets are filled; the reports of those needed."""
+    files = corpus_files(stage, folder)
+    order = np.random.default_rng((seed, 7)).permutation(len(files)).tolist()
     reports: list[Report] = []
-    scanned = 0
-    work = functools.partial(tokenise_part, stage, folder)
     for start in range(0, len(order), stage.workers):
-        for report in map_parts(work, order[start : start + stage.workers], stage.workers):
-            if scanned < wanted:
+        parts = [(part, files[part]) for part in order[start : start + stage.workers]]
+        for report in map_parts(functools.partial(tokenise_part, stage, folder, seed), parts, stage.workers):
+            if not _filled(stage, reports):
                 reports.append(report)
-                scanned += sum(report["tokens"].values())
                 if _num_documents(reports) >= JUDGED:
                     _check_bad(reports, stage.max_bad_share, folder)
-        if scanned >= wanted:
+        if _filled(stage, reports):
             break
     return reports
+
+
+def _counts(reports: list[Report], key: str) -> Counter[str]:
+    """What the reports say of each domain, added up, in the order of the domains' names."""
+    counts: Counter[str] = Counter()
+    for report in reports:
+        counts.update(report[key])
+    return Counter(dict(sorted(counts.items())))
+
+
+def _lacks(stage: PrepareTextStage, reports: list[Report]) -> dict[str, int]:
+    """By domain, the tokens that lack of its budget."""
+    budget, kept = budgets(_counts(reports, "tokens"), stage.total_tokens), _counts(reports, "tokens_kept")
+    return {name: max(0, count - kept[name]) for name, count in budget.items()}
+
+
+def _filled(stage: PrepareTextStage, reports: list[Report]) -> bool:
+    lacks = _lacks(stage, reports)
+    return bool(lacks) and sum(lacks.values()) <= SLACK * stage.total_tokens
+
+
+def _check_filled(stage: PrepareTextStage, reports: list[Report]) -> None:
+    """Raise ValueError where the whole corpus was read and does not give what was asked for."""
+    if _filled(stage, reports):
+        return
+    if not (lacks := _lacks(stage, reports)):
+        raise ValueError(f"there are no documents to choose from in {stage.source}")
+    tokens, kept = _counts(reports, "tokens"), _counts(reports, "tokens_kept")
+    most = min(kept[name] * sum(tokens.values()) // count for name, count in tokens.items())
+    name = max(lacks, key=lacks.__getitem__)
+    raise ValueError(
+        f"{stage.source} gives {kept[name]:,} tokens of {name!r} and {kept[name] + lacks[name]:,} are wanted, nothing "
+        f"being repeated; set total_tokens to at most {most:,}, or short_share above {stage.short_share:g}"
+    )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any] | BrokenRow]:
@@ -144,76 +184,72 @@ def _json(path: Path) -> Iterator[Any]:
                     yield BrokenRow(str(error).removeprefix("it is "))
 
 
-def corpus_files(stage: PrepareTextStage) -> list[Path] | None:
-    """The files of a corpus that is a folder, in order; ``None`` for a data set of the Hub."""
-    folder = Path(stage.source)
-    if not folder.is_dir():
-        return None
-    names = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if READ.search(path.name) and path.is_file()
-    )
-    if not names:
-        raise FileNotFoundError(f"{folder} holds no .jsonl, .jsonl.zst, .json.gz or .parquet file")
-    return [folder / name for name in names]
+def corpus_files(stage: PrepareTextStage, folder: Path) -> list[RemoteFile]:
+    """The files of a corpus, in order. A data set of the Hub is listed once: ``folder`` keeps its listing and commit.
+
+    Raises:
+        FileNotFoundError: none that can be read.
+    """
+    source = Path(stage.source)
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if READ.search(path.name) and path.is_file())
+        files = [RemoteFile(str(path.relative_to(source)), path.stat().st_size) for path in found]
+    else:
+        listing = folder / "listing.json"
+        if not listing.is_file():
+            write_json(listing, [dataclasses.asdict(file) for file in list_files(stage.source, "dataset")])
+        listed = [RemoteFile(**file) for file in read_json(listing, max_bytes=None)]
+        # As ``datasets`` tells splits by their files' names: where none names this one, all are of it.
+        named = re.compile(rf"(^|[/_.-]){re.escape(stage.split)}([/_.-]|$)")
+        files = [file for file in listed if READ.search(file.path)]
+        files = [file for file in files if named.search(file.path)] or files
+    if not files:
+        raise FileNotFoundError(f"{stage.source} holds no .jsonl, .jsonl.zst, .json.gz or .parquet file")
+    return files
 
 
-def num_parts(stage: PrepareTextStage) -> int:
-    """How many parts a corpus has: its files, or the shards of a data set."""
-    files = corpus_files(stage)
-    return int(_stream(stage).num_shards) if files is None else len(files)
-
-
-def _stream(stage: PrepareTextStage) -> Any:
-    from datasets import load_dataset
-
-    return load_dataset(stage.source, split=stage.split, streaming=True)
-
-
-def tokenise_part(stage: PrepareTextStage, folder: Path, part: int) -> dict[str, Any]:
+def tokenise_part(stage: PrepareTextStage, folder: Path, seed: int, numbered: tuple[int, RemoteFile]) -> dict[str, Any]:
     """Tokenise a part to ``part-00000.arrow`` and ``part-00000.json``, unless they are there (of this very file).
 
-    Returns the report: tokens and documents by domain, and all bad rows (without text, domain or tokens) by file, row
-    and reason.
+    Kept are all long documents, and of the shorter ones a random share. Returns the report: tokens and documents by
+    domain, tokens that were kept, and all bad rows (without text, domain or tokens) by file, row and reason.
     """
+    part, file = numbered
     report_path = folder / f"part-{part:05d}.json"
-    files = corpus_files(stage)
-    name = str(part) if files is None else str(files[part].relative_to(stage.source))
-    size = None if files is None else files[part].stat().st_size
     if report_path.is_file():
         done = read_json(report_path)
-        if (done["name"], done["bytes"]) == (name, size):
+        if (done["name"], done["bytes"]) == (file.path, file.size):
             return dict(done)
-    if files is None:
-        stream = _stream(stage)
-        rows = stream.shard(num_shards=stream.num_shards, index=part)
-    else:
-        rows = read_rows(files[part])
+    local = Path(stage.source)
+    path = local / file.path if local.is_dir() else fetch_file(stage.source, "dataset", file)
     tokenizer = load_tokenizer(stage.tokenizer)
-    tokens: Counter[str] = Counter()
-    documents: Counter[str] = Counter()
     bad: list[str] = []
     ids_of: list[Any] = []
     domains: list[str] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(read_rows(path)):
         try:
             text, domain = _document(row, stage)
             ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, np.int32)
             if not len(ids):
                 raise BadSampleError("a document without a token")
         except BadSampleError as reason:
-            bad.append(f"{name}:{number}: {reason}")
+            bad.append(f"{file.path}:{number}: {reason}")
             continue
         ids_of.append(ids)
         domains.append(domain)
-        tokens[domain] += len(ids)
-        documents[domain] += 1
-    write_arrow(folder / f"part-{part:05d}.arrow", {"input_ids": id_lists(ids_of), "domain": domains})
+    lengths_D, domains_D = np.array([len(ids) for ids in ids_of], np.int64), np.array(domains, dtype=object)
+    rng = np.random.default_rng((seed, 5, part))
+    kept_D = keep_documents(lengths_D, long_document=stage.long_document, short_share=stage.short_share, rng=rng)
+    kept = {"input_ids": id_lists([ids_of[i] for i in np.flatnonzero(kept_D)]), "domain": domains_D[kept_D].tolist()}
+    write_arrow(folder / f"part-{part:05d}.arrow", kept)
+    names = sorted(set(domains))
     report = {
         "part": part,
-        "name": name,
-        "bytes": size,
-        "tokens": dict(sorted(tokens.items())),
-        "documents": dict(sorted(documents.items())),
+        "name": file.path,
+        "bytes": file.size,
+        "tokens": {name: int(lengths_D[domains_D == name].sum()) for name in names},
+        "tokens_kept": {name: int(lengths_D[kept_D & (domains_D == name)].sum()) for name in names},
+        "documents": {name: int((domains_D == name).sum()) for name in names},
         "num_bad": len(bad),
         "bad": bad,
     }
@@ -286,22 +322,18 @@ class _Job:
 
 
 def _plan(
-    stage: PrepareTextStage, parts: list[int], folder: Path, seed: int
+    stage: PrepareTextStage, reports: list[Report], folder: Path, seed: int
 ) -> tuple[_Job, list[str], NDArray[np.int64]]:
     """Choose and order the documents; the names of the domains and each document's domain come with the job."""
-    paths = tuple(folder / f"part-{part:05d}.arrow" for part in parts)
+    paths = tuple(folder / f"part-{report['part']:05d}.arrow" for report in reports)
     tables = [read_arrow(path) for path in paths]
     lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) for table in tables]
     domains = [name for table in tables for name in table["domain"].to_pylist()]
-    names, domains_D = np.unique(domains, return_inverse=True)
-    selection = select_documents(
-        np.concatenate(lengths).astype(np.int64),
-        domains_D,
-        total_tokens=stage.total_tokens,
-        long_document=stage.long_document,
-        long_share=stage.long_share,
-        seed=seed,
-    )
+    budget = budgets(_counts(reports, "tokens"), stage.total_tokens)
+    names = list(budget)
+    domains_D = np.array([names.index(domain) for domain in domains], np.int64)
+    of_number = {names.index(name): count for name, count in budget.items()}
+    selection = fill_budgets(np.concatenate(lengths).astype(np.int64), domains_D, of_number, seed=seed)
     job = _Job(
         parts=paths,
         out=folder.parent / "shards",
@@ -310,7 +342,7 @@ def _plan(
         per_shard=stage.shard_sequences,
         separator=separator_id(load_tokenizer(stage.tokenizer), stage),
     )
-    return job, names.tolist(), domains_D
+    return job, names, domains_D
 
 
 def separator_id(tokenizer: Any, stage: PrepareTextStage) -> int:
@@ -330,15 +362,8 @@ def _manifest(
     stage: PrepareTextStage, job: _Job, names: list[str], domains_D: NDArray[np.int64], reports: list[Report], seed: int
 ) -> Report:
     """The manifest: tokens and documents by domain before and after, and where every token went."""
-    before: Counter[str] = Counter()
-    documents: Counter[str] = Counter()
-    for report in reports:
-        before.update(report["tokens"])
-        documents.update(report["documents"])
-    selection = job.selection
+    before, selection = _counts(reports, "tokens"), job.selection
     chosen_S = domains_D[selection.index_S]
-    once_D = np.zeros(len(domains_D), np.int64)  # tokens of each document that are used at all
-    np.maximum.at(once_D, selection.index_S, selection.take_S)
 
     def by_domain(counts: NDArray[np.int64], domains: NDArray[np.int64]) -> dict[str, int]:
         return {name: int(counts[domains == i].sum()) for i, name in enumerate(names)}
@@ -347,7 +372,7 @@ def _manifest(
         total = sum(tokens.values())
         return {name: count / total for name, count in tokens.items()} if total else {}
 
-    after, once = by_domain(selection.take_S, chosen_S), by_domain(once_D, domains_D)
+    after = by_domain(selection.take_S, chosen_S)
     return {
         "source": stage.source,
         "tokenizer": stage.tokenizer,
@@ -355,14 +380,14 @@ def _manifest(
         "sequence_length": stage.sequence_length,
         "long_document": stage.long_document,
         "sequences": job.packing.num_sequences,
-        "documents_before": dict(sorted(documents.items())),
-        "tokens_before": dict(sorted(before.items())),
+        "short_share": stage.short_share,
+        "documents_before": dict(_counts(reports, "documents")),
+        "tokens_before": dict(before),
         "shares_before": shares(dict(before)),
         "documents_after": by_domain(np.ones_like(chosen_S), chosen_S),
         "tokens_after": after,
-        # tokens_before - tokens_left_out + tokens_repeated = tokens_after, in each domain
-        "tokens_left_out": {name: before[name] - once[name] for name in names},
-        "tokens_repeated": {name: after[name] - once[name] for name in names},
+        # tokens_before - tokens_left_out = tokens_after, in each domain
+        "tokens_left_out": {name: before[name] - after[name] for name in names},
         "shares_after": shares(after),
         # tokens_after + separators = tokens_packed + tokens_in_tail, and nothing else
         "separator_id": job.separator,
