@@ -15,7 +15,7 @@ from gpu_settings import Setting, begin, matmul_rate, peak, seconds
 
 from longva_model import LongVAConfig, LongVAForConditionalGeneration
 from longva_model.attention.blockwise import kernel_names
-from longva_model.backends.backend import levels_to_pixels
+from longva_model.pictures.levels import levels_to_pixels
 from longva_model.pictures.preprocess import level_table
 from vniah.runs.grid import Grid
 

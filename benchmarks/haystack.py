@@ -137,7 +137,7 @@ class Pipeline:
         return torch.from_numpy(fit_frames(frames_NHWC, preprocess, num_threads=self.threads or None))
 
     def encode_pixels(self, pixels_NHWC: Any) -> Any:
-        from longva_model.backends.backend import levels_to_pixels
+        from longva_model.pictures.levels import levels_to_pixels
         from longva_model.pictures.preprocess import level_table
 
         return self.tokens(levels_to_pixels(pixels_NHWC, level_table()))

@@ -26,6 +26,8 @@ from transformers.utils.generic import can_return_tuple
 
 from longva_model.config import LongVAConfig
 from longva_model.pictures.layout import NEWLINE, UNIRES_POOL, Size, VisualLayout, anyres_order
+from longva_model.pictures.levels import levels_to_pixels
+from longva_model.pictures.preprocess import level_table
 from longva_model.renamed import cache_keyword
 
 
@@ -96,7 +98,11 @@ class LongVAModel(LongVAPreTrainedModel):
         self.post_init()
 
     def encode_tiles(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Tower and projector, no pooling: (N, 3, S, S) on any device to (N, P, D), all patches row-major."""
+        """Tower and projector, no pooling: (N, 3, S, S) on any device to (N, P, D), all patches row-major.
+
+        Here and in what follows tiles may also be 8-bit levels, (N, S, S, 3), which CLIP's mean and deviation
+        normalise on their device, to the same values.
+        """
         return self._in_batches(pixels_NCHW, lambda features: features)
 
     def encode_frames(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
@@ -298,12 +304,14 @@ class LongVAModel(LongVAPreTrainedModel):
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """``finish(projector(tower(...)))`` of all tiles, or of ``rows`` of them, a bounded number at a time."""
+        is_levels = pixels_NCHW.dtype == torch.uint8
         parameter = self.multi_modal_projector.linear_1.weight
         tower = next(self.vision_tower.parameters())
         rows = (torch.arange(len(pixels_NCHW)) if rows is None else rows).to(pixels_NCHW.device)
         out = []
         for part in rows.split(self.vision_batch_size):
-            pixels = like(pixels_NCHW[part], tower)
+            pixels = pixels_NCHW[part]
+            pixels = like(levels_to_pixels(pixels, level_table()) if is_levels else pixels, tower)
             features = tower_features(self.vision_tower, pixels, self.config)
             out.append(finish(self.multi_modal_projector(like(features, parameter))))
         return torch.cat(out)

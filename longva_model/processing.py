@@ -60,7 +60,7 @@ class LongVAProcessor(ProcessorMixin):
 
     @property
     def level_table(self) -> NDArray[np.float32]:
-        """Pixel value of each 8-bit level by channel, (3, 256): for ``backend.levels_to_pixels``."""
+        """Pixel value of each 8-bit level by channel, (3, 256): for ``levels_to_pixels``."""
         return level_table(self.image_mean, self.image_std)
 
     def __call__(

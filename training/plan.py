@@ -156,7 +156,8 @@ def tower_memory(
     flying = tokens * b * (2 * wide + 2 * width)
     # Features in, the first linear, its GELU, the second.
     projector = tiles * shape.patches * b * (width + 3 * shape.hidden)
-    pixels = 4 * 3 * tiles * shape.patches * shape.patch_size**2
+    # Bytes, and the values that the tower is given of them.
+    pixels = (1 + 4 + b) * 3 * tiles * shape.patches * shape.patch_size**2
     if not trained:
         return TowerMemory(kept=projector + pixels, layer=tokens * b * (4 * width + 2 * wide))
     if checkpointing == "none":

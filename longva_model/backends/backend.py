@@ -38,6 +38,7 @@ from longva_model.engine.kv_blocks import refuse_too_long
 from longva_model.engine.logits import widened
 from longva_model.engine.state import CroppableCache, new_state
 from longva_model.pictures.layout import VisualLayout
+from longva_model.pictures.levels import levels_to_pixels
 from longva_model.pictures.preprocess import fit_frames
 from longva_model.prompts.chat_templates import DEFAULT_TEMPLATES
 from longva_model.prompts.prompting import Prompt, build_chat, build_prompt
@@ -365,23 +366,6 @@ def decoder_shape(config: Any, tokens_per_frame: int, kv_bytes: int) -> ModelSha
         tokens_per_frame=tokens_per_frame,
         kv_bytes=kv_bytes,
     )
-
-
-def levels_to_pixels(frames_NHWC: torch.Tensor, table: NDArray[np.float32]) -> torch.Tensor:
-    """``preprocess.normalise`` on the frames' device: bytes travel instead of floats, the values are the same.
-
-    Args:
-        frames_NHWC: uint8 levels, (N, S, S, 3).
-        table: ``preprocess.level_table(mean, std)``, (3, 256).
-
-    Returns:
-        float32 pixel values, (N, 3, S, S).
-    """
-    device = frames_NHWC.device
-    # One look-up for all channels: the second channel's levels are 256 to 511, the third's 512 to 767.
-    rows_NCHW = frames_NHWC.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)
-    rows_NCHW += torch.arange(0, 768, 256, dtype=torch.int32, device=device)[:, None, None]
-    return torch.from_numpy(table).to(device).flatten().index_select(0, rows_NCHW.flatten()).view(rows_NCHW.shape)
 
 
 def described(config: Any) -> str:

@@ -61,7 +61,7 @@ def test_normalise_is_the_formula() -> None:
 def test_normalising_on_the_device_gives_the_same_values() -> None:
     import torch
 
-    from longva_model.backends.backend import levels_to_pixels
+    from longva_model.pictures.levels import levels_to_pixels
     from longva_model.pictures.preprocess import level_table
 
     frames = np.stack([noise(8, 8), noise(8, 8, 1)])

@@ -196,7 +196,8 @@ def test_samples_hold_their_tiles_and_placeholders(data: Source, tmp_path: Path)
     batch = Collator(0)([samples.sample(1), samples.sample(2)])
     assert batch["image_sizes"].tolist() == [[32, 64], [96, 32]]
     tiles = sum(LAYOUT.num_tiles(size) for size in ((64, 32), (32, 96)))
-    assert batch["pixel_values"].shape == (tiles, 3, 32, 32)
+    assert batch["pixel_values"].shape == (tiles, 32, 32, 3)
+    assert batch["pixel_values"].dtype == torch.uint8
     assert batch["labels"][batch["attention_mask"] == 0].unique().tolist() == [-100]
     assert "pixel_values" not in Collator(0)([samples.sample(2)])
 
@@ -240,6 +241,7 @@ def test_the_collated_batch_trains_a_model(data: Source, tmp_path: Path) -> None
     from transformers import CLIPVisionConfig, Qwen2Config
 
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
+    from longva_model.pictures.preprocess import normalise
     from vniah.training.align import empty_picture
     from vniah.training.losses import install_loss
 
@@ -268,6 +270,10 @@ def test_the_collated_batch_trains_a_model(data: Source, tmp_path: Path) -> None
     # Ranks that share their layers must run them in one order, whatever is in their batches.
     assert on_text == called
     assert torch.isfinite(loss)
+    # Bytes and what the processor makes of them on the host are one picture, to the bit.
+    batch = Collator(0)([samples.sample(i) for i in range(4)])
+    batch["pixel_values"] = torch.from_numpy(normalise(batch["pixel_values"].numpy()))
+    assert torch.equal(model(**batch)["loss"], loss)
     for part in (model.model.multi_modal_projector.linear_1, model.lm_head):
         assert part.weight.grad.abs().sum() > 0
     assert tower.grad.abs().sum() > 0

@@ -355,12 +355,10 @@ class LlavaSamples:
         return self.sample(int(self.order(epoch)[place]))
 
     def sample(self, number: int) -> dict[str, Any]:
-        """``ids`` and ``labels`` (T,), ``pixel_values`` (N, 3, S, S) and ``image_sizes`` (images, 2).
+        """``ids`` and ``labels`` (T,), ``pixel_values`` uint8 (N, S, S, 3) and ``image_sizes`` (images, 2).
 
         BadSampleError: an image that was good when indexed can no longer be read.
         """
-        from longva_model.pictures.preprocess import normalise
-
         sample, source = (self._table[column][number].as_py() for column in ("sample", "source"))
         ids, labels, images = self._reader.read(json.loads(sample), source)
         layout = self._reader.layout
@@ -368,7 +366,7 @@ class LlavaSamples:
         ids, labels = expand_images(ids, labels, counts, self._placeholder)
         out: dict[str, Any] = {"ids": ids, "labels": labels, "pixel_values": None, "image_sizes": None}
         if images:
-            out["pixel_values"] = np.concatenate([normalise(layout.tiles(image)) for image in images])
+            out["pixel_values"] = np.concatenate([layout.tiles(image) for image in images])
             out["image_sizes"] = [(image.height, image.width) for image in images]
         return out
 
@@ -396,7 +394,7 @@ def grouped_order(lengths: Ints, has_image: NDArray[np.bool_], batch: int, rng: 
 
 @dataclass(frozen=True)
 class Collator:
-    """Samples to a batch, padded on the right with labels of -100; tiles of all images one after another."""
+    """Samples to a batch, padded on the right with labels of -100; tiles of all images one after another, as bytes."""
 
     pad_id: int
 
