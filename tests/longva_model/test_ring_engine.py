@@ -35,6 +35,7 @@ from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner
+from vniah import notices
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, Segment, Target, Text
 
 CHECKS = check = Checks()
@@ -345,6 +346,9 @@ def parallel(rank: int, world: int, *, parallel: str, free: int | None, mode: st
             args = ModelArgs(parallel=parallel, journal=str(folder / "journal.jsonl"), chunk_tokens=256)
             runner, _ = run_share(rank, world, args)
             assert (runner.backend.decoder.config._attn_implementation == "longva_ring") == (mode == "ring")
+            told = notices.closing()["model"]
+            assert (told["processes"], told["parallel"], told["parallel_size"]) == (world, mode, world)
+            assert told["attention"] == ("longva_ring" if mode == "ring" else "longva_blockwise")
             # The haystack by one process each block; in branches a needle by each process that shows it.
             counts = work.gather(runner.frames.frames_encoded)
             assert len(HAY) <= sum(counts) <= len(HAY) + 3 * (1 if mode == "ring" else world)
