@@ -35,8 +35,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_weights_and_cache_are_those_of_the_published_models(published: dict[str, Path]) -> None:
-    qwen2 = Planner(str(published["qwen2_5_vl_7b"])).shape
+@pytest.fixture(scope="module")
+def qwen2_5_vl(published: dict[str, Path]) -> Planner:
+    return Planner(str(published["qwen2_5_vl_7b"]))
+
+
+def test_weights_and_cache_are_those_of_the_published_models(published: dict[str, Path], qwen2_5_vl: Planner) -> None:
+    qwen2 = qwen2_5_vl.shape
     assert qwen2.weights == 8_292_166_656 and qwen2.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2
     assert qwen2.state_bytes == 0 and qwen2.layers == 28
     layer = 3584 * 128 * (2 * 28 + 2 * 4) + 3 * 3584 * 18944
@@ -45,9 +50,9 @@ def test_weights_and_cache_are_those_of_the_published_models(published: dict[str
     assert qwen3.weights == 8_767_123_696 and qwen3.kv_bytes_per_token == 2 * 36 * 8 * 128 * 2
 
 
-def test_the_papers_longest_prompt(published: dict[str, Path]) -> None:
+def test_the_papers_longest_prompt(qwen2_5_vl: Planner) -> None:
     """3,001 frames of 644x364 are 1,501 pairs of 13x23 tokens."""
-    planner = Planner(str(published["qwen2_5_vl_7b"]))
+    planner = qwen2_5_vl
     plan = planner.choice("auto", Grid.parse("3000", "0,100"), NEEDLES, (360, 640))
     (column,) = plan.columns
     assert (column.fitted, column.tokens_a_unit, column.frames_a_unit) == ((644, 364), 299, 2)

@@ -65,7 +65,7 @@ def on_host(pin_memory: bool) -> Any:
     ("checkpointing", "tile", "precision"),
     [
         ("none", 0, "fp32"),
-        ("full", 0, "fp32"),
+        pytest.param("full", 0, "fp32", marks=pytest.mark.slow),
         pytest.param("full", 0, "bf16", marks=pytest.mark.slow),
         ("offload", 0, "fp32"),
         pytest.param("offload", 64, "bf16", marks=pytest.mark.slow),
@@ -94,7 +94,7 @@ def test_planned_peak_is_near_the_measured_one(
     assert planned == pytest.approx(measured, rel=0.25), (planned, measured)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_planned_peak_with_images_is_near_the_measured_one(checkpointing: Any) -> None:
     import torch
     from transformers import CLIPVisionConfig
