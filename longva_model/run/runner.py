@@ -156,12 +156,17 @@ class Runner:
         """Run the jobs of all processes, computing none that any journal holds; every process gets all results."""
         plan = self._plan(union, build, journal)
         found = {order: self._known(order, planned.line) for order, planned in plan.items() if planned.line is not None}
-        if len(found) < len(union):
+        longest = max(planned.tokens for planned in plan.values())
+        if len(found) == len(union):
+            # Results that are written again are the same, whether or not a journal had all of them.
+            with contextlib.suppress(ValueError):
+                self._dealt[self._mode(longest)] = None
+        else:
             # Dealt out whatever is known, so that a run that goes on gives each process what it had.
             requests = [plan[job.order].request for job in union]
             sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens.items()}
             costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
-            mode = self._mode(max(planned.tokens for planned in plan.values()))
+            mode = self._mode(longest)
             self._dealt[mode] = None
             if mode == "ring":
                 # Every process has every result, so one of them keeps the journal.
@@ -291,10 +296,9 @@ class Runner:
         """How many processes there were and how they shared the work, for whoever reads the results."""
         if self.world_size == 1:
             return {"processes": 1}
-        # Where a journal had every answer, nothing was shared.
-        found: dict[str, Any] = {"processes": self.world_size, "parallel": ", ".join(self._dealt) or "none"}
+        found: dict[str, Any] = {"processes": self.world_size}
         if self._dealt:
-            found["parallel_size"] = self.teams
+            found |= {"parallel": ", ".join(self._dealt), "parallel_size": self.teams}
         if "ring" in self._dealt:
             found["attention"] = "longva_ring" if len(self._dealt) == 1 else f"{self._attention}, longva_ring"
         return found

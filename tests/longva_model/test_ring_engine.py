@@ -359,6 +359,7 @@ def parallel(rank: int, world: int, *, parallel: str, free: int | None, mode: st
             again.engine = None  # type: ignore[assignment, method-assign]
             mine = jobs()[rank::world]
             assert_same(again.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+            assert notices.closing()["model"] == told
         finally:
             work.free_bytes = free_bytes
 
