@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from vniah.haystack import Haystack
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, SUFFIX
-from vniah.ruler.pictures import DIRECTIONS, GROUNDS, VERSION, Salience, Sign, in_motion, picture_of
+from vniah.ruler.pictures import DIRECTIONS, GROUNDS, VERSION, DrawnFrame, Salience, Sign, in_motion
 from vniah.runs.grid import Cell, Grid
 from vniah.runs.settings import own
 from vniah.visual.compose import Inserted
@@ -183,7 +183,7 @@ class Drawn(Scenes):
             choice=bool(puzzle.options),
             inserted=tuple(
                 Inserted(
-                    picture_of(one.seed or seed + number, one.sign, self.film, one.place, self.salience),
+                    DrawnFrame(one.seed or seed + number, one.sign, self.film, one.place, self.salience),
                     one.place,
                     instead=self.blended,
                 )
