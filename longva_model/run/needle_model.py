@@ -187,7 +187,7 @@ class NeedleModel:
 
 def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:
     key, each = ("num_frames", tokens_per_frame) if task.unit == "frames" else ("context_length", 1)
-    return max((int(row[key]) + 1) * each for row in task.rows) + _TEXT_TOKENS
+    return max((int(row[key]) + task.adds) * each for row in task.rows) + _TEXT_TOKENS
 
 
 def _enough(weights: float, cache: float, room: int, heads: int, kv: str = "") -> str:

@@ -179,7 +179,7 @@ class DrawnFrame(Picture):
         # What is beneath it hangs on the film.
         self._blended = bool(salience.size)
         beneath = [film.fingerprint, str(place), str(salience)] if self._blended else []
-        recipe = [f"vruler {VERSION}", str(seed), str(sign), "%dx%d" % film.size, *beneath]
+        recipe = [f"vruler {VERSION}", str(seed), str(sign), str(film.size), *beneath]
         self.fingerprint = "drawn-" + content_hash(recipe)
 
     def load(self) -> Image.Image:

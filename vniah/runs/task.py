@@ -80,6 +80,7 @@ class NeedleTask(ABC):
         effective: the metric of the longest length that is found.
         control: the metric of the controls.
         control_is_right: whether a right answer to a control is one, and no guess.
+        adds: units that a cell has more than its length at most.
         more_metrics: those that this task alone has.
     """
 
@@ -89,6 +90,7 @@ class NeedleTask(ABC):
     effective: ClassVar[str]
     generation: Mapping[str, Any] = MappingProxyType({})
     control_is_right = False
+    adds = 1
     more_metrics: Metrics = MappingProxyType({})
     cells: tuple[Cell, ...]
     per_place: int
@@ -104,6 +106,11 @@ class NeedleTask(ABC):
     @abstractmethod
     def visuals(self, row: Row) -> list[Any]:
         """What is shown: ``Visual`` objects for a model that takes segments, the path of an mp4 for any other."""
+
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """The same for a chat model, as lmms-eval has messages: what is shown under ``url``, then the question."""
+        shown = [{"type": "video", "url": visual} for visual in self.visuals(row)]
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.question(row)}]}]
 
     @abstractmethod
     def is_right(self, row: Row, text: str) -> bool:

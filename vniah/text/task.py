@@ -112,6 +112,11 @@ class TextTask(NeedleTask):
     def visuals(self, row: Row) -> list[Any]:
         return [] if self.scoring == "generated" else [TextPrompt(self, self.cell(row))]
 
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """A chat model reads the whole prompt as its user's words."""
+        text = self.compose(self.cell(row)).text()
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
     def is_right(self, row: Row, text: str) -> bool:
         return generated_correct(text, self.puzzle(self.cell(row)), self.settings.variant)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from vniah.contract.requests import Request, Target, Text
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.notices import notice
-from vniah.prompts import question_text
+from vniah.prompts import QWEN_1_5, PromptTemplate, question_text
 from vniah.runs.grid import Cell, check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
@@ -42,12 +43,21 @@ class VisualTask(NeedleTask):
         self.settings, grid = settings, settings.grid
         self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
         self.scenes = settings.open_scenes(self.haystack)
-        self.per_place = self.scenes.per_place
+        self.per_place, self.adds = self.scenes.per_place, self.scenes.most
         columns = len(grid.lengths) * (len(grid.depths) + 1)
         self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
         check_columns(settings.frames, grid.lengths, "frames")
         require_frames(self.haystack, grid.longest)
+        self.scenes.check(grid)
         self.cells = tuple(self.scenes.cells(grid))
+        self._repeats = self.haystack.repeats_from
+        if self._repeats is not None and self._repeats < grid.longest:
+            notice(
+                f"{self.haystack.name!r} shows its {self._repeats} frames again in columns of more than that: what is "
+                "seen once stands out there more than in a film that does not repeat itself; what is inserted does not "
+                "repeat",
+                kind=f"repeats {self.haystack.name}",
+            )
         self._reading = threading.Lock()
         if scoring == "generated":
             self._film = self.scenes.film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
@@ -97,11 +107,33 @@ class VisualTask(NeedleTask):
             return [str(self.composer.cached(self.video(row)))]
         return [self.video(row)] if self.scoring == "teacher-forced" else self._images(self.video(row))
 
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """With the film's rate, and with when each frame is, in seconds, for hosts that carry them; others leave them
+        out, and read the same from the file."""
+        (turn,) = super().messages(row)
+        *shown, question = turn["content"]
+        times = [frame / FPS for frame in range(len(self.video(row)))]
+        if self.scoring == "generated" and self.settings.presentation == "images":
+            shown = [{**one, "type": "image", "time": time} for one, time in zip(shown, times, strict=True)]
+        else:
+            shown = [{**one, "fps": FPS, "frame_times": times} for one in shown]
+        return [{**turn, "content": [*shown, question]}]
+
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """What a row shows: for a free answer as a video is composed, which differs from the paper's cells."""
         scene, num_frames = self._scene(self.cell(row))
         haystack = self._film if self.scoring == "generated" else self.haystack
         return SplicedVideo(haystack=haystack, num_frames=num_frames, inserted=scene.inserted)
+
+    def requests(self, template: PromptTemplate = QWEN_1_5) -> list[Request]:
+        """Every cell as segments with its forced answer, for planning: what ``build_prompt`` makes of the same."""
+        turns = ([Text(template.opening(None).rstrip(" "))], [Text(template.post)])
+        found = []
+        for row in self.rows:
+            shown = [*turns[0], *self.video(row).segments(), Text(question_text(self.question(row))), *turns[1]]
+            kept = tuple(part for part in shown if not (isinstance(part, Text) and not part.text))
+            found.append(Request(kept, Target(self.target(row))))
+        return found
 
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
@@ -135,7 +167,7 @@ class VisualTask(NeedleTask):
 
     def describe(self) -> dict[str, Any]:
         settings, haystack, shown = self.settings, self.haystack, {}
-        left_out = {*_NOT_MEASURED, *(["needles"] if self.scenes.samples else [])}
+        left_out = {*_NOT_MEASURED, *self.scenes.unread}
         if self.scoring == "generated":  # teacher forcing shows the paper's cells
             shown = {
                 "presentation": settings.presentation,
@@ -148,6 +180,7 @@ class VisualTask(NeedleTask):
             **shown,
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,
+            **({} if self._repeats is None else {"haystack_repeats_from": self._repeats}),
             "haystack_frames": "endless" if haystack.endless else len(haystack),
             **self.scenes.describe(),
         }
