@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from PIL import Image
 
-from vniah.contract.requests import Request, Target, Text
+from vniah.contract.requests import Request, Segment, Target, Text
 from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.notices import notice
 from vniah.prompts import QWEN_1_5, PromptTemplate, question_text
@@ -19,7 +19,7 @@ from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
 from vniah.visual.scenes import METRICS, Scene
-from vniah.visual.settings import Settings
+from vniah.visual.settings import Settings, known_presentation
 
 _BATCH = 32
 # What is kept where and how much of it changes no score; the presentation is told with what is shown.
@@ -59,6 +59,8 @@ class VisualTask(NeedleTask):
                 kind=f"repeats {self.haystack.name}",
             )
         self._reading = threading.Lock()
+        self._film = self.haystack
+        self._served: dict[str, Any] = {}
         if scoring == "generated":
             self._film = self.scenes.film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
             changed = [frames for frames in grid.lengths if self._composed(frames) != frames + self.scenes.most]
@@ -71,7 +73,8 @@ class VisualTask(NeedleTask):
                 )
         elif settings.presentation != "video":
             notice(
-                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
+                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers and models behind a server; "
+                "elsewhere teacher forcing shows a film"
             )
 
     def _composed(self, num_frames: int) -> int:
@@ -135,6 +138,18 @@ class VisualTask(NeedleTask):
             found.append(Request(kept, Target(self.target(row))))
         return found
 
+    def segments(self, row: Row) -> tuple[Segment, ...]:
+        return self.video(row).segments()
+
+    def show_as(self, presentation: str, *, timestamps: bool = False) -> None:
+        self.settings = replace(self.settings, presentation=known_presentation(presentation))
+        self._served = {"presentation": presentation, "timestamps": timestamps, "video_fps": FPS}
+        vars(self).pop("provenance_key", None)
+
+    def shown(self, row: Row) -> list[Any]:
+        video = self.video(row)
+        return [str(self.composer.cached(video))] if self.settings.presentation == "video" else [video]
+
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
         with self._reading:  # some models ask from several threads, and a film is read by one
@@ -178,6 +193,7 @@ class VisualTask(NeedleTask):
         return {
             **{key: value for key, value in asdict(settings).items() if key not in left_out},
             **shown,
+            **self._served,
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,
             **({} if self._repeats is None else {"haystack_repeats_from": self._repeats}),
