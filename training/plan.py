@@ -94,7 +94,7 @@ def memory(
     ``trained`` and ``frozen`` are parameters in all; ``vision`` is what tower and projector take.
     """
     b = BYTES[train.precision]
-    shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
+    shards = gpus if train.sharding == "fsdp2" else 1
     on_gpu = 0 if train.offload else 1
     per_layer, root = shape.decoder_params // shape.layers, 2 * shape.vocab * shape.hidden
     if shards > 1 or train.offload:
@@ -112,7 +112,7 @@ def memory(
     layer = tokens * ((shape.layers if train.checkpointing == "none" else 1) * kept + flying)
     if tile:
         # A tile of the MLP with its gradients, and the sums of its weights' gradients.
-        layer += tile * sum(_layer_bytes_per_token(shape, b)) + 3 * 4 * shape.hidden * shape.intermediate
+        layer += tile * sum(_layer_bytes_per_token(shape, b)) + 3 * b * shape.hidden * shape.intermediate
     learnt = tokens if learnt_tokens is None else learnt_tokens
     chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
     # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.

@@ -181,7 +181,9 @@ def test_the_papers_recipes_are_planned() -> None:
 
 
 def test_what_is_on_the_host_is_not_shown_as_nothing() -> None:
-    text = plan_recipe(load_recipe("text_extension_224k"), gpus=8, gpu_gib=80)
+    text = plan_recipe(
+        load_recipe("text_extension_224k", ["Qwen2-7B-Instruct-224K.train.offload=true"]), gpus=8, gpu_gib=80
+    )
     row = next(line for line in text.splitlines() if line.startswith("Qwen2-7B-Instruct-224K"))
     assert "on the host" in row and " 0.00" not in row
     # fp32 weights, gradients and two moments of 7.6e9 parameters.

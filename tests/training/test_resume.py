@@ -222,6 +222,14 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
         check_identity(tmp_path, {"seed": 1, "stages": changed})
 
 
+def test_another_number_of_ranks_is_refused(killed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take other batches, and steps past the schedule's end."""
+    killed(at=13)
+    monkeypatch.setattr(fit_module, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"holds a run of 1 ranks, and here there are 2.*; launch as many"):
+        train(tmp_path)
+
+
 def test_sharding_that_would_not_take_place_is_an_error(tmp_path: Path) -> None:
     """accelerate shards on accelerators alone, and trains on without a word elsewhere."""
     import dataclasses
