@@ -78,6 +78,11 @@ def seal(checkpoint: Path) -> None:
     write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
 
 
+def sealed_steps(folder: Path) -> list[int]:
+    """The steps of a run's sealed checkpoints, by their names alone."""
+    return sorted(int(path.parent.name.rpartition("-")[2]) for path in folder.glob(f"checkpoint-*/{SEAL}"))
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint of a run that is as it was written; ``None`` where there is none. Collective.
 

@@ -1,6 +1,6 @@
 """Models that go into a stage and come out of it: weights on one rank's host, and gathered to it at the end.
 
-With ``sharding: fsdp2`` the first rank alone reads weights. The others build the model without memory, and are sent
+With ``sharding: fsdp2`` the first rank alone reads weights. The others build the model without any, and are sent
 their shards when the Trainer shards it: the hosts hold the model once, not once a rank.
 """
 
@@ -40,11 +40,23 @@ def load(kind: Any, source: str, train: Train, *, dtype: Any = None, config: Any
 
 
 def without_weights(kind: Any, config: Any, dtype: Any) -> Any:
-    """A model whose parameters take no memory. Its buffers are real: nobody sends those."""
+    """A model whose parameters hold nothing yet. Its buffers are real: nobody sends those.
+
+    Memory that is never written to takes none; and accelerate tells an optimizer's parameters by their addresses, which
+    those on the meta device do not have.
+    """
+    import torch
+
     from longva_model.modeling import empty_model
 
     with empty_model(dtype):
-        return kind(config)
+        model = kind(config)
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty_like(value, device="cpu"))
+    model.tie_weights()
+    return model
 
 
 def assemble(config: Any, language: Any, vision: Any) -> Any:

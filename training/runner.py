@@ -22,7 +22,7 @@ from typing import Any
 
 from vniah.files import is_hub_id, read_json
 from vniah.training import stages
-from vniah.training.checkpoints import check_identity, write_json
+from vniah.training.checkpoints import check_identity, sealed_steps, write_json
 from vniah.training.fit import METRICS, check_disk
 from vniah.training.processes import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
@@ -224,6 +224,16 @@ def is_done(folder: Path, name: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and all((folder / name / one).is_dir() for one in report.get("folders", ()))
+
+
+def what_goes_on(recipe: Recipe) -> str:
+    """What the same command does after a stop: stages that began and have not ended, and where each goes on."""
+    begun = []
+    for stage in recipe.stages:
+        if (recipe.folder / stage.name).is_dir() and not is_done(recipe.folder, stage.name):
+            steps = sealed_steps(recipe.folder / stage.name / "run")
+            begun.append(f"{stage.name} goes on from checkpoint-{steps[-1]}" if steps else f"{stage.name} starts over")
+    return "with the same command " + " and ".join(begun) if begun else ""
 
 
 def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], None]) -> None:

@@ -161,6 +161,18 @@ def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: An
     assert any("training starts over" in line for line in recorded())
 
 
+def test_a_stop_says_what_goes_on(killed: Any, tmp_path: Path) -> None:
+    from vniah.training.recipe import load_recipe
+    from vniah.training.runner import what_goes_on
+
+    recipe = load_recipe("nano", [f"output={tmp_path / 'out'}"])
+    assert what_goes_on(recipe) == ""
+    killed(at=13)
+    (tmp_path / "out" / "tower").mkdir(parents=True)
+    shutil.copytree(tmp_path, tmp_path / "out" / "text" / "run", ignore=shutil.ignore_patterns("out"))
+    assert what_goes_on(recipe) == "with the same command text goes on from checkpoint-6 and tower starts over"
+
+
 def test_damaged_hashes_are_no_proof(killed: Any, tmp_path: Path) -> None:
     killed(at=13)
     seal = tmp_path / "checkpoint-6" / "hashes.json"
