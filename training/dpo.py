@@ -49,6 +49,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     """
     check_trl()
     import torch
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -76,7 +77,16 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     order = [pair for epoch in range(passes) for pair in Dataset.from_list(pairs).shuffle(seed=seed + epoch)]
     more = {"beta": stage.beta, "loss_type": ["sigmoid"], "max_length": None}
     more[checkpointing_keyword(DPOConfig)] = train.checkpointing != "none"
-    trainer = DPOTrainer(
+
+    class SharedTrainer(DPOTrainer):
+        """Shards the reference by layers, from the first rank's weights; TRL takes each rank's, and as one piece."""
+
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if self.is_fsdp_enabled:
+                fsdp2_prepare_model(self.accelerator, frozen)
+
+    trainer = SharedTrainer(
         model=model,
         ref_model=frozen,
         args=training_arguments(train, run_folder, seed, steps, DPOConfig, **more),
