@@ -44,7 +44,7 @@ stages:
 # One process alone; two that share weights, gradients and optimizer.
 TRAINING = {
     "training": {"steps": 60, "every": 5, "sharding": "none"},
-    "sharded": {"steps": 20, "every": 2, "sharding": "fsdp2"},
+    "sharded": {"steps": 20, "every": 1, "sharding": "fsdp2"},
 }
 FSDP = Path(__file__).parents[1] / "tests" / "training" / "fsdp_on_gloo.py"
 # Of one run: what says when it ran, and how fast.
@@ -89,7 +89,7 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
         for _ in range(min(per_trial, kills - row["kills"])):
             process = start(mode, place)
             if mode in TRAINING and draw.random() < 0.5:
-                at_a_checkpoint(process, place, draw.randint(1, 4), draw.uniform(0, 0.1))
+                at_a_checkpoint(process, place, draw.randint(1, 3), draw.uniform(0, 0.1))
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(draw.uniform(0.05, 1.0) * seconds)

@@ -1,6 +1,6 @@
 """Memory of sharded training on two gloo ranks: the host while a model is read, and a rank's tensors in a step.
 
-    python benchmarks/training_memory.py [--hidden 512] [--layers 8] [--tokens 512] [--json memory.json]
+    python benchmarks/training_memory.py [--hidden 768] [--layers 8] [--tokens 256] [--json memory.json]
 
 CPU processes pass for GPUs. "host" is the growth of a rank's resident memory until its model is sharded; beside it the
 same with every rank reading all weights. "device" is the peak of a rank's tensors in the second step of four
@@ -10,13 +10,16 @@ Both in units of the model's size in fp32 too.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from harness import options, table
 
@@ -68,8 +71,6 @@ class Batches:
 
 def measure(case: str, folder: Path, given: Any) -> dict[str, Any]:
     """One rank's figures of a case, in bytes."""
-    import resource
-
     import torch
     from torch.distributed._tools.mem_tracker import MemTracker
     from transformers import AutoModelForCausalLM, TrainerCallback
@@ -82,8 +83,6 @@ def measure(case: str, folder: Path, given: Any) -> dict[str, Any]:
         lr=1e-3, steps=2, accumulation=ACCUMULATION, precision=given.precision, checkpointing="full", sharding="fsdp2"
     )
     found: dict[str, Any] = {}
-    if "all ranks read" in case:
-        load.has_weights = align.has_weights = lambda _: True
     arguments = fit.training_arguments
 
     def training_arguments(*args: Any, **kwargs: Any) -> Any:
@@ -92,16 +91,13 @@ def measure(case: str, folder: Path, given: Any) -> dict[str, Any]:
             made.accelerator_config.gradient_accumulation_kwargs["sync_each_batch"] = False
         return made
 
-    def now() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
     class Watch(TrainerCallback):
         def __init__(self, trainer: Any) -> None:
             self.trainer, self.tracker = trainer, MemTracker()
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 0:
-                found["host"] = now() - before
+                found["host"] = resident("VmHWM") - before
             else:
                 self.tracker.track_external(self.trainer.model, self.trainer.optimizer)
                 self.tracker.__enter__()
@@ -124,31 +120,43 @@ def measure(case: str, folder: Path, given: Any) -> dict[str, Any]:
         trainer.add_callback(Watch(trainer))
         return run_trainer(trainer, *args)
 
-    fit.run_trainer, fit.training_arguments = watched, training_arguments
     stage: Any = TowerStage(name="memory", train=train)
-    before = now()
-    if case.startswith("assemble"):
-        data = VisionData(json=("none.json",))
-        where = {"model_from": str(folder / "decoder"), "tower_from": str(folder / "tower")}
-        stage = AlignStage(name="memory", train=train, data=data, parts=("projector", "decoder", "tower"), **where)
-        model, _ = align.load_or_assemble(stage, str, seed=0)
-        install_loss(model, without_visuals=lambda: align.empty_picture(model))
-    else:
-        model = install_loss(load.load(AutoModelForCausalLM, str(folder / "decoder"), train))
-    found["parameters"] = sum(p.numel() for p in model.parameters())
-    fit.fit(model, Batches(given.tokens), stage, folder / case.replace(" ", "-"), seed=0, steps=2)
+    with ExitStack() as changes:
+        change = changes.enter_context
+        change(mock.patch.object(fit, "run_trainer", watched))
+        change(mock.patch.object(fit, "training_arguments", training_arguments))
+        if "all ranks read" in case:
+            change(mock.patch.object(load, "has_weights", lambda _: True))
+            change(mock.patch.object(align, "has_weights", lambda _: True))
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+        if case.startswith("assemble"):
+            data = VisionData(json=("none.json",))
+            where = {"model_from": str(folder / "decoder"), "tower_from": str(folder / "tower")}
+            stage = AlignStage(name="memory", train=train, data=data, parts=("projector", "decoder", "tower"), **where)
+            model, _ = align.load_or_assemble(stage, str, seed=0)
+            install_loss(model, without_visuals=lambda: align.empty_picture(model))
+        else:
+            model = install_loss(load.load(AutoModelForCausalLM, str(folder / "decoder"), train))
+        found["parameters"] = sum(p.numel() for p in model.parameters())
+        fit.fit(model, Batches(given.tokens), stage, folder / case.replace(" ", "-"), seed=0, steps=2)
     return found
 
 
-def launched(case: str, folder: Path, given: Any) -> list[dict[str, Any]]:
-    """The figures of both ranks."""
+def resident(key: str) -> int:
+    """Resident memory of this process (Linux) in bytes: now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+def launched(folder: Path, given: Any) -> list[dict[str, Any]]:
+    """The figures of both ranks, by case."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
     sizes = [f"--{name}={getattr(given, name)}" for name in ("hidden", "layers", "tokens", "precision")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*torchrun, *sizes, "--folder", str(folder), "--case", case],
-        env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+    command = [*torchrun, *sizes, "--folder", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -172,37 +180,36 @@ def main(given: Any) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_models(folder, given)
-        rows, told = [], {}
-        for case in CASES:
-            ranks = told[case] = launched(case, folder, given)
-            size = 4 * ranks[0]["parameters"]
-            plan = planned(given, ranks[0]["parameters"]) if case.startswith("text") else 0
-            rows.append(
-                {
-                    "case": case,
-                    "model MiB": f"{size / 2**20:.0f}",
-                    **{f"host of rank {n}": f"{one['host'] / size:.2f} x" for n, one in enumerate(ranks)},
-                    **{f"device of rank {n} MiB": f"{one['device'] / 2**20:.0f}" for n, one in enumerate(ranks)},
-                    "planned": f"{plan / 2**20:.0f}" if plan else "",
-                }
-            )
-            if plan:
-                told[case][0]["planned"] = plan
+        ranks = launched(folder, given)
+    rows, told = [], {}
+    for case in CASES:
+        told[case] = [one[case] for one in ranks]
+        size = 4 * told[case][0]["parameters"]
+        plan = planned(given, told[case][0]["parameters"]) if case.startswith("text") else 0
+        told[case][0]["planned"] = plan
+        rows.append(
+            {
+                "case": case,
+                "model MiB": f"{size / 2**20:.0f}",
+                **{f"host of rank {n}": f"{one['host'] / size:.2f} x" for n, one in enumerate(told[case])},
+                **{f"device of rank {n} MiB": f"{one['device'] / 2**20:.0f}" for n, one in enumerate(told[case])},
+                "planned": f"{plan / 2**20:.0f}" if plan else "",
+            }
+        )
     table(rows)
     if given.json:
         Path(given.json).write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    arguments = options(
-        __doc__, hidden=512, layers=8, tokens=512, precision=("fp32", "bf16"), json="", folder="", case=""
-    )
-    if arguments.case:
+    arguments = options(__doc__, hidden=768, layers=8, tokens=256, precision=("fp32", "bf16"), json="", folder="")
+    if arguments.folder:
         sys.path.insert(0, str(FSDP))
         import fsdp_on_gloo
 
         fsdp_on_gloo.pass_for_accelerators()
-        report = measure(arguments.case, Path(arguments.folder), arguments)
+        # Once to warm up: what is imported on the way is no model's memory.
+        report = {case: measure(case, Path(arguments.folder), arguments) for case in (CASES[0], *CASES)}
         (Path(arguments.folder) / f"rank{os.environ['RANK']}.json").write_text(json.dumps(report))
     else:
         main(arguments)
