@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from vniah.notices import did_you_mean
 from vniah.plots import run_notes
-from vniah.plots.grid_data import EFFECTIVE_AT, GridData, long_label
+from vniah.plots.grid_data import GridData, long_label
 from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
 from vniah.plots.table_formats import TextTable
 from vniah.runs.run import NOT_SCORED, Run
-from vniah.runs.scoring import grid_scores
+from vniah.runs.scoring import effective_at, grid_scores
+from vniah.runs.uncertainty import Interval, paired_difference
 
 MISSING = "-"
 
@@ -91,7 +92,7 @@ def _number(value: float | None, digits: int, *, sign: str = "") -> str:
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
 
 
-def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: float = EFFECTIVE_AT) -> list[Comparison]:
+def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: float | None = None) -> list[Comparison]:
     """Every comparison that the runs allow: V-NIAH grids, text grids, one a published table, then other tasks.
 
     ``published`` are grid names, or table rows as "LongVA@128" ("LongVA" takes the row of the run's
@@ -132,37 +133,77 @@ def compare(runs: Sequence[Run], published: Sequence[str] = (), *, threshold: fl
     return made
 
 
-def compare_grids(
-    title: str, ours: Sequence[Run], theirs: Sequence[Run], threshold: float = EFFECTIVE_AT
-) -> Comparison:
-    """Needle grids by mean, effective length, control and column; by shared cells where grids differ."""
+def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run], threshold: float | None = None) -> Comparison:
+    """Needle grids by mean, effective length, control and column, with what of the differences may be chance; by
+    shared cells where grids differ."""
     everyone = [*run_notes.distinct_grids(ours), *theirs]
     scores = [grid_scores(run.cells) for run in everyone]
     shared = set.intersection(*map(set, scores))
     differ = any(set(one) != shared for one in scores)
     unit = everyone[0].unit
+    threshold = effective_at(threshold)
     effective = f"effective {unit} (columns >= {threshold:g})"
+    corrected = "chance-corrected accuracy"
     common = {f"mean of {len(shared)} shared cells": 3} if differ and shared else {}
     controls: dict[str, int] = {}
-    columns = []
-    for index, (run, cells) in enumerate(zip(everyone, scores, strict=True)):
-        data = GridData(run, threshold)
+    columns, sure = [], []
+    grids = [GridData(run, threshold) for run in everyone]
+    for index, (run, cells, data) in enumerate(zip(everyone, scores, grids, strict=True)):
         values: dict[str, float | None] = {"mean": data.mean, effective: data.effective}
         values |= {row: sum(cells[place] for place in shared) / len(shared) for row in common}
         if data.control is not None:
             values[run_notes.control_note(run)] = data.control
             controls[run_notes.control_note(run)] = 3
+        if data.above_chance is not None:
+            values[corrected] = data.above_chance
+        sure += [f"{run.name}: {one}." for one in (data.interval, data.corrected) if one]
         values |= {long_label(length, unit): mean for length, mean in data.column_means.items()}
         columns.append(Measured(name=run.name, values=values, published=index >= len(ours), kind=_kind(run)))
     lengths = sorted({length for run in everyone for length in run.frames})
-    rows = {"mean": 3, **common, effective: 0, **controls, **{long_label(length, unit): 3 for length in lengths}}
+    above = {corrected: 3} if any(corrected in one.values for one in columns) else {}
+    rows = {
+        "mean": 3,
+        **common,
+        **above,
+        effective: 0,
+        **controls,
+        **{long_label(length, unit): 3 for length in lengths},
+    }
     notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
     notes += run_notes.measured_lines(ours) + run_notes.differences(everyone) + run_notes.unfinished(ours)
-    notes += run_notes.warned(ours) + run_notes.left_out(ours)
+    notes += [*run_notes.warned(ours), *run_notes.left_out(ours), *sure, *_paired(columns, everyone)]
     if differ:
         notes.append("The grids differ: mean and effective length are over each one's own, without a difference.")
-    apart = frozenset({"mean", effective, *controls} if differ else ())
+    apart = frozenset({"mean", effective, corrected, *controls} if differ else ())
     return Comparison(title=title, rows=rows, columns=tuple(columns), notes=tuple(notes), apart=apart)
+
+
+def _paired(columns: Sequence[Measured], runs: Sequence[Run]) -> list[str]:
+    """What of each difference of two runs of ours may be chance, over the cells that both scored."""
+    lines = []
+    by_column = {id(column): run for column, run in zip(columns, runs, strict=True)}
+    for one, other in Comparison(title="", rows={}, columns=tuple(columns)).pairs():
+        pair = f"{one.name} \N{MINUS SIGN} {other.name}"
+        if one.published or other.published:
+            lines.append(f"{pair}: no interval, since of the published grid only each place's mean is known.")
+            continue
+        found = paired_difference(by_column[id(other)].cells, by_column[id(one)].cells)
+        if found is None:
+            lines.append(f"{pair}: no cell is the same in both, so that nothing can be tested in pairs.")
+            continue
+        over = f"{pair}: {found.mean:+.3f} over {found.cells:,} cells that both scored"
+        if found.interval is None or found.p is None:
+            lines.append(f"{over}; no interval, since a single {found.of.removesuffix('s')} says nothing of others.")
+            continue
+        p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
+        lines.append(
+            f"{over} ({found.clusters:,} {found.of}), 95 % {_signed(found.interval)}, {p} (signs of whole {found.of})."
+        )
+    return lines
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _kind(run: Run) -> str | None:

@@ -28,6 +28,7 @@ class ForcedTask(ConfigurableTask):
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         config.setdefault("output_type", "loglikelihood")
         config.setdefault("test_split", SPLIT)
+        config.setdefault("cluster_key", "cluster")
         self.needle_task = open_task(config["task"], "teacher-forced", config["metadata"], cached=True)
         super().__init__(config=config, **kwargs)
 
@@ -54,10 +55,6 @@ class ForcedTask(ConfigurableTask):
 
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
         return self.needle_task.visuals(doc)
-
-    def doc_to_messages(self, doc: dict[str, Any], **_: Any) -> list[dict[str, Any]]:
-        """For whoever asks in chats: our models give one prompt to this and to text and visuals."""
-        return self.needle_task.messages(doc)
 
     def build_all_requests(self, **kwargs: Any) -> None:
         # A pickled request would carry the whole haystack, and lmms-eval's cache of requests knows neither

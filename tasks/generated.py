@@ -13,6 +13,7 @@ from typing import Any
 
 from vniah.notices import QuietDict, closing, notice
 from vniah.runs.open import open_task, parse_task
+from vniah.runs.scoring import effective_at
 from vniah.runs.task import Answer, NeedleTask
 from vniah.tasks.called import CalledModel, called_models
 from vniah.tasks.errors import raise_error_of, rows_or_error
@@ -54,12 +55,6 @@ class _GeneratedTasks:
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
         return _task_of(doc).visuals(doc)
 
-    def doc_to_messages(
-        self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        raise_error_of(doc)
-        return _task_of(doc).messages(doc)
-
     def doc_to_text(self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """The question, or the whole prompt of a text task: megabytes at the paper's lengths."""
         raise_error_of(doc)
@@ -77,7 +72,7 @@ class _GeneratedTasks:
 
     def provenance(self, items: list[str]) -> dict[str, Any]:
         """The aggregation of ``vniah_provenance`` and ``text_niah_provenance``; see ``NeedleTask``."""
-        return QuietDict({**json.loads(items[0]), **closing()})
+        return QuietDict({**json.loads(items[0]), "threshold": effective_at(), **closing()})
 
 
 def _task_of(doc: Mapping[str, Any]) -> NeedleTask:
@@ -102,6 +97,5 @@ _TASKS = _GeneratedTasks()
 process_docs = _TASKS.process_docs
 doc_to_visual = _TASKS.doc_to_visual
 doc_to_text = _TASKS.doc_to_text
-doc_to_messages = _TASKS.doc_to_messages
 process_results = _TASKS.process_results
 provenance = _TASKS.provenance

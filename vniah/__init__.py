@@ -33,9 +33,10 @@ def evaluate(model: _Any, task: str, **options: _Any) -> _Run:
             freely (for ``vniah_generate``; the path is ``None`` for ``text_niah_generate``).
         task: a needle task, not a group of several.
         options: ``limit``: score the first so many cells alone. ``output``: keep results files in that folder, as
-            ``vniah heatmap`` and lmms-eval know them. ``name``: what to call the run; the model's name otherwise. The
-            inputs of V-NIAH, ``frames, depths, haystack, needles, decoder``, or of text NIAH, ``lengths, depths,
-            samples, haystack, tokenizer, seed, shared_distractors``; a grid is a text, a number or a list of numbers.
+            ``vniah heatmap`` and lmms-eval know them. ``name``: what to call the run; the model's name otherwise.
+            ``threshold``: of the effective length, 0.9. The inputs of V-NIAH, ``frames, depths, haystack, needles,
+            decoder, seeds``, or of text NIAH, ``lengths, depths, samples, haystack, tokenizer, seed,
+            shared_distractors``; a grid is a text, a number or a list of numbers.
             What is left out is read from ``VNIAH_*`` or ``TEXT_NIAH_*``, else is the task's own. And arguments of
             the model, such as ``dtype``, ``device``, ``chunk_tokens`` (see ``longva_model.arguments.ModelArgs``).
 

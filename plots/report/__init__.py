@@ -22,10 +22,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from vniah.needles import open_needles
-from vniah.plots.grid_data import EFFECTIVE_AT, GridData, length_label
+from vniah.needles.sources import of_seed
+from vniah.plots.grid_data import GridData, length_label, span
 from vniah.plots.run_notes import control_name, distinct_grids, is_absent
 from vniah.plots.style import ink_on, score_colour
 from vniah.runs.run import NOT_SCORED, Run
+from vniah.visual.settings import MOST_SEEDS
 
 THUMBNAIL = 360  # the longer side in pixels; a needle must be recognised, not measured
 # Pictures of one run that a page holds; what a results file names may be without end.
@@ -38,7 +40,7 @@ def build_page(
     pictures: Sequence[Mapping[str, Image.Image]] | None = None,
     title: str = "",
     notes: Sequence[str] = (),
-    threshold: float = EFFECTIVE_AT,
+    threshold: float | None = None,
 ) -> str:
     """The page as a string, under a ``title`` (the runs' names otherwise) and ``notes``.
 
@@ -113,13 +115,19 @@ def _grid_rows(data: GridData) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             "place": f"{length}/{depth}",
         }
 
+    ends = {} if data.uncertainty is None else data.uncertainty.cells
+
+    def told(place: tuple[int, int], score: float, scored: float) -> str:
+        if math.isnan(score):
+            return ""
+        sure = f", 95 % {span(ends[place], 2)}" if place in ends else ""
+        return f"{round(score * scored)} of {scored:.0f} correct{sure}"
+
     for depth, scores, counts in zip(data.depths, data.scores.to_numpy(), data.counts.to_numpy(), strict=True):
+        row = zip(data.frames, scores, counts, strict=True)
         yield (
             f"{depth} %",
-            [
-                cell(length, str(depth), score, "" if math.isnan(score) else f"{round(score * n)} of {n:.0f} correct")
-                for length, score, n in zip(data.frames, scores, counts, strict=True)
-            ],
+            [cell(length, str(depth), score, told((length, depth), score, n)) for length, score, n in row],
         )
     if data.controls:
         # Where "not there" is offered, saying it without the needle is right, and a score here is no guess.
@@ -187,7 +195,7 @@ def payload(runs: Sequence[Run], pictures: Sequence[Mapping[str, Image.Image]]) 
             "pictures": {needle: place(image) for needle, image in mine.items() if needle in needles},
             "cells": _by_place(run),
         }
-        for run, mine, needles in zip(runs, pictures, (set(run.needles) for run in runs), strict=True)
+        for run, mine, needles in zip(runs, pictures, (set(_named(run)) for run in runs), strict=True)
     ]
     return {"images": images, "runs": told}
 
@@ -201,14 +209,22 @@ def thumbnail(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def _named(run: Run) -> list[str]:
+    """What each cell's needle is called: where a grid was repeated, by its repetition too."""
+    cells = run.cells
+    if not cells["seed"].astype(bool).any():
+        return list(cells["needle"])
+    return [f"{needle}, seed {seed}" for needle, seed in zip(cells["needle"], cells["seed"], strict=True)]
+
+
 def _by_place(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Cells by "frames/depth", with "control" for a depth of none; what a cell does not say is left out."""
     import pandas
 
     found: dict[str, list[dict[str, Any]]] = {}
-    for cell in run.cells.itertuples():
+    for cell, needle in zip(run.cells.itertuples(), _named(run), strict=True):
         told = {
-            "needle": cell.needle,
+            "needle": needle,
             "correct": cell.correct,
             "predicted": cell.predicted,
             "answer": cell.answer,
@@ -230,6 +246,18 @@ def script_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def _repeated_pictures(run: Run, spec: str, seeds: int) -> tuple[dict[str, Image.Image], str]:
+    """The needle images of a grid that was repeated, by id and repetition, where its sets are drawn."""
+    if not spec.startswith("icons"):
+        return {}, f"{run.name}: frames are not shown, since its grid was repeated with needles that are not drawn"
+    wanted = set(_named(run))
+    sets = ((seed, open_needles(of_seed(spec, seed))) for seed in range(seeds))
+    found = ((f"{needle.id}, seed {seed}", needle) for seed, needles in sets for needle in needles)
+    shown = [(name, needle) for name, needle in found if name in wanted]
+    note = "" if len(shown) <= MOST_PICTURES else f"{run.name}: the frames of {MOST_PICTURES} of its needles are shown"
+    return {name: needle.image for name, needle in shown[:MOST_PICTURES]}, note
+
+
 def needle_pictures(run: Run, spec: str | None = None) -> tuple[dict[str, Image.Image], str]:
     """The needle images of a run by id, found again by what the run says it was given, and a note where something is
     not as it was in the run ("" otherwise).
@@ -245,6 +273,8 @@ def needle_pictures(run: Run, spec: str | None = None) -> tuple[dict[str, Image.
     task: Mapping[str, Any] = run.settings.get("task", {})
     if not run.is_grid or run.unit != "frames":
         return {}, ""
+    if isinstance(seeds := task.get("seeds"), int) and seeds > 1:
+        return _repeated_pictures(run, spec or str(task.get("needles") or ""), min(seeds, MOST_SEEDS))
     own = str(task.get("needles_name") or task.get("needles") or "")
     if spec is None and not (own.split(":")[0] in ("builtin", "icons") or (own and Path(own).is_dir())):
         return {}, f"{run.name}: frames are not shown; name its needle set with --needles" if own else ""

@@ -27,7 +27,11 @@ def test_a_grid_like_the_published_is_compared_column_by_column() -> None:
     assert rows["mean"] == ["0.284", "0.909", "-0.624"]
     assert rows["effective frames (columns >= 0.9)"] == ["0", "2,200", "-2,200"]
     assert rows["2,000 frames"] == ["0.133", "0.900", "-0.767"]
-    assert table.notes == ("LongVA (published): Long Context Transfer from Language to Vision (TMLR), Figure 4 (i).",)
+    assert table.notes == (
+        "LongVA (published): Long Context Transfer from Language to Vision (TMLR), Figure 4 (i).",
+        "ours \N{MINUS SIGN} LongVA (published): no interval, since of the published grid only each place's mean is "
+        "known.",
+    )
 
 
 def test_no_difference_is_taken_of_means_over_different_grids() -> None:
@@ -52,6 +56,22 @@ def test_without_published_figures_the_first_run_is_the_measure() -> None:
     (comparison,) = compare(runs)
     assert comparison.table().head[4:] == ("b \N{MINUS SIGN} a", "c \N{MINUS SIGN} a")
     assert rows_of(comparison)["mean"] == ["0.778", "1.000", "0.000", "+0.222", "-0.778"]
+    assert rows_of(comparison)["chance-corrected accuracy"][:3] == ["0.733", "-", "0.000"], "guessing is always right"
+    sure = [note for note in comparison.notes if "95 %" in note]
+    assert [note.partition(":")[0] for note in sure] == ["a", "b", "c", "b \N{MINUS SIGN} a", "c \N{MINUS SIGN} a"]
+    assert "c: 95 % intervals over 2 needles: mean 0.000 to 0.658, effective 0 frames, control" in sure[2]
+    assert "-0.778 over 18 cells that both scored (2 needles), 95 % -0.979 to +0.090" in sure[4]
+    assert sure[4].endswith("p = 0.500 (signs of whole needles).")
+
+
+def test_a_difference_that_cannot_be_tested_says_why() -> None:
+    run = small_run(name="a")
+    one = dataclasses.replace(run, name="one", cells=run.cells[run.cells["needle"] == run.needles[0]])
+    (comparison,) = compare([run, one])
+    assert any("no interval, since a single needle says nothing of others" in note for note in comparison.notes)
+    assert any(note.startswith("one: no interval: a single needle or draw") for note in comparison.notes)
+    other = dataclasses.replace(run, name="b", cells=run.cells.assign(needle="another"))
+    assert any("no cell is the same in both" in note for note in compare([run, other])[0].notes)
 
 
 def test_video_mme_stands_beside_table_6_at_the_same_frames() -> None:

@@ -106,8 +106,11 @@ def test_csv_holds_every_cell_and_control() -> None:
     grids = [GridData(small_run(name="a,b")), GridData(read_published("LongVA-7B"))]
     rows = list(csv.DictReader(io.StringIO(to_csv(grids))))
     assert len(rows) == 9 + 3 + 90
-    assert rows[2] == {"run": "a,b", "num_frames": "16", "depth_percent": "0", "score": "0", "needles": "2"}
-    assert rows[9] == {"run": "a,b", "num_frames": "4", "depth_percent": "control", "score": "0.5", "needles": ""}
+    ends, none = {"low": "0", "high": "0.65762"}, {"low": "", "high": ""}
+    assert rows[2] == {"run": "a,b", "num_frames": "16", "depth_percent": "0", "score": "0", "needles": "2", **ends}
+    control = {"depth_percent": "control", "score": "0.5", "needles": "", **none}
+    assert rows[9] == {"run": "a,b", "num_frames": "4", **control}
+    assert {key: rows[12][key] for key in none} == none, "of published needles only means are known"
 
 
 def test_holes_are_told() -> None:

@@ -33,14 +33,10 @@ def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     return plain_step(self, model, *args, **kwargs)
 
 
-def pass_for_accelerators() -> None:
+if __name__ == "__main__":
     accelerate.state.PartialState.__init__ = init
     Trainer.training_step = training_step
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # nothing to pin for
-
-
-if __name__ == "__main__":
-    pass_for_accelerators()
     from vniah.cli import main
 
     sys.argv[0] = "vniah"

@@ -25,7 +25,7 @@ def command(
     task: Annotated[str | None, typer.Option(help="Compare this task alone.")] = None,
     name: Names = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept grids that are not complete.")] = False,
-    threshold: Threshold = 0.9,
+    threshold: Threshold = None,
 ) -> None:
     """Put runs beside each other and beside the published figures.
 
@@ -33,18 +33,18 @@ def command(
     """
     from vniah.commands.run_options import all_runs, check_text_output
     from vniah.plots.compare import compare, published_names
-    from vniah.plots.grid_data import check_threshold
     from vniah.plots.style import save_text
     from vniah.plots.table_formats import format_of
+    from vniah.runs.scoring import effective_at
 
     if list_published:
         print(published_names())
         return
-    check_threshold(threshold)
+    at = effective_at(threshold)
     check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
     write = format_of(form, output)
     read = all_runs(runs or [], names=name or [], task=task, partial=partial)
-    text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=threshold))
+    text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=at))
     if output is None:
         print(text)
     else:

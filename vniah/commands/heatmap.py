@@ -24,7 +24,7 @@ def command(
     name: options.Names = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Panels in a row when there are several runs.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Draw a grid that is not complete.")] = False,
-    threshold: options.Threshold = 0.9,
+    threshold: options.Threshold = None,
     width: options.Width = None,
     dpi: options.Dpi = 200,
     cmap: options.Cmap = None,
@@ -34,22 +34,23 @@ def command(
 
     Several runs become panels of one figure. The table is always printed; without -o, only the table.
     """
-    from vniah.plots.grid_data import GridData, check_threshold, to_csv, to_text
+    from vniah.plots.grid_data import GridData, to_csv, to_text
     from vniah.plots.published import grid_names
     from vniah.plots.run_notes import differences
     from vniah.plots.style import Look, save_text
+    from vniah.runs.scoring import effective_at
 
     if published and "list" in published:
         print("\n".join(grid_names()))
         return
     images = options.check_images(output, pdf)
     options.check_text_output(csv, (".csv",), runs or [])
-    check_threshold(threshold)
+    at = effective_at(threshold)
     look = Look(width=width, dpi=dpi, cmap=cmap, title=title)
     asked: dict[str, Any] = {"names": name or [], "task": task, "partial": partial}
     length = train_frames if train_length is None else train_length
     read = options.grid_runs(runs or [], published or [], train_length=length, **asked)
-    grids = [GridData(run, threshold) for run in read]
+    grids = [GridData(run, at) for run in read]
     print("\n\n".join(filter(None, [*map(to_text, grids), "\n".join(differences(read))])))
     if images:
         from vniah.plots.heatmap import save_heatmap

@@ -22,21 +22,21 @@ def command(
     name: Names = None,
     title: Annotated[str, typer.Option(help="The page's title; the runs' names otherwise.")] = "",
     partial: Annotated[bool, typer.Option("--partial", help="Show grids that are not complete.")] = False,
-    threshold: Threshold = 0.9,
+    threshold: Threshold = None,
 ) -> None:
     """Write one self-contained HTML page of runs.
 
     Choose a cell of a heatmap, by mouse or keyboard, to see its needles, predictions and controls.
     """
     from vniah.commands.run_options import check_text_output, run_groups
-    from vniah.plots.grid_data import check_threshold
     from vniah.plots.published import read_published
     from vniah.plots.report import build_page, needle_pictures
     from vniah.plots.run_notes import differences, distinct_names, left_out, warned
     from vniah.plots.style import save_text
+    from vniah.runs.scoring import effective_at
 
     check_text_output(output, (".html", ".htm"), runs)
-    check_threshold(threshold)
+    at = effective_at(threshold)
     specs: list[str | None] = [*(needles or [])]
     if len(specs) not in (0, 1, len(runs)):
         raise ValueError(
@@ -52,7 +52,7 @@ def command(
     pictures = [images for _, images, _ in shown]
     below = set(warned([run for run in read if run.is_grid]))  # in the small print of its grid
     above = [note for note in notes if note not in below]
-    page = build_page(read, pictures=pictures, title=title, notes=above, threshold=threshold)
+    page = build_page(read, pictures=pictures, title=title, notes=above, threshold=at)
     for note in notes:
         print(note)
     print(f"wrote {save_text(page, output)}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vniah.commands.run_options import Threshold
 from vniah.runs.run import Run
 
 _AXES = ("frames", "depths", "lengths")
@@ -18,19 +19,11 @@ _AXES = ("frames", "depths", "lengths")
 
 def command(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Needle tasks: vniah, text_niah_0, ...")],
-    model: Annotated[
-        str, typer.Option(help="nano, a checkpoint folder, a Hub id, or openai:NAME for one behind a server.")
-    ],
+    model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results and the heatmap.")],
     model_args: Annotated[
         str, typer.Option(help="More model arguments: key=value,... as our lmms-eval models take them.")
     ] = "",
-    base_url: Annotated[
-        str | None, typer.Option(help="Of a served model: http://HOST:8000/v1; OPENAI_BASE_URL otherwise.")
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Of a served model: money to spend at most; needs price_in and price_out.")
-    ] = None,
     frames: Annotated[str | None, typer.Option(help="V-NIAH: frame counts, 4,8 or 200-3000:200.")] = None,
     depths: Annotated[str | None, typer.Option(help="Needle depths in percent, 0-100:20.")] = None,
     haystack: Annotated[str | None, typer.Option(help="Film, folder of images, synthetic[:seed]; or text.")] = None,
@@ -43,6 +36,8 @@ def command(
     shared_distractors: Annotated[
         bool | None, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
     ] = None,
+    seeds: Annotated[int | None, typer.Option(help="V-NIAH: repeat the grid with so many seeds.")] = None,
+    threshold: Threshold = None,
     limit: Annotated[int | None, typer.Option(help="Score the first so many cells of each task.", min=1)] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Tell where the time went.")] = False,
 ) -> None:
@@ -54,11 +49,11 @@ def command(
     from longva_model.arguments import parse_model_args
     from vniah.plots.grid_data import GridData, to_text
     from vniah.runs import profiling
+    from vniah.runs.scoring import effective_at
 
     more = parse_model_args(model_args)
     if "pretrained" in more:
         raise ValueError("pretrained is not for --model-args here; use --model")
-    more |= {key: str(one) for key, one in {"base_url": base_url, "budget": budget}.items() if one is not None}
     if profile:
         more["profile"] = "1"
         profiling.start(whole=True)
@@ -73,8 +68,10 @@ def command(
         "tokenizer": tokenizer,
         "seed": seed,
         "shared_distractors": shared_distractors,
+        "seeds": seeds,
     }
-    runs = evaluate_tasks(model, tasks, given, more, output=output.expanduser(), limit=limit)
+    at = effective_at(threshold)
+    runs = evaluate_tasks(model, tasks, given, more, output=output.expanduser(), limit=limit, threshold=at)
     # Of several processes the first one speaks for all.
     for run in runs if int(os.environ.get("RANK") or 0) == 0 else ():
         files = run.settings["files"]
@@ -82,10 +79,10 @@ def command(
         if not run.is_grid:
             print(f"{run.task}: no cell with a needle was scored (--limit {limit})")
             continue
-        print(to_text(GridData(run)))
+        print(to_text(GridData(run, at)))
         partial = bool(run.missing())
         picture = Path(files["results"]).with_name(f"{Path(files['samples']).stem.replace('_samples_', '_')}.png")
-        print(f"wrote {save_heatmap(run, picture, partial=partial)}")
+        print(f"wrote {save_heatmap(run, picture, partial=partial, threshold=at)}")
         told = " --partial" if partial else ""
         print(f"next: vniah report {files['samples']} -o {run.task}.html{told}")
 
@@ -97,6 +94,7 @@ def evaluate(
     limit: int | None = None,
     output: str | Path | None = None,
     name: str | None = None,
+    threshold: float | None = None,
     **options: Any,
 ) -> Run:
     """See ``vniah.evaluate``."""
@@ -121,17 +119,12 @@ def evaluate(
     inputs = dict.fromkeys(key for family in INPUTS.values() for key in family)
     given = {key: _spec(value) if key in _AXES else value for key, value in options.items() if key in inputs}
     model_args = {key: value for key, value in options.items() if key not in inputs}
-    if not _is_served(model):  # whose arguments say so themselves
-        _check_options(model_args, [*inputs, "limit", "output", "name"], of_function=callable(model))
+    _check_options(model_args, [*inputs, "limit", "output", "name", "threshold"], of_function=callable(model))
     folder = None if output is None else Path(output).expanduser()
-    (run,) = evaluate_tasks(model, [task], given, model_args, output=folder, limit=limit, name=name)
+    (run,) = evaluate_tasks(
+        model, [task], given, model_args, output=folder, limit=limit, name=name, threshold=threshold
+    )
     return run
-
-
-def _is_served(model: Any) -> bool:
-    from vniah.served.arguments import PREFIX
-
-    return isinstance(model, str) and model.startswith(PREFIX)
 
 
 def _spec(value: Any) -> str | None:
@@ -173,6 +166,7 @@ def evaluate_tasks(
     output: Path | None = None,
     limit: int | None = None,
     name: str | None = None,
+    threshold: float | None = None,
 ) -> list[Run]:
     """Measure tasks and groups; one run a task. See ``evaluate``; ``given`` are inputs by name.
 
@@ -183,26 +177,19 @@ def evaluate_tasks(
     from vniah.runs import profiling
     from vniah.runs.measure import CallableModel, Model, check_writable, measure, model_folder
     from vniah.runs.open import open_tasks
+    from vniah.runs.scoring import effective_at
 
     notices.begin()
     if output is not None:
         check_writable(output)
-    served = None
-    if isinstance(model, str) and _is_served(model):
-        from vniah.served.arguments import PREFIX, ServedArgs
-
-        served = ServedArgs.read({"model": model.removeprefix(PREFIX), **model_args})
     # Before torch, which takes seconds to import: most mistakes are in here.
+    at = effective_at(threshold)
     tasks = open_tasks(names, given)
+    for one in tasks:
+        one.threshold = at
     chosen: Model
     if callable(model):
         chosen = CallableModel(model, name or "")
-        if output is not None:
-            chosen.folder = model_folder(output, chosen.name)
-    elif served is not None:
-        from vniah.served.model import ServedModel
-
-        chosen = ServedModel(served, name or "")
         if output is not None:
             chosen.folder = model_folder(output, chosen.name)
     else:
@@ -223,7 +210,7 @@ def evaluate_tasks(
     return [with_training_length(run if name is None else replace(run, name=name)) for run in runs]
 
 
-def save_heatmap(run: Run, path: str | Path, *, partial: bool = False) -> Path:
+def save_heatmap(run: Run, path: str | Path, *, partial: bool = False, threshold: float | None = None) -> Path:
     """See ``Run.heatmap``."""
     from vniah.plots.grid_data import GridData
     from vniah.plots.heatmap import save_heatmap as save
@@ -232,7 +219,7 @@ def save_heatmap(run: Run, path: str | Path, *, partial: bool = False) -> Path:
     target = check_image_path(path)
     if not partial:
         run.check_complete(run.name)
-    saved: Path = save([GridData(run)], target)
+    saved: Path = save([GridData(run, threshold)], target)
     return saved
 
 

@@ -21,7 +21,10 @@ Pdf = Annotated[bool, typer.Option("--pdf", help="Also write a PDF beside the fi
 Names = Annotated[list[str] | None, typer.Option("--name", help="What to call each RUN, in order.")]
 Task = Annotated[str | None, typer.Option("--task", help="Which task, where a run scored several.")]
 Threshold = Annotated[
-    float, typer.Option(help="What a column's mean must be at least to count into the effective length; above 0, to 1.")
+    float | None,
+    typer.Option(
+        help="What a column's mean must be at least to count into the effective length; VNIAH_THRESHOLD, 0.9."
+    ),
 ]
 TrainLength = Annotated[
     float | None,

@@ -69,7 +69,7 @@ def command(
     if speaks:
         print("\n" + table(scores))
         print(f"best RoPE base: {verdict(scores)}")
-        print("effective: the most frames up to which every column's mean is at least 0.9")
+        print(f"effective: the most frames up to which every column's mean is at least {task.threshold:g}")
         print(f"draw them: vniah heatmap {output}/rope_theta_* -o sweep.png")
 
 

@@ -60,6 +60,16 @@ def open_haystack(spec: str, *, decoder: str = "pyav") -> Haystack:
     return haystack if loop is None else LoopedHaystack(haystack, loop)
 
 
+def of_seed(spec: str, more: int) -> str:
+    """The haystack of a seed ``more`` higher; the very same where a spec names a file or folder, which has no seed."""
+    body = spec if _existing(spec) is not None else _split_loop(spec)[0]
+    if _existing(body) is not None or not _is_synthetic(body):
+        return spec
+    name, _, rest = body.partition(":")
+    seed, colon, rest = rest.partition(":")
+    return f"{name}:{_whole(seed or '0', 'seed', body) + more}{colon}{rest}{spec.removeprefix(body)}"
+
+
 def open_video(path: str | Path, num_frames: int) -> Haystack:
     """An ordinary video of a prompt: ``num_frames`` frames evenly over all of it, every frame when it has fewer.
 

@@ -256,6 +256,12 @@ def icon_needles(spec: str, options: str = "") -> NeedleSet:
     return NeedleSet(name, needles, recipe=f"{name} drawing {VERSION}")
 
 
+def with_seed(spec: str, options: str, more: int) -> str:
+    """The spec of the same set with a seed ``more`` higher; see ``icon_needles``."""
+    seed, count, split = _parse(spec, options)
+    return f"icons:{seed + more}:{count}:{split}"
+
+
 def _lookalikes(
     name: str, seed: int, number: int, combination: tuple[str, str, str], asked: int
 ) -> Iterator[LookAlike]:

@@ -87,6 +87,16 @@ def open_needles(spec: str) -> NeedleSet:
         return _open_local("builtin", "builtin", "")
 
 
+def of_seed(spec: str, more: int) -> str:
+    """The needle set of a seed ``more`` higher; the very same where a set has no seed."""
+    from vniah.needles.icons import with_seed
+
+    family, _, rest = spec.partition(":")
+    folder = user_path(spec)
+    drawn = family == "icons" and not folder.is_file() and not (folder.is_dir() and (folder / INDEX).is_file())
+    return with_seed(spec, rest, more) if drawn else spec
+
+
 def _open_local(spec: str, family: str, rest: str) -> NeedleSet:
     if spec == "builtin":
         # Known by its pixels and by the code that drew it, as when it was drawn anew each time (builtin/README.md).

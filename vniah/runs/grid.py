@@ -29,12 +29,14 @@ class Cell:
             control: the haystack alone, with the question.
         needle: which needle is asked for; of text NIAH, which draws new ones in each cell, "".
         sample: which of the draws for this length and depth; 0 where nothing is drawn.
+        seed: which repetition of the grid: what is added to the seeds of film, needles and draws.
     """
 
     length: int
     depth_percent: int | None
     needle: str = ""
     sample: int = 0
+    seed: int = 0
 
     @property
     def is_control(self) -> bool:

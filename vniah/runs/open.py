@@ -16,7 +16,7 @@ from vniah.runs.task import NeedleTask, Scoring
 
 # By family: which inputs a user may choose.
 INPUTS = {
-    "vniah": ("frames", "depths", "haystack", "needles", "decoder"),
+    "vniah": ("frames", "depths", "haystack", "needles", "decoder", "seeds"),
     "text_niah": ("lengths", "depths", "samples", "haystack", "tokenizer", "seed", "shared_distractors"),
 }
 _SCORING: dict[str, Scoring] = {"loglikelihood": "teacher-forced", "generate_until": "generated"}

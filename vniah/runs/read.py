@@ -289,7 +289,11 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """Scalar metrics by name; a dict of scalars becomes ``name/key``."""
     parts: dict[str, Any] = {}
     for name, value in values.items():
-        if "_stderr" not in name and not name.endswith(("_grid", "_provenance")) and name not in ("alias", "samples"):
+        if (
+            "_stderr" not in name
+            and not name.endswith(("_grid", "_intervals", "_provenance"))
+            and name not in ("alias", "samples")
+        ):
             parts |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     numbers = {key: one for key, one in parts.items() if isinstance(one, (int, float)) and not isinstance(one, bool)}
     return {key: float(one) for key, one in numbers.items() if math.isfinite(one)}
@@ -364,7 +368,8 @@ def _read_cells(paths: Sequence[Path], *, last_wins: bool) -> tuple[list[dict[st
         if scored is None:
             continue
         cell = _cell(scored, row, where)
-        key = tuple(str(cell[name]) for name in ("num_frames", "depth_percent", "needle", "task", "sample"))
+        named = ("num_frames", "depth_percent", "needle", "task", "sample", "seed")
+        key = tuple(str(cell[name]) for name in named)
         settings.update({str(row["settings"])} if "settings" in row else ())
         if len(settings) > 1 or content.setdefault(key, str(row.get("key"))) != str(row.get("key")):
             raise ValueError(
@@ -422,9 +427,7 @@ def _from_journal(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | Non
     if not isinstance(doc, Mapping) or not isinstance(result, Mapping) or "needle" not in doc:
         return None
     text, answer_ids = str(result.get("text", "")), result.get("answer_ids") or []
-    if isinstance(result.get("is_greedy"), bool):
-        correct = result["is_greedy"]
-    elif answer_ids:
+    if answer_ids:
         correct = teacher_forced_match(result.get("predicted_ids") or [], answer_ids)
     elif "choice" in doc:
         correct = is_right(text, str(doc.get("answer", "")), str(doc.get("question", "")))
@@ -477,4 +480,6 @@ def _cell(scored: Mapping[str, Any], row: Mapping[str, Any], where: str) -> dict
         "task": scored.get("task", outside.get("task")),
         "model": scored.get("model", outside.get("model")),
         "sample": scored.get("sample"),
+        "seed": seed if isinstance(seed := scored.get("seed"), int) else 0,
+        **({"draw": scored["draw"]} if "draw" in scored else {}),
     }

@@ -30,6 +30,7 @@ _UNTOLD: dict[str, Any] = {
     "mistake": None,
     "aggregate": False,
     "sample": None,
+    "seed": 0,
 }
 _TYPES = {"num_frames": "int64", "depth_percent": "Int64", "needle_index": "Int64", "correct": bool, "aggregate": bool}
 
@@ -38,8 +39,10 @@ def cells_table(rows: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     """Scored cells as a table, a row each; what else a row says is left out.
 
     ``num_frames`` is the length whatever its unit (``context_length`` in rows of text NIAH), and ``depth_percent`` and
-    ``needle_index`` are missing for a no-needle control. ``mistake`` is the kind of a wrong answer where there were
-    distractors to fall for, and ``aggregate`` marks cells of which only the mean over a place is known.
+    ``needle_index`` are missing for a no-needle control. ``cluster`` names what a cell shares its luck with others by:
+    its needle, in whichever film; of what is drawn anew in each cell its draw. ``mistake`` is the kind of a wrong
+    answer where there were distractors to fall for, and ``aggregate`` marks cells of which only the mean over a place
+    is known.
     """
     import pandas
 
@@ -54,7 +57,17 @@ def cells_table(rows: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     columns |= {name: [row.get(name, untold) for row in rows] for name, untold in _UNTOLD.items()}
     table = pandas.DataFrame(columns, dtype=object).astype(_TYPES)
     table.insert(4, "control", table["depth_percent"].isna())
+    table["cluster"] = pandas.Series([cluster_of(row) for row in rows], dtype=object)
     return table
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """What a cell's row shares its luck with others by; see ``cells_table``."""
+    if row.get("sample") is None:
+        return str(row["needle"])
+    length = row["num_frames"] if "num_frames" in row else row["context_length"]
+    depth = "control" if row.get("control") else row["depth_percent"]
+    return f"{length}/{depth}/{row.get('seed', 0)}/{row.get('draw', row['sample'])}"
 
 
 def cells_from_scores(

@@ -10,12 +10,16 @@ import ast
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas
 
+# An effective length is that of columns found so often, unless the variable says another share.
+EFFECTIVE_AT = 0.9
+THRESHOLD = "VNIAH_THRESHOLD"
 # The kinds of mistakes, where there are distractors to fall for.
 CORRECT, DISTRACTOR, OTHER = "", "distractor", "other"
 
@@ -80,22 +84,6 @@ def teacher_forced_match(predicted_ids: Sequence[int], answer_ids: Sequence[int]
     return len(answer_ids) > 0 and list(predicted_ids) == list(answer_ids)
 
 
-def begins_with(generated_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
-    """The same of greedy decoding: what it wrote first is what teacher forcing predicts, as long as that is right."""
-    return teacher_forced_match(generated_ids[: len(answer_ids)], answer_ids)
-
-
-def begins_with_text(text: str, answer: str) -> bool:
-    """The nearest to it where no tokens are known: ``text`` begins with the answer, which does not end within a word.
-
-    Differs from the tokens' rule where a text has several cuts into tokens, where a token that begins with a space
-    reads like one without, and where the answer's tokens go on in the same word.
-    """
-    rest = text[len(answer) :]
-    inside = rest[:1].isalnum() and answer[-1:].isalnum()
-    return bool(answer) and text.startswith(answer) and not inside
-
-
 def grid_scores(cells: pandas.DataFrame) -> dict[tuple[int, int], float]:
     """Mean correctness over needles by (num_frames, depth_percent); controls, which have no depth, are left out."""
     means = cells.groupby(["num_frames", "depth_percent"])["correct"].mean()
@@ -129,9 +117,34 @@ def control_mean(cells: pandas.DataFrame) -> float | None:
     return float(controls["correct"].mean()) if len(controls) else None
 
 
-def effective_frames(cells: pandas.DataFrame, threshold: float = 0.9) -> int:
-    """The longest num_frames up to which every column's mean is at least ``threshold``; 0 if none is."""
-    return effective_of(column_means(cells), threshold)
+def effective_at(given: float | None = None) -> float:
+    """What a column's mean must be at least to count into the effective length: as given, else ``VNIAH_THRESHOLD`` of
+    the environment, else 0.9.
+
+    Raises:
+        ValueError: no share above 0 and at most 1; names where it is from.
+    """
+    told: Any = os.environ.get(THRESHOLD, "").strip() if given is None else given
+    try:
+        threshold = float(told) if told != "" else EFFECTIVE_AT
+    except ValueError:
+        threshold = math.nan
+    if not 0 < threshold <= 1:
+        name = THRESHOLD if given is None else "the threshold"
+        raise ValueError(f"{name} is a share above 0 and at most 1, such as {EFFECTIVE_AT}, got {told}")
+    return threshold
+
+
+def effective_frames(cells: pandas.DataFrame, threshold: float | None = None) -> int:
+    """The longest num_frames up to which every column's mean is at least ``threshold`` (see ``effective_at``); 0 if
+    none is."""
+    return effective_of(column_means(cells), effective_at(threshold))
+
+
+def above_chance(share: float, chance: float) -> float | None:
+    """Chance-corrected accuracy, ``(share - chance) / (1 - chance)``: 0 for guessing, 1 for all right; ``None`` where
+    guessing is always right."""
+    return (share - chance) / (1 - chance) if chance < 1 else None
 
 
 def effective_of(columns: Mapping[int, float], threshold: float) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from vniah.notices import notice
+from vniah.runs.scoring import THRESHOLD
 
 _Settings = TypeVar("_Settings", bound="TaskSettings")
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -45,7 +46,7 @@ class TaskSettings:
         """
         environ = os.environ if environ is None else environ
         variables = {one.name: f"{cls.prefix}{one.name.upper()}" for one in fields(cls) if not one.metadata.get("own")}
-        _tell_mistyped(environ, cls.prefix, variables.values())
+        _tell_mistyped(environ, cls.prefix, [*variables.values(), THRESHOLD])
         values = {}
         for one in fields(cls):
             told = [(metadata or {}).get(one.name)]

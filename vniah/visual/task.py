@@ -10,16 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from vniah.contract.requests import Request, Segment, Target, Text
-from vniah.haystack import Haystack, open_haystack, require_frames
+from vniah.haystack import open_haystack, require_frames
+from vniah.haystack.base import content_hash
 from vniah.notices import notice
-from vniah.prompts import QWEN_1_5, PromptTemplate, question_text
+from vniah.prompts import question_text
 from vniah.runs.grid import Cell, check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
 from vniah.visual.scenes import METRICS, Scene
-from vniah.visual.settings import Settings, known_presentation
+from vniah.visual.settings import Settings
 
 _BATCH = 32
 # What is kept where and how much of it changes no score; the presentation is told with what is shown.
@@ -40,29 +40,27 @@ class VisualTask(NeedleTask):
 
     def __init__(self, name: str, scoring: Scoring, settings: Settings) -> None:
         super().__init__(name, scoring)
-        self.settings, grid = settings, settings.grid
-        self.haystack: Haystack = open_haystack(settings.haystack, decoder=settings.decoder)
-        self.scenes = settings.open_scenes(self.haystack)
-        self.per_place, self.adds = self.scenes.per_place, self.scenes.most
+        self.settings, self.seeds, grid = settings, settings.seeds, settings.grid
+        # One film a repetition; what the scenes of all have in common is asked of the first.
+        repetitions = settings.repetitions()
+        self.haystacks = [open_haystack(one.haystack, decoder=one.decoder) for one in repetitions]
+        self.repeated = [one.open_scenes(film) for one, film in zip(repetitions, self.haystacks, strict=True)]
+        self.scenes = self.repeated[0]
+        self.chance = "control" if self.scenes.chance is None else self.scenes.chance
+        self.per_place = sum(scenes.per_place for scenes in self.repeated)
         columns = len(grid.lengths) * (len(grid.depths) + 1)
         self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
         check_columns(settings.frames, grid.lengths, "frames")
-        require_frames(self.haystack, grid.longest)
-        self.scenes.check(grid)
-        self.cells = tuple(self.scenes.cells(grid))
-        self._repeats = self.haystack.repeats_from
-        if self._repeats is not None and self._repeats < grid.longest:
-            notice(
-                f"{self.haystack.name!r} shows its {self._repeats} frames again in columns of more than that: what is "
-                "seen once stands out there more than in a film that does not repeat itself; what is inserted does not "
-                "repeat",
-                kind=f"repeats {self.haystack.name}",
-            )
+        for film in self.haystacks:
+            require_frames(film, grid.longest)
+        self.cells = tuple(
+            replace(cell, seed=seed) for seed, scenes in enumerate(self.repeated) for cell in scenes.cells(grid)
+        )
         self._reading = threading.Lock()
-        self._film = self.haystack
-        self._served: dict[str, Any] = {}
         if scoring == "generated":
-            self._film = self.scenes.film = held_at_the_end(self.haystack, grid.longest, self.scenes.most)
+            self._films = [held_at_the_end(film, grid.longest, self.scenes.most) for film in self.haystacks]
+            for scenes, film in zip(self.repeated, self._films, strict=True):
+                scenes.film = film
             changed = [frames for frames in grid.lengths if self._composed(frames) != frames + self.scenes.most]
             if changed:
                 notice(
@@ -73,8 +71,7 @@ class VisualTask(NeedleTask):
                 )
         elif settings.presentation != "video":
             notice(
-                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers and models behind a server; "
-                "elsewhere teacher forcing shows a film"
+                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
             )
 
     def _composed(self, num_frames: int) -> int:
@@ -82,14 +79,17 @@ class VisualTask(NeedleTask):
 
     def _scene(self, cell: Cell) -> tuple[Scene, int]:
         """What a cell shows, and among how many haystack frames."""
+        scenes = self.repeated[cell.seed]
         if self.scoring == "generated":
-            return self.scenes.composed(cell)
-        return self.scenes.scene(cell, cell.length), cell.length
+            return scenes.composed(cell)
+        return scenes.scene(cell, cell.length), cell.length
 
     def _columns(self, cell: Cell) -> dict[str, Any]:
         scene, _ = self._scene(cell)
         places = scene.frames_of(scene.asked)
         shown: dict[str, Any] = {"sample": cell.sample} if self.scenes.samples else {}
+        if self.scenes.turns > 1:
+            shown["draw"] = cell.sample // self.scenes.turns
         if self.scoring == "generated":
             shown |= {"num_video_frames": self._composed(cell.length), "fps": FPS}
         return {
@@ -107,48 +107,15 @@ class VisualTask(NeedleTask):
 
     def visuals(self, row: Row) -> list[Any]:
         if self.scoring == "generated" and self.settings.presentation == "video":
-            return [str(self.composer.cached(self.video(row)))]
+            return [str(self.composers[self.cell(row).seed].cached(self.video(row)))]
         return [self.video(row)] if self.scoring == "teacher-forced" else self._images(self.video(row))
-
-    def messages(self, row: Row) -> list[dict[str, Any]]:
-        """With the film's rate, and with when each frame is, in seconds, for hosts that carry them; others leave them
-        out, and read the same from the file."""
-        (turn,) = super().messages(row)
-        *shown, question = turn["content"]
-        times = [frame / FPS for frame in range(len(self.video(row)))]
-        if self.scoring == "generated" and self.settings.presentation == "images":
-            shown = [{**one, "type": "image", "time": time} for one, time in zip(shown, times, strict=True)]
-        else:
-            shown = [{**one, "fps": FPS, "frame_times": times} for one in shown]
-        return [{**turn, "content": [*shown, question]}]
 
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """What a row shows: for a free answer as a video is composed, which differs from the paper's cells."""
-        scene, num_frames = self._scene(self.cell(row))
-        haystack = self._film if self.scoring == "generated" else self.haystack
-        return SplicedVideo(haystack=haystack, num_frames=num_frames, inserted=scene.inserted)
-
-    def requests(self, template: PromptTemplate = QWEN_1_5) -> list[Request]:
-        """Every cell as segments with its forced answer, for planning: what ``build_prompt`` makes of the same."""
-        turns = ([Text(template.opening(None).rstrip(" "))], [Text(template.post)])
-        found = []
-        for row in self.rows:
-            shown = [*turns[0], *self.video(row).segments(), Text(question_text(self.question(row))), *turns[1]]
-            kept = tuple(part for part in shown if not (isinstance(part, Text) and not part.text))
-            found.append(Request(kept, Target(self.target(row))))
-        return found
-
-    def segments(self, row: Row) -> tuple[Segment, ...]:
-        return self.video(row).segments()
-
-    def show_as(self, presentation: str, *, timestamps: bool = False) -> None:
-        self.settings = replace(self.settings, presentation=known_presentation(presentation))
-        self._served = {"presentation": presentation, "timestamps": timestamps, "video_fps": FPS}
-        vars(self).pop("provenance_key", None)
-
-    def shown(self, row: Row) -> list[Any]:
-        video = self.video(row)
-        return [str(self.composer.cached(video))] if self.settings.presentation == "video" else [video]
+        cell = self.cell(row)
+        scene, num_frames = self._scene(cell)
+        films = self._films if self.scoring == "generated" else self.haystacks
+        return SplicedVideo(haystack=films[cell.seed], num_frames=num_frames, inserted=scene.inserted)
 
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
@@ -157,8 +124,9 @@ class VisualTask(NeedleTask):
             return [Image.fromarray(frame_HWC) for span in spans for frame_HWC in video.frames(*span)]
 
     @functools.cached_property
-    def composer(self) -> Composer:
-        return Composer(self._film, self.settings.cache_dir / "composed", max_bytes=self.settings.cache_bytes)
+    def composers(self) -> list[Composer]:
+        folder, most = self.settings.cache_dir / "composed", self.settings.cache_bytes
+        return [Composer(film, folder, max_bytes=most) for film in self._films]
 
     def is_right(self, row: Row, text: str) -> bool:
         return self.scenes.is_right(row, text)
@@ -181,8 +149,12 @@ class VisualTask(NeedleTask):
         return self.scenes.figures(row, answer.text, bool(logged["correct"]))
 
     def describe(self) -> dict[str, Any]:
-        settings, haystack, shown = self.settings, self.haystack, {}
-        left_out = {*_NOT_MEASURED, *self.scenes.unread}
+        settings, haystack, shown = self.settings, self.haystacks[0], {}
+        left_out = {
+            *_NOT_MEASURED,
+            *(["needles"] if self.scenes.samples else []),
+            *(["seeds"] if settings.seeds == 1 else []),
+        }
         if self.scoring == "generated":  # teacher forcing shows the paper's cells
             shown = {
                 "presentation": settings.presentation,
@@ -193,13 +165,27 @@ class VisualTask(NeedleTask):
         return {
             **{key: value for key, value in asdict(settings).items() if key not in left_out},
             **shown,
-            **self._served,
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,
-            **({} if self._repeats is None else {"haystack_repeats_from": self._repeats}),
             "haystack_frames": "endless" if haystack.endless else len(haystack),
             **self.scenes.describe(),
+            **(self._describe_seeds() if settings.seeds > 1 else {}),
         }
+
+    def _describe_seeds(self) -> dict[str, Any]:
+        """Names and fingerprints of all repetitions, in place of the first one's."""
+        told = [scenes.describe() for scenes in self.repeated]
+        found: dict[str, Any] = {}
+        for what, pairs in {
+            "haystack": [(film.name, film.fingerprint) for film in self.haystacks],
+            "needles": [(one["needles_name"], one["needles_fingerprint"]) for one in told if "needles_name" in one],
+        }.items():
+            if different := dict(pairs):
+                found[f"{what}_name"] = ", ".join(different)
+                found[f"{what}_fingerprint"] = next(iter(different.values()))
+                if len(different) > 1:
+                    found[f"{what}_fingerprint"] = content_hash(list(different.values()))
+        return found
 
 
 @functools.lru_cache(maxsize=8)
