@@ -1,11 +1,12 @@
 """Kill runs at random moments, start them again until they end, and compare with a run that nothing happened to.
 
-    python benchmarks/kills.py [one branch ring training] [--trials 108] [--seed 0] [--csv kills.csv]
+    python benchmarks/kills.py [one branch ring training sharded] [--trials 108] [--seed 0] [--csv kills.csv]
 
 Every trial is a fresh folder and cache; its run is killed ``--kills`` times (a random signal, after a random share of
-the time that the undisturbed run took), and then left to end. Under torchrun one of its processes, or the launcher
-alone, is killed. Counted are: results that are not byte for byte the undisturbed run's (dates left out), runs that do
-not end, and processes that outlive their run. On the shipped nano model, on CPU. Exits with 1 where one is counted.
+the time that the undisturbed run took; of training, half of them while a checkpoint is written), and then left to
+end. Under torchrun one of its processes, or the launcher alone, is killed. Counted are: results that are not byte for
+byte the undisturbed run's (dates left out), runs that do not end, and processes that outlive their run. On the
+shipped nano model, on CPU. Exits with 1 where one is counted.
 """
 
 from __future__ import annotations
@@ -38,11 +39,17 @@ stages:
     sequence_length: 64
     rope_theta: 1e4
     data: {{phases: [{{start: 0, length: 64, batch: 4}}]}}
-    train: {{lr: 1e-3, steps: 60, precision: fp32, log_every: 1, save_every: 5, keep: 2}}
+    train: {{lr: 1e-3, steps: {steps}, precision: fp32, log_every: 1, save_every: {every}, sharding: {sharding}}}
 """
+# One process alone; two that share weights, gradients and optimizer.
+TRAINING = {
+    "training": {"steps": 60, "every": 5, "sharding": "none"},
+    "sharded": {"steps": 20, "every": 1, "sharding": "fsdp2"},
+}
+FSDP = Path(__file__).parents[1] / "tests" / "training" / "fsdp_on_gloo.py"
 # Of one run: what says when it ran, and how fast.
 DATED = {"date", "total_evaluation_time_seconds", "start_time", "end_time", "throughput"}
-SHARES = {"one": 0.7, "branch": 0.1, "ring": 0.1, "training": 0.1}
+SHARES = {"one": 0.7, "branch": 0.1, "ring": 0.05, "training": 0.1, "sharded": 0.05}
 TIMEOUT = 600.0
 
 
@@ -81,11 +88,15 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
         row["runs"] += 1
         for _ in range(min(per_trial, kills - row["kills"])):
             process = start(mode, place)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0.05, 1.0) * seconds)
+            if mode in TRAINING and draw.random() < 0.5:
+                at_a_checkpoint(process, place, draw.randint(1, 3), draw.uniform(0, 0.1))
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(draw.uniform(0.05, 1.0) * seconds)
+            if process.poll() is not None:
                 break  # it ended before its moment came
             row["kills"] += 1
-            kill(process, place, draw, one_of_many=mode in ("branch", "ring"))
+            kill(process, place, draw, one_of_many=mode in ("branch", "ring", "sharded"))
             row["hung"] += not ended(process, place)
             row["orphans"] += left_behind(place)
         process = start(mode, place)
@@ -113,12 +124,24 @@ def start(mode: str, place: Path) -> subprocess.Popen[bytes]:
     arguments = ",".join(["device=cpu", *parallel])
     command = [*(torchrun if parallel else []), "-m", "vniah", "run", "vniah_nano", "--model", "nano"]
     command += ["--model-args", arguments, "-o", str(place / "out")]
-    if mode == "training":
-        (place / "recipe.yaml").write_text(RECIPE.format(out=place / "out"))
-        command = ["-m", "vniah.cli", "train", str(place / "recipe.yaml")]
+    if mode in TRAINING:
+        (place / "recipe.yaml").write_text(RECIPE.format(out=place / "out", **TRAINING[mode]))
+        program = [*torchrun, str(FSDP)] if mode == "sharded" else ["-m", "vniah.cli"]
+        command = [*program, "train", str(place / "recipe.yaml")]
     command = [sys.executable, *command]
     with (place / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def at_a_checkpoint(process: subprocess.Popen[bytes], place: Path, number: int, seconds: float) -> None:
+    """Wait until the ``number``-th checkpoint from now on is begun, and so many seconds; or until the run ends."""
+    seen = set(place.glob("out/*/run/checkpoint-*"))
+    while process.poll() is None and number:
+        new = set(place.glob("out/*/run/checkpoint-*")) - seen
+        seen |= new
+        number -= bool(new)
+        time.sleep(0.002)
+    time.sleep(seconds)
 
 
 def kill(process: subprocess.Popen[bytes], place: Path, draw: random.Random, *, one_of_many: bool) -> None:

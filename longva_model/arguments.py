@@ -107,7 +107,7 @@ class ModelArgs:
         if args.frame_tokens not in ("auto", "column") and not (args.frame_tokens.isdigit() and int(args.frame_tokens)):
             raise ValueError(f"frame_tokens={args.frame_tokens!r}: expected auto, column, or a number of tokens")
         if args.in_blocks:
-            given = f"kv={args.kv}" if args.kv_block is None else f"kv={args.kv},kv_block={args.kv_block}"
+            given = args.kv_given
             if args.parallel == "ring":
                 raise ValueError(f"{given} keeps all of a prompt in one process; leave it out, or parallel=ring")
             if args.scoring == "plain":
@@ -118,6 +118,13 @@ class ModelArgs:
     def in_blocks(self) -> bool:
         """Whether attention is to read keys and values block by block."""
         return self.kv != "device" or self.kv_block is not None
+
+    @property
+    def kv_given(self) -> str:
+        """The arguments that say so, as they are given; empty where it is not."""
+        if not self.in_blocks:
+            return ""
+        return f"kv={self.kv}" if self.kv_block is None else f"kv={self.kv},kv_block={self.kv_block}"
 
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Raise where one of these arguments was given and says nothing to the model.

@@ -6,6 +6,7 @@ Runs differ by colour, marker and dash (bars by hatch), so that a grey print tel
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vniah.plots.run_notes import frames_of
 from vniah.plots.style import PLAIN, TEXT_WIDTH, Look, new_figure, octaves, panel_axes, paper_style, wrapped
 from vniah.plots.table_formats import csv_text
 from vniah.runs.run import Run
+from vniah.runs.scoring import grid_mean
+from vniah.runs.uncertainty import Interval, uncertainty
 
 _COLOURS = ("#1f4e79", "#b5203f", "#d98e1f", "#2e8b57", "#6a4c93", "#5c5c5c")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -30,11 +33,13 @@ _UPPER = {"ocr", "tr", "ar", "vs", "nqa", "er", "pqa", "ssc", "ao", "ac", "sqa",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Points (x, y) by rising x. ``published`` curves are drawn with hollow markers."""
+    """Points (x, y) by rising x, with an interval of y each where that is known. ``published`` curves are drawn with
+    hollow markers."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     published: bool = False
+    intervals: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         xs = [x for x, _ in self.points]
@@ -93,6 +98,45 @@ def frames_panels(table: Table, runs: Sequence[Run], models: Sequence[str]) -> d
     return panels
 
 
+def distractor_panels(runs: Sequence[Run]) -> dict[str, list[Curve]]:
+    """Accuracy in percent against the number of distractors: a panel a task, a curve a likeness or distance, and a
+    model where there are several.
+
+    Raises:
+        ValueError: a run of a task without distractors, or two runs of one point.
+    """
+    several = len({run.name for run in runs}) > 1
+    found: dict[str, dict[str, dict[float, tuple[float, Interval]]]] = {}
+    for run in runs:
+        task = run.settings.get("task")
+        told = task if isinstance(task, Mapping) else {}
+        axis = next((axis for axis in ("likeness", "distractor_distance") if axis in told), None)
+        if axis is None or "distractors" not in told:
+            raise ValueError(
+                f"the run {run.name!r} of {run.task} has no distractors; give vruler_distractor or vniah_d"
+            )
+        alike = f"{told[axis]} attributes shared" if axis == "likeness" else f"{told[axis]} frames away"
+        name = f"{run.name}, {alike}" if several else alike
+        points = found.setdefault(run.task, {}).setdefault(name, {})
+        count, spread = float(told["distractors"]), uncertainty(run.cells, 0.9)
+        if count in points:
+            raise ValueError(f"two runs of {run.task} show {count:g} distractors, {name}; give one of them")
+        if count and spread is not None:
+            points[count] = (100 * grid_mean(run.cells), spread.mean)
+    return {
+        task: [
+            Curve(
+                name=name,
+                points=tuple((x, y) for x, (y, _) in sorted(points.items())),
+                intervals=tuple((100 * low, 100 * high) for _, (_, (low, high)) in sorted(points.items())),
+            )
+            for name, points in sorted(curves.items())
+            if points
+        ]
+        for task, curves in found.items()
+    }
+
+
 def read_perplexity(path: str | Path, name: str | None = None) -> list[Curve]:
     """The perplexity curves of a CSV with columns ``context_length`` and ``perplexity``, and perhaps ``curve``.
 
@@ -141,10 +185,11 @@ def curves_figure(
     x_label: str,
     y_label: str,
     mark_x: float | None = None,
+    mark_y: float | None = None,
     look: Look = PLAIN,
 ) -> Any:
-    """One panel a title, curves within; x in octaves, with a dotted line at ``mark_x`` (a training length). A
-    ValueError for nothing to draw."""
+    """One panel a title, curves within; x in octaves, with dotted lines at ``mark_x`` (a training length) and
+    ``mark_y`` (what guessing gives). A ValueError for nothing to draw."""
     if not any(panels.values()):
         raise ValueError("no curves to draw")
     across = min(4, len(panels))
@@ -170,11 +215,18 @@ def curves_figure(
                     linewidth=1.2,
                     label=curve.name,
                 )
+                if curve.intervals:
+                    at_x, at_y = zip(*curve.points, strict=True)
+                    spread = [(y - low, high - y) for y, (low, high) in zip(at_y, curve.intervals, strict=True)]
+                    lengths = list(zip(*spread, strict=True))
+                    here.errorbar(at_x, at_y, lengths, fmt="none", ecolor=_COLOURS[at % len(_COLOURS)], elinewidth=0.8)
             xs = sorted({x for curve in curves for x, _ in curve.points})
             shown = _shown(xs, (width / across) / (math.log2(xs[-1] / xs[0]) or 1.0))
             octaves(here, "x", shown, [f"{x / 1000:g}K" if x >= 1000 and x % 1000 == 0 else f"{x:g}" for x in shown])
             if mark_x is not None:
                 here.axvline(mark_x, color="black", linewidth=1, linestyle=(0, (1, 1.5)))
+            if mark_y is not None:
+                here.axhline(mark_y, color="black", linewidth=1, linestyle=(0, (1, 1.5)))
             here.grid(axis="y", linewidth=0.4, color="#d5d5d5")
             if title:
                 here.set_title(wrapped(title, width / across - 0.6, 8.5), loc="left")
@@ -205,7 +257,15 @@ def _shown(xs: Sequence[float], octave: float) -> list[float]:
 
 
 def curves_csv(panels: Mapping[str, Sequence[Curve]], x_name: str, y_name: str) -> str:
-    """Curves as CSV, one point a line."""
+    """Curves as CSV, one point a line, with its interval where any has one."""
+    if any(curve.intervals for curves in panels.values() for curve in curves):
+        told = (
+            (title, curve.name, x, y, *interval)
+            for title, curves in panels.items()
+            for curve in curves
+            for (x, y), interval in itertools.zip_longest(curve.points, curve.intervals, fillvalue=("", ""))
+        )
+        return csv_text(["panel", "curve", x_name, y_name, "low", "high"], told)
     rows = ((title, curve.name, x, y) for title, curves in panels.items() for curve in curves for x, y in curve.points)
     return csv_text(["panel", "curve", x_name, y_name], rows)
 

@@ -56,6 +56,10 @@ class ForcedTask(ConfigurableTask):
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
         return self.needle_task.visuals(doc)
 
+    def doc_to_messages(self, doc: dict[str, Any], **_: Any) -> list[dict[str, Any]]:
+        """For whoever asks in chats: our models give one prompt to this and to text and visuals."""
+        return self.needle_task.messages(doc)
+
     def build_all_requests(self, **kwargs: Any) -> None:
         # A pickled request would carry the whole haystack, and lmms-eval's cache of requests knows neither
         # lengths nor haystack; a grid is built in milliseconds anyway.

@@ -55,6 +55,12 @@ class _GeneratedTasks:
     def doc_to_visual(self, doc: dict[str, Any]) -> list[Any]:
         return _task_of(doc).visuals(doc)
 
+    def doc_to_messages(
+        self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        raise_error_of(doc)
+        return _task_of(doc).messages(doc)
+
     def doc_to_text(self, doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """The question, or the whole prompt of a text task: megabytes at the paper's lengths."""
         raise_error_of(doc)
@@ -97,5 +103,6 @@ _TASKS = _GeneratedTasks()
 process_docs = _TASKS.process_docs
 doc_to_visual = _TASKS.doc_to_visual
 doc_to_text = _TASKS.doc_to_text
+doc_to_messages = _TASKS.doc_to_messages
 process_results = _TASKS.process_results
 provenance = _TASKS.provenance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,19 @@ def shared() -> Path:
     if not (root / "parity").is_dir():
         pytest.skip("the parity cases and real data (../shared) are not here")
     return root
+
+
+_modules_frozen = 0
+
+
+@pytest.fixture(autouse=True)
+def modules_are_no_garbage() -> None:
+    """After large imports: what they made stays, and collectors (lmms-eval runs one after each task) look elsewhere."""
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def nano_folder(folder: Path) -> Path:
     """A nano LongVA with its processor."""
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
     from vniah.training.align import processor_for
-    from vniah.training.checkpoints import save_model
+    from vniah.training.load import save_model
 
     decoder, tokenizer, tower = nano_parts()
     model = LongVAForConditionalGeneration(LongVAConfig(text_config=decoder.config, vision_config=tower))

@@ -52,44 +52,6 @@ def _offloaded_checkpoint(run: Callable[..., Any], *inputs: Any) -> Any:
         return checkpoint(run, *inputs, use_reentrant=False)
 
 
-class _Tiled(torch.autograd.Function):
-    """``run(hidden)`` in tiles along T. Gradients of the weights are summed over tiles in fp32 and rounded once."""
-
-    @staticmethod
-    def forward(ctx: Any, module: Any, run: Any, tokens: int, hidden_BTD: Tensor, *weights: Tensor) -> Tensor:
-        ctx.module, ctx.run, ctx.tokens = module, run, tokens
-        device = hidden_BTD.device.type
-        # The backward pass runs outside autocast, but must repeat what ran in it.
-        ctx.autocast = torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-            cache_enabled=torch.is_autocast_cache_enabled(),
-        )
-        ctx.save_for_backward(hidden_BTD)
-        return torch.cat([run(tile) for tile in hidden_BTD.detach().split(tokens, dim=1)], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (hidden_BTD,) = ctx.saved_tensors
-        # Taken from the module now: FSDP has gathered them anew since the forward pass.
-        weights = [weight for weight in ctx.module.parameters() if weight.requires_grad]
-        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-        grad_BTD = torch.empty_like(hidden_BTD)
-        tiles = (tensor.split(ctx.tokens, dim=1) for tensor in (hidden_BTD, grads[0], grad_BTD))
-        for tile, grad, place in zip(*tiles, strict=True):
-            tile = tile.detach().requires_grad_()
-            with torch.enable_grad(), ctx.autocast:
-                out = ctx.run(tile)
-            first, *others = torch.autograd.grad(out, [tile, *weights], grad)
-            place.copy_(first)
-            for total, other in zip(sums, others, strict=True):
-                total += other
-        learnt = iter(total.to(weight.dtype) for total, weight in zip(sums, weights, strict=True))
-        wanted = (next(learnt) if needed else None for needed in ctx.needs_input_grad[4:])
-        return (None, None, None, grad_BTD, *wanted)
-
-
 def enable_tiling(model: Any, tokens: int) -> None:
     """Run MLP and norms of every decoder layer of a transformers model, and its last norm, in tiles of ``tokens``."""
     layers = [module for module in model.modules() if hasattr(module, "mlp") and hasattr(module, "input_layernorm")]
@@ -105,6 +67,7 @@ def _tiled_forward(run: Any, tokens: int) -> Any:
     def forward(self: Any, hidden_BTD: Tensor) -> Any:
         if not torch.is_grad_enabled() or hidden_BTD.dim() != 3 or hidden_BTD.shape[1] <= tokens:
             return run(hidden_BTD)
-        return _Tiled.apply(self, run, tokens, hidden_BTD, *self.parameters())
+        tiles = hidden_BTD.split(tokens, dim=1)
+        return torch.cat([checkpoint(run, tile, use_reentrant=False) for tile in tiles], dim=1)
 
     return forward

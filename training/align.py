@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
 from vniah.training.fit import fit, steps_and_passes
+from vniah.training.load import assemble, has_weights, load, load_tokenizer, save_trained, without_weights
 from vniah.training.stages import AlignStage
 
 # What a parameter belongs to by the beginning of its name; the decoder is all that is neither tower nor projector.
@@ -45,14 +45,14 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], 
         from vniah.training.data.llava import build_dataset
 
         dataset, collate, notes = build_dataset(stage, model.config, tokenizer, seed, folder)
-    install_loss(model, stage.train.loss, without_visuals=lambda: empty_picture(model))
+    install_loss(model, without_visuals=lambda: empty_picture(model))
     steps = stage.train.steps
     if collate is not None:
         steps, dataset.passes = steps_and_passes(stage.train, len(dataset))
 
     def save(trainer: Any) -> None:
         model.config.image_aspect_ratio = aspect_ratio
-        save_trained(trainer, processor_for(model, tokenizer, stage.data.template), folder / "model")
+        save_trained(trainer, processor_for(model, tokenizer, stage.data.template), folder / "model", stage.train)
 
     report = fit(model, dataset, stage, folder / "run", seed=seed, steps=steps, collate=collate, save=save)
     return {**report, **notes}
@@ -71,31 +71,30 @@ def empty_picture(model: Any) -> Any:
 def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: int) -> tuple[Any, Any]:
     """A LongVA and its tokenizer: loaded whole, or made of a decoder and a tower with a fresh projector."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
+    from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
     # Also registers LongVA with transformers' Auto classes.
     from longva_model import LongVAConfig, LongVAForConditionalGeneration
 
-    source, dtype = resolve(stage.model_from), load_dtype(stage.train)
+    source = resolve(stage.model_from)
     tokenizer = load_tokenizer(source)
-    kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
-    if kind == "longva":
-        return LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, dtype=dtype), tokenizer
+    text_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if text_config.model_type == "longva":
+        return load(LongVAForConditionalGeneration, source, stage.train), tokenizer
     if stage.tower_from is None:
+        kind = text_config.model_type
         raise ValueError(f"{source} is a {kind} decoder; stage {stage.name!r} needs tower_from to make a LongVA of it")
-    language = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, dtype=dtype)
-    vision = CLIPVisionModel.from_pretrained(resolve(stage.tower_from), trust_remote_code=False, dtype=dtype)
+    tower = resolve(stage.tower_from)
+    vision_config = CLIPVisionConfig.from_pretrained(tower, trust_remote_code=False)
     # Where the parts lay on this machine is nobody's business.
-    language.config._name_or_path = vision.config._name_or_path = ""
+    text_config._name_or_path = vision_config._name_or_path = ""
     # "square" is one tile an image; it is kept as UniRes for what follows.
     merge = "spatial_unpad" if stage.data.merge == "anyres" else "unires"
-    config = LongVAConfig(text_config=language.config, vision_config=vision.config, mm_patch_merge_type=merge)
-    with torch.device("cpu"):
-        model = LongVAForConditionalGeneration(config).to(dtype)
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
-    model.model.vision_tower.load_state_dict(vision.state_dict())
-    model.generation_config = language.generation_config
+    config = LongVAConfig(text_config=text_config, vision_config=vision_config, mm_patch_merge_type=merge)
+    if not has_weights(stage.train):
+        return without_weights(LongVAForConditionalGeneration, config, torch.float32), tokenizer
+    language = load(AutoModelForCausalLM, source, stage.train)
+    model = assemble(config, language, load(CLIPVisionModel, tower, stage.train))
     if stage.data.icons:
         from vniah.training.nano.tower import calibrate_projector
 

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: which run it is, checkpoints that are verified before one is resumed, and models.
+"""What a run keeps on disk: which run it is, and checkpoints that are verified before one is resumed.
 
 The Trainer writes trainer_state.json last; behind it, when all ranks have written, stands ``hashes.json``: the
 checkpoint is sealed with each file's hash.
@@ -10,19 +10,17 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vniah.files import put_in_place, read_json, replacing, sha256_of
+from vniah.files import read_json, replacing, sha256_of
 from vniah.notices import notice
 from vniah.training.processes import rank
-from vniah.training.stages import WITHOUT_EFFECT, Train
+from vniah.training.stages import WITHOUT_EFFECT
 
 SEAL = "hashes.json"
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -42,7 +40,15 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     plain = json.loads(json.dumps(identity, default=str))
     if not path.is_file():
         write_json(path, plain)
-    elif different := sorted(_differences(read_json(path), plain)):
+        return
+    before = read_json(path)
+    different = sorted(_differences(before, plain))
+    if different == ["ranks"]:
+        raise ValueError(
+            f"{folder} holds a run of {before.get('ranks')} ranks, and here there are {plain.get('ranks')}, which "
+            "would take other batches; launch as many, choose another output, or remove that folder to start anew"
+        )
+    if different:
         raise ValueError(
             f"{folder} holds a run of another recipe (differs in {', '.join(different)}); "
             "choose another output, or remove that folder to start anew"
@@ -70,6 +76,11 @@ def seal(checkpoint: Path) -> None:
     """Write the hash of every file of a checkpoint beside them."""
     hashes = _hashes(checkpoint, _files(checkpoint))
     write_json(checkpoint / SEAL, {"files": hashes, "check": _digest_of(hashes)})
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """The steps of a run's sealed checkpoints, by their names alone."""
+    return sorted(int(path.parent.name.rpartition("-")[2]) for path in folder.glob(f"checkpoint-*/{SEAL}"))
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -152,54 +163,3 @@ def _hashes(checkpoint: Path, names: list[str]) -> dict[str, str]:
 
 def _digest_of(hashes: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
-
-
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a folder or Hub id.
-
-    A folder that declares a generic tokenizer gets it: for some decoders (qwen2 among them) transformers'
-    AutoTokenizer overrides the declared class with the family's own, which reads a word list as byte pairs.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    path = Path(source) / "tokenizer_config.json"
-    generic = path.is_file() and read_json(path).get("tokenizer_class") in GENERIC
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
-
-
-def load_dtype(train: Train) -> Any:
-    """The dtype to load trained weights in: fp32, which bf16 mixed precision keeps as master weights.
-
-    DeepSpeed keeps its own fp32 copy and is handed bf16.
-    """
-    import torch
-
-    return torch.bfloat16 if train.deepspeed and train.precision == "bf16" else torch.float32
-
-
-def save_model(model: Any, processor: Any, folder: Path) -> None:
-    """Write a whole model and its tokenizer (or processor) to a fresh folder, and move it into place."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
-    _finish(draft, processor, folder)
-
-
-def save_trained(trainer: Any, processor: Any, folder: Path) -> None:
-    """``save_model`` of what a Trainer holds. Every rank calls it: sharded weights are gathered by all.
-
-    No rank leaves before the folder is there, since the next stage reads it.
-    """
-    draft = folder.with_name(f".{folder.name}.gathered")
-    trainer.save_model(str(draft))
-    if trainer.is_world_process_zero():
-        (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle
-        _finish(draft, processor, folder)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _finish(draft: Path, processor: Any, folder: Path) -> None:
-    if processor is not None:
-        processor.save_pretrained(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    put_in_place(draft, folder)

@@ -21,8 +21,18 @@ import numpy as np
 
 from vniah.files import read_json, read_json_lines
 from vniah.prompts import QWEN_1_5, PromptTemplate
-from vniah.training.checkpoints import check_identity, load_dtype, save_trained, write_json
-from vniah.training.processes import BadSampleError, check_bad, map_parts, rank, sample_id, wait_for
+from vniah.training.checkpoints import check_identity, write_json
+from vniah.training.load import load, save_trained
+from vniah.training.processes import (
+    BadSampleError,
+    check_bad,
+    map_parts,
+    rank,
+    remembered,
+    sample_id,
+    wait_for,
+    world_size,
+)
 from vniah.training.stages import DpoStage, as_data
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -38,6 +48,8 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
         OSError: no room for the checkpoints.
     """
     check_trl()
+    import torch
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -47,11 +59,13 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     from vniah.training.fit import check_room, prepare_model, run_trainer, steps_and_passes, training_arguments
 
     train, run_folder, source = stage.train, folder / "run", resolve(stage.model_from)
-    check_identity(run_folder, {"stage": as_data(stage), "seed": seed})
-    options = {"dtype": load_dtype(train), "attn_implementation": train.attention}
-    model, frozen = (
-        LongVAForConditionalGeneration.from_pretrained(source, trust_remote_code=False, **options) for _ in range(2)
-    )
+    check_identity(run_folder, {"stage": as_data(stage), "seed": seed, "ranks": world_size()})
+    model = load(LongVAForConditionalGeneration, source, train)
+    # Never stepped, the reference needs no master weights.
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    frozen = load(LongVAForConditionalGeneration, source, train, dtype=dtype)
+    for each in (model, frozen):
+        each.set_attn_implementation(train.attention)
     prepare_model(model)
     prepare_model(frozen.requires_grad_(False))
     check_room(model, train, run_folder)
@@ -63,7 +77,16 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     order = [pair for epoch in range(passes) for pair in Dataset.from_list(pairs).shuffle(seed=seed + epoch)]
     more = {"beta": stage.beta, "loss_type": ["sigmoid"], "max_length": None}
     more[checkpointing_keyword(DPOConfig)] = train.checkpointing != "none"
-    trainer = DPOTrainer(
+
+    class SharedTrainer(DPOTrainer):
+        """Shards the reference by layers, from the first rank's weights; TRL takes each rank's, and as one piece."""
+
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if self.is_fsdp_enabled:
+                fsdp2_prepare_model(self.accelerator, frozen)
+
+    trainer = SharedTrainer(
         model=model,
         ref_model=frozen,
         args=training_arguments(train, run_folder, seed, steps, DPOConfig, **more),
@@ -71,7 +94,11 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
         train_dataset=Dataset.from_list(order),
         processing_class=processor,
     )
-    result, last = run_trainer(trainer, train, run_folder, lambda it: save_trained(it, processor, folder / "model"))
+
+    def save(trainer: Any) -> None:
+        save_trained(trainer, processor, folder / "model", train)
+
+    result, last = run_trainer(trainer, train, run_folder, save)
     return {
         "steps": int(result.global_step),
         "loss": last.get("loss", float("nan")),
@@ -104,14 +131,15 @@ def check_trl() -> None:
 def _pairs_of(stage: DpoStage, folder: Path, collator: PreferenceCollator) -> tuple[list[dict[str, Any]], Any]:
     """The good pairs and their manifest: looked at by the first rank, read by the others.
 
-    Looked at anew whenever the stage starts: a video that went bad since is left out no more silently than before.
+    A part whose lines and videos are those of last time (a file by its size and date) is not looked at again.
     """
     listed, manifest_path = folder / "pairs.json", folder / "manifest.json"
     if rank() > 0:
         wait_for(manifest_path)
         return read_json(listed), read_json(manifest_path)
-    pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share, collator, stage.train.workers)
-    check_identity(folder / "pairs", {"pairs": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()})
+    parts = folder / "pairs"
+    pairs, manifest = read_pairs(stage.json, stage.videos, stage.max_bad_share, collator, stage.train.workers, parts)
+    check_identity(parts, {"pairs": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()})
     write_json(listed, pairs)
     write_json(manifest_path, manifest)
     return pairs, manifest
@@ -123,31 +151,55 @@ def read_pairs(
     max_bad_share: float,
     collator: PreferenceCollator | None = None,
     workers: int = 1,
+    folder: Path | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All good pairs, and a manifest {"samples", "num_bad", "bad"}.
 
-    Every pair goes through the ``collator`` once: its frames are decoded and its length is measured.
+    Every pair goes through the ``collator`` once: its frames are decoded and its length is measured. In ``folder``
+    the reports of parts are kept for the next time; where too many pairs are bad, those with bad ones are forgotten.
 
     Raises:
         ValueError: a file that is not JSON lines, more than ``max_bad_share`` of the pairs are bad, or none is good.
     """
     samples = [(sample_id(sample, line - 1), sample) for path in paths for line, sample in read_json_lines(path)]
-    parts = [samples[start : start + PART_PAIRS] for start in range(0, len(samples), PART_PAIRS)]
-    pairs: list[dict[str, Any]] = []
-    bad: list[str] = []
-    for good_part, bad_part in map_parts(functools.partial(_look, videos, collator), parts, workers):
-        pairs += good_part
-        bad += bad_part
-    check_bad("pairs", bad, len(samples), max_bad_share)
+    starts = range(0, len(samples), PART_PAIRS)
+    parts = [
+        (folder and folder / f"part-{number:05d}.json", samples[start : start + PART_PAIRS])
+        for number, start in enumerate(starts)
+    ]
+    reports = map_parts(functools.partial(_look_once, videos, collator), parts, workers)
+    pairs = [pair for report in reports for pair in report["pairs"]]
+    bad = [line for report in reports for line in report["bad"]]
+    forget = [path for (path, _), report in zip(parts, reports, strict=True) if path and report["bad"]]
+    check_bad("pairs", bad, len(samples), max_bad_share, forget=forget)
     if not pairs:
         raise ValueError(f"no pairs in {', '.join(paths)}")
     return pairs, {"samples": len(pairs), "num_bad": len(bad), "bad": bad}
 
 
-def _look(
-    videos: str, collator: PreferenceCollator | None, part: list[tuple[str, Any]]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The good pairs of a part, and why the others are bad."""
+def _look_once(
+    videos: str, collator: PreferenceCollator | None, part: tuple[Path | None, list[tuple[str, Any]]]
+) -> dict[str, Any]:
+    """The good pairs of a part, and why the others are bad, by the report at its path where that is still true."""
+    path, samples = part
+    if path is None:
+        return _look(videos, collator, samples)
+    limits = collator and [collator.num_frames, collator.max_length]
+    seen = [_stamps(sample, videos) for _, sample in samples]
+    return remembered(path, [samples, videos, limits, seen], lambda: _look(videos, collator, samples))
+
+
+def _stamps(sample: Any, videos: str) -> list[Any]:
+    """What tells a video from itself of another day: names, sizes and dates of its files."""
+    try:
+        path = Path(check_pair(sample, videos)["images"][0])
+    except BadSampleError as error:
+        return [str(error)]
+    stats = [(each.name, each.stat()) for each in (_frame_files(path) if path.is_dir() else [path])]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _look(videos: str, collator: PreferenceCollator | None, part: list[tuple[str, Any]]) -> dict[str, Any]:
     pairs: list[dict[str, Any]] = []
     bad: list[str] = []
     for name, sample in part:
@@ -159,7 +211,7 @@ def _look(
             bad.append(f"{name}: {error}")
         else:
             pairs.append(pair)
-    return pairs, bad
+    return {"pairs": pairs, "bad": bad}
 
 
 def check_pair(sample: Any, videos: str) -> dict[str, Any]:

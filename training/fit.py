@@ -23,6 +23,8 @@ from vniah.training.processes import world_size
 from vniah.training.stages import Train, as_data
 
 METRICS = "metrics.jsonl"
+# Ranks wait for the one that reads a model, hashes a checkpoint or writes a result; a rank that died ends all of them.
+TIMEOUT = timedelta(days=7)
 MINIMUM_FREE = 64 << 20
 NOT_SHARDED = (
     "sharding: fsdp2 works on CUDA devices under a launcher: torchrun --nproc-per-node GPUS -m vniah.cli train ...; "
@@ -73,7 +75,7 @@ def fit(
             return self.optimizer
 
     train = stage.train if collate else dataclasses.replace(stage.train, batch_size=1)
-    check_identity(folder, {"stage": as_data(stage), "seed": seed})
+    check_identity(folder, {"stage": as_data(stage), "seed": seed, "ranks": world_size()})
     check_room(model, train, folder)
     set_seed(seed)
     prepare_model(model)
@@ -101,14 +103,14 @@ def run_trainer(trainer: Any, train: Train, folder: Path, save: Any = None) -> t
     if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         raise ValueError(NOT_SHARDED)
     trainer.add_callback(run_callback(folder / METRICS))
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    if save is not None:
-        save(trainer)
-    if train.deepspeed:
-        # Else transformers loads the next stage's model in pieces, by the configuration of this one.
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-        unset_hf_deepspeed_config()
+    try:
+        result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        if save is not None:
+            save(trainer)
+    finally:
+        # Else what this process loads next would be read by the first rank alone, sharded or not.
+        for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(name, None)
     events = logged_events(trainer.state.log_history)
     return result, events[-1] if events else {}
 
@@ -165,11 +167,17 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         # Before the Trainer does: with weights and gradients on the host, their norm is summed over ranks on the host
         # too, and NCCL alone cannot.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=TIMEOUT)
     check_trackers(train.report_to)
     schedule = {"cosine_min": "cosine_with_min_lr"}.get(train.schedule, train.schedule)
     if train.schedule == "constant" and train.warmup:
         schedule = "constant_with_warmup"
+    fsdp = {
+        "version": 2,
+        "cpu_offload": train.offload,
+        "state_dict_type": "SHARDED_STATE_DICT",  # each rank writes its own part of a checkpoint
+        "cpu_ram_efficient_loading": True,  # see ``load``
+    }
     arguments = (kind or TrainingArguments)(
         output_dir=str(folder),
         max_steps=steps,
@@ -187,9 +195,11 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         bf16=train.precision == "bf16",
         torch_compile=train.compile,
         fsdp=True if sharded else None,
-        fsdp_config={"version": 2, "cpu_offload": train.offload} if sharded else None,
+        fsdp_config=fsdp if sharded else None,
+        # Gradients are summed over ranks after each micro-batch and kept as shards. Else each rank holds all of them.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
+        ddp_timeout=int(TIMEOUT.total_seconds()),
         use_cpu=not torch.cuda.is_available(),
-        deepspeed=train.deepspeed,
         logging_steps=train.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -200,7 +210,7 @@ def training_arguments(train: Train, folder: Path, seed: int, steps: int, kind: 
         dataloader_num_workers=train.workers,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
-        # Stages that run beside each other write to their logs; the runner draws their bars.
+        # Stages that run beside each other write to their logs.
         disable_tqdm=not sys.stderr.isatty(),
         seed=seed,
         data_seed=seed,
@@ -231,10 +241,8 @@ def check_room(model: Any, train: Train, folder: Path) -> None:
     """Raise OSError when the disk cannot hold the checkpoints that will be kept, before the first step."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * 4
-    # Weights (FSDP writes them twice) and AdamW's two moments a checkpoint; one more while the oldest is still there;
-    # the result.
-    copies = 1 if train.sharding == "none" else 2
-    checkpoints = (train.keep + 1) * (copies * weights + 8 * trained) if train.save_every else 0
+    # Weights and AdamW's two moments a checkpoint; one more while the oldest is still there; the result.
+    checkpoints = (train.keep + 1) * (weights + 8 * trained) if train.save_every else 0
     check_disk(folder, checkpoints + weights + (16 << 20))
 
 

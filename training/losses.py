@@ -1,26 +1,23 @@
 """Cross entropy of a language-model head without the full logits.
 
 At 224K tokens and 152K words the logits alone are 68 GB in bf16. Here rows are scored in chunks and only where there is
-a label, so the peak is one chunk. Three engines, picked by what is there; all are exact for any number of rows (the
-chunked loss of the paper's code dropped those that did not fill its last chunk, reference section 6).
+a label, so the peak is one chunk. Exact for any number of rows (the chunked loss of the paper's code dropped those that
+did not fill its last chunk, reference section 6), and the same wherever it runs.
 
 Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import types
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vniah.training.stages import CHUNK_ELEMENTS, IGNORE
-
-Engine = Literal["auto", "torch", "liger", "chunked"]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -65,28 +62,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_ND, grad_VD, None, None
 
 
-def available_engines() -> list[str]:
-    """Engines that can be used here, best first."""
-    liger = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
-    return [*(["liger"] if liger else []), "chunked", *(["torch"] if hasattr(F, "linear_cross_entropy") else [])]
-
-
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, engine: Engine = "auto") -> Tensor:
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
     """Sum of the cross entropy of ``hidden @ weight.T`` over the rows whose label is not -100.
 
-    Labels are already shifted. The engine "auto" takes Liger on CUDA when importable, else ours; "torch" is torch's
-    own where it has one.
+    Labels are already shifted.
 
     Returns:
         fp32 scalar: a sum, so that micro-batches and ranks add up exactly. 0 (with zero gradients) without labels.
 
     Raises:
-        ValueError: an engine that is not here, or a label outside the vocabulary.
+        ValueError: a label outside the vocabulary.
     """
-    engines = available_engines()
-    chosen = engines[0] if engine == "auto" else engine
-    if chosen not in engines:
-        raise ValueError(f"loss engine {engine!r} is not available; here there are auto, {', '.join(engines)}")
     keep_N = labels_N != IGNORE
     if not bool(keep_N.any()):
         # Keeps every parameter in the graph: data-parallel ranks wait for each other's gradients.
@@ -99,22 +85,11 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
     if hidden_ND.dtype != weight_VD.dtype:
         hidden_ND = hidden_ND.to(weight_VD.dtype)
     chunk = max(1, min(len(labels_N), CHUNK_ELEMENTS // len(weight_VD)))
-    if chosen == "torch":
-        from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
-
-        options = LinearCrossEntropyOptions(batch_chunk_size=chunk, chunking_method=None, acc_policy="accurate")
-        return F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum", options=options).float()
-    if chosen == "liger":
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum").float()
     total: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk)
     return total
 
 
-def install_loss(
-    model: Any, engine: Engine = "auto", *, ring: bool = False, without_visuals: Callable[[], Tensor] | None = None
-) -> Any:
+def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[], Tensor] | None = None) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
 
     The base decoder (``model.model``) runs as it is; the head is applied inside the loss, called as a module so that
@@ -154,7 +129,7 @@ def install_loss(
     def head_forward(self: Any, hidden_ND: Tensor, labels_N: Tensor | None = None) -> Any:
         if labels_N is None:
             return plain_head(hidden_ND)
-        return linear_cross_entropy(hidden_ND, self.weight, labels_N, engine)
+        return linear_cross_entropy(hidden_ND, self.weight, labels_N)
 
     def embed(input_ids: Tensor, *visuals: Any, **named: Any) -> Any:
         if any(value is not None for value in (*visuals, *named.values())):

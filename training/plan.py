@@ -86,15 +86,17 @@ def memory(
     gpus: int,
     trained: int,
     frozen: int = 0,
+    reference: int = 0,
     learnt_tokens: int | None = None,
     vision: TowerMemory = NO_TOWER,
 ) -> Memory:
     """Bytes on one GPU that has ``tokens`` at once, ``learnt_tokens`` of them with a label (all unless given).
 
-    ``trained`` and ``frozen`` are parameters in all; ``vision`` is what tower and projector take.
+    ``trained`` and ``frozen`` are parameters in all, ``reference`` those of DPO's frozen model, which has no fp32 copy;
+    ``vision`` is what tower and projector take. Micro-batches add nothing: gradients are kept as shards between them.
     """
     b = BYTES[train.precision]
-    shards = gpus if train.sharding == "fsdp2" or train.deepspeed else 1
+    shards = gpus if train.sharding == "fsdp2" else 1
     on_gpu = 0 if train.offload else 1
     per_layer, root = shape.decoder_params // shape.layers, 2 * shape.vocab * shape.hidden
     if shards > 1 or train.offload:
@@ -112,7 +114,7 @@ def memory(
     layer = tokens * ((shape.layers if train.checkpointing == "none" else 1) * kept + flying)
     if tile:
         # A tile of the MLP with its gradients, and the sums of its weights' gradients.
-        layer += tile * sum(_layer_bytes_per_token(shape, b)) + 3 * 4 * shape.hidden * shape.intermediate
+        layer += tile * sum(_layer_bytes_per_token(shape, b)) + 3 * b * shape.hidden * shape.intermediate
     learnt = tokens if learnt_tokens is None else learnt_tokens
     chunk = min(learnt, max(1, CHUNK_ELEMENTS // shape.vocab))
     # Logits in b and in fp32 and their gradient, the weight's gradient in fp32, the hidden state and its gradient.
@@ -120,7 +122,7 @@ def memory(
     head = chunk * shape.vocab * (2 * b + 4) + 4 * shape.vocab * shape.hidden + 2 * learnt * shape.hidden * b
     head += tokens * shape.hidden * (b if tile else b + 2 * 4)
     return Memory(
-        parameters=(trained + frozen) * 4 // shards * on_gpu,
+        parameters=((trained + frozen) * 4 + reference * b) // shards * on_gpu,
         gradients=trained * 4 // shards * on_gpu,
         optimizer=trained * 8 // shards * on_gpu,
         gathered=gathered,
@@ -222,16 +224,22 @@ def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
         if not isinstance(stage, TextStage | AlignStage | DpoStage):
             continue
         shape = _shape_of(stage, recipe)
-        trained, frozen = _parameters_of(stage, shape)
+        sizes = _parameters_of(stage, shape)
         tokens = _tokens_of(stage, gpus)
         vision_of = functools.partial(_vision_memory, stage, shape)
-        parts = {"gpus": gpus, "trained": trained, "frozen": frozen}
+        parts = {"gpus": gpus, **sizes}
         need = memory(shape, stage.train, tokens=tokens, vision=vision_of(tokens), **parts)
         longest = longest_sequence(shape, stage.train, capacity=capacity, vision_of=vision_of, **parts)
         kept = _gib(need.parameters, 9) + _gib(need.gradients, 8) + _gib(need.optimizer, 8)
+        weights = 4 * (sizes["trained"] + sizes["frozen"])
+        read = weights + sizes["reference"] * BYTES[stage.train.precision]
+        who = "the first rank reads" if stage.train.sharding == "fsdp2" else "every rank reads"
+        notes.append(f"{stage.name}: {who}{_gib(read, 0)} GiB of weights on its host")
+        if stage.train.save_every:
+            notes[-1] += f"; a checkpoint takes{_gib(weights + 8 * sizes['trained'], 0)} GiB of disk"
         if stage.train.offload:
             kept = f"{'on the host':>25}"
-            on_host = _gib(4 * (trained + frozen) + (4 + 8) * trained, 0)
+            on_host = _gib(read + (4 + 8) * sizes["trained"], 0)
             notes.append(f"{stage.name}: weights, gradients and optimizer take{on_host} GiB of the host in all")
         figures = kept + _gib(need.gathered, 9) + _gib(need.activations, 8) + _gib(need.peak, 10)
         fits = "yes" if need.peak <= capacity else "no"
@@ -262,18 +270,18 @@ def _tokens_of(stage: Planned, gpus: int) -> int:
     return length * stage.train.batch_size
 
 
-def _parameters_of(stage: Planned, shape: ModelShape) -> tuple[int, int]:
-    """Parameters trained and frozen."""
+def _parameters_of(stage: Planned, shape: ModelShape) -> dict[str, int]:
+    """Parameters trained and frozen, and those of a reference model."""
     decoder = shape.decoder_params + 2 * shape.vocab * shape.hidden
     if isinstance(stage, TextStage):
-        return decoder, 0
+        return {"trained": decoder, "frozen": 0, "reference": 0}
     tower = _tower_of(shape)
     parts = {"decoder": decoder, "tower": tower.params, "projector": tower.projector_params}
     whole = sum(parts.values())
     if isinstance(stage, DpoStage):
-        return whole, whole  # and the reference model
+        return {"trained": whole, "frozen": 0, "reference": whole}
     trained = sum(parts[part] for part in stage.parts)
-    return trained, whole - trained
+    return {"trained": trained, "frozen": whole - trained, "reference": 0}
 
 
 def _tower_of(shape: ModelShape) -> TowerShape:

@@ -5,14 +5,19 @@ The launcher (torchrun, accelerate launch) says by RANK and WORLD_SIZE who is wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from vniah.files import read_json, replacing
 
 T = TypeVar("T")
 
@@ -57,6 +62,19 @@ def check_bad(
         raise ValueError(
             f"{len(bad)} of {total} {what} are bad, more than the share of {max_share:g} allowed{more}: {first}"
         )
+
+
+def remembered(path: Path, fingerprint: Any, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``look`` reported of just this ``fingerprint`` (plain data), kept in ``path``; else what it reports now."""
+    mark = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        if (done := read_json(path)).get("fingerprint") == mark:
+            return dict(done)
+    report = {"fingerprint": mark, **look()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    return report
 
 
 def map_parts(work: Callable[[T], Any], parts: Iterable[T], workers: int) -> list[Any]:

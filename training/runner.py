@@ -20,11 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from vniah.files import is_hub_id, read_json
 from vniah.training import stages
-from vniah.training.checkpoints import check_identity, write_json
+from vniah.training.checkpoints import check_identity, sealed_steps, write_json
 from vniah.training.fit import METRICS, check_disk
 from vniah.training.processes import rank, wait_for, world_size
 from vniah.training.recipe import Recipe, build_recipe
@@ -39,6 +37,7 @@ MODULES = {
     "evaluate": "vniah.training.nano.evaluate",
 }
 DONE = "done.json"
+TELL_SECONDS = 30.0  # how often stages that run beside each other say how far they are
 # Kinds that do not share their work over ranks.
 ALONE = ("prepare_text", "evaluate")
 
@@ -69,9 +68,6 @@ def check_recipe(recipe: Recipe, ranks: int | None = None, *, only: str | None =
                 )
         if isinstance(stage, stages.TextStage):
             _check_length(stage, names.get(stage.data.shards or ""), count)
-        config = None if isinstance(stage, stages.PrepareTextStage | stages.EvaluateStage) else stage.train.deepspeed
-        if config and not Path(config).is_file():
-            raise FileNotFoundError(f"stage {stage.name!r}: no DeepSpeed config at {config}")
     check_disk(recipe.folder)
 
 
@@ -230,13 +226,22 @@ def is_done(folder: Path, name: str) -> bool:
     return isinstance(report, dict) and all((folder / name / one).is_dir() for one in report.get("folders", ()))
 
 
+def what_goes_on(recipe: Recipe) -> str:
+    """What the same command does after a stop: stages that began and have not ended, and where each goes on."""
+    begun = []
+    for stage in recipe.stages:
+        if (recipe.folder / stage.name).is_dir() and not is_done(recipe.folder, stage.name):
+            steps = sealed_steps(recipe.folder / stage.name / "run")
+            begun.append(f"{stage.name} goes on from checkpoint-{steps[-1]}" if steps else f"{stage.name} starts over")
+    return "with the same command " + " and ".join(begun) if begun else ""
+
+
 def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], None]) -> None:
     folder, names = recipe.folder, {stage.name for stage in recipe.stages}
     running: dict[str, tuple[Any, Any]] = {}
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // recipe.parallel)))
-    bars = StageBars(folder)
-    say = tqdm.external_write_mode()(say)  # lines and bars do not write into each other
+    told, tell_at = dict[str, Any](), time.monotonic() + TELL_SECONDS
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -248,15 +253,19 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
                     running[stage.name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log), log
                     waiting.remove(stage)
                     say(f"{stage.name}: started")
-                    bars.add(stage.name, getattr(getattr(stage, "train", None), "steps", None))
             time.sleep(0.2)
-            bars.update()
+            if time.monotonic() >= tell_at:
+                tell_at += TELL_SECONDS
+                for name in running:
+                    event = last_event(folder / name / "run" / METRICS)
+                    if event and event != told.get(name):
+                        told[name] = event
+                        say(f"{name}: step {event['step']:,}, loss {event['loss']:.3f}")
             for name, (process, log) in list(running.items()):
                 if process.poll() is None:
                     continue
                 log.close()
                 del running[name]
-                bars.remove(name)
                 if process.returncode or not is_done(folder, name):
                     path = folder / name / "log.txt"
                     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -264,55 +273,10 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
                     raise ValueError(f"stage {name!r} failed: {last} (whole log: {path})")
                 say(f"{name}: {_summary(read_json(folder / name / DONE))}")
     finally:
-        bars.close()
         for process, log in running.values():
             process.terminate()
             process.wait()
             log.close()
-
-
-class StageBars:
-    """One progress bar a running stage of a recipe's output folder: its optimizer steps and last loss.
-
-    Nothing is drawn where no one looks on, unless ``shown`` says so.
-    """
-
-    def __init__(self, folder: Path, *, shown: bool | None = None) -> None:
-        self._folder = folder
-        self._disable = None if shown is None else not shown
-        self._bars: dict[str, Any] = {}
-
-    def add(self, name: str, steps: int | None) -> None:
-        """Begin the bar of a stage; ``steps`` in all, where that is known."""
-        self._bars[name] = bar = tqdm(desc=name, total=steps or None, unit="step", leave=False, disable=self._disable)
-        # A stage that goes on does not count the steps of before in its rate.
-        bar.initial = bar.last_print_n = bar.n = (self._last(name) or {}).get("step", 0)
-        bar.refresh()
-
-    def update(self) -> None:
-        """Move every bar to the last step that its stage has logged."""
-        for name, bar in self._bars.items():
-            event = self._last(name)
-            if event is None or event.get("step", 0) == bar.n:
-                continue
-            bar.n = event["step"]
-            # It goes on from its last checkpoint, which may lie before the last step that was logged.
-            bar.initial = min(bar.initial, bar.n)
-            if "loss" in event:
-                bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=False)
-            bar.refresh()
-
-    def _last(self, name: str) -> dict[str, Any] | None:
-        return None if self._bars[name].disable else last_event(self._folder / name / "run" / METRICS)
-
-    def remove(self, name: str) -> None:
-        """End the bar of a stage."""
-        self._bars.pop(name).close()
-
-    def close(self) -> None:
-        """End the bars that are left."""
-        for name in list(self._bars):
-            self.remove(name)
 
 
 def last_event(path: Path) -> dict[str, Any] | None:

@@ -27,11 +27,9 @@ class Train:
         tower_lr: learning rate of the vision tower; ``None`` is ``lr``. ``projector_lr`` likewise.
         checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
         tile_tokens: run the decoder's MLPs and norms in tiles of so many tokens; 0 runs them whole.
-        loss: engine of the head's cross entropy (see ``losses``).
         attention: transformers' attention implementation; "ring" shards every sequence over all ranks.
         sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
         offload: with fsdp2, keep what is sharded in host memory.
-        deepspeed: path of a DeepSpeed config; instead of ``sharding``.
         threads: CPU threads of this stage, which sums depend on in their last bits; 0 leaves it to the machine.
     """
 
@@ -52,12 +50,10 @@ class Train:
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpointing: Literal["none", "full", "offload"] = "none"
     tile_tokens: int = 0
-    loss: Literal["auto", "torch", "liger", "chunked"] = "auto"
     attention: str = "sdpa"
     compile: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
     offload: bool = False
-    deepspeed: str | None = None
     log_every: int = 10
     save_every: int = 0
     keep: int = 2
@@ -74,12 +70,8 @@ class Train:
         for name in ("batch_size", "accumulation", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.deepspeed and self.sharding != "none":
-            raise ValueError("give either sharding or deepspeed, not both")
-        if self.deepspeed and self.tile_tokens:
-            raise ValueError("tile_tokens does not go with deepspeed, which takes weights away between tiles")
         if self.offload and self.sharding == "none":
-            raise ValueError("offload needs sharding: fsdp2 (DeepSpeed offloads by its own config)")
+            raise ValueError("offload needs sharding: fsdp2")
         for name in ("save_every", "warmup", "workers", "threads", "tile_tokens", "weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -308,8 +300,6 @@ class DpoStage:
             raise ValueError("a dpo stage takes no attention: ring or checkpointing: offload")
         if train.tower_lr is not None or train.projector_lr is not None:
             raise ValueError("a dpo stage has one learning rate: leave out tower_lr and projector_lr")
-        if train.loss != "auto":
-            raise ValueError(f"a dpo stage has TRL's loss; leave out loss: {train.loss}")
         if self.num_frames < 1 or self.beta <= 0:
             raise ValueError(f"num_frames and beta must be positive, got {self.num_frames} and {self.beta}")
 

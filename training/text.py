@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.training.checkpoints import load_dtype, load_tokenizer, save_trained
 from vniah.training.fit import StepDataset, fit, steps_and_passes
+from vniah.training.load import load, load_tokenizer, save_trained
 from vniah.training.processes import world_size
 from vniah.training.stages import TextStage
 
@@ -41,10 +41,10 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
         dataset, collate = StepDataset(tasks.batch, steps * stage.train.accumulation), None
     else:
         dataset, steps, collate = *_prepared(stage, seed, resolve), together
-    install_loss(model, stage.train.loss, ring=stage.train.attention == "ring")
+    install_loss(model, ring=stage.train.attention == "ring")
 
     def save(trainer: Any) -> None:
-        save_trained(trainer, tokenizer, folder / "model")
+        save_trained(trainer, tokenizer, folder / "model", stage.train)
 
     return fit(model, dataset, stage, folder / "run", seed=seed, steps=steps, collate=collate, save=save)
 
@@ -72,9 +72,7 @@ def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any
             config.max_position_embeddings = stage.max_positions
         if stage.rope_theta is not None:
             config.rope_parameters = {**config.rope_parameters, "rope_type": "default", "rope_theta": stage.rope_theta}
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=load_dtype(stage.train), trust_remote_code=False
-        )
+        model = load(AutoModelForCausalLM, source, stage.train, config=config)
     model.set_attn_implementation(attention)
     return model, tokenizer
 

@@ -270,7 +270,9 @@ class Backend:
                 yield table.codes(Series(name="", fitted="newline", tokens=1), 0, 1)
         elif segment.as_frame:
             # A source of length 1: so a needle passes the frame pipeline and its cache.
-            still = HeldFrames(np.asarray(source.convert("RGB"))[None], f"still:{segment.source}")
+            still = source
+            if isinstance(source, PILImage.Image):
+                still = HeldFrames(np.asarray(source.convert("RGB"))[None], f"still:{segment.source}")
             frame = Series(name=still.fingerprint, fitted=fitted, tokens=self.tokens_per_frame, source=still)
             yield table.codes(frame, 0, 1)
         else:

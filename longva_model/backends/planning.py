@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image as PILImage
@@ -36,6 +36,9 @@ from vniah.needles.needle import Picture
 from vniah.runs.grid import Grid
 from vniah.runs.plan import Plan, chunk_bytes
 from vniah.visual.compose import Inserted, SplicedVideo
+
+if TYPE_CHECKING:
+    from vniah.visual.task import VisualTask
 
 # Bytes of a weight, and of a number in the KV cache: bfloat16, as a run on a GPU has it.
 _BYTES = 2
@@ -95,7 +98,6 @@ class ChoicePlan:
     Attributes:
         held: whether frames are of another size than the processor would choose for some columns.
         columns: by frames, rising.
-        tree_tokens: that are fed when each shared prefix is computed once.
         costs: as ``vniah.runs.plan.make_plan`` has them of other models.
     """
 
@@ -103,9 +105,64 @@ class ChoicePlan:
     presentation: str
     held: bool
     columns: tuple[ColumnPlan, ...]
-    tree_tokens: int
     costs: Plan
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCell:
+    """What a cell shows and asks, as far as its cost goes; ``inserted`` pictures are told apart and never looked at."""
+
+    length: int
+    control: bool
+    question: str
+    answer: str
+    inserted: tuple[Inserted, ...] = ()
+
+
+def needle_cells(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> list[PlannedCell]:
+    """Those of V-NIAH, of (id, question, answer) needles."""
+    asked = {needle: (question, answer) for needle, question, answer in needles}
+    pictures = _StandIns()
+    return [
+        PlannedCell(
+            length=cell.length,
+            control=cell.is_control,
+            question=asked[cell.needle][0],
+            answer=asked[cell.needle][1],
+            inserted=() if cell.needle_index is None else (Inserted(pictures[cell.needle], cell.needle_index),),
+        )
+        for cell in grid.cells(asked)
+    ]
+
+
+def task_cells(tasks: Sequence[VisualTask]) -> list[PlannedCell]:
+    """Those that tasks score, by their own scenes; the film's frames are not drawn, nor are their pictures."""
+    for task in tasks:
+        if task.seeds > 1:
+            raise ValueError(
+                f"{task.name}: VNIAH_SEEDS={task.seeds} repeats it on other films; plan one (VNIAH_SEEDS=1)"
+            )
+    pictures = _StandIns()
+    return [
+        PlannedCell(
+            length=task.cell(row).length,
+            control=row["control"],
+            question=task.question(row),
+            answer=task.target(row),
+            inserted=tuple(replace(one, picture=pictures[one.picture.fingerprint]) for one in task.video(row).inserted),
+        )
+        for task in tasks
+        for row in task.rows
+    ]
+
+
+class _StandIns(dict[str, Picture]):
+    """A small picture for each name, told apart by its pixels, as pictures are."""
+
+    def __missing__(self, name: str) -> Picture:
+        self[name] = Picture(functools.partial(PILImage.new, "RGB", _NEEDLE_SIZE, len(self)), name)
+        return self[name]
 
 
 class _Film:
@@ -172,15 +229,14 @@ class Planner:
     def choice(
         self,
         frame_tokens: str,
-        grid: Grid,
-        needles: Sequence[tuple[str, str, str]],
+        cells: Sequence[PlannedCell],
         size: tuple[int, int],
         chunk_tokens: int = 8192,
     ) -> ChoicePlan:
         """The grid's cost under one choice of ``frame_tokens``.
 
         Args:
-            needles: (id, question, answer) each.
+            cells: with at least one needle among them.
             size: (height, width) of the haystack's frames.
 
         Raises:
@@ -195,17 +251,19 @@ class Planner:
                 "resemble the frame before, so a prompt's length is known only with its frames"
             )
         lowering = Lowering(renderer)
-        cells, prompts = self._prompts(grid, needles, size)
+        prompts = self._prompts(cells, size)
         lowering.expect(prompts)
         table = AtomTable()
         lowered = [lowering.lower(one.request.segments, one.media, table) for one in prompts]
-        costs, fed = self._costs(cells, prompts, lowered, chunk_tokens)
+        costs = self._costs(cells, prompts, lowered, chunk_tokens)
         columns = []
-        for frames in sorted(set(grid.lengths)):
-            # With the needle.
-            told = lowering.columns[(frames + 1,), (f"{size[1]}x{size[0]}",)]
+        for frames in sorted({cell.length for cell in cells}):
+            mine = [(cell, one) for cell, one in zip(cells, lowered, strict=True) if cell.length == frames]
+            # With its needles.
+            shown = frames + max(sum(not one.instead for one in cell.inserted) for cell, _ in mine)
+            told = lowering.columns[(shown,), (f"{size[1]}x{size[0]}",)]
             fitted = Fitted.read(told["fitted"][0])
-            longest = max(one.tokens for (length, _), one in zip(cells, lowered, strict=True) if length == frames)
+            longest = max(one.tokens for _, one in mine)
             columns.append(
                 ColumnPlan(
                     frames=frames,
@@ -220,35 +278,23 @@ class Planner:
             presentation=renderer.presentation,
             held=frame_tokens != "auto" and renderer.size_rule != "auto",
             columns=tuple(columns),
-            tree_tokens=fed,
             costs=costs,
             notes=tuple(lowering.notes),
         )
 
-    def _prompts(
-        self, grid: Grid, needles: Sequence[tuple[str, str, str]], size: tuple[int, int]
-    ) -> tuple[list[tuple[int, bool]], list[Prompt]]:
-        """(frames, whether it is a control) of each cell, and its prompt, as a run builds it."""
-        asked = {needle: (question, answer) for needle, question, answer in needles}
-        # Told apart by their pixels, as needles are.
-        pictures = {
-            needle: Picture(functools.partial(PILImage.new, "RGB", _NEEDLE_SIZE, number), needle)
-            for number, needle in enumerate(asked)
-        }
-        film: Any = _Film(size, max(grid.lengths))
-        cells, prompts = [], []
-        for cell in grid.cells(asked):
-            question, answer = asked[cell.needle]
-            shown = () if cell.needle_index is None else (Inserted(pictures[cell.needle], cell.needle_index),)
-            video = SplicedVideo(haystack=film, num_frames=cell.length, inserted=shown)
-            cells.append((cell.length, cell.is_control))
-            prompts.append(build_question(question, [video], Target(answer), max_frames=10**9))
-        return cells, prompts
+    def _prompts(self, cells: Sequence[PlannedCell], size: tuple[int, int]) -> list[Prompt]:
+        """Each cell's prompt, as a run builds it."""
+        film: Any = _Film(size, max(cell.length for cell in cells))
+        prompts = []
+        for cell in cells:
+            video = SplicedVideo(haystack=film, num_frames=cell.length, inserted=cell.inserted)
+            prompts.append(build_question(cell.question, [video], Target(cell.answer), max_frames=10**9))
+        return prompts
 
     def _costs(
-        self, cells: Sequence[tuple[int, bool]], prompts: Sequence[Prompt], lowered: Sequence[Lowered], chunk: int
-    ) -> tuple[Plan, int]:
-        """The figures of a run, and the tokens that its tree feeds."""
+        self, cells: Sequence[PlannedCell], prompts: Sequence[Prompt], lowered: Sequence[Lowered], chunk: int
+    ) -> Plan:
+        """The figures of a run."""
         shape, leaves = self.shape, [prompt.request.leaf for prompt in prompts]
         answers = [answer_tokens(leaf, self._count) for leaf in leaves]
         texts = [leaf.text if isinstance(leaf, Target) else "" for leaf in leaves]
@@ -263,7 +309,7 @@ class Planner:
             tree_flops += step.flops(shape, self._count, leaves)
             # Of an answer, all tokens but the last are fed, once for prompts that are the same.
             fed += step.new + sum(max(self._count(text) - 1, 0) for text in {texts[index] for index in step.leaves})
-        with_needle = [number for number, (_, control) in enumerate(cells) if not control]
+        with_needle = [number for number, cell in enumerate(cells) if not cell.control]
         plain = sum(
             shape.forward_flops(ends[number]) + answer_flops(leaves[number], ends[number], shape, self._count)
             for number in with_needle
@@ -272,6 +318,8 @@ class Planner:
             cells=len(with_needle),
             controls=len(cells) - len(with_needle),
             prompt_tokens=sum(ends[number] for number in with_needle),
+            every_token=sum(ends) + sum(max(0, answer - 1) for answer in answers),
+            tree_tokens=fed,
             tree_flops=tree_flops,
             plain_flops=plain,
             longest_tokens=longest,
@@ -280,7 +328,7 @@ class Planner:
             weight_bytes=shape.weights * _BYTES,
             chunk_bytes=chunk_bytes(shape, min(chunk, longest)),
             logits_bytes_plain=4 * longest * shape.vocab,
-        ), fed
+        )
 
     def _count(self, text: str) -> int:
         if text not in self._counts:

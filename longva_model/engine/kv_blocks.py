@@ -204,7 +204,7 @@ def refuse_too_long(shape: ModelShape, tokens: int, block: int | None, device: t
         raise ValueError(
             f"kv=host: the keys and values of {tokens:,} tokens take {need / 1e9:.1f} GB of the host's memory, and "
             f"{free / 1e9:.1f} GB of it are free for this process; show fewer frames, use kv=fp8, or share them over "
-            "devices (parallel=ring)"
+            "devices (parallel=ring in place of kv=host)"
         )
 
 

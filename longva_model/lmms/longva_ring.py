@@ -149,6 +149,8 @@ class LongVARing(lmms):
             )
         show = self._showing[job.task]
         shown = [show(self._doc(job.task, job.split, job.doc_id)) if show is not None else None]
+        if job.context is not None and _is_chat(shown[0]):
+            job = replace(job, context=None)  # a forced answer to messages, beside which the text is said again
         # A V-NIAH video is shown whole: sampling it would skip the one-frame needle.
         frames = 10**9 if job.every_frame else self.args.max_frames_num
         prompt = self._prompt(shown if job.context is None else [*shown, job.context], job.leaf, frames)
@@ -216,6 +218,10 @@ def numbered_samples(jobs: Sequence[Job]) -> list[Job]:
             job = replace(job, sample=number, leaf=replace(job.leaf, seed=job.leaf.seed + number))
         numbered.append(job)
     return numbered
+
+
+def _is_chat(shown: Any) -> bool:
+    return isinstance(shown, list) and bool(shown) and isinstance(shown[0], Mapping) and "role" in shown[0]
 
 
 def _job(request: Instance, task: str, split: str, doc_id: int, context: Any, leaf: Leaf) -> Job:

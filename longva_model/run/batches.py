@@ -31,14 +31,14 @@ class Planned:
 
     Attributes:
         key: of the journal.
-        row: the journal's result, if it has one.
+        line: the journal's, if it has one.
         request: the prompt without its media.
         image_tokens: tokens of each image that is no frame, by source.
         tokens: of the prompt with its answer.
     """
 
     key: str
-    row: dict[str, Any] | None
+    line: dict[str, Any] | None
     request: Request
     image_tokens: dict[str, int]
     tokens: int

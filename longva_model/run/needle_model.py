@@ -94,15 +94,23 @@ class NeedleModel:
         need = weights / team + cache / (team * ring)
         if self.args.device_map:
             # What no device holds of the weights waits on the host or the disk; keys and values cannot.
-            need, where = cache, f"{len(devices)} devices together ({', '.join(map(str, devices))})"
+            need = cache
+            if len(devices) > 1:
+                where = f"{len(devices)} devices together ({', '.join(map(str, devices))})"
         if need > room:
-            # A CPU's memory is the host's.
-            kept = "" if device.type == "cpu" else "keep keys and values in the host's memory (--model-args kv=host), "
+            # A CPU's memory is the host's; and a ring keeps all on the devices.
+            elsewhere = device.type != "cpu" and self.args.kv != "host" and self.args.parallel != "ring"
+            kept = "keep keys and values in the host's memory (--model-args kv=host), " if elsewhere else ""
+            each, heads, kv = processes.total_bytes(device), math.gcd(shape.heads, shape.kv_heads), self.args.kv_given
+            enough = _enough(weights, cache, each, heads, kv)
+            if kv:
+                # A ring does without blocks.
+                enough += f"; or, without {kv}, {_enough(weights, longest * shape.kv_bytes_per_token, each, heads)}"
             raise ValueError(
                 f"{self.name} does not fit {where}: weights of {weights / team / 1e9:.1f} GB and a KV cache of "
                 f"{cache / (team * ring) / 1e9:.1f} GB for the longest cell ({longest:,} tokens) are "
                 f"{(need - room) / 1e9:.1f} GB more than the {room / 1e9:.1f} GB there; ask for fewer frames, {kept}or "
-                f"{_enough(weights, cache, processes.total_bytes(device), math.gcd(shape.heads, shape.kv_heads))}"
+                f"{enough}"
             )
 
     def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
@@ -179,19 +187,29 @@ class NeedleModel:
 
 def _longest_tokens(task: NeedleTask, tokens_per_frame: int) -> int:
     key, each = ("num_frames", tokens_per_frame) if task.unit == "frames" else ("context_length", 1)
-    return max((int(row[key]) + 1) * each for row in task.rows) + _TEXT_TOKENS
+    return max((int(row[key]) + task.adds) * each for row in task.rows) + _TEXT_TOKENS
 
 
-def _enough(weights: float, cache: float, room: int, heads: int) -> str:
-    """The least devices of ``room`` bytes that hold a model and its cache, and how; ``heads`` can be dealt out."""
+def _enough(weights: float, cache: float, room: int, heads: int, kv: str = "") -> str:
+    """The least devices of ``room`` bytes that hold a model and its cache, and how.
+
+    Args:
+        heads: can be dealt out.
+        kv: arguments by which keys and values are in blocks, which no ring shares; empty where they are not.
+    """
     found = [
-        (team * max(1, math.ceil(cache / team / (room - weights / team))), team)
+        (team * ring, team)
         for team in range(1, heads + 1)
         if heads % team == 0 and weights / team < room
+        for ring in [max(1, math.ceil(cache / team / (room - weights / team)))]
+        if ring == 1 or not kv
     ]
+    if not found and kv:
+        return f"leave {kv} out, since no number of such devices would do with it (parallel=ring does not take it)"
     if not found:
         return "for a model larger than so many devices: device_map=auto in one process keeps weights on the host"
     count, team = min(found)
     args = "parallel=tensor" if team == count else f"parallel=ring,tensor_parallel_size={team}"
-    args = "parallel=ring" if team == 1 else args
+    args = "parallel=ring" if team == 1 < count else args
+    args = ",".join(filter(None, [args, kv]))
     return f"use {count} such devices: torchrun --nproc_per_node {count} -m vniah run ... --model-args {args}"

@@ -68,7 +68,7 @@ def join_processes(device: str) -> None:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     except RuntimeError as error:
         raise ConnectionError(
-            f"process {rank} does not reach the other {world - 1} ({_first_line(error)}); name the network device that "
+            f"process {rank} of {world} does not reach the others ({_first_line(error)}); name the network device that "
             "they share, as GLOO_SOCKET_IFNAME=eth0, or lo on one machine (and NCCL_SOCKET_IFNAME for GPUs)"
         ) from error
     if cuda:
@@ -250,14 +250,14 @@ def tensor_parallel_size(args: ModelArgs) -> int:
     if args.parallel == "tensor":
         if size not in (1, world):
             raise ValueError(
-                f"parallel=tensor shares each layer over all {world} processes, and tensor_parallel_size={size} over "
+                f"parallel=tensor shares each layer over all processes ({world}), and tensor_parallel_size={size} over "
                 "groups of them: leave one out"
             )
         return world
     if world % size:
         raise ValueError(
-            f"tensor_parallel_size={size} does not divide the {world} processes that were started; start a multiple of "
-            f"{size} (torchrun --nproc_per_node)"
+            f"tensor_parallel_size={size} does not divide the number of processes that were started, {world}; start a "
+            f"multiple of {size} (torchrun --nproc_per_node)"
         )
     return size
 

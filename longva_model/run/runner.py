@@ -30,7 +30,7 @@ from vniah import __version__
 from vniah.contract.cost import answer_tokens
 from vniah.contract.requests import Frames, Image, Leaf, Request
 from vniah.contract.sources import FrameSource
-from vniah.notices import identify
+from vniah.notices import identify, notice
 from vniah.runs.journal import Journal, content_key
 from vniah.runs.profiling import part
 from vniah.runs.progress import Bar
@@ -96,6 +96,10 @@ class Runner:
         self._noun = "answers"
         self._ring_checked = False
         self.journal_path: Path | None = None
+        # How prompts were dealt out to several processes ("branch", "ring"), and how keys and values were kept for the
+        # answers that a journal had.
+        self._dealt: dict[str, None] = {}
+        self._kept: dict[Order, str] = {}
 
     @classmethod
     def load(cls, args: ModelArgs) -> Runner:
@@ -128,6 +132,7 @@ class Runner:
         if measured or self.args.frame_tokens == "column":
             with processes.told_to_all():
                 self.backend.expect(build(job) for job in union)
+        self._kept.clear()
         run_key = content_key(self.settings_key(), [[*job.order, job.context, job.leaf] for job in union])
         with processes.open_journal(self.args, run_key) as journal:
             self._noun = "cells" if measured else "answers"
@@ -141,7 +146,8 @@ class Runner:
             else:
                 found = self._run_here(union, build, about, journal, ring=False)
             # Of prompts that nobody expected, the model knows how they are shown only now.
-            identify(self.identity())
+            identify({**self.identity(), **self._computed()})
+            self._say_kept_otherwise(union)
         return [found[job.order] for job in jobs]
 
     def _run_together(
@@ -149,13 +155,20 @@ class Runner:
     ) -> dict[Order, LeafResult]:
         """Run the jobs of all processes, computing none that any journal holds; every process gets all results."""
         plan = self._plan(union, build, journal)
-        found = {order: LeafResult(**planned.row) for order, planned in plan.items() if planned.row is not None}
-        if len(found) < len(union):
+        found = {order: self._known(order, planned.line) for order, planned in plan.items() if planned.line is not None}
+        longest = max(planned.tokens for planned in plan.values())
+        if len(found) == len(union):
+            # Results that are written again are the same, whether or not a journal had all of them.
+            with contextlib.suppress(ValueError):
+                self._dealt[self._mode(longest)] = None
+        else:
             # Dealt out whatever is known, so that a run that goes on gives each process what it had.
             requests = [plan[job.order].request for job in union]
             sizes = {source: tokens for planned in plan.values() for source, tokens in planned.image_tokens.items()}
             costs = Costs(self.backend, sizes, shared=self.args.scoring == "tree")
-            if self._mode(max(planned.tokens for planned in plan.values())) == "ring":
+            mode = self._mode(longest)
+            self._dealt[mode] = None
+            if mode == "ring":
                 # Every process has every result, so one of them keeps the journal.
                 found = self._run_here(union, build, about, journal if self.rank == 0 else None, ring=True)
             else:
@@ -173,7 +186,7 @@ class Runner:
             # The first journal ends whole, however many processes there were: it is the one that is read later.
             for job in union if self.rank == 0 else ():
                 if journal is not None and not journal.holds(plan[job.order].key):
-                    self._put(journal, plan[job.order].key, found[job.order].as_dict(), about(job))
+                    self._put(journal, plan[job.order].key, found[job.order], job, about)
         return found
 
     def _plan(self, union: Sequence[Job], build: Build, journal: Journal | None) -> dict[Order, Planned]:
@@ -188,10 +201,12 @@ class Runner:
                     for segment in prompt.request.segments
                     if isinstance(segment, Image) and not segment.as_frame
                 }
-                row = journal.get(key) if journal is not None else None
+                line = journal.line(key) if journal is not None else None
                 tokens = self.backend.lower(prompt, AtomTable(), self.args.preprocess).tokens
                 tokens += answer_tokens(job.leaf, lambda text: len(self.backend.token_ids(text)))
-                mine[job.order] = Planned(key=key, row=row, request=prompt.request, image_tokens=images, tokens=tokens)
+                mine[job.order] = Planned(
+                    key=key, line=line, request=prompt.request, image_tokens=images, tokens=tokens
+                )
         return {order: planned for part in processes.gather(mine) for order, planned in part.items()}
 
     def _encode_shared(
@@ -216,10 +231,27 @@ class Runner:
         fitted = [sorted(prompt.preprocess.items()), sorted(prompt.videos)]
         return content_key(self.settings_key(), list(prompt.request.segments), fitted, job.leaf)
 
-    def _put(self, journal: Journal, key: str, result: dict[str, Any], about: dict[str, Any]) -> None:
+    def _put(self, journal: Journal, key: str, result: LeafResult, job: Job, about: About) -> None:
         """A line of the journal. ``settings`` tells runs apart that share a file, for whoever draws it."""
+        kept = self._kept.get(job.order, self.backend.kv)
+        kv = {} if kept == "device" else {"kv": kept}
         with part("journal"):
-            journal.put(key, result, settings=content_key(self.settings_key())[:8], **about)
+            journal.put(key, result.as_dict(), settings=content_key(self.settings_key())[:8], **kv, **about(job))
+
+    def _known(self, order: Order, line: Mapping[str, Any]) -> LeafResult:
+        """An answer that a journal's line has."""
+        self._kept[order] = line.get("kv", "device")
+        return LeafResult(**line["result"])
+
+    def _say_kept_otherwise(self, union: Sequence[Job]) -> None:
+        """Say how many answers were computed with keys and values kept in another way than this run's."""
+        ways = [self._kept[job.order] for job in union if self._kept.get(job.order, self.backend.kv) != self.backend.kv]
+        if ways:
+            notice(
+                f"{len(ways):,} of {len(union):,} answers are from a journal where they were computed with "
+                f"{' and '.join(f'kv={one}' for one in dict.fromkeys(ways))}, and not with this run's "
+                f"kv={self.backend.kv}: alike up to rounding. journal=none computes them anew"
+            )
 
     def run_one(self, prompt: Prompt) -> LeafResult:
         """Run a single prompt in this process, outside any journal.
@@ -253,12 +285,23 @@ class Runner:
             **self.backend.about(),
             "attention": str(self._attention),
             "kernels": kernels,
-            "kv": None if self.backend.kv == "device" else self.backend.kv,
+            "kv": self.backend.kv,
             "kv_block": self.backend.kv_block,
             "kv_difference_from_own_forward": self.backend.kv_difference,
             "settings": content_key(self.settings_key())[:8],
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def _computed(self) -> dict[str, Any]:
+        """How many processes there were and how they shared the work, for whoever reads the results."""
+        if self.world_size == 1:
+            return {"processes": 1}
+        found: dict[str, Any] = {"processes": self.world_size}
+        if self._dealt:
+            found |= {"parallel": ", ".join(self._dealt), "parallel_size": self.teams}
+        if "ring" in self._dealt:
+            found["attention"] = "longva_ring" if len(self._dealt) == 1 else f"{self._attention}, longva_ring"
+        return found
 
     def settings_key(self) -> list[Any]:
         """What besides a request decides its result, up to rounding."""
@@ -294,11 +337,13 @@ class Runner:
             return "branch"
         if need >= self.teams * room:
             devices = math.ceil((need + 1) / max(room, 1)) * size
+            # A CPU's memory is the host's.
+            kept = "" if self.device.type == "cpu" else ", or keep keys and values in the host's memory (kv=host)"
             raise ValueError(
                 f"the longest prompt ({longest:,} tokens) needs a KV cache of {need * size / 1e9:.1f} GB, and "
                 f"{self.world_size} devices have room for {room / 1e9:.1f} GB each beside the weights: start {devices} "
-                "processes (torchrun --nproc_per_node), ask for fewer frames, or keep keys and values in the host's "
-                "memory (kv=host); parallel=ring tries it all the same"
+                f"processes (torchrun --nproc_per_node) or ask for fewer frames{kept}; parallel=ring tries it all the "
+                "same"
             )
         return "ring"
 
@@ -338,12 +383,12 @@ class Runner:
                 keys = {job.order: self._key(job, prompt) for job, prompt in window}
             known: dict[int, LeafResult] = {}
             for index, (job, _) in enumerate(window):
-                row = journal.get(keys[job.order]) if journal is not None else None
-                if row is None or journal is None:
+                line = journal.line(keys[job.order]) if journal is not None else None
+                if line is None or journal is None:
                     continue
-                known[index] = found[job.order] = LeafResult(**row)
+                known[index] = found[job.order] = self._known(job.order, line)
                 if not journal.holds(keys[job.order]):
-                    self._put(journal, keys[job.order], row, about(job))
+                    self._put(journal, keys[job.order], found[job.order], job, about)
             if known and journal is not None and self.rank == 0:
                 print(f"vniah: {len(known)} of {len(window)} answers are in {journal.path}", file=sys.stderr)
 
@@ -352,7 +397,7 @@ class Runner:
                 found[job.order] = result
                 try:
                     if journal is not None:
-                        self._put(journal, keys[job.order], result.as_dict(), about(job))
+                        self._put(journal, keys[job.order], result, job, about)
                 except OSError as error:
                     problem = error
                 # One of those that compute together keeps the journal; the others must not wait for it in vain.

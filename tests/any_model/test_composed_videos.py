@@ -26,7 +26,7 @@ from vniah.visual.composed_videos import Composer
 from vniah.visual.scenes import Needles
 
 torch.set_num_threads(1)
-LENGTHS, DEPTHS = (5, 7), (0, 40, 100, None)
+LENGTHS, DEPTHS = (5, 7), (0, 40, None)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from vniah.contract.requests import Generate, Target
 pytest.importorskip("lmms_eval")
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("module_cache")
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("internvl", "glm4v")))
+SLOW = ("qwen2_5_vl", "internvl", "glm4v")
+FAMILIES = ("qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
 
 @pytest.fixture(scope="module")

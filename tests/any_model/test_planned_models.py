@@ -14,7 +14,7 @@ from command_line import output_of
 from typer.testing import CliRunner
 
 from longva_model.arguments import ModelArgs
-from longva_model.backends.planning import Planner
+from longva_model.backends.planning import Planner, needle_cells
 from longva_model.run.needle_model import NeedleModel
 from vniah.cli import app
 from vniah.needles import open_needles
@@ -35,8 +35,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_weights_and_cache_are_those_of_the_published_models(published: dict[str, Path]) -> None:
-    qwen2 = Planner(str(published["qwen2_5_vl_7b"])).shape
+@pytest.fixture(scope="module")
+def qwen2_5_vl(published: dict[str, Path]) -> Planner:
+    return Planner(str(published["qwen2_5_vl_7b"]))
+
+
+def test_weights_and_cache_are_those_of_the_published_models(published: dict[str, Path], qwen2_5_vl: Planner) -> None:
+    qwen2 = qwen2_5_vl.shape
     assert qwen2.weights == 8_292_166_656 and qwen2.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2
     assert qwen2.state_bytes == 0 and qwen2.layers == 28
     layer = 3584 * 128 * (2 * 28 + 2 * 4) + 3 * 3584 * 18944
@@ -45,10 +50,10 @@ def test_weights_and_cache_are_those_of_the_published_models(published: dict[str
     assert qwen3.weights == 8_767_123_696 and qwen3.kv_bytes_per_token == 2 * 36 * 8 * 128 * 2
 
 
-def test_the_papers_longest_prompt(published: dict[str, Path]) -> None:
+def test_the_papers_longest_prompt(qwen2_5_vl: Planner) -> None:
     """3,001 frames of 644x364 are 1,501 pairs of 13x23 tokens."""
-    planner = Planner(str(published["qwen2_5_vl_7b"]))
-    plan = planner.choice("auto", Grid.parse("3000", "0,100"), NEEDLES, (360, 640))
+    planner = qwen2_5_vl
+    plan = planner.choice("auto", needle_cells(Grid.parse("3000", "0,100"), NEEDLES), (360, 640))
     (column,) = plan.columns
     assert (column.fitted, column.tokens_a_unit, column.frames_a_unit) == ((644, 364), 299, 2)
     text = column.prompt_tokens - 1501 * 299
@@ -58,7 +63,7 @@ def test_the_papers_longest_prompt(published: dict[str, Path]) -> None:
     assert plan.costs.kv_bytes == plan.costs.longest_tokens * 57344
     # By hand: behind a needle at depth 0 nothing is shared; at 100 it stands behind the pairs of the controls.
     trunk = 1500 * 299
-    assert 3 * trunk < plan.tree_tokens < 3 * trunk + 6 * (299 + text + 10)
+    assert 3 * trunk < plan.costs.tree_tokens < 3 * trunk + 6 * (299 + text + 10)
 
 
 @pytest.mark.slow
@@ -109,8 +114,8 @@ def test_tokens_of_the_tree_are_those_that_a_run_feeds(
     answers = model.answers({task.name: task}, cells)
     needles = [(needle.id, needle.question, needle.answer) for needle in open_needles(task.settings.needles)]
     planner = Planner(str(folder))
-    plan = planner.choice("auto", task.settings.grid, needles, (48, 64))
-    assert plan.tree_tokens == sum(fed)
+    plan = planner.choice("auto", needle_cells(task.settings.grid, needles), (48, 64))
+    assert plan.costs.tree_tokens == sum(fed)
     assert plan.costs.longest_tokens == max(one.prompt_tokens + len(one.answer_ids) for one in answers)
     config = runner.backend.decoder.config
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
@@ -124,8 +129,8 @@ def test_other_families_are_planned(family: str, folder_of: Callable[[str], Path
     """Windows keep all rows, layers that share keep none, and of experts those that are chosen count."""
     planner = Planner(str(folder_of(family)))
     shape, config = planner.shape, planner.config.get_text_config()
-    plan = planner.choice("auto", Grid.parse("2,5", "0,100"), NEEDLES, (48, 64))
-    assert plan.tree_tokens < plan.costs.prompt_tokens and plan.costs.tree_flops < plan.costs.plain_flops
+    plan = planner.choice("auto", needle_cells(Grid.parse("2,5", "0,100"), NEEDLES), (48, 64))
+    assert plan.costs.tree_tokens < plan.costs.prompt_tokens and plan.costs.tree_flops < plan.costs.plain_flops
     # Blocks are of rows that all later tokens see.
     assert ("sliding_attention" in planner.no_blocks) == family.startswith("gemma")
     assert bool(planner.no_blocks) == family.startswith("gemma")

@@ -6,8 +6,6 @@ import gc
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ring_processes
 import tiny_backends as tiny
 import torch
 
@@ -515,33 +514,29 @@ def test_a_cache_that_may_only_be_read_is_read(backend: Any, tmp_path: Path) -> 
 
 
 # Forked behind the imports, which take seconds.
-_TWO = """
-import importlib.util, os, sys, time, torch
-from pathlib import Path
-sys.path.append(str(Path(sys.argv[1]).parents[1]))
-sys.path[:0] = [str(Path(sys.argv[1]).parents[number]) for number in (2, 1)]
-spec = importlib.util.spec_from_file_location("tests_of_embeddings", sys.argv[1])
-tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)
-backend = tests.tiny.TinyBackend(tokens_per_frame=2)
-child = os.fork()
-for folder, max_bytes in (("roomy", 10**9), ("narrow", 25_000)):
-    Path(sys.argv[2], f"ready-{folder}-{child}").touch()
-    while len(list(Path(sys.argv[2]).glob(f"ready-{folder}-*"))) < 2: time.sleep(0.005)
-    for number in range(12):
-        source = tests.CountingFrames(300, seed=number, fingerprint=f"film {number}")
-        frames = tests.FrameEmbeddings(backend, Path(sys.argv[2]) / folder, max_bytes)
-        torch.testing.assert_close(tests.read(frames, source, 0, 300), tests.expected(backend, source, 0, 300))
-        assert frames.store.writable
-if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+def read_beside(folder: Path, name: str) -> None:
+    """Keep and read a dozen films beside another process: with room for all, then for a block and a half."""
+    backend = tiny.TinyBackend(tokens_per_frame=2)
+    for room, max_bytes in (("roomy", 10**9), ("narrow", 25_000)):
+        (folder / f"ready-{room}-{name}").touch()
+        while len(list(folder.glob(f"ready-{room}-*"))) < 2:
+            time.sleep(0.005)
+        for number in range(12):
+            source = CountingFrames(300, seed=number, fingerprint=f"film {number}")
+            frames = FrameEmbeddings(backend, folder / room, max_bytes)
+            torch.testing.assert_close(read(frames, source, 0, 300), expected(backend, source, 0, 300))
+            assert frames.store.writable
 
 
-def test_two_processes_at_once(backend: Any, tmp_path: Path) -> None:
+def test_two_processes_at_once(backend: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With room for all; and for a block and a half, where each removes what the other has just written."""
-    done = subprocess.run(
-        [sys.executable, "-c", _TWO, __file__, str(tmp_path)], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0 and "vniah: warning" not in done.stderr, done.stderr
+    child = ring_processes.fork(lambda: read_beside(tmp_path, "child"))
+    try:
+        read_beside(tmp_path, "parent")
+    finally:
+        _, ended = os.waitpid(child, 0)
+    said = capfd.readouterr().err
+    assert ended == 0 and "vniah: warning" not in said, said
     source = CountingFrames(300, seed=5, fingerprint="film 5")
     frames = FrameEmbeddings(backend, tmp_path / "roomy")
     torch.testing.assert_close(read(frames, source, 0, 300), expected(backend, source, 0, 300))

@@ -139,11 +139,9 @@ def test_time_that_is_over_is_said(tmp_path: Path) -> None:
     assert [(row["status"], row["why"]) for row in found.values()] == [("not run", "no time was left")] * 2
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All parts, in small: the JSON, and what was printed."""
-    folder = tmp_path_factory.mktemp("session")
-    command = [sys.executable, str(BENCHMARKS / "gpu_session.py"), "--small", "--threads", "1"]
+def small_session(folder: Path, *arguments: str) -> Any:
+    """In small: the JSON, and what was printed."""
+    command = [sys.executable, str(BENCHMARKS / "gpu_session.py"), "--small", "--threads", "1", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "OUT": str(folder)}, cwd=folder
     )
@@ -152,11 +150,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return told, done.stdout
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All parts; for slow tests, since each part imports torch in a process of its own."""
+    return small_session(tmp_path_factory.mktemp("session"))
+
+
 def rows(told: Any, part: str, table: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = parts_of(told)[part]["tables"][table]
     return found
 
 
+@pytest.mark.slow
 def test_all_parts_run_in_small(small: Any) -> None:
     told, printed = small
     assert {name: row["status"] for name, row in parts_of(told).items()} == dict.fromkeys(NAMES, "done")
@@ -168,8 +173,10 @@ def test_all_parts_run_in_small(small: Any) -> None:
     assert {row["frames at once"] for row in rows(told, "tower", "tower")} == {16, 32, 64}
 
 
-def test_one_prefill_gives_rates_memory_and_the_grids_time(small: Any) -> None:
-    told, _ = small
+def test_one_prefill_gives_rates_memory_and_the_grids_time(tmp_path: Path) -> None:
+    told, printed = small_session(tmp_path, "--parts", "device,prefill")
+    assert printed.startswith("## CPU, 1 thread(s)\n")
+    assert {name: row["status"] for name, row in parts_of(told).items()} == {"device": "done", "prefill": "done"}
     read_off = rows(told, "prefill", "prefill")
     assert [row["tokens"] for row in read_off] == [200, 800, 1200]
     assert all(row["s"] > 0 and row["estimate s"] > 0 and row["of matmul"] > 0 for row in read_off)
@@ -183,6 +190,7 @@ def test_one_prefill_gives_rates_memory_and_the_grids_time(small: Any) -> None:
     assert plain["by FLOPs"] == pytest.approx(2.52, abs=0.01) and plain["min"] > tree["min"]
 
 
+@pytest.mark.slow
 def test_both_ways_are_compared(small: Any) -> None:
     told, _ = small
     for part, cells in (("tree", 9), ("qwen2_5_vl", 2), ("qwen3_vl", 2)):
@@ -202,6 +210,7 @@ def test_both_ways_are_compared(small: Any) -> None:
         assert plain["s"] == pytest.approx(4 * sum(row["s"] for row in forwards))
 
 
+@pytest.mark.slow
 def test_the_ring_the_longest_context_and_a_training_step(small: Any) -> None:
     told, _ = small
     (ring,) = rows(told, "ring", "ring")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import tiny_backends as tiny
 import torch
 import transformers
 
+import vniah
 from longva_model.arguments import ModelArgs
 from longva_model.attention import reference_attention
 from longva_model.attention.past import attention_behind_past
@@ -354,11 +357,25 @@ class TestLoaded:
     def test_results_say_how_keys_and_values_were_kept(self, capsys: pytest.CaptureFixture[str]) -> None:
         device, host, fp8 = (self.runner(kv=kv) for kv in ("device", "host", "fp8"))
         assert "kv=fp8 is an approximation" in capsys.readouterr().err
-        assert "kv" not in device.identity() and host.identity()["kv"] == "host"
+        assert device.identity()["kv"] == "device" and host.identity()["kv"] == "host"
         told = fp8.identity()
         assert told["kv"] == "fp8" and 0.01 < told["kv_difference_from_own_forward"] < 0.3
         # A journal holds results up to rounding: the host's are the device's, those in 8 bits are others.
         assert host.settings_key() == device.settings_key() != fp8.settings_key()
+
+    def test_answers_that_were_computed_with_another_kv_are_told(self, tmp_path: Path) -> None:
+        grid = {"frames": 4, "depths": 0, "needles": "icons:0:2", "haystack": "synthetic:0:16", "device": "cpu"}
+
+        def told(kv: str, limit: int | None = None) -> list[str]:
+            run = vniah.evaluate("nano", "vniah_nano", **grid, kv=kv, journal=str(tmp_path / "j"), limit=limit)
+            assert run.settings["model"]["kv"] == kv and run.settings["model"]["processes"] == 1
+            warnings = run.settings["task"].get("warnings", [])
+            return [text for text in warnings if "are from a journal" in text]
+
+        assert told("host", limit=2) == told("host", limit=3) == []
+        (said,) = told("device")
+        assert re.match(r"3 of 4 answers .* computed with kv=host, and not with this run's kv=device", said)
+        assert told("host")[0].startswith("1 of 4 answers")
 
     def test_a_fault_in_reading_is_found_when_a_model_is_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = BlockRows.blocks

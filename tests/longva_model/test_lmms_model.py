@@ -472,3 +472,48 @@ def test_a_needle_grid_may_go_beyond_the_context(checkpoint: Path) -> None:
     show(lm, [{"visuals": [video]}])
     scored: Any = lm.loglikelihood([instance("loglikelihood", ("Where?", "here", visuals_of, 0, "task", "test"))])[0]
     assert scored.details["prompt_tokens"] > 64
+
+
+def test_needle_tasks_in_chats_are_the_same_prompts(lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced and free, on film and text; lmms-eval's own chat models find the video in the message, or the images."""
+    from lmms_eval.protocol import ChatMessages
+
+    from vniah.contract.requests import Generate, Text
+    from vniah.runs.open import open_tasks
+
+    film = {"FRAMES": "12", "DEPTHS": "50", "HAYSTACK": "synthetic:0:20:64x48", "NEEDLES": "icons:0:1", "DISTANCE": "3"}
+    for name, value in {**film, "CACHE": str(tmp_path), "SAMPLES": "1"}.items():
+        monkeypatch.setenv(f"VNIAH_{name}", value)
+    names = ["vniah", "vniah_d", "vruler", "vniah_d_generate", "vruler_when_generate"]
+    for task in open_tasks(names):
+        row = task.rows[0]
+        messages = task.messages(row)
+        parts, leaf = [task.visuals(row), task.question(row)], task.leaf(row) or Generate()
+        asked, told = (lm._prompt(shown, leaf, 99).request for shown in (parts, [messages]))
+        words = ["".join(part.text for part in one.segments if isinstance(part, Text)) for one in (asked, told)]
+        frames = [[part for part in one.segments if not isinstance(part, Text)] for one in (asked, told)]
+        assert words[0] == words[1] and frames[0] == frames[1], task.name
+        video, _ = messages[0]["content"]
+        assert video["fps"] == 1.0 and video["frame_times"] == [float(frame) for frame in range(len(task.video(row)))]
+        if task.scoring == "generated":
+            chat_messages = ChatMessages(messages=messages)
+            assert chat_messages.extract_media()[1] == task.visuals(row)
+            assert chat_messages.to_hf_messages()[0]["content"][0]["video"] == video["url"]
+        else:
+            # Forced too: messages in place of visuals, as a host without the simple form would hand them.
+            show(lm, list(task.rows), task.name)
+            simple, chats = (
+                lm.loglikelihood([instance("loglikelihood", (parts[1], task.target(row), form, 0, task.name, "test"))])
+                for form in (task.visuals, task.messages)
+            )
+            assert simple[0] == chats[0]
+    monkeypatch.setenv("VNIAH_PRESENTATION", "images")
+    (task,) = open_tasks(["vruler_when_generate"])
+    (message,) = task.messages(task.rows[0])
+    *images, question = message["content"]
+    assert [one["type"] for one in images] == ["image"] * 14 and [one["time"] for one in images] == list(range(14))
+    assert len(ChatMessages(messages=[message]).extract_media()[0]) == 14 and question["type"] == "text"
+    (text,) = open_tasks(["text_niah_0"], {"lengths": "300", "depths": "50", "haystack": "builtin", "samples": 1})
+    (message,) = text.messages(text.rows[0])
+    assert [one["type"] for one in message["content"]] == ["text"]
+    assert text.target(text.rows[0]) in message["content"][0]["text"]

@@ -388,6 +388,9 @@ import sys
 import longva_model, longva_model.pictures.layout
 import longva_model.checkpoints.checkpoint, longva_model.checkpoints.layouts
 assert not {"torch", "transformers"} & sys.modules.keys(), "heavy imports"
+# Classes of models take seconds: a run is refused, and its processes meet, before.
+import longva_model.run.runner, longva_model.checkpoints.convert
+assert not {"longva_model.backbone", "longva_model.processing", "torchvision"} & sys.modules.keys(), "classes of models"
 """
 
 

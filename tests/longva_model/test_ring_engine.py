@@ -35,6 +35,7 @@ from longva_model.frames.embeddings import BLOCK, FrameEmbeddings
 from longva_model.prompts.prompting import Prompt
 from longva_model.run import processes as work
 from longva_model.run.runner import Job, Runner
+from vniah import notices
 from vniah.contract.requests import Frames, Generate, Image, Leaf, Request, Segment, Target, Text
 
 CHECKS = check = Checks()
@@ -300,16 +301,16 @@ def frames_that_one_rank_cannot_read_are_an_error_on_all(rank: int, world: int) 
 
 
 def jobs() -> list[Job]:
-    """30 documents as a task lists them: by frames, then depth; two of them twice."""
+    """12 documents as a task lists them: by frames, then depth."""
     leaves: list[Leaf] = [Target("abc"), Target("d"), Generate(max_new_tokens=3)]
     return [
         Job(task="grid", split="test", doc_id=number, index=0, context="", leaf=leaves[number % 3])
-        for number in range(30)
+        for number in range(12)
     ]
 
 
 def build(job: Job) -> Prompt:
-    frames, needle = 4 + 4 * (job.doc_id // 6), job.doc_id % 3
+    frames, needle = 8 + 12 * (job.doc_id // 6), job.doc_id % 3
     index = frames * (job.doc_id % 6) // 5
     request = cell(frames, index, needle, job.leaf)
     media = {name: MEDIA[name] for name in (HAY.fingerprint, f"needle{needle}")}
@@ -345,16 +346,20 @@ def parallel(rank: int, world: int, *, parallel: str, free: int | None, mode: st
             args = ModelArgs(parallel=parallel, journal=str(folder / "journal.jsonl"), chunk_tokens=256)
             runner, _ = run_share(rank, world, args)
             assert (runner.backend.decoder.config._attn_implementation == "longva_ring") == (mode == "ring")
+            told = notices.closing()["model"]
+            assert (told["processes"], told["parallel"], told["parallel_size"]) == (world, mode, world)
+            assert told["attention"] == ("longva_ring" if mode == "ring" else "longva_blockwise")
             # The haystack by one process each block; in branches a needle by each process that shows it.
             counts = work.gather(runner.frames.frames_encoded)
             assert len(HAY) <= sum(counts) <= len(HAY) + 3 * (1 if mode == "ring" else world)
             lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-            assert sorted(line["doc_id"] for line in lines) == list(range(30))
+            assert sorted(line["doc_id"] for line in lines) == list(range(len(jobs())))
             # Again: everything is known, and nothing is computed.
             again = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
             again.engine = None  # type: ignore[assignment, method-assign]
             mine = jobs()[rank::world]
             assert_same(again.run(mine, build, about), [expected()[job.doc_id] for job in mine])
+            assert notices.closing()["model"] == told
         finally:
             work.free_bytes = free_bytes
 
@@ -459,16 +464,16 @@ def journals_of_a_run_with_more_processes_are_used(rank: int, world: int) -> Non
             lines = path.read_text().splitlines(keepends=True)
             for other in folder.glob("journal.jsonl.rank*"):
                 other.unlink()
-            path.write_text("".join(lines[:8]))
-            (folder / f"journal.jsonl.rank{world + 3}").write_text("".join(lines[8:23]))
+            path.write_text("".join(lines[:3]))
+            (folder / f"journal.jsonl.rank{world + 3}").write_text("".join(lines[3:9]))
         work.gather(None)
         runner = Runner(tiny.TinyBackend("qwen2", tokens_per_frame=TOKENS), args)
         computed: list[int] = []
         tiny.watch_leaves(runner, computed.append)
         mine = jobs()[rank::world]
         assert_same(runner.run(mine, build, about), [expected()[job.doc_id] for job in mine])
-        assert sum(work.gather(len(computed))) == 7
-        assert len(path.read_text().splitlines()) == 30
+        assert sum(work.gather(len(computed))) == 3
+        assert len(path.read_text().splitlines()) == len(jobs())
 
 
 @check

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from longva_model.attention import (
 )
 from longva_model.renamed import cache_keyword, enable_checkpointing
 
-WORLDS = (2, 3)
+WORLDS = (2, pytest.param(3, marks=pytest.mark.slow))
 CHECKS = check = Checks()
 
 
@@ -144,13 +147,14 @@ def a_ring_that_knows_no_layout_is_an_error(rank: int, world: int) -> None:
         raise AssertionError("ranks computed on without knowing the layout")
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    """One launch for all tests."""
-    return ring_processes.reports(__file__, tmp_path_factory.mktemp("ring"), WORLDS)
+@functools.cache
+def reports(world: int) -> list[Any]:
+    """What each rank of ``world`` wrote; one launch for all tests."""
+    with tempfile.TemporaryDirectory(prefix="ring-decoder") as folder:
+        return ring_processes.reports(__file__, Path(folder), [world])[world]
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
 @pytest.mark.parametrize("world", WORLDS)
-def test_decoder_under_the_ring(reports: dict[int, list[Any]], world: int, name: str) -> None:
-    assert_passed(reports[world], name)
+def test_decoder_under_the_ring(world: int, name: str) -> None:
+    assert_passed(reports(world), name)

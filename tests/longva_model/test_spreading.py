@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,14 +116,26 @@ def test_of_another_type_weights_are_put_on_the_disk_for_as_long_as_the_model_is
 
 def test_weights_that_a_killed_process_left_on_the_disk_are_removed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
-    killed = [sys.executable, "-c", "import os, sys; from longva_model.backends.spreading import _offload_folder; "
-              "print(_offload_folder(), flush=True); os._exit(9)"]  # fmt: skip
-    left = Path(subprocess.run(killed, stdout=subprocess.PIPE, text=True).stdout.strip())
+
+    def killed() -> Path:
+        """The folder of a process that ended without a word."""
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                os.write(write, os.fsencode(_offload_folder()))
+            finally:
+                os._exit(9)
+        os.waitpid(child, 0)
+        os.close(write)
+        with open(read, "rb") as told:
+            return Path(os.fsdecode(told.read()))
+
+    left = killed()
     assert left.is_dir()
     mine = Path(_offload_folder())
     assert not left.exists() and sorted(tmp_path.glob("offload-*")) == [mine, Path(f"{mine}.lock")]
     # That of a process that runs stays.
-    another = Path(subprocess.run(killed, stdout=subprocess.PIPE, text=True).stdout.strip())
+    another = killed()
     assert mine.is_dir() and another.is_dir()
     _remove(str(mine))
     assert not mine.exists() and not Path(f"{mine}.lock").exists()
@@ -177,25 +188,33 @@ def test_devices_are_summed_before_weights_are_read(
     monkeypatch.setattr(processes, "total_bytes", lambda device: 1_100_000)
     with pytest.raises(ValueError, match="does not fit cpu"):
         check()
-    with pytest.raises(ValueError, match=r"does not fit 1 devices together .* are 0.0 GB more than the 0.0 GB there"):
+    with pytest.raises(ValueError, match=r"does not fit cpu: .* are 0.0 GB more than the 0.0 GB there"):
         check(device_map="auto")
     two = [torch.device("cuda", index) for index in range(2)]
     monkeypatch.setattr(processes, "visible_devices", lambda device: two)
     check(device_map="auto")
+    # No ring takes 8 bits.
+    monkeypatch.setattr(processes, "total_bytes", lambda device: 600_000)
+    ways = r"or use 2 such devices: .*=tensor,kv=fp8; or, without kv=fp8, use 4 such devices: .*parallel=ring"
+    with pytest.raises(ValueError, match=ways):
+        check(kv="fp8")
 
 
 @pytest.mark.parametrize(
-    ("weights", "cache", "heads", "said"),
+    ("weights", "cache", "heads", "kv", "said"),
     [
-        (15, 70, 8, r"use 2 such devices: .*--nproc_per_node 2 .* parallel=ring$"),
-        (140, 100, 8, r"use 4 such devices: .* parallel=tensor$"),
-        (15, 600, 4, r"use 8 such devices: .* parallel=ring,tensor_parallel_size=4$"),
-        (700, 1, 8, r"device_map=auto in one process"),
+        (15, 70, 8, "", r"use 2 such devices: .*--nproc_per_node 2 .* parallel=ring$"),
+        (140, 100, 8, "", r"use 4 such devices: .* parallel=tensor$"),
+        (15, 600, 4, "", r"use 8 such devices: .* parallel=ring,tensor_parallel_size=4$"),
+        (700, 1, 8, "", r"device_map=auto in one process"),
+        (15, 120, 8, "kv=fp8", r"use 2 such devices: .* parallel=tensor,kv=fp8$"),
+        (140, 0, 8, "kv=host", r"use 2 such devices: .* parallel=tensor,kv=host$"),
+        (15, 600, 4, "kv=fp8", r"leave kv=fp8 out, since no number of such devices would do"),
     ],
 )
 def test_what_does_not_fit_is_told_how_many_devices_would_do(
-    weights: float, cache: float, heads: int, said: str
+    weights: float, cache: float, heads: int, kv: str, said: str
 ) -> None:
     from longva_model.run.needle_model import _enough
 
-    assert re.search(said, _enough(weights, cache, 80, heads))
+    assert re.search(said, _enough(weights, cache, 80, heads, kv))

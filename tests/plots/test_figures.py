@@ -25,6 +25,7 @@ from vniah.plots.curves import (
     category_label,
     curves_csv,
     curves_figure,
+    distractor_panels,
     frames_panels,
     read_perplexity,
     value_label,
@@ -413,3 +414,39 @@ def test_every_curve_of_a_perplexity_file_is_read_and_named(tmp_path: Path) -> N
     found = {curve.name: curve.points for curve in read_perplexity(path)}
     assert found == {"nano, full context": full.points, "nano, sliding window, stride 256": sliding.points}
     assert [curve.name for curve in read_perplexity(path, "a")] == [f"a, {name}" for name in found]
+
+
+def test_accuracy_against_distractors_has_a_curve_a_likeness(tmp_path: Path) -> None:
+    def run(task: str, **told: Any) -> Run:
+        return replace(small_run(), task=task, name="nano", settings={"task": told})
+
+    runs = [run("vruler_distractor", distractors=n, likeness=alike) for n in (0, 4, 1) for alike in (2, 0)]
+    panels = distractor_panels([*runs, run("vniah_d", distractors=2, distractor_distance=4)])
+    assert [curve.name for curve in panels["vruler_distractor"]] == ["0 attributes shared", "2 attributes shared"]
+    first = panels["vruler_distractor"][0]
+    # Without distractors there is nothing to be like, and no octave.
+    assert [x for x, _ in first.points] == [1, 4]
+    assert all(low <= y <= high for (_, y), (low, high) in zip(first.points, first.intervals, strict=True))
+    assert [curve.name for curve in panels["vniah_d"]] == ["4 frames away"]
+    figure = curves_figure(panels, x_label="distractors", y_label="accuracy (%)", mark_y=10.0)
+    assert len(figure.axes) == 2 and len(figure.axes[0].collections) == 2
+    assert curves_csv(panels, "distractors", "accuracy").startswith("panel,curve,distractors,accuracy,low,high")
+    with pytest.raises(ValueError, match="two runs of vruler_distractor show 4 distractors"):
+        distractor_panels([runs[2], runs[2]])
+    with pytest.raises(ValueError, match="is of vruler_count; this figure takes vruler_distractor and vniah_d"):
+        distractor_panels([run("vruler_count", distractors=4)])
+
+
+def test_an_example_cell_is_one_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah.commands.plan import film_tasks
+    from vniah.plots.cells import cells_csv, cells_figure, example_of
+
+    for name in ("FRAMES", "DEPTHS", "HAYSTACK", "NEEDLES"):
+        monkeypatch.delenv(f"VNIAH_{name}", raising=False)
+    tasks = film_tasks("vruler_chain", {"frames": "20", "depths": "0,50", "haystack": "synthetic:0:40:48x32"})
+    row, places = example_of(tasks[0])
+    assert row["depth_percent"] == 50 and len(places) == tasks[0].scenes.most
+    assert {*row["needle_indices"], *row["distractor_indices"]} < set(places)
+    assert cells_csv(tasks)[0][-1] == row["answer"]
+    shown = [axes for axes in cells_figure(tasks).axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in shown] == [f"{place} s" for place in places[:8]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from run_files import sample_rows, small_run, without, write_evaluation, write_metrics
@@ -108,6 +108,7 @@ def test_nothing_a_run_says_can_leave_its_place() -> None:
     assert not [found for _, found in page.elements if any(key.startswith("on") for key in found)]
 
 
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

@@ -200,7 +200,7 @@ def test_more_videos_than_the_cache_holds(small: Path, monkeypatch: pytest.Monke
         assert len(open_video(path, 10**9)) == row["num_video_frames"]
 
 
-@pytest.mark.parametrize("scoring", ["plain", "tree"])
+@pytest.mark.parametrize("scoring", [pytest.param("plain", marks=pytest.mark.slow), "tree"])
 def test_the_references_predictions_on_every_cell(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scoring: str
 ) -> None:

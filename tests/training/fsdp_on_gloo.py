@@ -33,10 +33,14 @@ def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     return plain_step(self, model, *args, **kwargs)
 
 
-if __name__ == "__main__":
+def pass_for_accelerators() -> None:
     accelerate.state.PartialState.__init__ = init
     Trainer.training_step = training_step
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # nothing to pin for
+
+
+if __name__ == "__main__":
+    pass_for_accelerators()
     from vniah.cli import main
 
     sys.argv[0] = "vniah"

@@ -62,7 +62,6 @@ def test_bad_pairs_are_counted_and_stop_the_run(videos: Path, tmp_path: Path) ->
         ({"attention": "ring"}, "takes no attention: ring"),
         ({"checkpointing": "offload"}, "checkpointing: offload"),
         ({"tower_lr": 1e-6}, "tower_lr"),
-        ({"loss": "chunked"}, "TRL's loss"),
     ],
 )
 def test_settings_that_dpo_would_not_follow_are_errors(train: dict[str, Any], message: str) -> None:
@@ -93,6 +92,42 @@ def test_videos_that_cannot_be_decoded_and_pairs_too_long_are_found_before_the_f
     assert len(pairs) == 1 and manifest["num_bad"] == 3
     assert [line.split(":")[0] for line in manifest["bad"]] == ["frame", "film", "long"]
     assert "above max_length 60" in manifest["bad"][2]
+
+
+def test_pairs_that_were_looked_at_are_looked_at_again_where_a_video_or_a_line_is_another(
+    videos: Path, tmp_path: Path
+) -> None:
+    looked: list[str] = []
+
+    class Collator:
+        num_frames, max_length = 3, 60
+
+        def __call__(self, pairs: Any) -> None:
+            looked.append(pairs[0]["chosen"])
+            if (videos / "v2" / "broken").exists():
+                raise ValueError("broken")
+
+    path = tmp_path / "pairs.jsonl"
+
+    def read(*lines: dict[str, Any], share: float = 0.5) -> tuple[Any, list[str]]:
+        path.write_text("\n".join(map(json.dumps, lines)))
+        looked.clear()
+        return read_pairs([str(path)], str(videos), share, Collator(), folder=tmp_path / "parts"), list(looked)  # type: ignore[arg-type]
+
+    lines = pair(id="a"), pair(id="b", video="v2", chosen="a lion")
+    first, seen = read(*lines)
+    assert seen == ["red", "a lion"]
+    assert read(*lines) == (first, [])
+    frame = next((videos / "v2").glob("*.jpg"))
+    frame.write_bytes(frame.read_bytes() + b"x")
+    assert read(*lines) == (first, ["red", "a lion"])
+    assert read(lines[0], pair(id="c", chosen="green"))[1] == ["red", "green"]
+    # What was bad and is mended is no longer bad.
+    (videos / "v2" / "broken").touch()
+    with pytest.raises(ValueError, match="2 of 2 pairs are bad"):
+        read(*lines, share=0.1)
+    (videos / "v2" / "broken").unlink()
+    assert read(*lines, share=0.1)[0] == first
 
 
 @pytest.mark.parametrize("found", ["1.15.3", "1.0.0", None])

@@ -9,7 +9,7 @@ from torch import Tensor
 from training_models import tiny_qwen2
 
 from vniah.training import losses
-from vniah.training.losses import available_engines, install_loss, linear_cross_entropy
+from vniah.training.losses import install_loss, linear_cross_entropy
 
 VOCABULARY, HIDDEN = 37, 16
 
@@ -33,27 +33,25 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 7 * VOCABULARY)
 
 
-@pytest.mark.parametrize("engine", available_engines())
 @pytest.mark.parametrize("rows", [1, 6, 7, 8, 50])
 @pytest.mark.parametrize("masked", [0.0, 0.6])
-def test_equals_the_plain_loss(engine: str, rows: int, masked: float) -> None:
+def test_equals_the_plain_loss(rows: int, masked: float) -> None:
     hidden, weight, labels = case(rows, masked)
     wanted = plain(hidden, weight, labels)
     wanted_grads = torch.autograd.grad(wanted, (hidden, weight))
-    got = linear_cross_entropy(hidden, weight, labels, engine)
+    got = linear_cross_entropy(hidden, weight, labels)
     (got * 2).backward()
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(hidden.grad, 2 * wanted_grads[0])
     torch.testing.assert_close(weight.grad, 2 * wanted_grads[1])
 
 
-@pytest.mark.parametrize("engine", available_engines())
-def test_bf16_is_no_worse_than_the_plain_loss_in_bf16(engine: str) -> None:
+def test_bf16_is_no_worse_than_the_plain_loss_in_bf16() -> None:
     hidden, weight, labels = case(200, 0.3, torch.bfloat16)
     exact = torch.autograd.grad(plain(hidden, weight, labels), (hidden, weight))
     logits = hidden @ weight.t()
     rough = torch.autograd.grad(F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"), (hidden, weight))
-    linear_cross_entropy(hidden, weight, labels, engine).backward()
+    linear_cross_entropy(hidden, weight, labels).backward()
     for got, plain_bf16, want in zip((hidden.grad, weight.grad), rough, exact, strict=True):
         assert got is not None
         limit = 2 * (plain_bf16.float() - want.float()).abs().max() + 1e-3
@@ -73,7 +71,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_other_its_own(frozen: int) -> N
     inputs[frozen].requires_grad_(False)
     learnt = inputs[1 - frozen]
     (wanted,) = torch.autograd.grad(plain(*inputs, labels), learnt)
-    linear_cross_entropy(*inputs, labels, "chunked").backward()
+    linear_cross_entropy(*inputs, labels).backward()
     assert inputs[frozen].grad is None
     torch.testing.assert_close(learnt.grad, wanted)
 
@@ -84,11 +82,6 @@ def test_a_label_outside_the_vocabulary_is_an_error(label: int) -> None:
     labels[2] = label
     with pytest.raises(ValueError, match=f"got {label}"):
         linear_cross_entropy(hidden, weight, labels)
-
-
-def test_an_engine_that_is_not_here() -> None:
-    with pytest.raises(ValueError, match="not available"):
-        linear_cross_entropy(*case(3, 0.0), "none")
 
 
 def test_installed_in_a_model_it_equals_the_models_own_loss() -> None:

@@ -45,7 +45,7 @@ def test_other_words_fall_apart_into_letters_and_never_into_unknown(tokenizer: A
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer: Any, tmp_path: Any) -> None:
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
 
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
@@ -231,7 +231,7 @@ def test_a_fresh_projector_says_an_icon_in_the_decoders_words() -> None:
     from longva_model import LongVAForConditionalGeneration
     from longva_model.backends.loading import nano_folder
     from longva_model.pictures.preprocess import normalise
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
 
     folder = str(nano_folder())
     model, tokenizer = LongVAForConditionalGeneration.from_pretrained(folder), load_tokenizer(folder)

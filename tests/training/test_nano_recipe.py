@@ -69,7 +69,7 @@ def test_the_shipped_model_is_small_and_complete() -> None:
 
 
 def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
     from vniah.training.nano.vocabulary import build_tokenizer
 
     assert load_tokenizer(str(shipped_folder())).get_vocab() == build_tokenizer().get_vocab()
@@ -77,7 +77,7 @@ def test_the_shipped_tokenizer_is_the_one_the_code_builds() -> None:
 
 def test_the_shipped_tokenizer_reads_every_needle_question() -> None:
     from vniah.needles import open_needles
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(shipped_folder()))
     for needle in open_needles("icons:0:60"):
@@ -133,7 +133,7 @@ def score_grid(model: Any, tokenizer: Any, grid: Any, *, haystack: str, needles:
 
 def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None:
     from vniah.runs.grid import Grid
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
     from vniah.training.nano.evaluate import summary
 
     cells = score_grid(
@@ -149,7 +149,7 @@ def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None
 
 def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> None:
     from vniah.runs.grid import Grid
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
     from vniah.training.nano.evaluate import score_by_tree
 
     grid = Grid.parse("3,40", "0,40,100")

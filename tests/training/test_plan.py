@@ -65,7 +65,7 @@ def on_host(pin_memory: bool) -> Any:
     ("checkpointing", "tile", "precision"),
     [
         ("none", 0, "fp32"),
-        ("full", 0, "fp32"),
+        pytest.param("full", 0, "fp32", marks=pytest.mark.slow),
         pytest.param("full", 0, "bf16", marks=pytest.mark.slow),
         ("offload", 0, "fp32"),
         pytest.param("offload", 64, "bf16", marks=pytest.mark.slow),
@@ -94,7 +94,7 @@ def test_planned_peak_is_near_the_measured_one(
     assert planned == pytest.approx(measured, rel=0.25), (planned, measured)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_planned_peak_with_images_is_near_the_measured_one(checkpointing: Any) -> None:
     import torch
     from transformers import CLIPVisionConfig
@@ -181,7 +181,9 @@ def test_the_papers_recipes_are_planned() -> None:
 
 
 def test_what_is_on_the_host_is_not_shown_as_nothing() -> None:
-    text = plan_recipe(load_recipe("text_extension_224k"), gpus=8, gpu_gib=80)
+    text = plan_recipe(
+        load_recipe("text_extension_224k", ["Qwen2-7B-Instruct-224K.train.offload=true"]), gpus=8, gpu_gib=80
+    )
     row = next(line for line in text.splitlines() if line.startswith("Qwen2-7B-Instruct-224K"))
     assert "on the host" in row and " 0.00" not in row
     # fp32 weights, gradients and two moments of 7.6e9 parameters.

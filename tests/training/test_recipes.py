@@ -45,7 +45,7 @@ def test_shipped_recipes_load(name: str) -> None:
 
 
 def test_all_the_papers_recipes_ship() -> None:
-    wanted = {"nano", "text_extension_224k", "align_stage1", "align_stage2", "align_stage2_anyres", "dpo"}
+    wanted = {"nano", "text_extension_224k", "align_stage1", "align_stage2", "dpo"}
     assert wanted <= set(shipped_recipes())
 
 
@@ -72,7 +72,7 @@ def test_the_papers_values() -> None:
 
 def test_anyres_is_stage_2_in_all_else() -> None:
     """Figure 4 (ii): all other factors unchanged."""
-    unires, anyres = (load_recipe(name).stages[0] for name in ("align_stage2", "align_stage2_anyres"))
+    unires, anyres = (load_recipe("align_stage2", more).stages[0] for more in ([], ["LongVA-7B.data.merge=anyres"]))
     assert isinstance(unires, AlignStage) and isinstance(anyres, AlignStage)
     assert dataclasses.replace(unires.data, merge="anyres") == anyres.data
     assert dataclasses.replace(unires, name=anyres.name, data=anyres.data) == anyres
@@ -113,12 +113,11 @@ def test_overrides_reach_recipe_and_stage(recipe_file: Path) -> None:
         ("text.kind=txt", "did you mean 'text'"),
         ("seed", "key=value"),
         ("text=3", "name a key of the stage"),
-        ("text.train.deepspeed=[1", "cannot read the value"),
+        ("text.train.betas=[1", "cannot read the value"),
         ("text.train.lr=.nan", "expected float, got nan"),
         ("text.train=3", "expected keys and values, got 3"),
         ("text.train.batch_size=2", "phases say their own batch sizes"),
         ("text.train.attention=ring text.train.batch_size=2", "shares one sequence among all ranks"),
-        ("text.train.deepspeed=x.json text.train.tile_tokens=8", "tile_tokens does not go with deepspeed"),
         ("parallel=0", "parallel must be at least 1"),
         ("name=../x", "'../x' names a folder"),
     ],

@@ -161,6 +161,18 @@ def test_without_any_sound_checkpoint_training_starts_over_and_says_so(whole: An
     assert any("training starts over" in line for line in recorded())
 
 
+def test_a_stop_says_what_goes_on(killed: Any, tmp_path: Path) -> None:
+    from vniah.training.recipe import load_recipe
+    from vniah.training.runner import what_goes_on
+
+    recipe = load_recipe("nano", [f"output={tmp_path / 'out'}"])
+    assert what_goes_on(recipe) == ""
+    killed(at=13)
+    (tmp_path / "out" / "tower").mkdir(parents=True)
+    shutil.copytree(tmp_path, tmp_path / "out" / "text" / "run", ignore=shutil.ignore_patterns("out"))
+    assert what_goes_on(recipe) == "with the same command text goes on from checkpoint-6 and tower starts over"
+
+
 def test_damaged_hashes_are_no_proof(killed: Any, tmp_path: Path) -> None:
     killed(at=13)
     seal = tmp_path / "checkpoint-6" / "hashes.json"
@@ -220,6 +232,14 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     changed[1]["train"]["lr"] = 0.2
     with pytest.raises(ValueError, match=r"another recipe \(differs in stages\.keep\.train\.lr\)"):
         check_identity(tmp_path, {"seed": 1, "stages": changed})
+
+
+def test_another_number_of_ranks_is_refused(killed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take other batches, and steps past the schedule's end."""
+    killed(at=13)
+    monkeypatch.setattr(fit_module, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"holds a run of 1 ranks, and here there are 2.*; launch as many"):
+        train(tmp_path)
 
 
 def test_sharding_that_would_not_take_place_is_an_error(tmp_path: Path) -> None:

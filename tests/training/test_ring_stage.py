@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from training_models import write_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -39,6 +40,7 @@ def recipe(folder: Path, name: str, **train: Any) -> Path:
             "source": str(corpus),
             "tokenizer": str(folder / "tokenizer"),
             "total_tokens": 2000,
+            "short_share": 1.0,
             "sequence_length": 64,
             "workers": 1,
         },
@@ -126,11 +128,18 @@ def test_sharded_by_fsdp2_with_offload_and_killed_it_ends_there_too(alone: Path,
     assert whole[0] == pytest.approx(losses(alone / "alone"), rel=1e-4 if precision == "fp32" else 1e-2)
     stage = alone / name / "extension"
     (stage / "done.json").unlink()
-    (stage / "run" / "checkpoint-4" / "trainer_state.json").unlink()  # as if killed while it was written
+    newest = stage / "run" / "checkpoint-4"
+    if precision == "fp32":
+        (newest / "trainer_state.json").unlink()  # as if killed while it was written
+    else:
+        assert {value.dtype for value in whole[1].values()} == {torch.bfloat16}
+        shard = next((newest / "pytorch_model_fsdp_0").glob("__1_*.distcp"))  # what the second rank wrote
+        shard.write_bytes(shard.read_bytes()[:-64] + bytes(64))
     assert "sharded" in torchrun(FSDP, "train", path)
     assert losses(alone / name) == whole[0]
     for key, value in weights(alone / name).items():
         assert value.equal(whole[1][key]), key
+    assert (stage / "run" / "damaged-checkpoint-4").exists() == (precision == "bf16")
 
 
 @pytest.mark.slow

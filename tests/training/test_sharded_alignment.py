@@ -14,20 +14,12 @@ import pytest
 from PIL import Image
 from training_models import nano_folder, nano_parts, pair, write_recipe
 
-ROOT = Path(__file__).parents[2]
 FSDP = str(Path(__file__).with_name("fsdp_on_gloo.py"))
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
-    "accelerate": [
-        *("accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"),
-        *("--config_file", str(ROOT / "training" / "recipes" / "accelerate_fsdp2.yml")),
-    ],
-}
 
 
-def launch(launcher: str, *arguments: str) -> str:
+def launch(*arguments: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -38,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder, a tower and LLaVA-format data with one, two or no images a sample, of one to six tiles."""
     from transformers import CLIPVisionModel
 
-    from vniah.training.checkpoints import save_model
+    from vniah.training.load import save_model
 
     folder = tmp_path_factory.mktemp("world")
     decoder, tokenizer, tower = nano_parts(2, length=2048)
@@ -94,20 +86,16 @@ def alone(world: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_both_stages_sharded_end_where_one_process_does(world: Path, alone: list[float], launcher: str) -> None:
-    sharding = {"torchrun": "fsdp2", "accelerate": "none"}[launcher]
-    path = recipe(world, launcher, batch_size=2, sharding=sharding)
-    said = launch(launcher, FSDP, "train", str(path))
+def test_both_stages_sharded_end_where_one_process_does(world: Path, alone: list[float]) -> None:
+    path = recipe(world, "sharded", batch_size=2, sharding="fsdp2")
+    said = launch(FSDP, "train", str(path))
     assert "'FSDPCLIPEncoderLayer': 2" in said and "'FSDPQwen2DecoderLayer': 2" in said
-    # accelerate's configuration computes in bf16, whatever the recipe says
-    tolerance = 1e-4 if launcher == "torchrun" else 2e-2
-    assert losses(world / launcher) == pytest.approx(alone, rel=tolerance)
+    assert losses(world / "sharded") == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_both_stages_on_two_ranks_without_sharding(world: Path, alone: list[float]) -> None:
-    launch("torchrun", "-m", "vniah.cli", "train", str(recipe(world, "replicated", batch_size=2)))
+    launch("-m", "vniah.cli", "train", str(recipe(world, "replicated", batch_size=2)))
     assert losses(world / "replicated") == pytest.approx(alone, rel=1e-4)
 
 
@@ -129,7 +117,7 @@ def test_dpo_sharded(world: Path, tmp_path: Path) -> None:
         "train": {"lr": 2e-3, "steps": 3, "sharding": "fsdp2", "checkpointing": "full", "log_every": 1},
     }
     path = write_recipe(tmp_path, "out", [stage])
-    assert "'FSDPQwen2DecoderLayer': 1" in launch("torchrun", FSDP, "train", str(path))
+    assert "'FSDPQwen2DecoderLayer': 1" in launch(FSDP, "train", str(path))
     curve = [json.loads(line)["loss"] for line in (tmp_path / "out/dpo/run/metrics.jsonl").open()]
     assert curve[0] == pytest.approx(np.log(2), abs=5e-3) and curve[-1] < curve[0] - 0.02
     assert (tmp_path / "out/dpo/model/model.safetensors").is_file()

@@ -190,7 +190,7 @@ def test_killed_while_writing_and_run_again_gives_the_same_shards(
 def test_the_separator_is_the_beginning_of_text_unless_named(stage: PrepareTextStage) -> None:
     import dataclasses
 
-    from vniah.training.checkpoints import load_tokenizer
+    from vniah.training.load import load_tokenizer
 
     tokenizer = load_tokenizer(stage.tokenizer)
     assert prepare.separator_id(tokenizer, stage) == tokenizer.bos_token_id

@@ -17,7 +17,7 @@ from vniah.contract.cost import SHAPES, request_tokens, tree_flops
 from vniah.contract.requests import Request, RequestTree
 from vniah.needles import open_needles
 from vniah.runs.grid import Cell, Grid, needle_index, parse_range, with_step
-from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, kv_plans, make_plan, shape_of, shared_flops
+from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, kv_plans, make_plan, shape_of, shared_cost
 from vniah.text.settings import TextSettings
 from vniah.text.task import TextTask
 from vniah.visual.settings import Settings
@@ -148,7 +148,7 @@ def test_flops_without_a_tree_are_those_of_the_tree(text_prompts: list[Request])
         for frames, depths in (("1-40:1", "0-100:10"), ("7", "50"), ("3,4,9", "0,1,99,100"))
     ]
     for requests in (*([*cells, *controls] for cells, controls in films), text_prompts):
-        assert shared_flops(requests, SHAPES["nano"]) == tree_flops(RequestTree(requests), SHAPES["nano"])
+        assert shared_cost(requests, SHAPES["nano"]).flops == tree_flops(RequestTree(requests), SHAPES["nano"])
 
 
 def test_a_forgotten_step_is_refused_with_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,3 +291,35 @@ def test_the_bound_of_the_cache_in_bytes(gigabytes: str, size: int) -> None:
 @pytest.mark.parametrize("gigabytes", ["inf", "1e308"])
 def test_a_cache_without_end_is_larger_than_any_disk(gigabytes: str) -> None:
     assert Settings.read({}, {"VNIAH_CACHE_GB": gigabytes}).cache_bytes >= 10**18
+
+
+def test_a_task_is_planned_as_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own scenes: what is counted is tested against a run in test_ruler_tree.py."""
+    for name in ("FRAMES", "DEPTHS", "HAYSTACK", "NEEDLES"):
+        monkeypatch.delenv(f"VNIAH_{name}", raising=False)
+    given = ("--frames", "20,40", "--depths", "0,100")
+
+    def shared(*more: str) -> float:
+        found = re.search(r"tree feeds +[\d,]+ \(([\d.]+)% fewer", output_of("plan", *more, *given))
+        assert found is not None
+        return float(found[1])
+
+    few = shared("--task", "vruler_when")
+    # Look-alikes all over the film leave less of it to share.
+    assert shared("--task", "vruler_chain") < few
+    monkeypatch.setenv("VNIAH_CIRCULAR", "1")
+    assert shared("--task", "vruler_when") > few, "turned options are asked of the same film"
+    group = output_of("plan", "--task", "vruler", *given)
+    assert group.count("    vruler_") == 7 and "all in one run" in group
+    for task, said in (
+        ("vruler_keys_generate", "vruler_keys_generate is answered freely.*; plan vruler_keys"),
+        ("vruler_counts", "no task 'vruler_counts'; did you mean"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            output_of("plan", "--task", task, *given)
+    with pytest.raises(ValueError, match="text_niah_0 is not on film; plan text NIAH by --text"):
+        output_of("plan", "--task", "text_niah_0")
+    with pytest.raises(ValueError, match="give one of them"):
+        output_of("plan", "--task", "vruler", "--text", "1K")
+    with pytest.raises(ValueError, match="needs films of 10 frames at least, got num_frames 4; give more"):
+        output_of("plan", "--task", "vruler_count", "--frames", "4")

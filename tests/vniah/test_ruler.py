@@ -168,7 +168,8 @@ def test_a_scene_is_its_cells_alone() -> None:
         (
             "vruler_distractor",
             {"DISTRACTORS": "16"},
-            "shows 17 pictures and needs films of 17 frames at least, got num_frames 16",
+            "shows 17 pictures and needs films of 17 frames at least, got num_frames 16; "
+            "give more frames or a smaller VNIAH_DISTRACTORS",
         ),
         ("vruler_distractor", {"DISTRACTORS": "17"}, "VNIAH_DISTRACTORS must lie from 0 to 16, got 17"),
         ("vruler_distractor", {"LIKENESS": "3"}, "VNIAH_LIKENESS must lie from 0 to 2, got 3"),
@@ -248,3 +249,57 @@ def test_lmms_eval_is_told_of_every_metric(task: str, grey: Path, monkeypatch: p
     assert set(asked.metrics) <= set(listed)
     for name, (aggregation, higher) in asked.more_metrics.items():
         assert listed[name] == (f"{aggregation.__module__}.{aggregation.__name__}", higher)
+
+
+def test_neither_the_first_nor_the_last_time_is_right_more_often(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the ends of the film too, where the truth would be the least or the greatest of times drawn over all of it."""
+    monkeypatch.setenv("VNIAH_SAMPLES", "100")
+    asked = opened("vruler_when", "16,64", "0,50,100")
+    ranks: dict[int, Counter[int]] = {depth: Counter() for depth in (0, 50, 100)}
+    for row in asked.rows:
+        if not row["control"]:
+            times = [int(line.split()[-1]) for line in row["question"].splitlines()[1:5]]
+            truth = times["ABCD".index(row["answer"])]
+            assert truth == row["needle_indices"][0]
+            ranks[row["depth_percent"]][sorted(times).index(truth)] += 1
+    for told in ranks.values():
+        # Four deviations of 200 draws of one in four.
+        assert all(abs(told[rank] - 50) < 4 * 6.2 for rank in range(4)), ranks
+
+
+def test_a_film_that_repeats_is_told_of(grey: Path, tmp_path: Path) -> None:
+    from vniah.haystack import open_haystack
+    from vniah.notices import forget, recorded
+
+    forget()
+    assert (
+        opened("vruler_clip", "64", "0", haystack="synthetic:0:70:64x48").describe().get("haystack_repeats_from")
+        is None
+    )
+    assert not any("again" in one for one in recorded())
+    assert opened("vruler_clip", "64", "0").describe()["haystack_repeats_from"] == 1
+    assert any("shows its 1 frames again in columns of more than that" in one for one in recorded())
+    assert open_haystack(f"{grey}+{grey}").repeats_from == 1 and open_haystack(str(grey)).repeats_from is None
+    assert open_haystack(f"{grey}?loop=1").repeats_from is None
+
+
+def test_results_say_what_a_test_goes_by(grey: Path) -> None:
+    """Not a number of look-alikes where none is shown."""
+    axes = {"distractors", "likeness", "num_needles", "clip_seconds"}
+    told = {task: axes & set(opened(task).describe()) for task in TASKS}
+    assert told["vruler_order"] == {"num_needles"} and told["vruler_distractor"] == {"distractors", "likeness"}
+    assert told["vruler_when"] == set() and told["vruler_clip"] == {"clip_seconds"}
+
+
+def test_lookalikes_that_have_no_room_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vniah.notices import forget, recorded
+
+    needles = {"needles": "icons:0:2", "haystack": "synthetic"}
+    with pytest.raises(ValueError, match="no cell of 150 frames or fewer has room for a look-alike 200 frames"):
+        opened("vniah_d", "100,150", **needles)
+    forget()
+    opened("vniah_d", "100,300", **needles)
+    assert any("columns of 100 frames have no room for 1 look-alike 200 frames apart" in one for one in recorded())
+    monkeypatch.setenv("VNIAH_DISTRACTORS", "17")
+    with pytest.raises(ValueError, match="has 16 look-alikes and 17 are to be shown"):
+        opened("vniah_d", "300", **needles)

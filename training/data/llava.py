@@ -29,7 +29,16 @@ from vniah.haystack import pictures
 from vniah.prompts import DEFAULT_SYSTEM
 from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.data.shards import read_arrow, write_arrow
-from vniah.training.processes import BadSampleError, check_bad, map_parts, rank, sample_id, wait_for, world_size
+from vniah.training.processes import (
+    BadSampleError,
+    check_bad,
+    map_parts,
+    rank,
+    remembered,
+    sample_id,
+    wait_for,
+    world_size,
+)
 from vniah.training.stages import IGNORE, AlignStage, VisionData
 
 PART_SAMPLES = 5_000
@@ -272,11 +281,11 @@ def _index_part(reader: SampleReader, folder: Path, part: tuple[int, int, list[t
     """Index a part (its number, its source's, numbered samples) unless these very samples are indexed; its report."""
     number, source, samples = part
     path = folder / f"part-{number:05d}.json"
-    fingerprint = hashlib.sha256(json.dumps([source, samples]).encode()).hexdigest()
-    if path.is_file():
-        done = read_json(path)
-        if done.get("fingerprint") == fingerprint:
-            return dict(done)
+    return remembered(path, [source, samples], lambda: _look(reader, path.with_suffix(".arrow"), part))
+
+
+def _look(reader: SampleReader, path: Path, part: tuple[int, int, list[tuple[int, Any]]]) -> dict[str, Any]:
+    _, source, samples = part
     columns: dict[str, list[Any]] = {"source": [], "sample": [], "num_tokens": [], "has_image": []}
     bad: list[str] = []
     for row, sample in samples:
@@ -287,10 +296,8 @@ def _index_part(reader: SampleReader, folder: Path, part: tuple[int, int, list[t
             continue
         for column, value in zip(columns.values(), (source, json.dumps(sample), length, has_image), strict=True):
             column.append(value)
-    write_arrow(path.with_suffix(".arrow"), columns)
-    report = {"fingerprint": fingerprint, "good": len(columns["sample"]), "num_bad": len(bad), "bad": bad}
-    write_json(path, report)
-    return report
+    write_arrow(path, columns)
+    return {"good": len(columns["sample"]), "num_bad": len(bad), "bad": bad}
 
 
 def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, folder: Path) -> tuple[Any, Any, Any]:

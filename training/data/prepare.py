@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 from vniah.files import parse_json, read_json
 from vniah.hub import RemoteFile, fetch_file, list_files
-from vniah.training.checkpoints import check_identity, load_tokenizer, write_json
+from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.data.packing import Packing, Selection, budgets, fill_budgets, keep_documents
 from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.fit import MINIMUM_FREE, check_disk
+from vniah.training.load import load_tokenizer
 from vniah.training.processes import BadSampleError, check_bad, map_parts
 from vniah.training.stages import PrepareTextStage, as_data
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from longva_model.pictures.preprocess import normalise
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
-from vniah.training.checkpoints import save_model
 from vniah.training.fit import StepDataset, fit
+from vniah.training.load import save_model
 from vniah.training.nano.pictures import IconPool, draw_distractors, draw_icons, shifted
 from vniah.training.nano.vocabulary import word_list
 from vniah.training.stages import IGNORE, NanoSize, TowerStage

@@ -21,6 +21,8 @@ KINDS = {
     "7": "text NIAH heatmaps: the paper's, or RUNs",
     "frames": "accuracy against frames beside Table 6: RUNs of videomme_longva at several max_frames_num",
     "categories": "accuracy by category: RUNs of videomme_longva, mlvu_longva_dev_choice, ...",
+    "cells": "an example cell of each of TASKS on film, as the environment sets them: vniah_d, vruler",
+    "distractors": "accuracy against the number of distractors: RUNs of vruler_distractor or vniah_d at several",
     "perplexity": "perplexity against context length: CSV files with context_length and perplexity",
     "nano": "Figure 4 in miniature: output folders of `vniah train nano_figure4`, one a seed",
 }
@@ -62,7 +64,7 @@ def command(
     if output is None and csv is None:
         raise ValueError("nowhere to draw to: give -o FIGURE.png (or --csv for the data alone)")
     images = options.check_images(output, pdf)
-    if cmap is not None and kind in ("frames", "categories", "perplexity"):
+    if cmap is not None and kind in ("frames", "categories", "cells", "distractors", "perplexity"):
         raise ValueError(f"--cmap {cmap} has nothing to colour in figure {kind}; it is for the figures with cells")
     sources, names, published = sources or [], name or [], published or []
     options.check_names(sources, names)
@@ -79,6 +81,10 @@ def command(
         made = _frames(sources, names, task, published or ["LongVA"], look)
     elif kind == "categories":
         made = _categories(sources, names, task, look)
+    elif kind == "cells":
+        made = _cells(sources, look)
+    elif kind == "distractors":
+        made = _distractors(sources, names, task, look)
     elif kind == "perplexity":
         made = _perplexity(sources, names, length, look)
     else:
@@ -144,6 +150,31 @@ def _categories(sources: Sequence[str], names: Sequence[str], task: str | None, 
     bars = category_bars(runs)
     label = value_label(next(run.task for run in runs if run.metrics and not run.is_grid))
     return lambda: bars_figure(bars, value_label=label, look=look), bars_csv(bars, label.partition(" ")[0])
+
+
+def _cells(names: Sequence[str], look: Look) -> _Made:
+    from vniah.commands.plan import film_tasks
+    from vniah.plots.cells import cells_csv, cells_figure
+    from vniah.plots.table_formats import csv_text
+
+    if not names:
+        raise ValueError("name at least one task on film, such as vruler")
+    tasks = [task for name in names for task in film_tasks(name, {})]
+    head = ["task", "num_frames", "depth_percent", "places", "question", "answer"]
+    return lambda: cells_figure(tasks, look=look), csv_text(head, cells_csv(tasks))
+
+
+def _distractors(sources: Sequence[str], names: Sequence[str], task: str | None, look: Look) -> _Made:
+    from vniah.plots.curves import curves_csv, curves_figure, distractor_panels
+
+    # Runs of one model are one curve, as of one figure.
+    runs = [run for group in options.run_groups(sources, names=names, task=task) for run in group]
+    panels = distractor_panels(runs)
+    chances = {(run.settings.get("task") or {}).get("chance") for run in runs}
+    (chance,) = chances if len(chances) == 1 else (None,)
+    labels = {"x_label": "distractors", "y_label": "accuracy (%)"}
+    text = curves_csv(panels, "distractors", "accuracy")
+    return lambda: curves_figure(panels, **labels, mark_y=chance and 100 * chance, look=look), text
 
 
 def _perplexity(sources: Sequence[str], names: Sequence[str], train_length: float | None, look: Look) -> _Made:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
-    from longva_model.backends.planning import ColumnPlan
+    from longva_model.backends.planning import ColumnPlan, PlannedCell
     from vniah.contract.cost import ModelShape
     from vniah.contract.requests import Request
     from vniah.needles import NeedleSet
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vniah.text.measure import Encode
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
+    from vniah.visual.task import VisualTask
 
 
 def command(
@@ -29,6 +30,10 @@ def command(
     frames: Annotated[str, typer.Option(help="Frame counts, as VNIAH_FRAMES, which is the default.")] = "",
     depths: Annotated[str, typer.Option(help="Depths in percent, as VNIAH_DEPTHS or TEXT_NIAH_DEPTHS.")] = "",
     needles: Annotated[str, typer.Option(help="A needle set, as VNIAH_NEEDLES, or how many needles.")] = "",
+    task: Annotated[
+        str,
+        typer.Option(help="A task or group on film, as its YAML and the environment set it: vniah_d, vruler."),
+    ] = "",
     gpu: Annotated[str, typer.Option(help="GPU to estimate time for.")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     chunk_tokens: Annotated[int, typer.Option(help="Prefill chunk, as the model argument.", min=1)] = 8192,
@@ -51,10 +56,8 @@ def command(
     read from the environment, as a run reads it. A checkpoint folder's tokenizer counts the text. Any video model of
     transformers is planned by its config and processor; nothing of its weights is read or fetched.
     """
-    import functools
     from dataclasses import replace
 
-    from vniah.contract.cost import estimate_tokens
     from vniah.runs.grid import check_columns
     from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, is_plain_model, make_plan, shape_of
     from vniah.text.settings import TextSettings
@@ -62,9 +65,30 @@ def command(
 
     device, is_plain = get_gpu(gpu), is_plain_model(model)
     on = _Where(device, gpus, chunk_tokens, host_memory)
+    if task and text:
+        raise ValueError("--task plans tasks on film and --text plans text NIAH; give one of them")
+    if task:
+        given = {"frames": frames, "depths": depths, "needles": needles, "haystack": haystack}
+        tasks = film_tasks(task, {key: value for key, value in given.items() if value})
+        if is_plain:
+            _plan_tasks(model, task, tasks, on)
+        else:
+            told = _frame_size(frame_size, tasks[0].settings)
+            _plan_video_model(model, _called(task, tasks), lambda: _task_cells(tasks), presentation, told, on)
+        return
     if not is_plain and not text:
         asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles, "haystack": haystack})
-        _plan_video_model(model, asked, presentation, _frame_size(frame_size, asked), on)
+        check_columns(asked.frames, asked.grid.lengths, "frames")
+        found, told = plan_needles(asked.needles)
+        check_cells(asked.grid, len(found))
+        what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
+
+        def cells() -> Sequence[PlannedCell]:
+            from longva_model.backends.planning import needle_cells
+
+            return needle_cells(asked.grid, found)
+
+        _plan_video_model(model, what, cells, presentation, _frame_size(frame_size, asked), on)
         return
     shape = shape_of(model)
     encode = checkpoint_tokens(model)
@@ -85,14 +109,85 @@ def command(
         check_cells(asked.grid, len(found))
         cells, controls = grid_requests(asked.grid, found)
         what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
-    count = estimate_tokens if encode is None else functools.cache(lambda text: len(encode(text)))
-    plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, count=count)
+    plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, encode=encode)
     print(f"{model}: {what}")
-    _print_costs(plan, device, gpus, f"{shape.kv_bytes_per_token:,} bytes a token")
+    _print_plan(model, plan, shape, on, frames=not text, counted=encode is not None)
+
+
+def _print_plan(model: str, plan: Plan, shape: ModelShape, on: _Where, *, frames: bool, counted: bool) -> None:
+    _print_costs(plan, on.device, on.gpus, f"{shape.kv_bytes_per_token:,} bytes a token")
     kept = _kept(plan, shape, on)
-    _print_kept(kept, shape, on, frames=not text)
-    _print_advice(plan, device, kept)
-    print(f"  text is counted {'by the tokenizer in ' + model if encode else 'as one token for 4 characters'}")
+    _print_kept(kept, shape, on, frames=frames)
+    _print_advice(plan, on.device, kept)
+    print(f"  text is counted {'by the tokenizer in ' + model if counted else 'as one token for 4 characters'}")
+
+
+def film_tasks(name: str, given: Mapping[str, str]) -> list[VisualTask]:
+    """The tasks of a name, opened as a run opens them.
+
+    Raises:
+        ValueError: a task that is not on film, or is answered freely; and what opening them raises.
+    """
+    from vniah.runs.open import open_tasks
+    from vniah.visual.task import VisualTask
+
+    found: list[VisualTask] = []
+    for one in open_tasks([name], given):
+        if not isinstance(one, VisualTask):
+            raise ValueError(f"{one.name} is not on film; plan text NIAH by --text LENGTHS")
+        if one.scoring == "generated":
+            raise ValueError(
+                f"{one.name} is answered freely, and what an answer takes is known when it ends; plan "
+                f"{one.name.removesuffix('_generate')}, whose prompts are the same but for a frame"
+            )
+        found.append(one)
+    return found
+
+
+def _called(name: str, tasks: Sequence[VisualTask]) -> str:
+    settings = tasks[0].settings
+    film = tasks[0].haystack.name
+    return f"{name}, {settings.frames} frames, depths {settings.depths} %, {film}"
+
+
+def _task_cells(tasks: Sequence[VisualTask]) -> Sequence[PlannedCell]:
+    from longva_model.backends.planning import task_cells
+
+    return task_cells(tasks)
+
+
+def _plan_tasks(model: str, name: str, tasks: Sequence[VisualTask], on: _Where) -> None:
+    """Each task alone, and all of them in one run, which share what of the film their prompts begin with."""
+    from vniah.runs.plan import checkpoint_template, checkpoint_tokens, make_plan, shape_of
+
+    shape, encode = shape_of(model), checkpoint_tokens(model)
+    every: tuple[list[Request], list[Request]] = ([], [])
+    plans = {}
+    for task in tasks:
+        mine: tuple[list[Request], list[Request]] = ([], [])
+        for cell, request in zip(task.cells, task.requests(checkpoint_template(model)), strict=True):
+            mine[cell.is_control].append(request)
+            every[cell.is_control].append(request)
+        plans[task.name] = make_plan(*mine, shape, chunk_tokens=on.chunk_tokens, encode=encode)
+    together = make_plan(*every, shape, chunk_tokens=on.chunk_tokens, encode=encode)
+    print(f"{model}: {_called(name, tasks)}")
+    if len(tasks) > 1:
+        _print_tasks({**plans, "all in one run": together})
+    _print_plan(model, together, shape, on, frames=True, counted=encode is not None)
+
+
+def _print_tasks(plans: Mapping[str, Plan]) -> None:
+    head = ("task", "cells", "controls", "tokens, each alone", "tokens, tree", "shared", "FLOPs, tree", "FLOPs, plain")
+    rows = [head]
+    for name, one in plans.items():
+        tokens = (f"{one.every_token:,}", f"{one.tree_tokens:,}", f"{one.shared:.1%}")
+        rows.append(
+            (name, str(one.cells), str(one.controls), *tokens, f"{one.tree_flops:.3e}", f"{one.plain_flops:.3e}")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        rest = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("    " + "  ".join((f"{row[0]:<{widths[0]}}", *rest)))
 
 
 class _Where(NamedTuple):
@@ -106,7 +201,8 @@ class _Where(NamedTuple):
 
 def _plan_video_model(
     model: str,
-    asked: Settings,
+    what: str,
+    cells_of: Callable[[], Sequence[PlannedCell]],
     presentation: str,
     frames_are: tuple[tuple[int, int], str],
     on: _Where,
@@ -115,20 +211,14 @@ def _plan_video_model(
     # Before transformers is imported, which alone takes seconds.
     print(f"vniah: reading the config and processor of {model}; no weights", file=sys.stderr, flush=True)
     from longva_model.backends.planning import Planner
-    from vniah.runs.grid import check_columns
 
-    check_columns(asked.frames, asked.grid.lengths, "frames")
-    found, told = plan_needles(asked.needles)
-    check_cells(asked.grid, len(found))
-    (width, height), whence = frames_are
+    cells, ((width, height), whence) = cells_of(), frames_are
     planner = Planner(model, presentation)
-    print(
-        f"{model}: V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}, frames of {width}x{height} ({whence})"
-    )
-    free = planner.choice("auto", asked.grid, found, (height, width), on.chunk_tokens)
+    print(f"{model}: {what}, frames of {width}x{height} ({whence})")
+    free = planner.choice("auto", cells, (height, width), on.chunk_tokens)
     choices = [free]
     if len({column.fitted for column in free.columns}) > 1:
-        choices.append(planner.choice("column", asked.grid, found, (height, width), on.chunk_tokens))
+        choices.append(planner.choice("column", cells, (height, width), on.chunk_tokens))
     kept = f"{planner.shape.kv_bytes_per_token:,} bytes a token"
     if planner.shape.state_bytes:
         kept += f", and {_size(planner.shape.state_bytes)} of recurrent states at each mark of the walk"
@@ -139,7 +229,7 @@ def _plan_video_model(
             how = "held at the size of the longest column" if choice.held else "shrunk with their number"
         print(f"  frame_tokens={choice.frame_tokens}, shown as {choice.presentation}: frames are {how}")
         _print_columns(choice.columns)
-        _print_costs(choice.costs, on.device, on.gpus, kept, {"tokens that the tree feeds": f"{choice.tree_tokens:,}"})
+        _print_costs(choice.costs, on.device, on.gpus, kept)
         ways = _kept(choice.costs, planner.shape, on)
         if planner.no_blocks:
             print(f"  kv=host and kv=fp8 are not for it: {planner.no_blocks}")
@@ -163,12 +253,12 @@ def _print_columns(columns: Sequence[ColumnPlan]) -> None:
         print("    " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
 
 
-def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str, further: Mapping[str, str] | None = None) -> None:
+def _print_costs(plan: Plan, device: Gpu, gpus: int, kept: str) -> None:
     rows = {
         "cells (and controls)": f"{plan.cells:,} ({plan.controls:,})",
         "longest prompt": f"{plan.longest_tokens:,} tokens with its answer",
         "all cells' prompts": f"{plan.prompt_tokens:,} tokens",
-        **(further or {}),
+        "tokens that the tree feeds": f"{plan.tree_tokens:,} ({plan.shared:.1%} fewer than by a forward each)",
         "FLOPs, one forward a cell": f"{plan.plain_flops:.3e} (no controls)",
         "FLOPs, tree": f"{plan.tree_flops:.3e} ({_ratio(plan)})",
         "KV cache of the longest": f"{_size(plan.kv_bytes)} ({kept})",

@@ -19,11 +19,19 @@ _AXES = ("frames", "depths", "lengths")
 
 def command(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Needle tasks: vniah, text_niah_0, ...")],
-    model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")],
+    model: Annotated[
+        str, typer.Option(help="nano, a checkpoint folder, a Hub id, or openai:NAME for one behind a server.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results and the heatmap.")],
     model_args: Annotated[
         str, typer.Option(help="More model arguments: key=value,... as our lmms-eval models take them.")
     ] = "",
+    base_url: Annotated[
+        str | None, typer.Option(help="Of a served model: http://HOST:8000/v1; OPENAI_BASE_URL otherwise.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Of a served model: money to spend at most; needs price_in and price_out.")
+    ] = None,
     frames: Annotated[str | None, typer.Option(help="V-NIAH: frame counts, 4,8 or 200-3000:200.")] = None,
     depths: Annotated[str | None, typer.Option(help="Needle depths in percent, 0-100:20.")] = None,
     haystack: Annotated[str | None, typer.Option(help="Film, folder of images, synthetic[:seed]; or text.")] = None,
@@ -54,6 +62,7 @@ def command(
     more = parse_model_args(model_args)
     if "pretrained" in more:
         raise ValueError("pretrained is not for --model-args here; use --model")
+    more |= {key: str(one) for key, one in {"base_url": base_url, "budget": budget}.items() if one is not None}
     if profile:
         more["profile"] = "1"
         profiling.start(whole=True)
@@ -119,12 +128,20 @@ def evaluate(
     inputs = dict.fromkeys(key for family in INPUTS.values() for key in family)
     given = {key: _spec(value) if key in _AXES else value for key, value in options.items() if key in inputs}
     model_args = {key: value for key, value in options.items() if key not in inputs}
-    _check_options(model_args, [*inputs, "limit", "output", "name", "threshold"], of_function=callable(model))
+    if not _is_served(model):  # whose arguments say so themselves
+        known = [*inputs, "limit", "output", "name", "threshold"]
+        _check_options(model_args, known, of_function=callable(model))
     folder = None if output is None else Path(output).expanduser()
     (run,) = evaluate_tasks(
         model, [task], given, model_args, output=folder, limit=limit, name=name, threshold=threshold
     )
     return run
+
+
+def _is_served(model: Any) -> bool:
+    from vniah.served.arguments import PREFIX
+
+    return isinstance(model, str) and model.startswith(PREFIX)
 
 
 def _spec(value: Any) -> str | None:
@@ -182,6 +199,11 @@ def evaluate_tasks(
     notices.begin()
     if output is not None:
         check_writable(output)
+    served = None
+    if isinstance(model, str) and _is_served(model):
+        from vniah.served.arguments import PREFIX, ServedArgs
+
+        served = ServedArgs.read({"model": model.removeprefix(PREFIX), **model_args})
     # Before torch, which takes seconds to import: most mistakes are in here.
     at = effective_at(threshold)
     tasks = open_tasks(names, given)
@@ -190,6 +212,12 @@ def evaluate_tasks(
     chosen: Model
     if callable(model):
         chosen = CallableModel(model, name or "")
+        if output is not None:
+            chosen.folder = model_folder(output, chosen.name)
+    elif served is not None:
+        from vniah.served.model import ServedModel
+
+        chosen = ServedModel(served, name or "")
         if output is not None:
             chosen.folder = model_folder(output, chosen.name)
     else:

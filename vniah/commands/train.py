@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Annotated
 
 import typer
@@ -40,6 +42,11 @@ def command(
         check_recipe(loaded, only=stage)
         typer.echo("the inputs are there; nothing was run")
         return
-    from vniah.training.runner import run_recipe
+    from vniah.training.runner import run_recipe, what_goes_on
 
-    run_recipe(loaded, say=typer.echo, only=stage)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun ends its ranks so, who may wait for each other in a call
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run_recipe(loaded, say=typer.echo, only=stage)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what_goes_on(loaded)) from None

@@ -94,5 +94,6 @@ class Visual(Protocol):
     def segments(self) -> tuple[Segment, ...]: ...
 
     def media(self) -> Mapping[str, FrameSource | TokenSource | Any]:
-        """Maps each segment's ``source`` to its frames or tokens, or to a PIL image for ``Image``."""
+        """Maps each segment's ``source`` to its frames or tokens, or to a PIL image for ``Image``, or to a source of
+        one frame."""
         ...

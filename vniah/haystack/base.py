@@ -87,6 +87,12 @@ class Haystack(ABC):
         return len(self) / self.fps
 
     @property
+    def repeats_from(self) -> int | None:
+        """The first frame from which on it shows again what it showed before, where it is made so; a scene that a film
+        itself shows twice is not looked for."""
+        return None
+
+    @property
     def films(self) -> list[Haystack]:
         """The haystacks that it is made of in the end; itself where it is made of none."""
         return [film for part in self.parts for film in part.films] or [self]
@@ -127,6 +133,12 @@ class LoopedHaystack(Haystack):
         height, width = self.size
         self._kept = (len(base) - self._from) * height * width * 3 <= KEPT_LAP_BYTES
         self._lap: NDArray[np.uint8] | None = None
+
+    @property
+    def repeats_from(self) -> int | None:
+        inner = self.base.repeats_from
+        first = len(self.base) if inner is None else inner
+        return first if first < len(self) else None
 
     def _identify(self) -> str:
         return f"{self.kind}-" + content_hash([self.base.fingerprint, str(len(self.base))])
@@ -172,6 +184,17 @@ class JoinedHaystack(Haystack):
         self.fps, self.size = first.fps, first.size
         self.approximate = any(part.approximate for part in parts)
         self._length = sum(map(len, parts))
+
+    @property
+    def repeats_from(self) -> int | None:
+        seen: set[str] = set()
+        begun = 0
+        for part in self.parts:
+            if part.fingerprint in seen or part.repeats_from is not None:
+                return begun if part.fingerprint in seen else begun + (part.repeats_from or 0)
+            seen.add(part.fingerprint)
+            begun += len(part)
+        return None
 
     def _identify(self) -> str:
         return "joined-" + content_hash([text for part in self.parts for text in (part.fingerprint, str(len(part)))])

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -51,6 +51,11 @@ class Picture:
     def image(self) -> Image.Image:
         """As ``load``, and kept for a while; a copy that the caller may change."""
         return _loaded(self).copy()
+
+    @property
+    def shown(self) -> Any:
+        """What a model is handed: the image, or a source of one frame that draws it when it is encoded."""
+        return self.image
 
     @functools.cached_property
     def _drawn(self) -> Image.Image:

@@ -7,27 +7,29 @@ under every rotation of its options (``circular``).
 
 from __future__ import annotations
 
-import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from vniah.haystack import Haystack
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS, SUFFIX
-from vniah.ruler.pictures import DIRECTIONS, GROUNDS, VERSION, Salience, Sign, in_motion, picture_of
+from vniah.ruler.pictures import DIRECTIONS, GROUNDS, VERSION, DrawnFrame, Salience, Sign, in_motion
 from vniah.runs.grid import Cell, Grid
 from vniah.runs.settings import own
 from vniah.visual.compose import Inserted
 from vniah.visual.scenes import Scene, Scenes, drawn
 from vniah.visual.settings import Settings
 
+_Value = TypeVar("_Value")
 LETTERS = "ABCD"
 CHOOSE = "\nAnswer with the option's letter from the given choices directly."
 # The stretch of film that a group stands in, in percent of it (V-RULER's keys: a fifth).
 WINDOW = 20
+# Settings that a test may go by, each some of them.
+_AXES = ("distractors", "likeness", "num_needles", "clip_seconds")
 # Numbers of other keys among the options of ``vruler_keys``.
 _POOL = 4
 
@@ -102,17 +104,20 @@ class Drawn(Scenes):
     Attributes:
         options: of its multiple choice; 0 where the answer is a word.
         needles: bounds of ``num_needles``.
+        axes: settings that it goes by, of ``_AXES``.
     """
 
     samples = True
     options: int = 0
     needles: ClassVar[tuple[int, int]] = (1, 100)
+    axes: ClassVar[tuple[str, ...]] = ()
     # Metrics beside the circular one.
     also: tuple[str, ...] = ()
 
     def __init__(self, settings: RulerSettings, film: Haystack) -> None:
         self.settings, self.film, self.kind = settings, film, settings.kind
         self.salience = Salience.parse(settings.salience)
+        self.unread = ("needles", *(axis for axis in _AXES if axis not in self.axes))
         least, most = self.needles
         if not least <= settings.num_needles <= most:
             raise ValueError(
@@ -127,9 +132,10 @@ class Drawn(Scenes):
         self.most = 0 if self.blended else self.pictures
         shortest = settings.grid.lengths[0]
         if shortest < self.least_frames:
+            fewer = [f"a smaller VNIAH_{axis.upper()}" for axis in self.axes if axis != "likeness"]
             raise ValueError(
                 f"{self.kind} shows {self.pictures} pictures and needs films of {self.least_frames} frames at least, "
-                f"got num_frames {shortest}; show more frames, or fewer needles or distractors"
+                f"got num_frames {shortest}; give {' or '.join(['more frames', *fewer])}"
             )
 
     @property
@@ -182,7 +188,7 @@ class Drawn(Scenes):
             choice=bool(puzzle.options),
             inserted=tuple(
                 Inserted(
-                    picture_of(one.seed or seed + number, one.sign, self.film, one.place, self.salience),
+                    DrawnFrame(one.seed or seed + number, one.sign, self.film, one.place, self.salience),
                     one.place,
                     instead=self.blended,
                 )
@@ -234,6 +240,15 @@ class Places:
         begun = (self.count - wide) * self.depth // 100
         return self._draw(range(begun, begun + wide), count)
 
+    def spread(self, count: int) -> list[int]:
+        """Rising places in such a stretch, as far from each other as an eighth of it at least."""
+        wide = max(count, self.count * WINDOW // 100)
+        begun = (self.count - wide) * self.depth // 100
+        # Drawn in what is left of it without the gaps, which are then put back.
+        gap = max(1, wide // 8) - 1
+        free = self._draw(range(begun, begun + wide - gap * (count - 1)), count)
+        return [place + gap * number for number, place in enumerate(free)]
+
     def anywhere(self, count: int) -> list[int]:
         """Rising places over the whole film."""
         return self._draw(range(self.count), count)
@@ -247,6 +262,8 @@ class Places:
 
 class Distractors(Drawn):
     """One needle, and look-alikes that share attributes of what is asked for and have another answer."""
+
+    axes = ("distractors", "likeness")
 
     @property
     def pictures(self) -> int:
@@ -273,7 +290,7 @@ class Distractors(Drawn):
 class Count(Drawn):
     """On how many frames a thing is seen, none to ``num_needles`` of them; other things stand between."""
 
-    needles = (1, 8)
+    needles, axes = (1, 8), ("num_needles", "distractors")
     also = ("vniah_soft",)
 
     @property
@@ -305,7 +322,7 @@ class Count(Drawn):
 class Order(Drawn):
     """Several things one after another: in which order, "only" one of them among the options."""
 
-    options, needles = 4, (2, 5)
+    options, needles, axes = 4, (2, 5), ("num_needles",)
 
     @property
     def pictures(self) -> int:
@@ -333,7 +350,7 @@ class Order(Drawn):
 class Keys(Drawn):
     """Several values of one key among those of other keys: all of its own are the answer."""
 
-    options, needles = 4, (2, 4)
+    options, needles, axes = 4, (2, 4), ("num_needles", "distractors")
 
     @property
     def pictures(self) -> int:
@@ -363,7 +380,7 @@ class Keys(Drawn):
 class Chain(Drawn):
     """Each picture points at the thing to look for next; the last has the number. Depth is the last one's."""
 
-    needles = (2, 7)
+    needles, axes = (2, 7), ("num_needles", "distractors")
 
     @property
     def pictures(self) -> int:
@@ -411,21 +428,21 @@ class When(Drawn):
 
     @property
     def least_frames(self) -> int:
-        return 8
+        return 4
 
     def puzzle(self, rng: Random, places: Places) -> Puzzle:
-        obj, place = rng.choice(OBJECTS), places.at_depth()
-        # Times are an eighth of the film apart at least.
-        others: list[int] = []
-        while not others or any(b - a < places.seconds // 8 for a, b in itertools.pairwise(sorted([place, *others]))):
-            others = rng.sample([second for second in range(places.seconds) if second != place], 3)
+        obj = rng.choice(OBJECTS)
+        # All times lie in the stretch that depth places, and any of them may be the truth: at every depth the first is
+        # right as often as the last.
+        times = places.spread(4)
+        place, *others = _some(rng, times, len(times))
         shown = Shown(sign=Sign(obj=obj, colour=rng.choice(COLOURS)), place=place, role="asked")
         question = f"The video has one frame a second. At which second is there a {obj}?"
         if self.settings.free:
             question += f" There are {places.seconds} seconds, from 0 to {places.seconds - 1}."
             return Puzzle(about=obj, shown=(shown,), question=question, answer=str(place))
-        times = tuple(f"second {one}" for one in (place, *others))
-        return Puzzle(about=obj, shown=(shown,), question=question, options=times)
+        options = tuple(f"second {one}" for one in (place, *others))
+        return Puzzle(about=obj, shown=(shown,), question=question, options=options)
 
     def is_right(self, row: Mapping[str, Any], text: str) -> bool:
         told = first_number(text)
@@ -444,7 +461,7 @@ class When(Drawn):
 class Clip(Drawn):
     """A clip in which a thing moves: which way. It begins anywhere and wraps round, so no single frame tells."""
 
-    options = 4
+    options, axes = 4, ("clip_seconds",)
 
     @property
     def pictures(self) -> int:
@@ -476,7 +493,7 @@ def _sign(key: Sequence[str], digit: str) -> Sign:
     return Sign(obj=obj, colour=colour, ground=ground, digit=digit)
 
 
-def _some(rng: Random, values: Sequence[str], count: int) -> list[str]:
+def _some(rng: Random, values: Sequence[_Value], count: int) -> list[_Value]:
     return rng.sample(list(values), count)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vniah.haystack import Haystack
+from vniah.haystack.base import content_hash
 from vniah.needles.icons import SHADES, digit_mask, lay, object_mask, texture
 from vniah.needles.needle import Picture
 
@@ -163,9 +164,41 @@ def _moving(field_HWC: NDArray[np.float32], sign: Sign, side: int) -> None:
             lay(field_HWC, object_mask(sign.obj), (round(x + turn_x), round(y + turn_y)), sides, shade)
 
 
-def picture_of(seed: int, sign: Sign, film: Haystack, place: int, salience: Salience) -> Picture:
-    """A sign as it is shown at a place of a film."""
-    return Picture(functools.partial(_shown, seed, sign, film, place, salience), f"the {sign.obj} at {place}")
+class DrawnFrame(Picture):
+    """A sign as it is shown at a place of a film: a frame of the film's size, and a source of that one frame.
+
+    Told by what it is drawn from, and drawn whenever it is asked for: a grid has thousands of them, and whoever encodes
+    each once needs none before, nor keeps it.
+    """
+
+    approximate = False
+
+    def __init__(self, seed: int, sign: Sign, film: Haystack, place: int, salience: Salience) -> None:
+        super().__init__(functools.partial(_shown, seed, sign, film, place, salience), f"the {sign.obj} at {place}")
+        self.size = film.size
+        # What is beneath it hangs on the film.
+        self._blended = bool(salience.size)
+        beneath = [film.fingerprint, str(place), str(salience)] if self._blended else []
+        recipe = [f"vruler {VERSION}", str(seed), str(sign), str(film.size), *beneath]
+        self.fingerprint = "drawn-" + content_hash(recipe)
+
+    def load(self) -> Image.Image:
+        assert callable(self.source)
+        return self.source()
+
+    @property
+    def shown(self) -> DrawnFrame:
+        return self
+
+    def __len__(self) -> int:
+        return 1
+
+    def frames(self, start: int, stop: int) -> NDArray[np.uint8]:
+        frames_NHWC = np.asarray(self.load())[None]
+        return frames_NHWC[start:stop]
+
+    def reader(self) -> DrawnFrame | None:
+        return None if self._blended else self
 
 
 def _shown(seed: int, sign: Sign, film: Haystack, place: int, salience: Salience) -> Image.Image:

@@ -104,8 +104,13 @@ class Journal:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The result stored under ``key``, or ``None``."""
+        line = self.line(key)
+        return None if line is None else dict(line["result"])
+
+    def line(self, key: str) -> dict[str, Any] | None:
+        """The whole line of ``key``, its result and what was said about it, or ``None``."""
         line = self._lines.get(_stored_key(key))
-        return None if line is None else dict(json.loads(line)["result"])
+        return None if line is None else dict(json.loads(line))
 
     def describe(self, run: Mapping[str, Any]) -> None:
         """Say what the lines of a task are part of; once a journal, however often a run is continued."""

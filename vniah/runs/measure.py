@@ -49,8 +49,8 @@ class Model(Protocol):
     def check(self, tasks: Sequence[NeedleTask]) -> None:
         """Raise ValueError for what cannot end well."""
 
-    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> list[Answer]:
-        """An answer for each (task, row number), in every process."""
+    def answers(self, tasks: Mapping[str, NeedleTask], cells: Sequence[tuple[str, int]]) -> Sequence[Answer | None]:
+        """An answer for each (task, row number), in every process; ``None`` where the model gave none."""
 
     def finished(self) -> None:
         """The results are on the disk."""
@@ -60,9 +60,12 @@ class Model(Protocol):
 
 
 class CellError(ValueError):
-    """A cell that the model could not answer; ``answered`` is what was before it, in the order of the cells."""
+    """A cell that the model could not answer.
 
-    def __init__(self, message: str, answered: Sequence[Answer]) -> None:
+    ``answered`` is what was, in the order of the cells; ``None`` for one that was not.
+    """
+
+    def __init__(self, message: str, answered: Sequence[Answer | None]) -> None:
         super().__init__(message)
         self.answered = tuple(answered)
 
@@ -95,10 +98,12 @@ def measure(
     cells = [(task.name, number) for task in tasks for number in range(len(task.rows))[:limit]]
     begun = time.time()
 
-    def write(answers: Sequence[Answer], folder: Path) -> Path:
-        """Score and write what was answered, the first so many cells."""
+    def write(answers: Sequence[Answer | None], folder: Path) -> Path:
+        """Score and write what was answered of the first so many cells."""
         samples: dict[str, list[dict[str, Any]]] = {}
         for (name, number), answer in zip(cells, answers, strict=False):
+            if answer is None:
+                continue
             samples.setdefault(name, []).append(_sample(by_name[name], number, answer))
         results = {
             **_results({by_name[name]: rows for name, rows in samples.items()}),
@@ -113,9 +118,10 @@ def measure(
         answered = model.answers(by_name, cells)
     except CellError as error:
         kept = ""
-        if output is not None and error.answered:
+        count = sum(answer is not None for answer in error.answered)
+        if output is not None and count:
             path = write(error.answered, output)
-            kept = f"; the {len(error.answered)} of {len(cells)} cells before it are in {path}"
+            kept = f"; the {count} of {len(cells)} cells that were answered are in {path}"
         raise CellError(f"{error}{kept}", error.answered) from error.__cause__
     if output is not None:
         path = write(answered, output)
@@ -150,7 +156,8 @@ def _results(samples: Mapping[NeedleTask, Sequence[Mapping[str, Any]]]) -> dict[
 def _sample(task: NeedleTask, number: int, answer: Answer) -> dict[str, Any]:
     """A logged sample as lmms-eval writes it."""
     row, response = task.rows[number], answer.text
-    if answer.is_greedy is not None:
+    # A log-probability that nobody told is not 0.
+    if answer.is_greedy is not None and answer.answer_logprobs:
         details = {**answer.logged(), "prompt_tokens": answer.prompt_tokens}
         response = str(ScoredPair(float(sum(answer.answer_logprobs)), answer.is_greedy, details))
     # A text prompt of megabytes is not logged.
@@ -164,6 +171,13 @@ def _sample(task: NeedleTask, number: int, answer: Answer) -> dict[str, Any]:
         **task.scores(row, answer),
         "input": question,
     }
+
+
+def place_of(task: NeedleTask, number: int) -> str:
+    """Which cell a row is, for an error."""
+    row = task.rows[number]
+    where = ", ".join(f"{key} {row[key]}" for key in (task.length_key, "needle"))
+    return f"{task.name}, {where}, {'no needle' if row['control'] else 'depth ' + str(row['depth_percent'])}"
 
 
 def model_folder(output: Path, model: str) -> Path:
@@ -288,8 +302,7 @@ class CallableModel:
 
     def _ask(self, task: NeedleTask, number: int, answered: Sequence[Answer]) -> str:
         row = task.rows[number]
-        where = ", ".join(f"{key} {row[key]}" for key in (task.length_key, "needle"))
-        where = f"{task.name}, {where}, {'no needle' if row['control'] else 'depth ' + str(row['depth_percent'])}"
+        where = place_of(task, number)
         visuals = task.visuals(row)
         try:
             # A video is one path; frames as images are several.

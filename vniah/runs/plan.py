@@ -5,8 +5,9 @@ Pure arithmetic on the request tree; needs neither the haystack's pixels nor a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,17 @@ from vniah.contract.cost import (
     ModelShape,
     TokenCount,
     answer_flops,
+    answer_tokens,
     estimate_tokens,
     longest_path,
     plain_flops,
     request_tokens,
     segment_tokens,
 )
-from vniah.contract.requests import Frames, Image, Request, Segment, Target, Text, Tokens
+from vniah.contract.requests import Frames, Image, Leaf, Request, Segment, Target, Text, Tokens
 from vniah.files import is_hub_id, read_json, user_path
 from vniah.notices import did_you_mean
-from vniah.prompts import QWEN_1_5, question_text
+from vniah.prompts import QWEN_1_5, PromptTemplate, get_template, question_text
 from vniah.runs.grid import Grid, around_needle
 
 # Parts of the configs of models that see, and kinds among them whose frames' tokens follow from such a config.
@@ -79,6 +81,8 @@ class Plan:
     Attributes:
         cells, controls: prompts with a needle, and without.
         prompt_tokens: of all cells, as one forward a cell would see them.
+        every_token: that is fed with one forward each, controls and answers included.
+        tree_tokens: that are fed when each shared prefix is computed once, for the same.
         tree_flops: with shared prefixes, controls included.
         plain_flops: one forward a cell, no controls (what the reference runs).
         longest_tokens: the longest prompt with its answer.
@@ -91,6 +95,8 @@ class Plan:
     cells: int
     controls: int
     prompt_tokens: int
+    every_token: int
+    tree_tokens: int
     tree_flops: int
     plain_flops: int
     longest_tokens: int
@@ -98,6 +104,11 @@ class Plan:
     weight_bytes: int
     chunk_bytes: int
     logits_bytes_plain: int
+
+    @property
+    def shared(self) -> float:
+        """The share of ``every_token`` that the tree need not feed."""
+        return 1 - self.tree_tokens / self.every_token
 
     @property
     def peak_bytes(self) -> int:
@@ -177,10 +188,17 @@ def grid_requests(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> tuple[
     return cells, controls
 
 
-def shared_flops(
+class Shared(NamedTuple):
+    """What a tree costs."""
+
+    flops: int
+    tokens: int
+
+
+def shared_cost(
     requests: Sequence[Request], shape: ModelShape, count: TokenCount = estimate_tokens, *, at: int = 0, past: int = 0
-) -> int:
-    """FLOPs when each shared prefix is computed once: ``tree_flops`` of the requests' tree without the tree.
+) -> Shared:
+    """FLOPs and tokens fed when each shared prefix is computed once: ``tree_flops`` of the requests' tree without it.
 
     A long trunk with a branch at each of thousands of places has as many nodes, and each request would walk them all
     to its own. Here a span costs its longest reach once, since FLOPs of a causal forward add up over its pieces.
@@ -189,12 +207,14 @@ def shared_flops(
         requests: alike in their first ``at`` segments, of ``past`` tokens. No span goes on where one of the same
             source ends, as none of a needle test does.
     """
-    total = 0
+    flops = tokens = 0
     spans: dict[tuple[type, str, int], int] = {}
     branches: dict[Segment, list[Request]] = {}
+    answers: set[Leaf] = set()
     for request in requests:
         if at == len(request.segments):
-            total += answer_flops(request.leaf, past, shape, count)
+            flops += answer_flops(request.leaf, past, shape, count)
+            answers.add(request.leaf)
             continue
         segment = request.segments[at]
         branches.setdefault(segment, []).append(request)
@@ -202,12 +222,16 @@ def shared_flops(
             start = (type(segment), segment.source, segment.start)
             spans[start] = max(spans.get(start, 0), segment_tokens(segment, shape, count))
         elif len(branches[segment]) == 1:
-            total += shape.forward_flops(segment_tokens(segment, shape, count), past)
-    total += sum(shape.forward_flops(new, past) for new in spans.values())
+            new = segment_tokens(segment, shape, count)
+            flops, tokens = flops + shape.forward_flops(new, past), tokens + new
+    # Of an answer, all tokens but the last are fed.
+    tokens += sum(spans.values()) + sum(max(0, answer_tokens(leaf, count) - 1) for leaf in answers)
+    flops += sum(shape.forward_flops(new, past) for new in spans.values())
     for segment, alike in branches.items():
         behind = past + segment_tokens(segment, shape, count)
-        total += shared_flops(alike, shape, count, at=at + 1, past=behind)
-    return total
+        more = shared_cost(alike, shape, count, at=at + 1, past=behind)
+        flops, tokens = flops + more.flops, tokens + more.tokens
+    return Shared(flops, tokens)
 
 
 def make_plan(
@@ -217,17 +241,31 @@ def make_plan(
     *,
     chunk_tokens: int = 8192,
     count: TokenCount = estimate_tokens,
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Plan:
-    """Add up a run on a model of ``shape``."""
+    """Add up a run on a model of ``shape``.
+
+    Args:
+        encode: counts in place of ``count``, and tells which tokens texts begin alike with: those are shared too.
+    """
     if not cells:
         raise ValueError("there is nothing to plan: no cells")
     every = [*cells, *controls]
-    longest = longest_path(every, shape, count)
+    if encode is not None:
+        ids = functools.cache(encode)
+        count = lambda text: len(ids(text))  # noqa: E731
+        every = [replace(request, segments=tuple(_spelled(request.segments, ids))) for request in every]
+        cells = every[: len(cells)]
+    longest, shared = longest_path(every, shape, count), shared_cost(every, shape, count)
+    prompts = [request_tokens(request, shape, count) for request in every]
+    fed = [max(0, answer_tokens(request.leaf, count) - 1) for request in every]
     return Plan(
         cells=len(cells),
         controls=len(controls),
-        prompt_tokens=sum(request_tokens(request, shape, count) for request in cells),
-        tree_flops=shared_flops(every, shape, count),
+        prompt_tokens=sum(prompts[: len(cells)]),
+        every_token=sum(prompts) + sum(fed),
+        tree_tokens=shared.tokens,
+        tree_flops=shared.flops,
         plain_flops=plain_flops(cells, shape, count),
         longest_tokens=longest,
         kv_bytes=longest * shape.kv_bytes_per_token,
@@ -235,6 +273,15 @@ def make_plan(
         chunk_bytes=chunk_bytes(shape, min(chunk_tokens, longest)),
         logits_bytes_plain=4 * longest * shape.vocab,
     )
+
+
+def _spelled(segments: Iterable[Segment], encode: Callable[[str], Sequence[int]]) -> Iterator[Segment]:
+    """Texts by their tokens, each a segment."""
+    for segment in segments:
+        if isinstance(segment, Text):
+            yield from (Tokens(f"token {token}", 0, 1) for token in encode(segment.text))
+        else:
+            yield segment
 
 
 def chunk_bytes(shape: ModelShape, tokens: int) -> int:
@@ -309,6 +356,13 @@ def checkpoint_tokens(model: str) -> Callable[[str], list[int]] | None:
         raise ValueError(f"{path} is not a tokenizer that can be read ({error}); copy it again") from None
 
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def checkpoint_template(model: str) -> PromptTemplate:
+    """The template that a checkpoint folder's config names; else that of the paper's models."""
+    path = user_path(model) / "config.json"
+    named = None if model in SHAPES or not path.is_file() else _read_config(path).get("chat_template_name")
+    return QWEN_1_5 if named is None else get_template(str(named))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

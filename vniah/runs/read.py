@@ -427,7 +427,9 @@ def _from_journal(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | Non
     if not isinstance(doc, Mapping) or not isinstance(result, Mapping) or "needle" not in doc:
         return None
     text, answer_ids = str(result.get("text", "")), result.get("answer_ids") or []
-    if answer_ids:
+    if isinstance(result.get("is_greedy"), bool):
+        correct = result["is_greedy"]
+    elif answer_ids:
         correct = teacher_forced_match(result.get("predicted_ids") or [], answer_ids)
     elif "choice" in doc:
         correct = is_right(text, str(doc.get("answer", "")), str(doc.get("question", "")))

@@ -84,6 +84,22 @@ def teacher_forced_match(predicted_ids: Sequence[int], answer_ids: Sequence[int]
     return len(answer_ids) > 0 and list(predicted_ids) == list(answer_ids)
 
 
+def begins_with(generated_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
+    """The same of greedy decoding: what it wrote first is what teacher forcing predicts, as long as that is right."""
+    return teacher_forced_match(generated_ids[: len(answer_ids)], answer_ids)
+
+
+def begins_with_text(text: str, answer: str) -> bool:
+    """The nearest to it where no tokens are known: ``text`` begins with the answer, which does not end within a word.
+
+    Differs from the tokens' rule where a text has several cuts into tokens, where a token that begins with a space
+    reads like one without, and where the answer's tokens go on in the same word.
+    """
+    rest = text[len(answer) :]
+    inside = rest[:1].isalnum() and answer[-1:].isalnum()
+    return bool(answer) and text.startswith(answer) and not inside
+
+
 def grid_scores(cells: pandas.DataFrame) -> dict[tuple[int, int], float]:
     """Mean correctness over needles by (num_frames, depth_percent); controls, which have no depth, are left out."""
     means = cells.groupby(["num_frames", "depth_percent"])["correct"].mean()

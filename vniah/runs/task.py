@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from vniah.contract.requests import Target
+from vniah.contract.requests import Segment, Target
 from vniah.notices import QuietDict, closing
 from vniah.runs import scoring as figures
 from vniah.runs.grid import Cell
@@ -38,6 +38,7 @@ class Answer:
         is_greedy: whether every token of the right answer is the argmax (paper section 4); ``None`` for a free answer.
         predicted_ids, answer_ids, answer_logprobs: of a forced answer, one a token; empty where not told.
         prompt_tokens: length of the prompt; ``None`` where not told.
+        unanswered: why there is none, such as "refused": then the cell is not scored.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Answer:
     answer_ids: Sequence[int] = ()
     answer_logprobs: Sequence[float] = ()
     prompt_tokens: int | None = None
+    unanswered: str = ""
 
     def logged(self) -> dict[str, Any]:
         """What a logged cell says of its answer, under the names that results files use."""
@@ -59,9 +61,17 @@ class Answer:
     @classmethod
     def forced(cls, is_greedy: bool, details: Mapping[str, Any]) -> Answer:
         """A forced answer from the details behind a ``ScoredPair``, of which any may be missing."""
-        told = {key: tuple(details.get(key, ())) for key in ("predicted_ids", "answer_ids", "answer_logprobs")}
-        text, tokens = str(details.get("predicted", "")), details.get("prompt_tokens")
-        return cls(text=text, is_greedy=is_greedy, prompt_tokens=tokens, **told)
+        predicted, right, logprobs = (
+            tuple(details.get(key, ())) for key in ("predicted_ids", "answer_ids", "answer_logprobs")
+        )
+        return cls(
+            text=str(details.get("predicted", "")),
+            is_greedy=is_greedy,
+            predicted_ids=predicted,
+            answer_ids=right,
+            answer_logprobs=logprobs,
+            prompt_tokens=details.get("prompt_tokens"),
+        )
 
 
 class NeedleTask(ABC):
@@ -84,6 +94,7 @@ class NeedleTask(ABC):
         effective: the metric of the longest length that is found.
         control: the metric of the controls.
         control_is_right: whether a right answer to a control is one, and no guess.
+        adds: units that a cell has more than its length at most.
         more_metrics: those that this task alone has.
     """
 
@@ -93,6 +104,7 @@ class NeedleTask(ABC):
     effective: ClassVar[str]
     generation: Mapping[str, Any] = MappingProxyType({})
     control_is_right = False
+    adds = 1
     seeds = 1
     chance: float | Literal["control"] | None = None
     more_metrics: Metrics = MappingProxyType({})
@@ -111,6 +123,26 @@ class NeedleTask(ABC):
     @abstractmethod
     def visuals(self, row: Row) -> list[Any]:
         """What is shown: ``Visual`` objects for a model that takes segments, the path of an mp4 for any other."""
+
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """The same for a chat model, as lmms-eval has messages: what is shown under ``url``, then the question."""
+        shown = [{"type": "video", "url": visual} for visual in self.visuals(row)]
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.question(row)}]}]
+
+    @abstractmethod
+    def segments(self, row: Row) -> tuple[Segment, ...]:
+        """What is shown as segments, without the question of what is seen: where cells begin alike."""
+
+    def shown(self, row: Row) -> list[Any]:
+        """What a model behind a server is shown, by ``show_as``: a ``SplicedVideo``, or the path of an mp4."""
+        return []
+
+    def prompt(self, row: Row) -> str:
+        """The whole text that such a model reads."""
+        return self.question(row)
+
+    def show_as(self, presentation: str, *, timestamps: bool = False) -> None:  # noqa: B027 (most show no film)
+        """Be shown so to a model behind a server; results tell. Of no consequence where there is nothing to see."""
 
     @abstractmethod
     def is_right(self, row: Row, text: str) -> bool:

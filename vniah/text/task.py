@@ -111,8 +111,19 @@ class TextTask(NeedleTask):
             f"{settings.seed}{row['question'].removeprefix('</book>.')}"
         )
 
+    def segments(self, row: Row) -> tuple[Segment, ...]:
+        return self.compose(self.cell(row)).segments()
+
+    def prompt(self, row: Row) -> str:
+        return self.compose(self.cell(row)).text()
+
     def visuals(self, row: Row) -> list[Any]:
         return [] if self.scoring == "generated" else [TextPrompt(self, self.cell(row))]
+
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """A chat model reads the whole prompt as its user's words."""
+        text = self.compose(self.cell(row)).text()
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
 
     def is_right(self, row: Row, text: str) -> bool:
         return generated_correct(text, self.puzzle(self.cell(row)), self.settings.variant)
@@ -195,6 +206,10 @@ class TextPrompt:
     def segments(self) -> tuple[Segment, ...]:
         """Text, spans of haystack tokens, needles, question."""
         return self._task.compose(self._cell).segments()
+
+    def text(self) -> str:
+        """The same prompt as one string, for a model that is sent text."""
+        return self._task.compose(self._cell).text()
 
     def media(self) -> Mapping[str, TokenSource]:
         source = self._task.counted

@@ -137,7 +137,7 @@ class SplicedVideo:
 
     def media(self) -> Mapping[str, FrameSource | Any]:
         found: dict[str, FrameSource | Any] = {self.haystack.fingerprint: self.haystack}
-        return found | {one.source: one.picture.image for one in self.inserted}
+        return found | {one.source: one.picture.shown for one in self.inserted}
 
     def frames(self, start: int, stop: int) -> FramesNHWC:
         """Frames ``start`` to ``stop`` (exclusive), uint8 of shape (N, H, W, 3), inserted pictures letterboxed.

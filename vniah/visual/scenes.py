@@ -16,6 +16,7 @@ from typing import Any
 from vniah.answers import is_right
 from vniah.haystack import Haystack
 from vniah.needles.needle import LookAlike, Needle, NeedleSet
+from vniah.notices import notice
 from vniah.runs.grid import Cell, Grid, needle_index
 from vniah.runs.scoring import CORRECT, DISTRACTOR, OTHER
 from vniah.runs.task import mean
@@ -71,6 +72,7 @@ class Scenes(ABC):
         samples: cells are drawn, and told apart by number.
         turns: how often each draw is asked, under other orders of its options.
         measures: the names of its own metrics, of ``METRICS``.
+        unread: settings that it does not go by.
     """
 
     film: Haystack
@@ -79,6 +81,10 @@ class Scenes(ABC):
     samples: bool = False
     turns: int = 1
     measures: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    def check(self, grid: Grid) -> None:  # noqa: B027  most kinds have nothing to say
+        """Raise ValueError for a grid that cannot show what is asked for, and tell where it is shown in part."""
 
     @property
     def chance(self) -> float | None:
@@ -231,16 +237,41 @@ class LookAlikes(Needles):
         needle = replace(needle, question=needle.among or needle.question)
         if cell.depth_percent is None:
             return self._scene(needle)
+        place = needle_index(num_frames, cell.depth_percent)
+        lookalikes = list(zip(needle.distractors[: self.count], self._places(cell, num_frames), strict=False))
+        return self._scene(needle, Inserted(needle.picture, place), lookalikes)
+
+    def _places(self, cell: Cell, num_frames: int) -> range:
+        """Where look-alikes of a needle have room, from the nearest on."""
+        assert cell.depth_percent is not None
         place, far = needle_index(num_frames, cell.depth_percent), self.distance
         sides = [side for side, fits in ((-1, place >= far), (1, place + far < num_frames)) if fits]
-        if place <= far and place + far >= num_frames:
-            sides = []
-        lookalikes: list[tuple[LookAlike, int]] = []
-        if sides:
-            side = drawn("vniah_d", cell, cell.seed).choice(sides)
-            there = range(place + side * far, num_frames + 1 if side > 0 else -1, side * far)
-            lookalikes = list(zip(needle.distractors[: self.count], there, strict=False))
-        return self._scene(needle, Inserted(needle.picture, place), lookalikes)
+        if not sides or (place <= far and place + far >= num_frames):
+            return range(0)
+        side = drawn("vniah_d", cell, cell.seed).choice(sides)
+        return range(place + side * far, num_frames + 1 if side > 0 else -1, side * far)
+
+    def check(self, grid: Grid) -> None:
+        most = {
+            length: max(
+                len(self._places(Cell(length, depth, needle), length))
+                for depth in grid.depths
+                for needle in self.needles.ids
+            )
+            for length in grid.lengths
+        }
+        if not any(most.values()):
+            raise ValueError(
+                f"no cell of {grid.longest} frames or fewer has room for a look-alike {self.distance} frames from its "
+                "needle; show more frames, or set VNIAH_DISTANCE to less"
+            )
+        few = [length for length, room in most.items() if room < self.count]
+        if few:
+            told = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
+            notice(
+                f"columns of {told} frames have no room for {self.count} look-alike{'s' if self.count > 1 else ''} "
+                f"{self.distance} frames apart: their cells show those that fit, or none (docs/tasks.md)"
+            )
 
     columns, logged = Scenes.columns, Scenes.logged
 

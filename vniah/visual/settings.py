@@ -31,7 +31,8 @@ def _gigabytes(value: Any, name: str) -> float:
     return size
 
 
-def _presentation(value: Any, name: str) -> str:
+def known_presentation(value: Any, name: str = "presentation") -> str:
+    """One of ``PRESENTATIONS``; ValueError names the nearest."""
     if value not in PRESENTATIONS:
         near = did_you_mean(str(value), PRESENTATIONS)
         raise ValueError(f"no presentation {str(value)!r} ({name}); expected one of {', '.join(PRESENTATIONS)}{near}")
@@ -68,7 +69,7 @@ class Settings(TaskSettings):
     haystack: str = "synthetic"
     needles: str = DEFAULT_NEEDLES
     decoder: str = "pyav"
-    presentation: str = field(default="video", metadata={"read": _presentation})
+    presentation: str = field(default="video", metadata={"read": known_presentation})
     seeds: int = field(default=1, metadata={"read": _seeds})
     kind: str = own("needles")
     cache: str = ""

@@ -10,16 +10,17 @@ from typing import Any
 
 from PIL import Image
 
-from vniah.haystack import open_haystack, require_frames
+from vniah.contract.requests import Request, Segment, Target, Text
+from vniah.haystack import Haystack, open_haystack, require_frames
 from vniah.haystack.base import content_hash
 from vniah.notices import notice
-from vniah.prompts import question_text
+from vniah.prompts import QWEN_1_5, PromptTemplate, question_text
 from vniah.runs.grid import Cell, check_columns
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
 from vniah.visual.scenes import METRICS, Scene
-from vniah.visual.settings import Settings
+from vniah.visual.settings import Settings, known_presentation
 
 _BATCH = 32
 # What is kept where and how much of it changes no score; the presentation is told with what is shown.
@@ -47,16 +48,27 @@ class VisualTask(NeedleTask):
         self.repeated = [one.open_scenes(film) for one, film in zip(repetitions, self.haystacks, strict=True)]
         self.scenes = self.repeated[0]
         self.chance = "control" if self.scenes.chance is None else self.scenes.chance
-        self.per_place = sum(scenes.per_place for scenes in self.repeated)
+        self.per_place, self.adds = sum(scenes.per_place for scenes in self.repeated), self.scenes.most
         columns = len(grid.lengths) * (len(grid.depths) + 1)
         self.check_size(columns * self.per_place, f"frames {settings.frames!r}, depths {settings.depths!r}")
         check_columns(settings.frames, grid.lengths, "frames")
         for film in self.haystacks:
             require_frames(film, grid.longest)
+        self.scenes.check(grid)
         self.cells = tuple(
             replace(cell, seed=seed) for seed, scenes in enumerate(self.repeated) for cell in scenes.cells(grid)
         )
+        self._repeats = self.haystack.repeats_from
+        if self._repeats is not None and self._repeats < grid.longest:
+            notice(
+                f"{self.haystack.name!r} shows its {self._repeats} frames again in columns of more than that: what is "
+                "seen once stands out there more than in a film that does not repeat itself; what is inserted does not "
+                "repeat",
+                kind=f"repeats {self.haystack.name}",
+            )
         self._reading = threading.Lock()
+        self._films = self.haystacks
+        self._served: dict[str, Any] = {}
         if scoring == "generated":
             self._films = [held_at_the_end(film, grid.longest, self.scenes.most) for film in self.haystacks]
             for scenes, film in zip(self.repeated, self._films, strict=True):
@@ -71,8 +83,14 @@ class VisualTask(NeedleTask):
                 )
         elif settings.presentation != "video":
             notice(
-                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers; teacher forcing shows a film"
+                f"{name}: VNIAH_PRESENTATION={settings.presentation} is for free answers and models behind a server; "
+                "elsewhere teacher forcing shows a film"
             )
+
+    @property
+    def haystack(self) -> Haystack:
+        """The film; of several repetitions the first one's."""
+        return self.haystacks[0]
 
     def _composed(self, num_frames: int) -> int:
         return composed_frames(num_frames, self.scenes.most)
@@ -110,12 +128,47 @@ class VisualTask(NeedleTask):
             return [str(self.composers[self.cell(row).seed].cached(self.video(row)))]
         return [self.video(row)] if self.scoring == "teacher-forced" else self._images(self.video(row))
 
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """With the film's rate, and with when each frame is, in seconds, for hosts that carry them; others leave them
+        out, and read the same from the file."""
+        (turn,) = super().messages(row)
+        *shown, question = turn["content"]
+        times = [frame / FPS for frame in range(len(self.video(row)))]
+        if self.scoring == "generated" and self.settings.presentation == "images":
+            shown = [{**one, "type": "image", "time": time} for one, time in zip(shown, times, strict=True)]
+        else:
+            shown = [{**one, "fps": FPS, "frame_times": times} for one in shown]
+        return [{**turn, "content": [*shown, question]}]
+
     def video(self, row: Mapping[str, Any]) -> SplicedVideo:
         """What a row shows: for a free answer as a video is composed, which differs from the paper's cells."""
         cell = self.cell(row)
         scene, num_frames = self._scene(cell)
         films = self._films if self.scoring == "generated" else self.haystacks
         return SplicedVideo(haystack=films[cell.seed], num_frames=num_frames, inserted=scene.inserted)
+
+    def requests(self, template: PromptTemplate = QWEN_1_5) -> list[Request]:
+        """Every cell as segments with its forced answer, for planning: what ``build_prompt`` makes of the same."""
+        turns = ([Text(template.opening(None).rstrip(" "))], [Text(template.post)])
+        found = []
+        for row in self.rows:
+            shown = [*turns[0], *self.video(row).segments(), Text(question_text(self.question(row))), *turns[1]]
+            kept = tuple(part for part in shown if not (isinstance(part, Text) and not part.text))
+            found.append(Request(kept, Target(self.target(row))))
+        return found
+
+    def segments(self, row: Row) -> tuple[Segment, ...]:
+        return self.video(row).segments()
+
+    def show_as(self, presentation: str, *, timestamps: bool = False) -> None:
+        self.settings = replace(self.settings, presentation=known_presentation(presentation))
+        self._served = {"presentation": presentation, "timestamps": timestamps, "video_fps": FPS}
+        vars(self).pop("provenance_key", None)
+
+    def shown(self, row: Row) -> list[Any]:
+        video = self.video(row)
+        composer = self.composers[self.cell(row).seed]
+        return [str(composer.cached(video))] if self.settings.presentation == "video" else [video]
 
     def _images(self, video: SplicedVideo) -> list[Image.Image]:
         """The frames as pictures, before any coding."""
@@ -150,11 +203,7 @@ class VisualTask(NeedleTask):
 
     def describe(self) -> dict[str, Any]:
         settings, haystack, shown = self.settings, self.haystacks[0], {}
-        left_out = {
-            *_NOT_MEASURED,
-            *(["needles"] if self.scenes.samples else []),
-            *(["seeds"] if settings.seeds == 1 else []),
-        }
+        left_out = {*_NOT_MEASURED, *self.scenes.unread, *(["seeds"] if settings.seeds == 1 else [])}
         if self.scoring == "generated":  # teacher forcing shows the paper's cells
             shown = {
                 "presentation": settings.presentation,
@@ -165,8 +214,10 @@ class VisualTask(NeedleTask):
         return {
             **{key: value for key, value in asdict(settings).items() if key not in left_out},
             **shown,
+            **self._served,
             "haystack_name": haystack.name,
             "haystack_fingerprint": haystack.fingerprint,
+            **({} if self._repeats is None else {"haystack_repeats_from": self._repeats}),
             "haystack_frames": "endless" if haystack.endless else len(haystack),
             **self.scenes.describe(),
             **(self._describe_seeds() if settings.seeds > 1 else {}),
