@@ -19,9 +19,9 @@ from vniah.runs.scoring import control_mean, grid_mean
 from vniah.runs.uncertainty import uncertainty
 from vniah.visual.scenes import METRICS
 
-GRID = {"frames": "16,64", "depths": "0-100:25", "haystack": "synthetic:7:80:64x64"}
+GRID = {"frames": "32", "depths": "0-100:25", "haystack": "synthetic:7:80:64x64"}
 TASKS = ("vniah_d", "vruler")
-COUNTS, LIKENESS = (1, 2, 4, 8), (0, 1, 2)
+COUNTS, LIKENESS = (1, 4, 16), (0, 1, 2)
 
 
 def measured(model: str, tasks: tuple[str, ...], given: Mapping[str, object], output: Path) -> list[Run]:
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--samples", type=int, default=20, help="draws at each length and depth")
+    parser.add_argument("--samples", type=int, default=10, help="draws at each length and depth")
     given = parser.parse_args()
     looked = {"samples": given.samples, "needles": f"icons:0:{given.samples}", "distance": 4}
     print("| task | accuracy (95 %) | control | guessing | beside it |\n| --- | --- | --- | --- | --- |")

@@ -68,28 +68,24 @@ def command(
     if task and text:
         raise ValueError("--task plans tasks on film and --text plans text NIAH; give one of them")
     if task:
-        given = {"frames": frames, "depths": depths, "needles": needles, "haystack": haystack}
-        tasks = film_tasks(task, {key: value for key, value in given.items() if value})
+        wanted = {"frames": frames, "depths": depths, "needles": needles, "haystack": haystack}
+        tasks = film_tasks(task, {key: value for key, value in wanted.items() if value})
         if is_plain:
             _plan_tasks(model, task, tasks, on)
         else:
-            told = _frame_size(frame_size, tasks[0].settings)
-            _plan_video_model(model, _called(task, tasks), lambda: _task_cells(tasks), presentation, told, on)
+            shown = _frame_size(frame_size, tasks[0].settings)
+            _plan_video_model(model, _called(task, tasks), lambda: _task_cells(tasks), presentation, shown, on)
         return
-    if not is_plain and not text:
+    if not text:
         asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles, "haystack": haystack})
         check_columns(asked.frames, asked.grid.lengths, "frames")
         found, told = plan_needles(asked.needles)
         check_cells(asked.grid, len(found))
         what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
-
-        def cells() -> Sequence[PlannedCell]:
-            from longva_model.backends.planning import needle_cells
-
-            return needle_cells(asked.grid, found)
-
-        _plan_video_model(model, what, cells, presentation, _frame_size(frame_size, asked), on)
-        return
+        if not is_plain:
+            shown = _frame_size(frame_size, asked)
+            _plan_video_model(model, what, lambda: _needle_cells(asked.grid, found), presentation, shown, on)
+            return
     shape = shape_of(model)
     encode = checkpoint_tokens(model)
     if text:
@@ -103,12 +99,7 @@ def command(
         cells, controls = _text_requests(settings, encode)
         what = f"text NIAH {text} tokens, depths {settings.depths} %, {distractors} distractors"
     else:
-        asked = Settings.read(given={"frames": frames, "depths": depths, "needles": needles})
-        check_columns(asked.frames, asked.grid.lengths, "frames")
-        found, told = plan_needles(asked.needles)
-        check_cells(asked.grid, len(found))
         cells, controls = grid_requests(asked.grid, found)
-        what = f"V-NIAH {asked.frames} frames, depths {asked.depths} %, {told}"
     plan = make_plan(cells, controls, shape, chunk_tokens=chunk_tokens, encode=encode)
     print(f"{model}: {what}")
     _print_plan(model, plan, shape, on, frames=not text, counted=encode is not None)
@@ -148,6 +139,12 @@ def _called(name: str, tasks: Sequence[VisualTask]) -> str:
     settings = tasks[0].settings
     film = tasks[0].haystack.name
     return f"{name}, {settings.frames} frames, depths {settings.depths} %, {film}"
+
+
+def _needle_cells(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> Sequence[PlannedCell]:
+    from longva_model.backends.planning import needle_cells
+
+    return needle_cells(grid, needles)
 
 
 def _task_cells(tasks: Sequence[VisualTask]) -> Sequence[PlannedCell]:
