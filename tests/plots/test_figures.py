@@ -433,7 +433,7 @@ def test_accuracy_against_distractors_has_a_curve_a_likeness(tmp_path: Path) -> 
     assert curves_csv(panels, "distractors", "accuracy").startswith("panel,curve,distractors,accuracy,low,high")
     with pytest.raises(ValueError, match="two runs of vruler_distractor show 4 distractors"):
         distractor_panels([runs[2], runs[2]])
-    with pytest.raises(ValueError, match="is of vruler_count; this figure takes vruler_distractor and vniah_d"):
+    with pytest.raises(ValueError, match="of vruler_count has no distractors; give vruler_distractor or vniah_d"):
         distractor_panels([run("vruler_count", distractors=4)])
 
 
