@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vniah.notices import did_you_mean
 from vniah.plots import run_notes
 from vniah.plots.grid_data import GridData, long_label
-from vniah.plots.published import Table, TableRow, grid_names, read_published, tables
+from vniah.plots.published import Table, TableRow, figure_lines, grid_names, read_published, tables
 from vniah.plots.table_formats import TextTable
 from vniah.runs.run import NOT_SCORED, Run
 from vniah.runs.scoring import effective_at, grid_scores
@@ -169,7 +169,8 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run], thresh
         **controls,
         **{long_label(length, unit): 3 for length in lengths},
     }
-    notes = [f"{run.name}: {run.settings['published']['source']}." for run in theirs]
+    published = [(run.name, run.settings["published"]) for run in theirs]
+    notes = [f"{name}: {told['source']}; {told['measured']}." for name, told in published]
     notes += run_notes.measured_lines(ours) + run_notes.differences(everyone) + run_notes.unfinished(ours)
     notes += [*run_notes.warned(ours), *run_notes.left_out(ours), *sure, *_paired(columns, everyone)]
     if differ:
@@ -287,7 +288,9 @@ def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def published_names() -> str:
-    """Every name that ``--published`` takes, with its source."""
-    lines = [f"{name}  ({read_published(name).settings['published']['source']})" for name in grid_names()]
+    """Every name that ``--published`` takes, with what it measured and its source; then single figures of others."""
+    told = [(name, read_published(name).settings["published"]) for name in grid_names()]
+    lines = [f"{name}: {one['measured']}  ({one['source']})" for name, one in told]
     lines += [f"{row.label}  ({table.source})" for table in tables() for row in table.rows]
+    lines += ["", "One figure each, of other protocols, to read and not to subtract:", *figure_lines()]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from vniah.runs.run import Run
 # Without these nobody can say what was measured.
 _NEEDED = {"frames": ("haystack", "needles"), "tokens": ("haystack",)}
 _PAPERS = {
-    "frames": "the paper's film is another, and its needles are those of lmms-lab/v_niah_needles",
+    "frames": "published grids have films of their own, and the paper's needles are those of lmms-lab/v_niah_needles",
     "tokens": "the paper's text is Paul Graham's essays",
 }
 _PAPERS_TEXT = "baber/paul_graham_essays"

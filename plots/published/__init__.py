@@ -16,6 +16,9 @@ from typing import Any
 from vniah.notices import did_you_mean
 from vniah.runs.run import Run, cells_from_scores
 
+# What the paper's own grids measured.
+PAPERS_PROTOCOL = "teacher forcing, five needles or draws a place"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
@@ -97,8 +100,20 @@ def read_published(name: str) -> Run:
         cells=cells_from_scores(scores, whole["scores_per_cell"]),
         train_frames=whole["train_length"],
         unit=whole.get("unit", "frames"),
-        settings={"published": {"source": whole["source"], "training length": whole["train_note"]}},
+        settings={
+            "published": {
+                "source": whole["source"],
+                "measured": whole.get("protocol", PAPERS_PROTOCOL),
+                "training length": whole["train_note"],
+            }
+        },
     )
+
+
+def figure_lines() -> tuple[str, ...]:
+    """Published figures that are one number and no grid, each with what it measured and its source."""
+    rows = [row for whole in _files("figures").values() for row in whole["rows"]]
+    return tuple("{name}: {figure}; {measured}  ({source})".format(**row) for row in rows)
 
 
 @functools.cache

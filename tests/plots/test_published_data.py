@@ -13,6 +13,10 @@ from vniah.runs.scoring import column_means, effective_frames, grid_mean, grid_s
 # What the paper's own averages are, by reference section 9.
 MEANS = {
     "LongVA-7B": 0.909,
+    "VideoRoPE-vanilla": 0.318,
+    "VideoRoPE-time": 0.293,
+    "VideoRoPE-m-rope": 0.787,
+    "VideoRoPE-videorope": 0.911,
     "LLaVA-NeXT-Video-7B-32K": 0.147,
     "LLaVA-NeXT-Video-7B-32K-rope-1e8": 0.284,
     "Qwen2-7B-224K-distractors-0": 0.998,
@@ -21,6 +25,10 @@ MEANS = {
     "Llama-3-8B-extended-distractors-3": 0.906,
 }
 RELEASED = {
+    "VideoRoPE-vanilla": "vniah_VideoRoPE-repo_vanilla_rope",
+    "VideoRoPE-time": "vniah_VideoRoPE-repo_time_rope",
+    "VideoRoPE-m-rope": "vniah_VideoRoPE-repo_m_rope",
+    "VideoRoPE-videorope": "vniah_VideoRoPE-repo_t_scale2_change_freq",
     "LongVA-7B": "vniah_LongVA-7B",
     "LLaVA-NeXT-Video-7B-32K": "vniah_LLaVA-NeXT-Video-7B-32K_rope_theta_1000000",
     "LLaVA-NeXT-Video-7B-32K-rope-1e8": "vniah_LLaVA-NeXT-Video-7B-32K_rope_theta_100000000",

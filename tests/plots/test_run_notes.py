@@ -221,15 +221,16 @@ def test_what_is_not_known_is_said_to_be_unknown() -> None:
     ]
     assert differences([silent]) == [], "alone it is compared with nothing"
     (line,) = differences([silent, read_published("LongVA-7B")])
-    assert "(old: haystack and needles unknown; the paper's film is another" in line
+    assert "(old: haystack and needles unknown; published grids have films" in line
 
 
 def test_beside_the_papers_grids_ours_says_on_what_it_was_measured() -> None:
     ours = told(small_run(name="ours"), **SYNTHETIC)
     (comparison,) = compare([ours], ["LongVA-7B"])
     assert (
-        "Not measured on what the paper's were (ours: haystack synthetic:0, needles icons:0:3; the paper's film is "
-        "another, and its needles are those of lmms-lab/v_niah_needles): differences are not of the model alone."
+        "Not measured on what the paper's were (ours: haystack synthetic:0, needles icons:0:3; published grids have "
+        "films of their own, and the paper's needles are those of lmms-lab/v_niah_needles): differences are not of the "
+        "model alone."
     ) in comparison.notes
     essays = text_run(haystack="baber/paul_graham_essays")
     assert differences([essays, read_published("Qwen2-7B-224K-distractors-0")]) == [], "the paper's own text"

@@ -49,6 +49,12 @@ def command(
     shared_distractors: Annotated[
         bool, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
     ] = False,
+    power: Annotated[
+        float | None, typer.Option(help="How many needles a difference of so much between two runs needs, and no more.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="With --power: a RUN whose mean and intra-needle correlation are taken.")
+    ] = None,
 ) -> None:
     """Show cells, tokens, FLOPs, memory and time of a grid before running it.
 
@@ -63,6 +69,12 @@ def command(
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
 
+    if like is not None and power is None:
+        raise ValueError("--like RUN goes with --power: it says how alike the answers of a needle are")
+    if power is not None:
+        grid = Settings.read(given={"frames": frames, "depths": depths}).grid
+        print(_needles_needed(power, len(grid.lengths) * len(grid.depths), like))
+        return
     device, is_plain = get_gpu(gpu), is_plain_model(model)
     on = _Where(device, gpus, chunk_tokens, host_memory)
     if task and text:
@@ -394,6 +406,27 @@ def _on_this_machine(spec: str) -> NeedleSet | None:
         return open_needles(spec)
     snapshot = cached_snapshot(spec, "dataset", allow_patterns=PATTERNS, known_whole=False)
     return None if snapshot is None else read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
+
+
+def _needles_needed(difference: float, places: int, like: str | None) -> str:
+    """The lines of ``--power``."""
+    from vniah.runs import power
+    from vniah.runs.read import read_run
+    from vniah.runs.scoring import grid_mean
+
+    what = (
+        f"a difference of {power.check_difference(difference):g} between two runs (80 % power, 5 % two-sided, the same "
+        f"needles at {places:,} places, none assumed to be easy for both) needs"
+    )
+    if like is not None:
+        cells = read_run(like, partial=True).cells
+        found, mean = power.intra_needle_correlation(cells), grid_mean(cells)
+        needles = power.needles_for(difference, places, mean=mean, correlation=found)
+        return f"{what} {needles:,} needles (mean {mean:.3f} and intra-needle correlation {found:.2f} of {like})"
+    lines = [f"{what}, by the intra-needle correlation (--like RUN; a mean of {power.ASSUMED_MEAN:g} is assumed):"]
+    for one in power.ASSUMED:
+        lines.append(f"  correlation {one}: {power.needles_for(difference, places, correlation=one):,} needles")
+    return "\n".join(lines)
 
 
 def check_cells(grid: Grid, needles: int) -> None:

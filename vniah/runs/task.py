@@ -173,8 +173,9 @@ class NeedleTask(ABC):
         # A column of a data set takes whole numbers alone: -1 is a control's depth there.
         depth = -1 if cell.depth_percent is None else cell.depth_percent
         place = {self.length_key: cell.length, "depth_percent": depth, "control": cell.is_control}
-        repeated = {"seed": cell.seed} if self.seeds > 1 else {}
-        return {**place, **repeated, **self._columns(cell)}
+        if self.seeds > 1:
+            place["seed"] = cell.seed
+        return {**place, **self._columns(cell)}
 
     def cell(self, row: Mapping[str, Any]) -> Cell:
         depth = None if row["control"] else int(row["depth_percent"])
@@ -187,7 +188,7 @@ class NeedleTask(ABC):
         """The metric values of one answer by name, for ``metrics`` to aggregate; the first carries the cell whole."""
         cell = self.cell(row)
         correct = self.is_right(row, answer.text) if answer.is_greedy is None else bool(answer.is_greedy)
-        brief = {
+        brief: Row = {
             self.length_key: cell.length,
             "depth_percent": cell.depth_percent,
             **{key: row[key] for key in ("seed", "sample", "draw") if key in row},
