@@ -290,7 +290,7 @@ def _plain_metrics(runs: Sequence[Run]) -> list[Comparison]:
 def published_names() -> str:
     """Every name that ``--published`` takes, with what it measured and its source; then single figures of others."""
     told = [(name, read_published(name).settings["published"]) for name in grid_names()]
-    lines = [f"{name}: {one['measured']}  ({one['source']})" for name, one in told]
+    lines = [f"{name}  ({one['source']}; {one['measured']})" for name, one in told]
     lines += [f"{row.label}  ({table.source})" for table in tables() for row in table.rows]
     lines += ["", "One figure each, of other protocols, to read and not to subtract:", *figure_lines()]
     return "\n".join(lines)
