@@ -44,7 +44,7 @@ def run(stage: AlignStage, folder: Path, *, seed: int, resolve: Callable[[str], 
     else:
         from vniah.training.data.llava import build_dataset
 
-        dataset, collate, notes = build_dataset(stage, model.config, tokenizer, seed, folder)
+        dataset, collate, notes = build_dataset(stage, model.config, tokenizer, seed, folder, resolve)
     install_loss(model, without_visuals=lambda: empty_picture(model))
     steps = stage.train.steps
     if collate is not None:
@@ -105,10 +105,14 @@ def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: 
 def processor_for(model: Any, tokenizer: Any, template: str) -> Any:
     """The LongVAProcessor that goes with a model; the template's name is kept in the model's config too."""
     from longva_model import LongVAProcessor
+    from longva_model.prompts.chat_templates import CHAT_TEMPLATES
     from vniah.training.nano.vocabulary import CHAT_TEMPLATE
 
     options: dict[str, Any] = {}
     if template == "nano":
         options = {"chat_template": CHAT_TEMPLATE, "preprocess": "pad"}
+    elif template != "plain":  # captions alone, which nobody asks for: the decoder's own is kept
+        options = {"chat_template": CHAT_TEMPLATES[template]}
+    if options:
         model.config.chat_template_name = template
     return LongVAProcessor.from_config(model.config, tokenizer, **options)

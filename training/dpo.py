@@ -264,7 +264,7 @@ class PreferenceCollator:
         videos = [load_frames(_frame_files(path) if path.is_dir() else path, self.num_frames) for path in paths]
         texts = [f"{self.template.pre}<video>\n{pair['prompt']}{self.template.post}" for pair in pairs]
         inputs = self.processor(text=texts, videos=videos, padding=False)
-        end = tokenizer(self.template.between.split("\n")[0] + "\n", add_special_tokens=False).input_ids
+        end = tokenizer(self.template.closing, add_special_tokens=False).input_ids
         rows, completions = [], []
         for key in ("chosen", "rejected"):
             for pair, prompt in zip(pairs, inputs["input_ids"], strict=True):

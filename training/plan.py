@@ -21,7 +21,16 @@ from vniah.training.recipe import Recipe, load_recipe, shipped_recipes
 from vniah.training.stages import CHUNK_ELEMENTS, AlignStage, DpoStage, NanoSize, Stage, TextStage, Train, inputs
 
 GIB = 2**30
-KNOWN = {"Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"], "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"]}
+KNOWN = {
+    "Qwen/Qwen2-7B-Instruct": SHAPES["LongVA-7B"],
+    "lmms-lab/LongVA-7B": SHAPES["LongVA-7B"],
+    "Qwen/Qwen3-8B": ModelShape(
+        layers=36, hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128, vocab=151936
+    ),
+    "meta-llama/Llama-3.1-8B-Instruct": ModelShape(
+        layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256
+    ),
+}
 # What the CUDA context, the allocator's gaps and NCCL's buffers take; an assumption, printed with the plan.
 RESERVE = 3 * GIB
 BYTES = {"bf16": 2, "fp32": 4}  # of an activation

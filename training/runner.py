@@ -30,6 +30,7 @@ from vniah.training.stages import Stage, as_data, inputs
 
 MODULES = {
     "prepare_text": "vniah.training.data.prepare",
+    "prepare_images": "vniah.training.data.llava",
     "text": "vniah.training.text",
     "tower": "vniah.training.nano.tower",
     "align": "vniah.training.align",
@@ -39,7 +40,9 @@ MODULES = {
 DONE = "done.json"
 TELL_SECONDS = 30.0  # how often stages that run beside each other say how far they are
 # Kinds that do not share their work over ranks.
-ALONE = ("prepare_text", "evaluate")
+ALONE = ("prepare_text", "prepare_images", "evaluate")
+# What others read of a stage, a folder of its own.
+RESULTS = {"prepare_text": "shards", "prepare_images": "index"}
 
 
 def check_recipe(recipe: Recipe, ranks: int | None = None, *, only: str | None = None) -> None:
@@ -72,7 +75,7 @@ def check_recipe(recipe: Recipe, ranks: int | None = None, *, only: str | None =
 
 
 def _files(stage: Stage) -> list[str]:
-    if isinstance(stage, stages.AlignStage) and not stage.data.icons:
+    if isinstance(stage, stages.AlignStage | stages.PrepareImagesStage) and not stage.data.icons:
         files = [path for path in stage.data.json if Path(path).suffix in (".json", ".jsonl")]
         return [*files, *([stage.data.images] if stage.data.images else [])]
     return [*stage.json, stage.videos] if isinstance(stage, stages.DpoStage) else []
@@ -116,6 +119,8 @@ def describe(recipe: Recipe) -> str:
 def _what(stage: Stage) -> str:
     if isinstance(stage, stages.PrepareTextStage):
         return f"{stage.total_tokens:,} tokens of {stage.source}, {stage.sequence_length:,} a sequence"
+    if isinstance(stage, stages.PrepareImagesStage):
+        return f"samples of {', '.join(stage.data.json)}, {stage.data.merge}, {stage.workers} workers"
     if isinstance(stage, stages.EvaluateStage):
         return f"frames {stage.frames}, depths {stage.depths}, {stage.needles} needles, haystack {stage.haystack}"
     train = stage.train
@@ -183,7 +188,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     with _threads(getattr(getattr(stage, "train", None), "threads", 0)):
         report = module.run(stage, folder, seed=recipe.seed, resolve=resolver(recipe))
     report["wall_seconds"] = round(time.time() - started, 1)
-    report["folders"] = [name for name in ("model", "shards") if (folder / name).is_dir()]
+    report["folders"] = [name for name in ("model", "shards", "index") if (folder / name).is_dir()]
     if rank() == 0:
         write_json(folder / DONE, report)
     return dict(report)
@@ -209,7 +214,7 @@ def resolver(recipe: Recipe) -> Callable[[str], str]:
     def resolve(link: str) -> str:
         if link not in names:
             return link
-        result = recipe.folder / link / ("shards" if names[link].kind == "prepare_text" else "model")
+        result = recipe.folder / link / RESULTS.get(names[link].kind, "model")
         if not result.is_dir():
             raise FileNotFoundError(f"stage {link!r} has written no {result}; run it first")
         return str(result)

@@ -219,6 +219,8 @@ class VisionData:
     """Image data: LLaVA-format ``json`` files with ``images`` under a folder, or the ``icons`` generator.
 
     Attributes:
+        index: a prepare_images stage that has looked at this data (its name, or its folder); unless given the stage
+            looks itself, on its first rank.
         template: "plain" (caption after the image) or a chat template; labels as in the reference's SFT
             when ``reference_labels`` (role markers carry loss too), else on answers alone.
         newline_after_image: "once" asks as inference does; "reference" keeps the second newline of the
@@ -232,6 +234,7 @@ class VisionData:
 
     json: tuple[str, ...] = ()
     images: str = ""
+    index: str | None = None
     template: str = "qwen_1_5"
     reference_labels: bool = True
     newline_after_image: Literal["once", "reference"] = "once"
@@ -255,6 +258,25 @@ class VisionData:
             raise ValueError(f"text_share must be at least 0 and below 1, got {self.text_share}")
         if self.text_share and not (self.icons and self.text_length >= 32):
             raise ValueError("text_share goes with icons: true and a text_length of at least 32 tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareImagesStage:
+    """Look at every sample of LLaVA-format data once, on many workers and no GPU (``data/llava.py``).
+
+    ``model_from`` and ``tower_from`` are those of the align stage that reads it, and so is ``data``.
+    """
+
+    name: str
+    model_from: str
+    data: VisionData
+    tower_from: str | None = None
+    workers: int = 8
+    kind: Literal["prepare_images"] = "prepare_images"
+
+    def __post_init__(self) -> None:
+        if not self.data.json or self.data.index:
+            raise ValueError("a prepare_images stage needs data.json, and makes the index itself")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +345,9 @@ class EvaluateStage:
     kind: Literal["evaluate"] = "evaluate"
 
 
-Stage: TypeAlias = PrepareTextStage | TextStage | TowerStage | AlignStage | DpoStage | EvaluateStage
+Stage: TypeAlias = (
+    PrepareTextStage | PrepareImagesStage | TextStage | TowerStage | AlignStage | DpoStage | EvaluateStage
+)
 KINDS: dict[str, type[Any]] = {kind.__dataclass_fields__["kind"].default: kind for kind in get_args(Stage)}
 # What may change between a run and its resumption: it moves no weight.
 WITHOUT_EFFECT = frozenset(
@@ -336,6 +360,8 @@ def inputs(stage: Stage) -> tuple[str, ...]:
     links = [getattr(stage, key, None) for key in ("model_from", "tower_from")]
     if isinstance(stage, TextStage):
         links.append(stage.data.shards)
+    if isinstance(stage, AlignStage):
+        links.append(stage.data.index)
     return tuple(link for link in links if link)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.notices import notice
 from vniah.training.fit import StepDataset, fit, steps_and_passes
 from vniah.training.load import load, load_tokenizer, save_trained
 from vniah.training.processes import world_size
@@ -71,10 +72,25 @@ def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any
         if stage.max_positions is not None:
             config.max_position_embeddings = stage.max_positions
         if stage.rope_theta is not None:
-            config.rope_parameters = {**config.rope_parameters, "rope_type": "default", "rope_theta": stage.rope_theta}
+            set_rope_theta(config, stage.rope_theta)
         model = load(AutoModelForCausalLM, source, stage.train, config=config)
     model.set_attn_implementation(attention)
     return model, tokenizer
+
+
+def set_rope_theta(config: Any, rope_theta: float) -> None:
+    """Give a decoder's config a RoPE base, and no scaling: a larger base takes its place, which is said.
+
+    Raises:
+        ValueError: layers of different kinds have RoPE bases of their own.
+    """
+    before = config.rope_parameters
+    if "rope_theta" not in before:
+        raise ValueError(f"{config.model_type} has a RoPE base for each kind of layer ({', '.join(before)}), not one")
+    if (kind := before.get("rope_type", "default")) != "default":
+        notice(f"the decoder's RoPE scaling {kind!r} is left out: the base {rope_theta:g} takes its place")
+    kept = {key: before[key] for key in ("partial_rotary_factor",) if key in before}
+    config.rope_parameters = {"rope_type": "default", "rope_theta": rope_theta, **kept}
 
 
 def new_decoder(stage: TextStage, tokenizer: Any) -> Any:

@@ -25,6 +25,7 @@ class PromptTemplate:
         post: between a user's turn and the answer.
         answer: between ``post`` and the words of an answer that is part of the prompt.
         between: between an answer and the next user turn's text.
+        end: what closes an answer, the first part of ``between``; all of it unless given.
     """
 
     name: str
@@ -33,6 +34,12 @@ class PromptTemplate:
     post: str = ""
     answer: str = ""
     between: str = "\n"
+    end: str | None = None
+
+    @property
+    def closing(self) -> str:
+        """What closes an answer."""
+        return self.between if self.end is None else self.end
 
     @property
     def bos(self) -> str:
@@ -58,9 +65,12 @@ QWEN_1_5 = PromptTemplate(
     default_system=DEFAULT_SYSTEM,
     post="<|im_end|>\n<|im_start|>assistant\n",
     between="<|im_end|>\n<|im_start|>user\n",
+    end="<|im_end|>\n",
 )
 PLAIN = PromptTemplate(name="plain")
-MISTRAL = PromptTemplate(name="mistral", system="<s>[INST] ", post=" [/INST]", answer=" ", between="</s>[INST] ")
+MISTRAL = PromptTemplate(
+    name="mistral", system="<s>[INST] ", post=" [/INST]", answer=" ", between="</s>[INST] ", end="</s>"
+)
 VICUNA = PromptTemplate(
     name="vicuna",
     system="<s>{system} USER: ",
@@ -71,11 +81,23 @@ VICUNA = PromptTemplate(
     post=" ASSISTANT:",
     answer=" ",
     between="</s>USER: ",
+    end="</s>",
+)
+LLAMA_3 = PromptTemplate(
+    name="llama_3",
+    system=(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+    ),
+    default_system=DEFAULT_SYSTEM,
+    post="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    between="<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+    end="<|eot_id|>",
 )
 # The shipped nano model was trained with a question straight after the frames.
 NANO = PromptTemplate(name="nano", system="<bos>", between="<|im_end|>\n")
 
-TEMPLATES = {template.name: template for template in (QWEN_1_5, PLAIN, MISTRAL, VICUNA, NANO)}
+TEMPLATES = {template.name: template for template in (QWEN_1_5, PLAIN, MISTRAL, VICUNA, LLAMA_3, NANO)}
 
 
 def get_template(name: str) -> PromptTemplate:

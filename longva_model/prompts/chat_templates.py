@@ -29,14 +29,13 @@ _CONTENT = (
 )
 
 
-# Where a template's fixed parts may be cut, which Jinja needs and one prompt does not: the part of ``post`` that ends a
-# question (the rest opens the answer), and the part of ``between`` that ends an answer (the rest opens a question).
-_TURNS = {"qwen_1_5": ("<|im_end|>\n", "<|im_end|>\n"), "mistral": (" [/INST]", "</s>"), "vicuna": ("", "</s>")}
+# Where a template's ``post`` may be cut, which Jinja needs and one prompt does not: the part that ends a question.
+_CLOSE = {"qwen_1_5": "<|im_end|>\n", "mistral": " [/INST]", "llama_3": "<|eot_id|>"}
 
 
 def to_jinja(template: PromptTemplate) -> str:
     """A conversation in this template; one question with a generation prompt is ``pre``, question, ``post``."""
-    close, end = _TURNS.get(template.name, ("", template.between))
+    close, end = _CLOSE.get(template.name, ""), template.closing
     if "{system}" in template.system:
         before, _, after = template.system.partition("{system}")
         system = f"{{{{ {before!r} ~ content(message) ~ {after!r} }}}}"
@@ -61,4 +60,4 @@ def to_jinja(template: PromptTemplate) -> str:
 CHAT_TEMPLATES: dict[str, str] = {name: to_jinja(template) for name, template in TEMPLATES.items()}
 
 # By the decoder's model_type: what its checkpoints were trained with.
-DEFAULT_TEMPLATES = {"qwen2": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}
+DEFAULT_TEMPLATES = {"qwen2": "qwen_1_5", "qwen3": "qwen_1_5", "mistral": "mistral", "llama": "vicuna"}

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from vniah.haystack import pictures
 from vniah.prompts import DEFAULT_SYSTEM
 from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.data.shards import read_arrow, write_arrow
+from vniah.training.load import load_tokenizer
 from vniah.training.processes import (
     BadSampleError,
     check_bad,
@@ -39,13 +40,26 @@ from vniah.training.processes import (
     wait_for,
     world_size,
 )
-from vniah.training.stages import IGNORE, AlignStage, VisionData
+from vniah.training.stages import IGNORE, AlignStage, PrepareImagesStage, VisionData, as_data
 
 PART_SAMPLES = 5_000
 MANIFEST = "manifest.json"
+READ_AS = "read_as.json"
 IMAGE = -200
 PLACEHOLDER = "<image>"
+Marks: TypeAlias = tuple[tuple[str, ...], str, tuple[tuple[str, bool], ...], tuple[str, ...]]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+# What stands around a turn: once before all, before its role, behind its role, and behind its text. What is behind the
+# role is learnt with the marks in Llama 3's form, and never in Qwen's, as in the originals.
+MARKS: dict[str, Marks] = {
+    "qwen_1_5": ((), "<|im_start|>", (("\n", False),), ("<|im_end|>", "\n")),
+    "llama_3": (
+        ("<|begin_of_text|>",),
+        "<|start_header_id|>",
+        (("<|end_header_id|>", True), ("\n\n", True)),
+        ("<|eot_id|>",),
+    ),
+}
 Ints = NDArray[np.int64]
 
 
@@ -154,19 +168,15 @@ def pieces(turns: Sequence[tuple[str, str]], style: VisionData) -> list[Piece]:
     """The pieces of a conversation in the given style."""
     if style.template == "plain":
         return _plain(turns)
-    if style.template != "qwen_1_5":
-        raise ValueError(f"cannot train with the template {style.template!r}; expected qwen_1_5 or plain")
-    marks = style.reference_labels
-    out = [
-        Piece("<|im_start|>", marks),
-        *(Piece("system"), Piece("\n"), Piece(DEFAULT_SYSTEM)),
-        *(Piece("<|im_end|>", marks), Piece("\n", marks)),
-    ]
-    for role, text in turns:
+    if style.template not in MARKS:
+        raise ValueError(f"cannot train with the template {style.template!r}; expected {', '.join(MARKS)} or plain")
+    marks, (first, before, behind, closing) = style.reference_labels, MARKS[style.template]
+    out = [Piece(mark, marks) for mark in first]
+    for role, text in [("system", DEFAULT_SYSTEM), *turns]:
         answer = role == "assistant"
-        out += [Piece("<|im_start|>", marks), Piece(role), Piece("\n")]
-        out += [Piece(text, True)] if answer else _with_images(text, style)
-        out += [Piece("<|im_end|>", answer or marks), Piece("\n", answer or marks)]
+        out += [Piece(before, marks), Piece(role), *(Piece(mark, marks and learn) for mark, learn in behind)]
+        out += [Piece(text, answer)] if role != "user" else _with_images(text, style)
+        out += [Piece(mark, answer or marks) for mark in closing]
     return out
 
 
@@ -300,15 +310,65 @@ def _look(reader: SampleReader, path: Path, part: tuple[int, int, list[tuple[int
     return {"good": len(columns["sample"]), "num_bad": len(bad), "bad": bad}
 
 
-def build_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int, folder: Path) -> tuple[Any, Any, Any]:
+def run(stage: PrepareImagesStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
+    """The prepare_images stage: ``folder/index``, built by as many workers as are asked for and no GPU.
+
+    Raises as ``build_index``; ValueError: a decoder without ``tower_from``.
+    """
+    from transformers import AutoConfig, CLIPVisionConfig
+
+    from longva_model import LongVAConfig
+
+    source, data = resolve(stage.model_from), stage.data
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type != "longva":
+        if stage.tower_from is None:
+            raise ValueError(f"{source} is a {config.model_type} decoder; stage {stage.name!r} needs tower_from")
+        tower = CLIPVisionConfig.from_pretrained(resolve(stage.tower_from), trust_remote_code=False)
+        merge = "spatial_unpad" if data.merge == "anyres" else "unires"
+        config = LongVAConfig(text_config=config, vision_config=tower, mm_patch_merge_type=merge)
+    if data.merge == "square":
+        config.image_aspect_ratio = None
+    reader = SampleReader(_sources(data), data, load_tokenizer(source), config.layout)
+    manifest = build_index(reader, folder / "index", data.max_bad_share, stage.workers)
+    write_json(folder / "index" / READ_AS, _read_as(data, config.layout))
+    return {key: manifest[key] for key in ("samples", "num_bad")}
+
+
+def _sources(data: VisionData) -> list[Source]:
+    return [Source(path=path, images=data.images) for path in data.json]
+
+
+def _read_as(data: VisionData, layout: Any) -> dict[str, Any]:
+    """What an index depends on beside its samples, as plain data."""
+    own = {
+        key: value for key, value in as_data(data).items() if key not in ("index", "group_by_length", "max_bad_share")
+    }
+    return {"data": own, "layout": layout.to_dict()}
+
+
+def build_dataset(
+    stage: AlignStage, config: Any, tokenizer: Any, seed: int, folder: Path, resolve: Callable[[str], str]
+) -> tuple[Any, Any, Any]:
     """The stage's dataset and collator, and notes for the report.
 
-    The first rank builds the index, the others wait for it.
+    The index is that of a prepare_images stage; unless one is named the first rank builds it and the others wait.
+
+    Raises:
+        ValueError: an index of other data, or for another model.
     """
     data, index = stage.data, folder / "index"
-    sources = [Source(path=path, images=data.images) for path in data.json]
-    reader = SampleReader(sources, data, tokenizer, config.layout)
-    if rank() == 0:
+    reader = SampleReader(_sources(data), data, tokenizer, config.layout)
+    if data.index:
+        index = Path(resolve(data.index))
+        there, wanted = read_json(index / READ_AS), json.loads(json.dumps(_read_as(data, config.layout)))
+        if different := [
+            f"{part}.{key}" for part in wanted for key in wanted[part] if there[part].get(key) != wanted[part][key]
+        ]:
+            raise ValueError(
+                f"{index} was prepared otherwise than stage {stage.name!r} reads it: {', '.join(different)}"
+            )
+    elif rank() == 0:
         build_index(reader, index, data.max_bad_share, stage.train.workers)
     else:
         wait_for(index / MANIFEST)
