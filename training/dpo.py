@@ -34,6 +34,7 @@ from vniah.training.processes import (
     world_size,
 )
 from vniah.training.stages import DpoStage, as_data
+from vniah.training.watch import watched
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PART_PAIRS = 250
@@ -78,7 +79,7 @@ def run(stage: DpoStage, folder: Path, *, seed: int, resolve: Callable[[str], st
     more = {"beta": stage.beta, "loss_type": ["sigmoid"], "max_length": None}
     more[checkpointing_keyword(DPOConfig)] = train.checkpointing != "none"
 
-    class SharedTrainer(DPOTrainer):
+    class SharedTrainer(watched(DPOTrainer, train, 1)):  # type: ignore[misc]
         """Shards the reference by layers, from the first rank's weights; TRL takes each rank's, and as one piece."""
 
         def create_accelerator_and_postprocess(self) -> None:

@@ -21,6 +21,7 @@ from vniah.files import replacing
 from vniah.training.checkpoints import check_identity, last_checkpoint, seal
 from vniah.training.processes import world_size
 from vniah.training.stages import Train, as_data
+from vniah.training.watch import Watch, watched
 
 METRICS = "metrics.jsonl"
 # Ranks wait for the one that reads a model, hashes a checkpoint or writes a result; a rank that died ends all of them.
@@ -42,6 +43,7 @@ def fit(
     steps: int,
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     save: Callable[[Any], None] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, resuming from the newest checkpoint in ``folder`` that is as it was written.
 
@@ -54,6 +56,7 @@ def fit(
         steps: optimizer steps.
         collate: list of items -> batch; the items are batches unless given.
         save: called with the Trainer at the end, on every rank (sharded weights are gathered by all).
+        watch: called with the Trainer at each checkpoint and at the end, on every rank; gives figures to log.
 
     Returns:
         {"steps", "loss", "seconds"} of the run; loss is that of the last log line.
@@ -66,7 +69,9 @@ def fit(
 
     from vniah.training.activations import reduce_activations
 
-    class StageTrainer(Trainer):
+    train = stage.train if collate else dataclasses.replace(stage.train, batch_size=1)
+
+    class StageTrainer(watched(Trainer, train, ring_size(train))):  # type: ignore[misc]
         """Trainer with learning rates of their own for the vision tower and the projector."""
 
         def create_optimizer(self, model: Any = None) -> Any:
@@ -74,7 +79,6 @@ def fit(
                 self.optimizer: Any = build_optimizer(self.model if model is None else model, train)
             return self.optimizer
 
-    train = stage.train if collate else dataclasses.replace(stage.train, batch_size=1)
     check_identity(folder, {"stage": as_data(stage), "seed": seed, "ranks": world_size()})
     check_room(model, train, folder)
     set_seed(seed)
@@ -86,23 +90,25 @@ def fit(
         train_dataset=dataset,
         data_collator=collate or (lambda items: items[0]),
     )
-    result, last = run_trainer(trainer, train, folder, save)
+    result, last = run_trainer(trainer, train, folder, save, watch)
     seconds = round(float(result.metrics["train_runtime"]), 1)
     return {"steps": int(result.global_step), "loss": last.get("loss", math.nan), "seconds": seconds}
 
 
-def run_trainer(trainer: Any, train: Train, folder: Path, save: Any = None) -> tuple[Any, dict[str, Any]]:
+def run_trainer(
+    trainer: Any, train: Train, folder: Path, save: Any = None, watch: Watch | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Train from the newest sound checkpoint and ``save``, with metrics.jsonl and sealed checkpoints in ``folder``.
 
     Returns:
-        The Trainer's result, and the last event that was logged.
+        The Trainer's result, and the last line of the training that was logged.
 
     Raises:
         ValueError: sharding was asked for and accelerate would silently train without; or the loss is not finite.
     """
     if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         raise ValueError(NOT_SHARDED)
-    trainer.add_callback(run_callback(folder / METRICS))
+    trainer.add_callback(run_callback(folder / METRICS, trainer, watch))
     try:
         result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         if save is not None:
@@ -111,7 +117,7 @@ def run_trainer(trainer: Any, train: Train, folder: Path, save: Any = None) -> t
         # Else what this process loads next would be read by the first rank alone, sharded or not.
         for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
-    events = logged_events(trainer.state.log_history)
+    events = [event for event in logged_events(trainer.state.log_history) if "loss" in event]
     return result, events[-1] if events else {}
 
 
@@ -120,12 +126,15 @@ def logged_events(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"step": logs["step"], **{key: value for key, value in logs.items() if key not in ("epoch", "step")}}
         for logs in history
-        if "loss" in logs
+        if "loss" in logs or "held_out_loss" in logs
     ]
 
 
-def run_callback(path: Path) -> Any:
-    """A callback of the Trainer that keeps metrics.jsonl, seals checkpoints, and stops on a loss that is not finite."""
+def run_callback(path: Path, trainer: Any, watch: Watch | None = None) -> Any:
+    """A callback of the Trainer that keeps metrics.jsonl, seals checkpoints, and stops on a loss that is not finite.
+
+    What ``watch`` finds is logged before the checkpoint is written, which then holds it.
+    """
     import torch.distributed as dist
     from transformers import TrainerCallback
 
@@ -139,11 +148,15 @@ def run_callback(path: Path) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             for event in logged_events([{**(logs or {}), "step": state.global_step}]):
-                if not math.isfinite(event["loss"]):
+                if not math.isfinite(event.get("loss", 0.0)):
                     raise ValueError(f"the loss is {event['loss']} at step {event['step']}; lower the learning rate")
                 if state.is_world_process_zero:
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(event) + "\n")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if watch is not None and (control.should_save or state.global_step >= state.max_steps):
+                trainer.log(watch(trainer))
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if dist.is_initialized():
@@ -317,8 +330,13 @@ class StepDataset:
         return {key: torch.from_numpy(value) for key, value in self._make(step).items()}
 
 
+def ring_size(train: Train) -> int:
+    """How many ranks share a sequence."""
+    return world_size() if train.attention == "ring" else 1
+
+
 def steps_and_passes(train: Train, samples: int) -> tuple[int, int]:
     """Optimizer steps, and passes over ``samples`` that they take. Under ``ring`` all ranks share each sample."""
-    per_step = train.batch_size * train.accumulation * (1 if train.attention == "ring" else world_size())
+    per_step = train.batch_size * train.accumulation * world_size() // ring_size(train)
     steps = train.steps or max(1, math.ceil(samples * train.epochs / per_step))
     return steps, math.ceil(steps * per_step / samples)

@@ -89,8 +89,24 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor)
     return total
 
 
+def loss_and_hits(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    """Without gradients: the sum of the cross entropy, and how many labels have the largest logit. fp32, (2,)."""
+    keep_N = labels_N != IGNORE
+    hidden_ND, labels_N = hidden_ND[keep_N].to(weight_VD.dtype), labels_N[keep_N]
+    sums_2 = hidden_ND.new_zeros(2, dtype=torch.float32)
+    for rows_CD, labels_C in zip(
+        *(tensor.split(max(1, CHUNK_ELEMENTS // len(weight_VD))) for tensor in (hidden_ND, labels_N)), strict=True
+    ):
+        logits_CV = (rows_CD @ weight_VD.t()).float()
+        sums_2 += torch.stack(
+            [F.cross_entropy(logits_CV, labels_C, reduction="sum"), (logits_CV.argmax(-1) == labels_C).sum().float()]
+        )
+    return sums_2
+
+
 def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[], Tensor] | None = None) -> Any:
-    """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``.
+    """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``; without gradients also the
+    number of "hits", labels that have the largest logit.
 
     The base decoder (``model.model``) runs as it is; the head is applied inside the loss, called as a module so that
     FSDP gathers its weight. ``shift_labels`` (already shifted: a shard of a sequence has its next token elsewhere) wins
@@ -124,11 +140,15 @@ def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[]
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
         total = self.lm_head(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), labels_N=shift_labels.reshape(-1))
         count = num_items_in_batch if num_items_in_batch is not None else (shift_labels != IGNORE).sum().clamp(min=1)
+        if total.dim():  # (2,): nothing is learnt here
+            return {"loss": total[0] / count, "hits": total[1]}
         return {"loss": total / count}
 
     def head_forward(self: Any, hidden_ND: Tensor, labels_N: Tensor | None = None) -> Any:
         if labels_N is None:
             return plain_head(hidden_ND)
+        if not torch.is_grad_enabled():
+            return loss_and_hits(hidden_ND, self.weight, labels_N)
         return linear_cross_entropy(hidden_ND, self.weight, labels_N)
 
     def embed(input_ids: Tensor, *visuals: Any, **named: Any) -> Any:

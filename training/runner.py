@@ -35,7 +35,7 @@ MODULES = {
     "tower": "vniah.training.nano.tower",
     "align": "vniah.training.align",
     "dpo": "vniah.training.dpo",
-    "evaluate": "vniah.training.nano.evaluate",
+    "evaluate": "vniah.training.evaluate",
 }
 DONE = "done.json"
 TELL_SECONDS = 30.0  # how often stages that run beside each other say how far they are
@@ -78,6 +78,8 @@ def _files(stage: Stage) -> list[str]:
     if isinstance(stage, stages.AlignStage | stages.PrepareImagesStage) and not stage.data.icons:
         files = [path for path in stage.data.json if Path(path).suffix in (".json", ".jsonl")]
         return [*files, *([stage.data.images] if stage.data.images else [])]
+    if isinstance(stage, stages.EvaluateStage):
+        return [stage.haystack] if stage.frames and Path(stage.haystack).suffix else []
     return [*stage.json, stage.videos] if isinstance(stage, stages.DpoStage) else []
 
 
@@ -122,7 +124,11 @@ def _what(stage: Stage) -> str:
     if isinstance(stage, stages.PrepareImagesStage):
         return f"samples of {', '.join(stage.data.json)}, {stage.data.merge}, {stage.workers} workers"
     if isinstance(stage, stages.EvaluateStage):
-        return f"frames {stage.frames}, depths {stage.depths}, {stage.needles} needles, haystack {stage.haystack}"
+        needles = stage.needle_set or f"{stage.needles} icons"
+        film = f"frames {stage.frames}, depths {stage.depths}, needles {needles}, haystack {stage.haystack}"
+        text = f"text NIAH {stage.text_lengths}, depths {stage.text_depths}"
+        parts = ((stage.frames, film), (stage.text_lengths, text), (stage.held_out, f"loss on {stage.held_out}"))
+        return "; ".join(part for asked, part in parts if asked)
     train = stage.train
     length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
     text = f"{length}, lr {train.lr:g} {train.schedule}, {train.precision}, attention {train.attention}"
@@ -285,7 +291,7 @@ def _run_parallel(recipe: Recipe, waiting: list[Stage], say: Callable[[str], Non
 
 
 def last_event(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a metrics.jsonl that may be being written; ``None`` where there is none."""
+    """The last whole line with a loss of a metrics.jsonl that may be being written; ``None`` where there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
@@ -294,7 +300,7 @@ def last_event(path: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         with suppress(json.JSONDecodeError):
-            if isinstance(event := json.loads(line), dict):
+            if isinstance(event := json.loads(line), dict) and "loss" in event:
                 return event
     return None
 

@@ -147,6 +147,7 @@ class PrepareTextStage:
         total_tokens: tokens to choose, separators not counted.
         long_document: a document is long from so many tokens on.
         short_share: share of the shorter documents that is kept; long ones all are (Fu et al. 2024).
+        held_out: sequences at the end of the mixture that nobody trains on; their loss is watched.
         separator: token between documents; unless given the tokenizer's beginning (section 3.1), else end of text.
     """
 
@@ -160,6 +161,7 @@ class PrepareTextStage:
     sequence_length: int = 224_000
     long_document: int = 4_096
     short_share: float = 0.1
+    held_out: int = 0
     separator: str = ""
     shard_sequences: int = 64
     workers: int = 8
@@ -328,9 +330,15 @@ class DpoStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateStage:
-    """V-NIAH of a trained model on held-out icons in the synthetic film; writes ``vniah.json``.
+    """What a trained model can do: V-NIAH, text NIAH and the loss on held-out text, each where it is asked for.
 
-    ``rope_thetas``: try each as the RoPE base and keep the best; the model's own unless given.
+    Attributes:
+        frames: of V-NIAH's grid; "" leaves V-NIAH out.
+        needle_set: V-NIAH's needles, as the task takes them; unless given ``needles`` icons of ``needle_seed``.
+        rope_thetas: try each as the RoPE base and keep the best of V-NIAH; the model's own unless given.
+        text_lengths: of text NIAH, as the task takes them ("32K,128K"); "" leaves it out.
+        text_haystack: a folder of texts or a data set; made up unless given.
+        held_out: a prepare_text stage that held sequences out (its name, or its folder of shards).
     """
 
     name: str
@@ -340,6 +348,13 @@ class EvaluateStage:
     needles: int = 10
     needle_seed: int = 0
     haystack: str = "synthetic:0"
+    needle_set: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    text_lengths: str = ""
+    text_depths: str = "0-100:25"
+    text_samples: int = 1
+    text_haystack: str = "builtin"
+    held_out: str | None = None
     rope_thetas: tuple[float, ...] = ()
     require_accuracy: float = 0.0
     kind: Literal["evaluate"] = "evaluate"
@@ -360,6 +375,8 @@ def inputs(stage: Stage) -> tuple[str, ...]:
     links = [getattr(stage, key, None) for key in ("model_from", "tower_from")]
     if isinstance(stage, TextStage):
         links.append(stage.data.shards)
+    if isinstance(stage, EvaluateStage):
+        links.append(stage.held_out)
     if isinstance(stage, AlignStage):
         links.append(stage.data.index)
     return tuple(link for link in links if link)

@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vniah.files import read_json
 from vniah.notices import notice
-from vniah.training.fit import StepDataset, fit, steps_and_passes
+from vniah.training.data.shards import MANIFEST
+from vniah.training.fit import StepDataset, fit, ring_size, steps_and_passes
 from vniah.training.load import load, load_tokenizer, save_trained
 from vniah.training.processes import world_size
 from vniah.training.stages import TextStage
+from vniah.training.watch import TextWatch, text_probes
 
 
 def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -47,7 +50,12 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
     def save(trainer: Any) -> None:
         save_trained(trainer, tokenizer, folder / "model", stage.train)
 
-    return fit(model, dataset, stage, folder / "run", seed=seed, steps=steps, collate=collate, save=save)
+    watch = None
+    if data.shards and read_json(Path(resolve(data.shards)) / MANIFEST).get("held_out"):
+        probes = text_probes(Path(resolve(data.shards)), tokenizer, stage.sequence_length, seed=seed)
+        watch = TextWatch(*probes, ring_size(stage.train))
+    run_folder = folder / "run"
+    return fit(model, dataset, stage, run_folder, seed=seed, steps=steps, collate=collate, save=save, watch=watch)
 
 
 def load_or_create(stage: TextStage, resolve: Callable[[str], str]) -> tuple[Any, Any]:

@@ -86,13 +86,15 @@ def test_a_shipped_recipe_runs_whole_on_a_tiny_decoder(
     base, quick = tmp_path / "base", ["precision=fp32", "sharding=none", "checkpointing=none", "steps=1", "workers=0"]
     tower, pictures = data / "tower", [f"data.json=[{data}/data.json]", f"data.images={data}/images"]
     changes = {
-        "shards": [f"source={data}/corpus", f"tokenizer={base}", "total_tokens=400", "sequence_length=64", "workers=1",
-                   "short_share=1.0"],
-        "extension": [f"model_from={base}", "sequence_length=64", "max_positions=1024", "train.accumulation=1"],
+        "shards": [f"source={data}/corpus", f"tokenizer={base}", "total_tokens=3000", "sequence_length=512",
+                   "workers=1", "short_share=1.0", "held_out=1"],
+        "extension": [f"model_from={base}", "sequence_length=512", "max_positions=1024", "train.accumulation=1"],
         "pictures1": [f"model_from={base}", f"tower_from={tower}", "workers=1", *pictures],
         "stage1": [f"tower_from={tower}", "train.batch_size=2", *pictures],
         "pictures2": [f"model_from={base}", f"tower_from={tower}", "workers=1", *pictures],
         "stage2": ["train.batch_size=2", *pictures],
+        "asked": ["frames='4'", "depths=0,100", "haystack=synthetic:0", "needle_set=icons:0:1", "text_lengths='300'",
+                  "text_depths='50'", "dtype=float32"],
     }  # fmt: skip
     for name in ("extension", "stage1", "stage2"):
         changes[name] += [f"train.{change}" for change in quick]
@@ -113,6 +115,8 @@ def test_a_shipped_recipe_runs_whole_on_a_tiny_decoder(
     manifest = json.loads((tmp_path / "out" / "shards" / "shards" / "manifest.json").read_text())
     assert words.decode(manifest["separator_id"]) == {"qwen3": "<|endoftext|>", "llama3": "<|begin_of_text|>"}[family]
     assert ("RoPE scaling 'llama3' is left out" in capsys.readouterr().err) == (family == "llama3")
+    told = json.loads((tmp_path / "out" / "asked" / "done.json").read_text())
+    assert {"accuracy", "control", "text_accuracy", "held_out_loss"} <= told.keys()
     assert not (tmp_path / "out" / "stage2" / "index").exists(), "the stage reads the index of the one before it"
 
 

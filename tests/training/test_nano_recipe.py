@@ -133,8 +133,8 @@ def score_grid(model: Any, tokenizer: Any, grid: Any, *, haystack: str, needles:
 
 def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None:
     from vniah.runs.grid import Grid
+    from vniah.training.evaluate import summary
     from vniah.training.load import load_tokenizer
-    from vniah.training.nano.evaluate import summary
 
     cells = score_grid(
         shipped,
@@ -149,8 +149,8 @@ def test_the_shipped_model_finds_needles_it_has_never_seen(shipped: Any) -> None
 
 def test_the_evaluate_stage_scores_as_one_forward_a_cell_does(shipped: Any) -> None:
     from vniah.runs.grid import Grid
+    from vniah.training.evaluate import score_by_tree
     from vniah.training.load import load_tokenizer
-    from vniah.training.nano.evaluate import score_by_tree
 
     grid = Grid.parse("3,40", "0,40,100")
     of = {"haystack": "synthetic:3", "needles": "icons:5:4"}

@@ -282,7 +282,7 @@ def test_a_stage_whose_input_was_not_written(two_stages: Path) -> None:
 
 
 def test_evaluation_below_its_bar_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vniah.training.nano import evaluate
+    from vniah.training import evaluate
 
     cells = [{"num_frames": 4, "depth_percent": depth, "needle": "n", "correct": depth == 0} for depth in (0, 50, None)]
     assert evaluate.summary(cells) == {"accuracy": 0.5, "control": 0.0, "by_frames": {"4": 0.5}}
@@ -295,7 +295,7 @@ def test_evaluation_below_its_bar_is_an_error(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_best_of_several_rope_bases_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vniah.training.nano import evaluate
+    from vniah.training import evaluate
 
     def scored(*_: Any, rope_theta: float, **__: Any) -> list[dict[str, Any]]:
         return [{"num_frames": 4, "depth_percent": 0, "needle": "n", "correct": rope_theta == 1e6}]

@@ -33,7 +33,7 @@ from vniah.files import parse_json, read_json
 from vniah.hub import RemoteFile, fetch_file, list_files
 from vniah.training.checkpoints import check_identity, write_json
 from vniah.training.data.packing import Packing, Selection, budgets, fill_budgets, keep_documents
-from vniah.training.data.shards import MANIFEST, id_lists, read_arrow, write_arrow
+from vniah.training.data.shards import HELD_OUT, MANIFEST, id_lists, read_arrow, write_arrow
 from vniah.training.fit import MINIMUM_FREE, check_disk
 from vniah.training.load import load_tokenizer
 from vniah.training.processes import BadSampleError, check_bad, map_parts
@@ -79,8 +79,13 @@ def run(stage: PrepareTextStage, folder: Path, *, seed: int, resolve: Callable[[
     job, names, domains_D = _plan(stage, reports, parts, seed)
     if not job.packing.num_sequences:
         raise ValueError(f"{job.selection.tokens} tokens do not fill one sequence of {stage.sequence_length}")
-    num_shards = -(-job.packing.num_sequences // job.per_shard)
+    if job.num_sequences < 1:
+        raise ValueError(
+            f"{job.packing.num_sequences} sequences leave none to train on behind {stage.held_out} held out"
+        )
+    num_shards = -(-job.num_sequences // job.per_shard)
     shards_written = dict(map_parts(job.write, range(num_shards), stage.workers))
+    job.write_held_out()
     manifest = _manifest(stage, job, names, domains_D, reports, seed)
     manifest["shards"] = shards_written
     write_json(shards / MANIFEST, manifest)
@@ -300,14 +305,26 @@ class _Job:
     packing: Packing
     per_shard: int
     separator: int
+    held_out: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences to train on; those behind them are held out."""
+        return self.packing.num_sequences - self.held_out
 
     def write(self, shard: int) -> tuple[str, int]:
         """Write a shard unless it is there; its file's name and the number of its sequences."""
         first = shard * self.per_shard
-        count = min(self.per_shard, self.packing.num_sequences - first)
+        count = min(self.per_shard, self.num_sequences - first)
         path = self.out / f"shard-{shard:05d}.arrow"
-        if path.is_file():
-            return path.name, count
+        if not path.is_file():
+            self._write(path, range(first, first + count))
+        return path.name, count
+
+    def write_held_out(self) -> None:
+        self._write(self.out / HELD_OUT, range(self.num_sequences, self.packing.num_sequences))
+
+    def _write(self, path: Path, numbers: range) -> None:
         tables = [read_arrow(part) for part in self.parts]
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
 
@@ -317,9 +334,8 @@ class _Job:
             ids = tables[part]["input_ids"][index - int(starts[part])].values.to_numpy()
             return np.asarray(ids[: int(self.selection.take_S[entry])], np.int64)
 
-        sequences = [self.packing.tokens(i, document, self.separator) for i in range(first, first + count)]
+        sequences = [self.packing.tokens(i, document, self.separator) for i in numbers]
         write_arrow(path, {"input_ids": id_lists(sequences)})
-        return path.name, count
 
 
 def _plan(
@@ -342,6 +358,7 @@ def _plan(
         packing=Packing(selection.take_S, stage.sequence_length),
         per_shard=stage.shard_sequences,
         separator=separator_id(load_tokenizer(stage.tokenizer), stage),
+        held_out=stage.held_out,
     )
     return job, names, domains_D
 
@@ -380,7 +397,8 @@ def _manifest(
         "seed": seed,
         "sequence_length": stage.sequence_length,
         "long_document": stage.long_document,
-        "sequences": job.packing.num_sequences,
+        "sequences": job.num_sequences,
+        "held_out": job.held_out,
         "short_share": stage.short_share,
         "documents_before": dict(_counts(reports, "documents")),
         "tokens_before": dict(before),

@@ -1,7 +1,7 @@
 """Packed sequences on disk (Arrow) and the dataset that a text stage reads from them.
 
-``shard-00000.arrow`` holds one column ``input_ids`` (list of int32, length + 1 each); ``manifest.json`` says
-what is in them. Written whole or not at all.
+``shard-00000.arrow`` holds one column ``input_ids`` (list of int32, length + 1 each), ``held-out.arrow`` those that
+nobody trains on; ``manifest.json`` says what is in them. Written whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vniah.files import read_json, replacing
 from vniah.training import processes
 
 MANIFEST = "manifest.json"
+HELD_OUT = "held-out.arrow"
 
 
 def write_arrow(path: Path, columns: dict[str, Any]) -> None:
@@ -43,6 +44,13 @@ def read_arrow(path: Path) -> Any:
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def ring_shard(batch: dict[str, Any], rank: int, ring: int) -> dict[str, Any]:
+    """A rank's part, in zigzag order, of tensors whose tokens lie along their second dimension."""
+    from longva_model.attention import zigzag_shard
+
+    return {key: zigzag_shard(value, rank, ring, dim=1) for key, value in batch.items()}
 
 
 class RingSequences:
@@ -96,7 +104,5 @@ class RingSequences:
         batch = {"input_ids": ids_1T[:, :-1], "labels": ids_1T[:, 1:], "shift_labels": ids_1T[:, 1:]}
         batch["position_ids"] = torch.arange(self.length)[None]
         if self.ring:
-            from longva_model.attention import zigzag_shard
-
-            batch = {key: zigzag_shard(value, rank, self.world_size, dim=1) for key, value in batch.items()}
+            batch = ring_shard(batch, rank, self.world_size)
         return batch
