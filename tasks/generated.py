@@ -94,7 +94,7 @@ def host_warnings(frames: int, presentation: str, models: Iterable[CalledModel])
     warnings = [
         hosts.warning(model.name, model.args, frames, presentation, model.batch_size)
         for model in models
-        if model.name not in ("longva_ring", "hf_tree")
+        if model.name not in ("longva_ring", "hf_tree", "served")
     ]
     return [one for one in dict.fromkeys(warnings) if one]
 

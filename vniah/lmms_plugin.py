@@ -45,7 +45,7 @@ def manifests() -> list[Any]:
             chat_class_path=f"longva_model.lmms.longva_ring.{kind}Chat",
         )
         for name, kind in (("longva_ring", "LongVARing"), ("hf_tree", "HfTree"))
-    ]
+    ] + [ModelManifest(model_id="served", simple_class_path="vniah.served.lmms_model.Served")]
 
 
 def host_classes() -> dict[str, tuple[str, str]]:

@@ -23,11 +23,12 @@ from vniah.runs.open import open_tasks
 from vniah.runs.read import read_run
 from vniah.runs.run import Run
 from vniah.runs.scoring import begins_with, begins_with_text
-from vniah.runs.task import NeedleTask
+from vniah.runs.task import Answer, NeedleTask
 from vniah.served import model as module
 from vniah.served.arguments import ServedArgs
 from vniah.served.endpoint import Endpoint, EndpointError
 from vniah.served.model import ServedModel
+from vniah.served.plan import cell_request, plan_served
 from vniah.served.reply import Reply
 from vniah.served.reuse import reused_tokens, tree_order
 
@@ -124,10 +125,23 @@ def test_the_papers_score_by_token_ids_and_by_text() -> None:
 def test_free_answers_are_read_as_everywhere(tmp_path: Path) -> None:
     with ServedServer(lambda parts: f"It is {right_answer(parts)}.") as server:
         found = evaluate(server, "vniah_generate", output=tmp_path)
-        assert all(scores(found).values()) and {len(parts) - 1 for parts in server.asked} == {6, 8}
+        assert all(scores(found).values()) and found.metrics["vniah_exact"] == 0
+        assert {len(parts) - 1 for parts in server.asked} == {6, 8}
         film = evaluate(server, "vniah_generate", presentation="video", limit=2)
         assert len(film.cells) == 2 and server.asked[-1][0]["video_url"]["url"].startswith("data:video/mp4;base64,")
         assert film.settings["task"]["presentation"] == "video"
+
+
+def test_the_exact_score_of_free_answers_is_told_beside_the_lenient_one() -> None:
+    task = opened("vniah_generate")
+    row = next(row for row in task.rows if not row["control"])
+    answer = row["answer"]
+    said = (answer, f"{answer}.", f"It is {answer}.", f"{answer}s")
+    values = [task.scores(row, Answer(text=text)) for text in said]
+    assert [one["vniah_exact"] for one in values] == [1.0, 1.0, 0.0, 0.0]
+    assert [one["vniah_acc"]["correct"] for one in values[:3]] == [True] * 3
+    assert task.metrics["vniah_exact"][0]([1.0, 0.0]) == 0.5
+    assert "vniah_exact" not in opened("vniah").metrics
 
 
 def test_other_kinds_and_text() -> None:
@@ -268,7 +282,7 @@ def test_prefixes_are_shared_as_planned_and_less_in_another_order(monkeypatch: p
             model = ServedModel(args)
             model.check(tasks)
             cells = [("vniah", number) for number in range(len(tasks[0].rows))]
-            requests = [module._request(tasks[0], number) for _, number in cells]
+            requests = [cell_request(tasks[0], number) for _, number in cells]
             order = tree_order(requests)
             if mixed:
                 random.Random(0).shuffle(order)
@@ -287,6 +301,27 @@ def test_prefixes_are_shared_as_planned_and_less_in_another_order(monkeypatch: p
     assert in_order == planned and sum(in_order) > 0
     by_chance, planned = hits(mixed=True)
     assert by_chance == planned and sum(by_chance) < 0.85 * sum(in_order)
+
+
+def test_the_plan_is_what_a_run_does(tmp_path: Path) -> None:
+    grid = {**SMALL, "frames": "8", "depths": "0,50,100"}
+    with ServedServer(right_answer) as server:
+        tasks = open_tasks(["vniah"], grid)
+        given = {"model": "tiny", "base_url": server.url, "price_in": 1, "price_out": 1, "concurrency": 1}
+        (run,) = measure(tasks, ServedModel(ServedArgs.read({**given, "self_check": False})))
+        plan = plan_served(tasks, IMAGE_TOKENS)
+        question = sum(len(parts[-1]["text"].encode()) for parts in server.asked)
+        shown = sum(IMAGE_TOKENS * (len(parts) - 1) for parts in server.asked)
+        told = run.settings["model"]
+        assert plan.requests == len(server.asked) and told["requests"] == plan.requests + 1
+        # Text is estimated, and none of it is shared.
+        assert plan.reused_tokens == told["cached_tokens"] == sum(server.hits) > 0
+        assert plan.prompt_tokens - shown == pytest.approx(question / 4, rel=0.2)
+        assert plan.answer_tokens >= told["answer_tokens"] - 10
+        flags = [part for key, value in grid.items() for part in (f"--{key}", str(value))]
+    flags += ["--served", "--frame-tokens", "10", "--price-in", "2", "--price-out", "8", "--price-cached", "0.2"]
+    said = output_of("plan", *flags)
+    assert f"{plan.prompt_tokens:,}" in said and f"{plan.reused_tokens:,}" in said and "money" in said
 
 
 def test_frames_carry_stable_ids_where_the_server_takes_them() -> None:
@@ -338,6 +373,11 @@ def test_a_server_that_samples_frames_is_told_of(capsys: pytest.CaptureFixture[s
     with ServedServer(knows_some) as server:
         evaluate(server, presentation="video")
         assert "reads prompts of 4, 6 frames as equally many tokens" in capsys.readouterr().err
+        # A control of 5 frames is as long as a cell of 4 and its needle.
+        (task,) = open_tasks(["vniah"], {**SMALL, "frames": "4,5", "depths": "0"})
+        notices.forget()
+        measure([task], ServedModel(ServedArgs.read({"model": "tiny", "base_url": server.url})))
+        assert "equally many" not in capsys.readouterr().err
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -346,6 +386,31 @@ def test_the_command_line(tmp_path: Path) -> None:
         given = ["vniah", "--model", "openai:tiny", "--base-url", server.url, *flags, "-o", str(tmp_path)]
         assert "wrote" in output_of("run", *given, "--model-args", "concurrency=4,timestamps=1")
         assert read_run(tmp_path).settings["model"]["timestamps"] is True
+
+
+def test_ask(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+
+    def counts(parts: list[dict[str, Any]]) -> str:
+        return f"{sum(part['type'] == 'image_url' for part in parts)} seen: {parts[-1]['text']}"
+
+    with ServedServer(counts) as server:
+        given = [
+            str(tmp_path / "red.png"),
+            "What?",
+            "--then",
+            "And?",
+            "--model",
+            "openai:tiny",
+            "--base-url",
+            server.url,
+        ]
+        said = output_of("ask", *given)
+        assert said.split("\n")[:4] == ["> What?", "1 seen: What?", "> And?", "0 seen: And?"]
+        roles = [message["role"] for message in server.bodies[-1]["messages"]]
+        assert roles == ["user", "assistant", "user"]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +453,10 @@ def test_where_text_tokens_and_token_ids_differ() -> None:
     assert judged("Pand", "as") == (False, "tokens")
     assert judged("Pan", "da", "s") == (True, "tokens")  # another cut of the same text
     assert reply(**message).forced("Panda", ())[0].is_greedy is False
+    # Asked for one token, a server writes "Pand" or "Panda".
+    for text, right in (("Panda", True), ("Pand", False)):
+        answer, by = reply(message={"content": text}).forced("Panda", [1], cut=True)
+        assert answer.is_greedy is right and by == "text of as many tokens"
     # A first token with a space reads like one without where a tokenizer's decoder drops it.
     assert reply(message={"content": "Panda."}).forced("Panda", ())[0].is_greedy is True
     assert reply(message={"content": " Panda"}).forced("Panda", ())[0].is_greedy is False

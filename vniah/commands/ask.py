@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,12 @@ def command(
     visuals_and_question: Annotated[
         list[str], typer.Argument(metavar="VIDEO|IMAGE... QUESTION", help="Files, then the question in quotes.")
     ],
-    model: Annotated[str, typer.Option(help="nano, a checkpoint folder or a Hub id.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="nano, a checkpoint folder, a Hub id, or openai:NAME for one behind a server.")
+    ] = "nano",
+    base_url: Annotated[
+        str | None, typer.Option(help="Of a served model: http://HOST:8000/v1; OPENAI_BASE_URL otherwise.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames sampled from each video.", min=1)] = 32,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer in tokens; 512 unless given, 8 of nano.", min=1)
@@ -52,7 +58,15 @@ def command(
     from longva_model.arguments import ModelArgs, generate_leaf, parse_model_args
     from longva_model.engine.conversation import Conversation
     from longva_model.run.runner import Runner
+    from vniah.served.arguments import PREFIX
 
+    if model.startswith(PREFIX):
+        more = parse_model_args(model_args) | ({} if base_url is None else {"base_url": base_url})
+        asking = {"max_new_tokens": max_new_tokens or _TOKENS, "temperature": temperature}
+        _ask_served(model.removeprefix(PREFIX), more, paths, frames, asking, [question, *(follow_up or [])], chat)
+        return
+    if base_url is not None:
+        raise ValueError(f"--base-url is of a served model (--model {PREFIX}NAME)")
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}
     is_nano = args["pretrained"] == "nano"
     if is_nano:
@@ -86,6 +100,41 @@ def command(
         # Rarely a later token changes how an earlier one reads: then the whole answer, on a line of its own.
         rest = result.text[len(shown) :] if result.text.startswith(shown) else "\n" + result.text
         print(printable(rest, lines=True), flush=True)
+
+
+def _ask_served(
+    model: str,
+    model_args: Mapping[str, str],
+    paths: Sequence[str],
+    frames: int,
+    asking: Mapping[str, float],
+    given: list[str],
+    chat: bool,
+) -> None:
+    """Ask a server; answers come whole."""
+    from vniah.haystack.opening import open_video
+    from vniah.haystack.pictures import is_picture, open_image
+    from vniah.served.arguments import ServedArgs
+    from vniah.served.asking import Asker
+
+    asker = Asker(ServedArgs.read({"model": model, **model_args, "self_check": False}))
+    asker.check()
+    asker.greet()
+    several = len(given) > 1 or chat
+    visuals = [open_image(path) if is_picture(path) else open_video(path, frames) for path in paths]
+    messages: list[dict[str, Any]] = []
+    while given or chat:
+        asked = given.pop(0) if given else _from_terminal()
+        if not asked:
+            break
+        if several:
+            print(f"> {asked}")
+        messages += asker.content.message([] if messages else visuals, asked)
+        reply = asker.talk(messages, asking)
+        if reply.failure:
+            raise ValueError(f"{model} gave no answer ({reply.failure}) {reply.text}".strip())
+        messages.append({"role": "assistant", "content": reply.text})
+        print(printable(reply.text.strip(), lines=True), flush=True)
 
 
 def check_visual(path: Path) -> None:

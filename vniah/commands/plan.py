@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vniah.needles import NeedleSet
     from vniah.runs.grid import Grid
     from vniah.runs.plan import Gpu, KVPlan, Plan
+    from vniah.served.arguments import Prices
     from vniah.text.measure import Encode
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
@@ -43,6 +44,14 @@ def command(
     haystack: Annotated[str, typer.Option(help="Film whose frames' size is planned for, as VNIAH_HAYSTACK.")] = "",
     frame_size: Annotated[str, typer.Option(help="That size, as WIDTHxHEIGHT; 640x360 without a film.")] = "",
     presentation: Annotated[str, typer.Option(help="video or images, as the model argument.")] = "auto",
+    served: Annotated[
+        bool, typer.Option("--served", help="Plan what a server is asked: requests, tokens, its cache, and money.")
+    ] = False,
+    frame_tokens: Annotated[int | None, typer.Option(help="Served: tokens of a frame there.", min=1)] = None,
+    cache_tokens: Annotated[int | None, typer.Option(help="Served: tokens that its cache holds.", min=1)] = None,
+    price_in: Annotated[float, typer.Option(help="Served: money for a million tokens of prompts.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Served: of answers.", min=0)] = 0.0,
+    price_cached: Annotated[float | None, typer.Option(help="Served: of prompts in its cache.", min=0)] = None,
     text: Annotated[str, typer.Option(help="Plan text NIAH at these lengths instead, as TEXT_NIAH_LENGTHS.")] = "",
     samples: Annotated[int | None, typer.Option(help="Text NIAH: numbers a cell, as TEXT_NIAH_SAMPLES.", min=1)] = None,
     distractors: Annotated[int, typer.Option(help="Text NIAH: distractors a prompt.", min=0, max=6)] = 0,
@@ -66,6 +75,7 @@ def command(
 
     from vniah.runs.grid import check_columns
     from vniah.runs.plan import checkpoint_tokens, get_gpu, grid_requests, is_plain_model, make_plan, shape_of
+    from vniah.served.arguments import Prices
     from vniah.text.settings import TextSettings
     from vniah.visual.settings import Settings
 
@@ -74,6 +84,15 @@ def command(
     if power is not None:
         grid = Settings.read(given={"frames": frames, "depths": depths}).grid
         print(_needles_needed(power, len(grid.lengths) * len(grid.depths), like))
+        return
+    if served:
+        if text:
+            raise ValueError("--served plans tasks on film; leave --text out")
+        inputs = {"frames": frames, "depths": depths, "needles": needles, "haystack": haystack}
+        prices = Prices(price_in, price_out, price_in if price_cached is None else price_cached)
+        _plan_served(
+            task or "vniah", {key: one for key, one in inputs.items() if one}, frame_tokens, cache_tokens, prices
+        )
         return
     device, is_plain = get_gpu(gpu), is_plain_model(model)
     on = _Where(device, gpus, chunk_tokens, host_memory)
@@ -123,6 +142,35 @@ def _print_plan(model: str, plan: Plan, shape: ModelShape, on: _Where, *, frames
     _print_kept(kept, shape, on, frames=frames)
     _print_advice(plan, on.device, kept)
     print(f"  text is counted {'by the tokenizer in ' + model if counted else 'as one token for 4 characters'}")
+
+
+def _plan_served(
+    name: str, given: Mapping[str, str], frame_tokens: int | None, room: int | None, prices: Prices
+) -> None:
+    from vniah.served.plan import plan_served
+
+    if frame_tokens is None:
+        raise ValueError(
+            "what a frame costs is the server's to say: give --frame-tokens, the prompt's tokens by its frames of "
+            "`vniah run ... --limit 1`"
+        )
+    tasks = film_tasks(name, given)
+    plan = plan_served(tasks, frame_tokens, room)
+    rows = {
+        "requests": f"{plan.requests:,}",
+        "longest prompt": f"{plan.longest_tokens:,} tokens",
+        "all prompts": f"{plan.prompt_tokens:,} tokens",
+        "of these in the server's cache": f"{plan.reused_tokens:,} tokens, in the order of the tree, one at a time",
+        "all answers": f"{plan.answer_tokens:,} tokens at most",
+    }
+    if any(prices):
+        rows["money"] = f"{plan.money(prices):,.2f}, and {plan.money(prices, cached=False):,.2f} without its cache"
+    print(f"served: {_called(name, tasks)}")
+    width = max(map(len, rows))
+    for title, value in rows.items():
+        print(f"  {title:<{width}}  {value}")
+    held = "of no bound" if room is None else f"of {room:,} tokens"
+    print(f"  a cache {held} (--cache-tokens); text is counted as one token for 4 characters")
 
 
 def film_tasks(name: str, given: Mapping[str, str]) -> list[VisualTask]:

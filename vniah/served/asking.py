@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vniah.notices import did_you_mean, notice, shortened
+from vniah.runs.task import Answer
 from vniah.served.arguments import ServedArgs
 from vniah.served.content import Content
 from vniah.served.endpoint import EndpointError
+from vniah.served.plan import most_answer_tokens
 from vniah.served.reply import Reply, whole_numbers
 
 # Beside temperature=0, from the most telling to what any server takes. Servers have what else changes an argmax, such
@@ -162,8 +164,8 @@ class Asker:
     ) -> Job:
         """One prompt with a forced answer, or a free one by lmms-eval's settings."""
         if target is not None:
-            # A token is a byte at least, and one may stand before them.
-            return Job(visuals=visuals, text=text, most_tokens=len(target.encode()) + 1, raw=raw, units=units)
+            most = len(self.answer_ids(target)) if self.args.tokenizer else most_answer_tokens(target)
+            return Job(visuals=visuals, text=text, most_tokens=most, raw=raw, units=units)
         most, more = _generation(generation)
         return Job(visuals=visuals, text=text, most_tokens=most, more=more, raw=raw, units=units)
 
@@ -220,6 +222,22 @@ class Asker:
         finally:
             self._stopped.set()
 
+    def told(self) -> dict[str, Any]:
+        """What results say of the server: who answered, and what it says that it did."""
+        usage = self.usage
+        found: dict[str, Any] = {
+            "served_model": self.answered_by,
+            "server": self.owner,
+            "timestamps": self.args.timestamps,
+            "image_format": self.args.image_format,
+            "requests": usage.requests,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "answer_tokens": usage.answer_tokens,
+            "spent": None if self.args.prices is None else round(self.spent, 6),
+        }
+        return {key: value for key, value in found.items() if value not in (None, "")}
+
     def _count(self, reply: Reply) -> float:
         self.usage.add(reply)
         cost = self.cost(reply)
@@ -232,7 +250,22 @@ class Asker:
         counts = (reply.prompt_tokens or 0, reply.answer_tokens or 0, reply.cached_tokens or 0)
         return 0.0 if prices is None else prices.of(*counts)
 
-    def _ask(self, job: Job) -> Reply:
+    @functools.cached_property
+    def _encode(self) -> Callable[[str], Sequence[int]]:
+        from vniah.text.task import named_tokenizer
+
+        return named_tokenizer(self.args.tokenizer)
+
+    def forced(self, reply: Reply, target: str) -> tuple[Answer, str]:
+        """A reply as an answer under teacher forcing, and by what it was compared."""
+        return reply.forced(target, self.answer_ids(target), cut=bool(self.args.tokenizer))
+
+    def talk(self, messages: Sequence[Mapping[str, Any]], generation: Mapping[str, Any]) -> Reply:
+        """The answer to a whole conversation."""
+        most, more = _generation(generation)
+        return self._ask(Job(visuals=tuple, text=str, most_tokens=most, more=more), messages)
+
+    def _ask(self, job: Job, messages: Sequence[Mapping[str, Any]] | None = None) -> Reply:
         shown: dict[str, Any]
         form = dict(self.form)
         if job.raw:
@@ -241,7 +274,8 @@ class Asker:
             form |= {"logprobs": 1} if form.pop("logprobs", None) else {}
             length_name = _SHORTER
         else:
-            path, shown = "chat/completions", {"messages": self.content.message(job.visuals(), job.text())}
+            messages = self.content.message(job.visuals(), job.text()) if messages is None else messages
+            path, shown = "chat/completions", {"messages": list(messages)}
             length_name = self._length_name
         if self.args.thinking != "auto":
             form["chat_template_kwargs"] = {"enable_thinking": self.args.thinking == "on"}
@@ -258,7 +292,9 @@ class Asker:
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 (an asker lives as long as its run)
     def answer_ids(self, answer: str) -> tuple[int, ...]:
-        """The tokens of an answer alone, by the server's own tokenizer; empty where it tells none."""
+        """The tokens of an answer alone, by the tokenizer that was named, else by the server's own; empty for none."""
+        if self.args.tokenizer:
+            return tuple(self._encode(answer))
         if not self.form.get("return_token_ids"):
             return ()
         url = f"{self.endpoint.url.removesuffix('/v1')}/tokenize"

@@ -157,7 +157,7 @@ class Endpoint:
     def _client(self) -> Any:
         import openai
 
-        given = {"api_key": self.key or "none", "timeout": self.timeout_s, "max_retries": 0}
+        given: dict[str, Any] = {"api_key": self.key or "none", "timeout": self.timeout_s, "max_retries": 0}
         return openai.OpenAI(base_url=self.url, http_client=self._http, **given)
 
     def _sender(self, path: str, body: Mapping[str, Any] | None) -> Callable[[], Any]:

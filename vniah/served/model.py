@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vniah.contract.requests import Request, Target, Text
 from vniah.notices import identify, notice
 from vniah.runs.journal import Journal, content_key
 from vniah.runs.measure import CellError, place_of
@@ -18,6 +17,7 @@ from vniah.runs.task import Answer, NeedleTask
 from vniah.served.arguments import ServedArgs
 from vniah.served.asking import Asker, BudgetSpentError, Job
 from vniah.served.endpoint import EndpointError
+from vniah.served.plan import cell_request
 from vniah.served.reply import Reply
 from vniah.served.reuse import tree_order
 
@@ -64,7 +64,8 @@ class ServedModel:
         """
         args, asker = self.args, self.asker
         names = list(dict.fromkeys(name for name, _ in cells))
-        decides = [self.name, args.endpoint().url, self.presentation, args.timestamps, args.image_format, args.thinking]
+        decides = [self.name, args.endpoint().url, self.presentation, args.timestamps, args.image_format]
+        decides += [args.thinking, args.tokenizer]
         found: dict[int, Answer] = {}
         compared: Counter[str] = Counter()
         unanswered: Counter[str] = Counter()
@@ -83,7 +84,8 @@ class ServedModel:
                     compared.update([result["compared"]] if result["compared"] else [])
                     asker.spent += float(result["cost"])
             asked = [index for index in range(len(cells)) if index not in found]
-            order = [asked[one] for one in tree_order([_request(tasks[cells[one][0]], cells[one][1]) for one in asked])]
+            requests = [cell_request(tasks[cells[one][0]], cells[one][1]) for one in asked]
+            order = [asked[one] for one in tree_order(requests)]
             jobs = [self._job(tasks[cells[index][0]], cells[index][1]) for index in order]
             failed: tuple[int, Exception] | None = None
             try:
@@ -154,7 +156,7 @@ class ServedModel:
     def _read(self, task: NeedleTask, number: int, reply: Reply) -> tuple[Answer, str]:
         if task.scoring == "teacher-forced":
             target = task.target(task.rows[number])
-            return reply.forced(target, self.asker.answer_ids(target))
+            return self.asker.forced(reply, target)
         return Answer(text=reply.text.strip(), prompt_tokens=reply.prompt_tokens, unanswered=reply.failure), ""
 
     def _told(
@@ -165,35 +167,29 @@ class ServedModel:
         cells: Sequence[tuple[str, int]],
     ) -> dict[str, Any]:
         """What results say of the server: who answered, how it was shown, and what it says that it did."""
-        usage = self.asker.usage
-        by_length: dict[int, set[int]] = {}
+        self._say_sampled(tasks, found, cells)
+        told = {"presentation": self.presentation, "compared_by": dict(compared)}
+        return {**self.asker.told(), **{key: value for key, value in told.items() if value}}
+
+    def _say_sampled(
+        self, tasks: Mapping[str, NeedleTask], found: Mapping[int, Answer], cells: Sequence[tuple[str, int]]
+    ) -> None:
+        """Say so where one question behind more frames is as long a prompt: not all of them were read."""
+        lengths: dict[tuple[str, str, int], set[int]] = {}
         for index, answer in found.items():
             name, number = cells[index]
-            if answer.prompt_tokens and tasks[name].unit == "frames":
-                row = tasks[name].rows[number]
-                by_length.setdefault(int(row["num_frames"]), set()).add(answer.prompt_tokens)
-        alike = set.intersection(*by_length.values()) if len(by_length) > 1 else set()
-        if alike:
-            lengths = ", ".join(map(str, sorted(by_length)))
+            row = tasks[name].rows[number]
+            if answer.prompt_tokens and tasks[name].unit == "frames" and not row["control"]:
+                prompt = (name, str(row["question"]), answer.prompt_tokens)
+                lengths.setdefault(prompt, set()).add(int(row["num_frames"]))
+        alike = next((prompt for prompt, several in lengths.items() if len(several) > 1), None)
+        if alike is not None:
+            told = ", ".join(map(str, sorted(lengths[alike])))
             notice(
-                f"{self.name} reads prompts of {lengths} frames as equally many tokens ({min(alike):,}): the server "
-                "samples frames, and needles are lost; show images, or have it read every frame (docs/serving.md)"
+                f"{self.name} reads prompts of {told} frames as equally many tokens ({alike[-1]:,}): the server "
+                "samples frames, and needles are lost; show images, or have it read every frame (docs/serving.md)",
+                kind="the server samples frames",
             )
-        told: dict[str, Any] = {
-            "served_model": self.asker.answered_by,
-            "server": self.asker.owner,
-            "presentation": self.presentation,
-            "timestamps": self.args.timestamps,
-            "image_format": self.args.image_format,
-            "compared_by": dict(compared),
-            "requests": usage.requests,
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "answer_tokens": usage.answer_tokens,
-        }
-        if self.args.prices is not None:
-            told["spent"] = round(self.asker.spent, 6)
-        return {key: value for key, value in told.items() if value not in (None, "", {})}
 
     def finished(self) -> None:
         """The results are written: what is asked after this is asked anew, unless some cells have no answer."""
@@ -206,9 +202,3 @@ class ServedModel:
         if self.journal is None:
             return "nothing of it is kept; give an output folder, and the same call continues"
         return f"what was answered is kept in {self.journal}; the same call continues"
-
-
-def _request(task: NeedleTask, number: int) -> Request:
-    """A cell as segments, for its place in the tree."""
-    row = task.rows[number]
-    return Request((*task.segments(row), Text(str(row["question"]))), Target(task.target(row)))

@@ -6,6 +6,7 @@ tokens: so the paper's score needs greedy tokens alone. By what they are compare
 - ``token ids``: its own, and the answer's by its own tokenizer. This is the paper's score.
 - ``tokens``: the pieces of text that stand beside log-probabilities. The answer must end where a token ends, so that
   "Pandas" of "Pand" and "as" does not begin with "Panda". Another cut of the same text is taken for the same.
+- ``text of as many tokens``: of as many as the answer has, by a tokenizer that the user names. As the one above.
 - ``text``: nothing else is known. The text must begin with the answer and not go on inside its last word. Beside that
   other cut, a first token with a space before it may read like one without, and a special token is not seen.
 """
@@ -81,12 +82,13 @@ class Reply:
             model=str(told.get("model") or ""),
         )
 
-    def forced(self, answer: str, answer_ids: Sequence[int]) -> tuple[Answer, str]:
+    def forced(self, answer: str, answer_ids: Sequence[int], *, cut: bool = False) -> tuple[Answer, str]:
         """As an answer under teacher forcing, and by what it was compared.
 
         Args:
             answer: the right one.
             answer_ids: its tokens by the server's tokenizer; empty where not known.
+            cut: as many tokens as those were asked for, and no more.
         """
         count = len(answer_ids)
         told: dict[str, Any] = {"text": self.text, "prompt_tokens": self.prompt_tokens}
@@ -107,6 +109,8 @@ class Reply:
                 used += 1
             right = come == wanted
             return Answer(is_greedy=right, answer_logprobs=self.logprobs[:used] if right else (), **told), "tokens"
+        if cut and count:
+            return Answer(is_greedy=self.text == answer, **told), "text of as many tokens"
         return Answer(is_greedy=begins_with_text(self.text, answer), **told), "text"
 
 

@@ -152,8 +152,11 @@ def circular(items: list[list[Any]]) -> float:
     return sum(draws.values()) / len(draws)
 
 
-# What single kinds measure beside accuracy: how it is put together, and whether higher is better.
+# What is measured beside accuracy: how it is put together, and whether higher is better. The exact one is of free
+# answers, as near as their text comes to the paper's score; the others are of single kinds.
+EXACT = "vniah_exact"
 METRICS: dict[str, tuple[Callable[[list[Any]], float], bool]] = {
+    EXACT: (mean, True),
     "vniah_circular": (circular, True),
     "vniah_soft": (mean, True),
     "vniah_seconds_off": (mean, False),

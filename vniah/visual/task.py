@@ -16,10 +16,11 @@ from vniah.haystack.base import content_hash
 from vniah.notices import notice
 from vniah.prompts import QWEN_1_5, PromptTemplate, question_text
 from vniah.runs.grid import Cell, check_columns
+from vniah.runs.scoring import begins_with_text
 from vniah.runs.task import Answer, Metrics, NeedleTask, Row, Scoring
 from vniah.visual.compose import FPS, SplicedVideo, composed_frames, held_at_the_end
 from vniah.visual.composed_videos import Composer
-from vniah.visual.scenes import METRICS, Scene
+from vniah.visual.scenes import EXACT, METRICS, Scene
 from vniah.visual.settings import Settings, known_presentation
 
 _BATCH = 32
@@ -196,10 +197,14 @@ class VisualTask(NeedleTask):
 
     @property
     def more_metrics(self) -> Metrics:  # type: ignore[override]
-        return {name: METRICS[name] for name in self.scenes.measures}
+        measures = (*([EXACT] if self.scoring == "generated" else []), *self.scenes.measures)
+        return {name: METRICS[name] for name in measures}
 
     def _more(self, row: Row, logged: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-        return self.scenes.figures(row, answer.text, bool(logged["correct"]))
+        figures = self.scenes.figures(row, answer.text, bool(logged["correct"]))
+        if self.scoring != "generated":
+            return figures
+        return {EXACT: float(begins_with_text(answer.text, str(row["answer"]))), **figures}
 
     def describe(self) -> dict[str, Any]:
         settings, haystack, shown = self.settings, self.haystacks[0], {}
