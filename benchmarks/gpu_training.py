@@ -64,7 +64,7 @@ def extension_step(run: Run) -> None:
     with torch.device(device):
         model = Qwen2ForCausalLM(config).train()
     model.set_attn_implementation("longva_ring")
-    install_loss(model, ring=True)
+    install_loss(model, ring=1)
     reduce_activations(model, train)
     optimizer = build_optimizer(model, train)
 

@@ -71,7 +71,7 @@ def fit(
 
     train = stage.train if collate else dataclasses.replace(stage.train, batch_size=1)
 
-    class StageTrainer(watched(Trainer, train, ring_size(train))):  # type: ignore[misc]
+    class StageTrainer(watched(Trainer, train, train.ring_of(world_size()))):  # type: ignore[misc]
         """Trainer with learning rates of their own for the vision tower and the projector."""
 
         def create_optimizer(self, model: Any = None) -> Any:
@@ -330,13 +330,8 @@ class StepDataset:
         return {key: torch.from_numpy(value) for key, value in self._make(step).items()}
 
 
-def ring_size(train: Train) -> int:
-    """How many ranks share a sequence."""
-    return world_size() if train.attention == "ring" else 1
-
-
 def steps_and_passes(train: Train, samples: int) -> tuple[int, int]:
-    """Optimizer steps, and passes over ``samples`` that they take. Under ``ring`` all ranks share each sample."""
-    per_step = train.batch_size * train.accumulation * world_size() // ring_size(train)
+    """Optimizer steps, and passes over ``samples`` that they take. Under ``ring`` several ranks share each sample."""
+    per_step = train.batch_size * train.accumulation * world_size() // train.ring_of(world_size())
     steps = train.steps or max(1, math.ceil(samples * train.epochs / per_step))
     return steps, math.ceil(steps * per_step / samples)

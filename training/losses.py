@@ -9,6 +9,7 @@ Shape legend: N rows (tokens), D hidden size, V vocabulary, C rows of one chunk.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +105,22 @@ def loss_and_hits(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Ten
     return sums_2
 
 
-def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[], Tensor] | None = None) -> Any:
+@functools.cache
+def ring_context(size: int) -> Any:
+    """How a sequence lies on a ring of ranks that follow each other: rows of a mesh of data by ring. Collective."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from longva_model.attention import RingContext
+
+    if not dist.is_initialized() or size == dist.get_world_size():
+        return RingContext(layout="zigzag")
+    shape = (dist.get_world_size() // size, size)
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", shape, mesh_dim_names=("data", "ring"))
+    return RingContext(layout="zigzag", group=mesh["ring"].get_group())
+
+
+def install_loss(model: Any, *, ring: int = 0, without_visuals: Callable[[], Tensor] | None = None) -> Any:
     """Make ``model(..., labels=)`` return the loss alone, through ``linear_cross_entropy``; without gradients also the
     number of "hits", labels that have the largest logit.
 
@@ -112,16 +128,11 @@ def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[]
     FSDP gathers its weight. ``shift_labels`` (already shifted: a shard of a sequence has its next token elsewhere) wins
     over ``labels``. ``num_items_in_batch`` is the divisor where a step has several micro-batches or ranks.
 
-    Under ``ring`` the batch is this rank's zigzag shard of a sequence, and attention goes round all ranks.
+    Under ``ring`` the batch is this rank's zigzag shard of a sequence, and attention goes round so many ranks.
     ``without_visuals`` gives a zero that is added where a batch has no images, with a graph through tower and
     projector: sharded layers are gathered by all ranks together, forwards and backwards, so that ranks without images
     must do what ranks with images do, in the same order.
     """
-    extra: dict[str, Any] = {}
-    if ring:
-        from longva_model.attention import RingContext
-
-        extra["ring_context"] = RingContext(layout="zigzag")
 
     def forward(
         self: Any,
@@ -134,6 +145,7 @@ def install_loss(model: Any, *, ring: bool = False, without_visuals: Callable[[]
         if labels is None and shift_labels is None:
             return plain_forward(*args, **kwargs)
         kwargs.pop("use_cache", None)
+        extra = {"ring_context": ring_context(ring)} if ring else {}
         hidden_BTD = self.model(*args, use_cache=False, **extra, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None

@@ -115,7 +115,7 @@ def memory(
         gathered = b * (trained + frozen) if b == 2 else 0  # autocast's copies of the weights
     tile = min(train.tile_tokens, tokens)
     kept, flying = _layer_bytes_per_token(shape, b, tiled=bool(tile))
-    if train.attention == "ring" and gpus > 1:
+    if train.ring_of(gpus) > 1:
         # Blocks that travel, twice (one is received while one is used), and fp32 sums of gradients and output.
         heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         kept += 2 * 2 * kv * b + 4 * 2 * heads + 2 * 2 * 4 * kv
@@ -207,7 +207,7 @@ def longest_sequence(
 ) -> int:
     """Tokens of the longest sequence whose peak is at most ``capacity``; 0 when none fits.
 
-    Under ``ring`` all GPUs share it, else one GPU holds it. ``vision_of``: what the images of so many tokens take.
+    Under ``ring`` several GPUs share it, else one GPU holds it. ``vision_of``: what the images of so many tokens take.
     ``parameters``: trained and frozen.
     """
 
@@ -215,7 +215,8 @@ def longest_sequence(
         return memory(shape, train, tokens=tokens, gpus=gpus, vision=vision_of(tokens), **parameters).peak
 
     longest = max(0, bisect.bisect_right(range(1 << 26), capacity, key=peak) - 1)
-    return longest // 2 * 2 * gpus if train.attention == "ring" and gpus > 1 else longest
+    ring = train.ring_of(gpus)
+    return longest // 2 * 2 * ring if ring > 1 else longest
 
 
 def plan_recipe(recipe: Recipe, *, gpus: int, gpu_gib: float) -> str:
@@ -275,7 +276,7 @@ def _tokens_of(stage: Planned, gpus: int) -> int:
     elif stage.data.phases:
         length = max(phase.length * phase.batch for phase in stage.data.phases)
     else:
-        length = -(-stage.sequence_length // gpus) if stage.train.attention == "ring" else stage.sequence_length
+        length = -(-stage.sequence_length // stage.train.ring_of(gpus))
     return length * stage.train.batch_size
 
 

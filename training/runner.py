@@ -85,11 +85,12 @@ def _files(stage: Stage) -> list[str]:
 
 def _check_length(stage: stages.TextStage, prepared: Stage | None, count: int) -> None:
     """Raise ValueError where a sequence cannot be sharded, or the stage before prepares too few or too short ones."""
-    if stage.train.attention == "ring" and stage.sequence_length % (2 * count):
-        good = stage.sequence_length // (2 * count) * 2 * count
+    ring = stage.train.ring_of(count)
+    if stage.train.attention == "ring" and stage.sequence_length % (2 * ring):
+        good = stage.sequence_length // (2 * ring) * 2 * ring
         raise ValueError(
-            f"stage {stage.name!r}: {stage.sequence_length} tokens cannot be sharded over {count} ranks in zigzag "
-            f"order; the length must be a multiple of {2 * count}" + (f", such as {good}" if good else "")
+            f"stage {stage.name!r}: {stage.sequence_length} tokens cannot be sharded over {ring} ranks in zigzag "
+            f"order; the length must be a multiple of {2 * ring}" + (f", such as {good}" if good else "")
         )
     if not isinstance(prepared, stages.PrepareTextStage):
         return

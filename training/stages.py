@@ -27,7 +27,8 @@ class Train:
         tower_lr: learning rate of the vision tower; ``None`` is ``lr``. ``projector_lr`` likewise.
         checkpointing: "full" recomputes each layer; "offload" also moves the layer inputs to the host.
         tile_tokens: run the decoder's MLPs and norms in tiles of so many tokens; 0 runs them whole.
-        attention: transformers' attention implementation; "ring" shards every sequence over all ranks.
+        attention: transformers' attention implementation; "ring" shards every sequence over several ranks.
+        ring: with attention: ring, how many ranks share a sequence; 0 is all. Others go through other sequences.
         sharding: "fsdp2" shards weights, gradients and optimizer over all ranks.
         offload: with fsdp2, keep what is sharded in host memory.
         threads: CPU threads of this stage, which sums depend on in their last bits; 0 leaves it to the machine.
@@ -51,6 +52,7 @@ class Train:
     checkpointing: Literal["none", "full", "offload"] = "none"
     tile_tokens: int = 0
     attention: str = "sdpa"
+    ring: int = 0
     compile: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
     offload: bool = False
@@ -72,13 +74,34 @@ class Train:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.offload and self.sharding == "none":
             raise ValueError("offload needs sharding: fsdp2")
-        for name in ("save_every", "warmup", "workers", "threads", "tile_tokens", "weight_decay", "max_grad_norm"):
+        for name in (
+            "save_every",
+            "warmup",
+            "ring",
+            "workers",
+            "threads",
+            "tile_tokens",
+            "weight_decay",
+            "max_grad_norm",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.ring and self.attention != "ring":
+            raise ValueError(f"ring: {self.ring} goes with attention: ring; got attention: {self.attention}")
         if self.attention == "ring" and self.batch_size != 1:
             raise ValueError(
-                f"attention: ring shares one sequence among all ranks, so batch_size is 1; got {self.batch_size}"
+                f"attention: ring shares one sequence among ranks, so batch_size is 1; got {self.batch_size}"
             )
+
+    def ring_of(self, ranks: int) -> int:
+        """How many of so many ranks share a sequence. ValueError: rings of that size do not share them out."""
+        if self.attention != "ring":
+            return 1
+        if self.ring and ranks % self.ring:
+            raise ValueError(
+                f"{ranks} ranks are no whole number of rings of {self.ring}; choose a ring that divides them"
+            )
+        return self.ring or ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +217,8 @@ class TextStage:
             raise ValueError("phases say their own batch sizes: give train.steps, and no batch_size or epochs")
 
     def sequences_per_step(self, ranks: int) -> int:
-        """Whole sequences that an optimizer step takes: under ``ring`` all ranks share each."""
-        share = 1 if self.train.attention == "ring" else ranks
-        return self.train.batch_size * self.train.accumulation * share
+        """Whole sequences that an optimizer step takes: under ``ring`` several ranks share each."""
+        return self.train.batch_size * self.train.accumulation * ranks // self.train.ring_of(ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The text stage: next-token training of the language model alone, from nothing or at a larger RoPE base.
 
 Context extension is this stage with a longer ``sequence_length`` and a larger ``rope_theta`` (paper
-section 3.1). With ``attention: ring`` every sequence is sharded over all ranks in zigzag order.
+section 3.1). With ``attention: ring`` every sequence is sharded over all ranks, or ``ring`` of them, in zigzag order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from vniah.files import read_json
 from vniah.notices import notice
 from vniah.training.data.shards import MANIFEST
-from vniah.training.fit import StepDataset, fit, ring_size, steps_and_passes
+from vniah.training.fit import StepDataset, fit, steps_and_passes
 from vniah.training.load import load, load_tokenizer, save_trained
 from vniah.training.processes import world_size
 from vniah.training.stages import TextStage
@@ -45,7 +45,7 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
         dataset, collate = StepDataset(tasks.batch, steps * stage.train.accumulation), None
     else:
         dataset, steps, collate = *_prepared(stage, seed, resolve), together
-    install_loss(model, ring=stage.train.attention == "ring")
+    install_loss(model, ring=stage.train.ring_of(world_size()) if stage.train.attention == "ring" else 0)
 
     def save(trainer: Any) -> None:
         save_trained(trainer, tokenizer, folder / "model", stage.train)
@@ -53,7 +53,7 @@ def run(stage: TextStage, folder: Path, *, seed: int, resolve: Callable[[str], s
     watch = None
     if data.shards and read_json(Path(resolve(data.shards)) / MANIFEST).get("held_out"):
         probes = text_probes(Path(resolve(data.shards)), tokenizer, stage.sequence_length, seed=seed)
-        watch = TextWatch(*probes, ring_size(stage.train))
+        watch = TextWatch(*probes, stage.train.ring_of(world_size()))
     run_folder = folder / "run"
     return fit(model, dataset, stage, run_folder, seed=seed, steps=steps, collate=collate, save=save, watch=watch)
 
@@ -126,7 +126,11 @@ def _prepared(stage: TextStage, seed: int, resolve: Callable[[str], str]) -> tup
     assert stage.data.shards is not None
     train, per_step = stage.train, stage.sequences_per_step(world_size())
     dataset = RingSequences(
-        resolve(stage.data.shards), stage.sequence_length, seed=seed, ring=train.attention == "ring"
+        resolve(stage.data.shards),
+        stage.sequence_length,
+        seed=seed,
+        ring=train.attention == "ring",
+        world_size=train.ring_of(world_size()),
     )
     there = dataset.num_sequences
     if train.steps * per_step > there:

@@ -56,8 +56,8 @@ def ring_shard(batch: dict[str, Any], rank: int, ring: int) -> dict[str, Any]:
 class RingSequences:
     """Prepared sequences as a map-style dataset of batches of one sequence, or of one rank's shard of it.
 
-    Under ``ring`` item i is shard ``i % world_size`` of sequence ``i // world_size``: a Trainer that deals
-    batches out in turn then gives every rank its own shard of the same sequence.
+    Under ``ring`` item i is shard ``i % world_size`` of sequence ``i // world_size``, where so many ranks share a
+    sequence: a Trainer that deals batches out in turn then gives every rank its own shard, and each ring a sequence.
 
     ``length`` is predictions a sequence; shorter than what was packed cuts, longer is an error. ``num_sequences`` whole
     sequences were prepared, and they are read ``passes`` times, each time in another order.
