@@ -108,7 +108,8 @@ def run_trainer(
     """
     if train.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         raise ValueError(NOT_SHARDED)
-    trainer.add_callback(run_callback(folder / METRICS, trainer, watch))
+    look = None if watch is None else lambda: trainer.log(watch(trainer))
+    trainer.add_callback(run_callback(folder / METRICS, look))
     try:
         result = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         if save is not None:
@@ -130,10 +131,10 @@ def logged_events(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def run_callback(path: Path, trainer: Any, watch: Watch | None = None) -> Any:
+def run_callback(path: Path, look: Callable[[], None] | None = None) -> Any:
     """A callback of the Trainer that keeps metrics.jsonl, seals checkpoints, and stops on a loss that is not finite.
 
-    What ``watch`` finds is logged before the checkpoint is written, which then holds it.
+    ``look`` logs what is watched, before a checkpoint is written, which then holds it.
     """
     import torch.distributed as dist
     from transformers import TrainerCallback
@@ -155,8 +156,8 @@ def run_callback(path: Path, trainer: Any, watch: Watch | None = None) -> Any:
                         file.write(json.dumps(event) + "\n")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if watch is not None and (control.should_save or state.global_step >= state.max_steps):
-                trainer.log(watch(trainer))
+            if look is not None and (control.should_save or state.global_step >= state.max_steps):
+                look()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if dist.is_initialized():

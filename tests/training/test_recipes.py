@@ -117,7 +117,7 @@ def test_overrides_reach_recipe_and_stage(recipe_file: Path) -> None:
         ("text.train.lr=.nan", "expected float, got nan"),
         ("text.train=3", "expected keys and values, got 3"),
         ("text.train.batch_size=2", "phases say their own batch sizes"),
-        ("text.train.attention=ring text.train.batch_size=2", "shares one sequence among all ranks"),
+        ("text.train.attention=ring text.train.batch_size=2", "shares one sequence among ranks"),
         ("parallel=0", "parallel must be at least 1"),
         ("name=../x", "'../x' names a folder"),
     ],
