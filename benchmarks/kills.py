@@ -3,10 +3,10 @@
     python benchmarks/kills.py [one branch ring training sharded] [--trials 108] [--seed 0] [--csv kills.csv]
 
 Every trial is a fresh folder and cache; its run is killed ``--kills`` times (a random signal, after a random share of
-the time that the undisturbed run took; of training, half of them while a checkpoint is written), and then left to
-end. Under torchrun one of its processes, or the launcher alone, is killed. Counted are: results that are not byte for
-byte the undisturbed run's (dates left out), runs that do not end, and processes that outlive their run. On the
-shipped nano model, on CPU. Exits with 1 where one is counted.
+the time that the undisturbed run took; of training, two in three while or soon after a checkpoint is written), and
+then left to end. Under torchrun one of its processes, or the launcher alone, is killed. Counted are: results that are
+not byte for byte the undisturbed run's (dates left out), runs that do not end, and processes that outlive their run.
+On the shipped nano model, on CPU. Exits with 1 where one is counted.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def run_mode(folder: Path, mode: str, kills: int, per_trial: int, draw: random.R
         row["runs"] += 1
         for _ in range(min(per_trial, kills - row["kills"])):
             process = start(mode, place)
-            if mode in TRAINING and draw.random() < 0.5:
-                at_a_checkpoint(process, place, draw.randint(1, 3), draw.uniform(0, 0.1))
+            if mode in TRAINING and (number := draw.randint(0, 2)):
+                at_a_checkpoint(process, place, number, draw.uniform(0, 0.3))
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(draw.uniform(0.05, 1.0) * seconds)
+                    process.wait(draw.uniform(0.05, 0.6 if mode in TRAINING else 1.0) * seconds)
             if process.poll() is not None:
                 break  # it ended before its moment came
             row["kills"] += 1
