@@ -116,9 +116,9 @@ def measure(case: str, folder: Path, given: Any) -> dict[str, Any]:
 
     run_trainer = fit.run_trainer
 
-    def watched(trainer: Any, *args: Any) -> Any:
+    def watched(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         trainer.add_callback(Watch(trainer))
-        return run_trainer(trainer, *args)
+        return run_trainer(trainer, *args, **kwargs)
 
     stage: Any = TowerStage(name="memory", train=train)
     with ExitStack() as changes:
@@ -156,7 +156,7 @@ def launched(folder: Path, given: Any) -> list[dict[str, Any]]:
     sizes = [f"--{name}={getattr(given, name)}" for name in ("hidden", "layers", "tokens", "precision")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
     command = [*torchrun, *sizes, "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]

@@ -15,7 +15,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
 @pytest.mark.slow
 def test_two_ranks_hold_one_model_and_no_whole_gradient(tmp_path: Path) -> None:
     path = tmp_path / "memory.json"
-    subprocess.run([sys.executable, str(BENCHMARK), "--json", str(path)], check=True, timeout=1200)
+    subprocess.run([sys.executable, str(BENCHMARK), "--json", str(path)], check=True, timeout=3600)
     ours, others, assembled, assembled_by_all = json.loads(path.read_text()).values()
     size = 4 * ours[0]["parameters"]
     assert ours[0]["planned"] == pytest.approx(ours[0]["device"], rel=0.25)
