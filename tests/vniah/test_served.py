@@ -144,7 +144,8 @@ def test_the_exact_score_of_free_answers_is_told_beside_the_lenient_one() -> Non
     assert "vniah_exact" not in opened("vniah").metrics
 
 
-def test_other_kinds_and_text() -> None:
+def test_other_kinds_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNIAH_DISTANCE", "10")
     film = {"frames": "40", "depths": "0,100", "haystack": "synthetic:0:60:32x24"}
     text = {"lengths": "200", "depths": "0,100", "samples": 1, "haystack": "builtin", "seed": 0}
     with ServedServer(lambda parts: "nothing") as server:
@@ -380,6 +381,7 @@ def test_a_server_that_samples_frames_is_told_of(capsys: pytest.CaptureFixture[s
         assert "equally many" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     flags = [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
     with ServedServer(knows_some) as server:

@@ -54,10 +54,7 @@ def command(
         if not os.path.isfile(path):
             raise FileNotFoundError(f"no file {path!r}; give videos or images first and the question last, in quotes")
         check_visual(Path(path))
-    # What can be refused is, before torch is loaded.
-    from longva_model.arguments import ModelArgs, generate_leaf, parse_model_args
-    from longva_model.engine.conversation import Conversation
-    from longva_model.run.runner import Runner
+    from longva_model.arguments import parse_model_args
     from vniah.served.arguments import PREFIX
 
     if model.startswith(PREFIX):
@@ -67,6 +64,11 @@ def command(
         return
     if base_url is not None:
         raise ValueError(f"--base-url is of a served model (--model {PREFIX}NAME)")
+    # What can be refused is, before torch is loaded.
+    from longva_model.arguments import ModelArgs, generate_leaf
+    from longva_model.engine.conversation import Conversation
+    from longva_model.run.runner import Runner
+
     args = {"pretrained": model, "max_frames_num": frames, "preprocess": "auto", **parse_model_args(model_args)}
     is_nano = args["pretrained"] == "nano"
     if is_nano:

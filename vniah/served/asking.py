@@ -93,6 +93,7 @@ class Asker:
         self.args, self.endpoint = args, args.endpoint()
         self.usage = Usage()
         self.spent = 0.0
+        self.unit_cost = 0.0  # the most that a unit of a job has cost
         self.form: Mapping[str, Any] = {}
         self.answered_by = ""
         self.owner = ""
@@ -181,7 +182,6 @@ class Asker:
         waiting, flying = deque(range(len(jobs))), 0
         done: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
         reserved: dict[int, float] = {}
-        a_unit = 0.0  # the most that a unit has cost
         failed = broke = False
 
         def run(number: int) -> None:
@@ -195,7 +195,7 @@ class Asker:
             while waiting or flying:
                 room = self.args.concurrency if len(waiting) + flying < len(jobs) else 1
                 while waiting and flying < room and not failed:
-                    cost = a_unit * jobs[waiting[0]].units
+                    cost = self.unit_cost * jobs[waiting[0]].units
                     budget = self.args.budget
                     if budget is not None and self.spent + sum(reserved.values()) + cost > budget:
                         broke = True
@@ -210,7 +210,7 @@ class Asker:
                 flying -= 1
                 reserved.pop(number)
                 if isinstance(outcome, Reply):
-                    a_unit = max(a_unit, self._count(outcome) / max(1, jobs[number].units))
+                    self.learn(self._count(outcome), jobs[number].units)
                     if self.args.budget is not None and outcome.prompt_tokens is None:
                         outcome = EndpointError(f"{self.endpoint.url} tells no usage; a budget cannot be kept there")
                 failed = failed or isinstance(outcome, Exception)
@@ -221,6 +221,10 @@ class Asker:
                 raise BudgetSpentError
         finally:
             self._stopped.set()
+
+    def learn(self, cost: float, units: int) -> None:
+        """What so many units have cost, for what the next may."""
+        self.unit_cost = max(self.unit_cost, cost / max(1, units))
 
     def told(self) -> dict[str, Any]:
         """What results say of the server: who answered, and what it says that it did."""

@@ -83,6 +83,7 @@ class ServedModel:
                     found[index] = Answer(**{one: result[one] for one in _KEPT})
                     compared.update([result["compared"]] if result["compared"] else [])
                     asker.spent += float(result["cost"])
+                    asker.learn(float(result["cost"]), _units(tasks[cells[index][0]], cells[index][1]))
             asked = [index for index in range(len(cells)) if index not in found]
             requests = [cell_request(tasks[cells[one][0]], cells[one][1]) for one in asked]
             order = [asked[one] for one in tree_order(requests)]
@@ -150,7 +151,7 @@ class ServedModel:
             generation=task.generation,
             # Text NIAH has no chat template (reference section 4).
             raw=target is not None and task.unit == "tokens",
-            units=int(row[task.length_key]) + 1,
+            units=_units(task, number),
         )
 
     def _read(self, task: NeedleTask, number: int, reply: Reply) -> tuple[Answer, str]:
@@ -202,3 +203,8 @@ class ServedModel:
         if self.journal is None:
             return "nothing of it is kept; give an output folder, and the same call continues"
         return f"what was answered is kept in {self.journal}; the same call continues"
+
+
+def _units(task: NeedleTask, number: int) -> int:
+    """How much a cell shows: frames, or tokens of text."""
+    return int(task.rows[number][task.length_key]) + 1
