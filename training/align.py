@@ -12,7 +12,7 @@ from typing import Any
 
 from vniah.training.fit import fit, steps_and_passes
 from vniah.training.load import assemble, has_weights, load, load_tokenizer, save_trained, without_weights
-from vniah.training.stages import AlignStage
+from vniah.training.stages import AlignStage, CalibrateStage
 
 # What a parameter belongs to by the beginning of its name; the decoder is all that is neither tower nor projector.
 PARTS = (
@@ -68,7 +68,9 @@ def empty_picture(model: Any) -> Any:
     return model.model.encode_tiles(pixels).float().sum() * 0.0
 
 
-def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: int) -> tuple[Any, Any]:
+def load_or_assemble(
+    stage: AlignStage | CalibrateStage, resolve: Callable[[str], str], *, seed: int
+) -> tuple[Any, Any]:
     """A LongVA and its tokenizer: loaded whole, or made of a decoder and a tower with a fresh projector."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
@@ -96,9 +98,9 @@ def load_or_assemble(stage: AlignStage, resolve: Callable[[str], str], *, seed: 
     language = load(AutoModelForCausalLM, source, stage.train)
     model = assemble(config, language, load(CLIPVisionModel, tower, stage.train))
     if stage.data.icons:
-        from vniah.training.nano.tower import calibrate_projector
+        from vniah.training.nano.tower import scale_projector
 
-        calibrate_projector(model, tokenizer, seed=seed)
+        scale_projector(model, seed=seed)
     return model, tokenizer
 
 

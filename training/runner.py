@@ -33,6 +33,7 @@ MODULES = {
     "prepare_images": "vniah.training.data.llava",
     "text": "vniah.training.text",
     "tower": "vniah.training.nano.tower",
+    "calibrate": "vniah.training.nano.calibrate",
     "align": "vniah.training.align",
     "dpo": "vniah.training.dpo",
     "evaluate": "vniah.training.evaluate",
@@ -140,7 +141,7 @@ def _what(stage: Stage) -> str:
             text += f", {stage.sequence_length:,} tokens a sequence, {tokens:,} a step"
     elif isinstance(stage, stages.AlignStage):
         text += f", trains {' and '.join(stage.parts)}, {stage.data.merge}"
-    elif isinstance(stage, stages.TowerStage):
+    elif isinstance(stage, stages.TowerStage | stages.CalibrateStage):
         text += f", batch {train.batch_size}"
     else:
         text += f", beta {stage.beta:g}, {stage.num_frames} frames"

@@ -326,6 +326,31 @@ class AlignStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateStage:
+    """A nano LongVA put together, its tower and projector fitted to the decoder's words (``nano/calibrate.py``).
+
+    ``data`` is that of the alignment that follows (icons); ``background`` weighs pictures without an icon in the loss.
+    """
+
+    name: str
+    train: Train
+    data: VisionData
+    model_from: str
+    tower_from: str
+    background: float = 2.0
+    kind: Literal["calibrate"] = "calibrate"
+
+    def __post_init__(self) -> None:
+        if not self.data.icons:
+            raise ValueError("a calibrate stage fits pictures of the icons generator: give data.icons: true")
+        if self.background < 0 or self.train.batch_size < 2:
+            raise ValueError(
+                f"background must not be negative, and a batch has pictures of both kinds (at least 2); "
+                f"got {self.background} and {self.train.batch_size}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DpoStage:
     """Direct preference optimisation on video frames (LLaVA-Hound), by TRL, whose own loss and optimizer it has."""
 
@@ -383,7 +408,14 @@ class EvaluateStage:
 
 
 Stage: TypeAlias = (
-    PrepareTextStage | PrepareImagesStage | TextStage | TowerStage | AlignStage | DpoStage | EvaluateStage
+    PrepareTextStage
+    | PrepareImagesStage
+    | TextStage
+    | TowerStage
+    | CalibrateStage
+    | AlignStage
+    | DpoStage
+    | EvaluateStage
 )
 KINDS: dict[str, type[Any]] = {kind.__dataclass_fields__["kind"].default: kind for kind in get_args(Stage)}
 # What may change between a run and its resumption: it moves no weight.

@@ -21,6 +21,7 @@ ROWS = {
     "short_best_base": "Short text, best enlarged RoPE base",
     "matched_control": "Matched control: length alone differs",
     "frozen_decoder": "Long text, decoder frozen in alignment",
+    "unfitted_projector": "Long text, decoder frozen, projector not fitted to words",
 }
 
 

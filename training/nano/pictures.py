@@ -1,8 +1,9 @@
 """Pictures for the nano model at the size of its tower: icons, frames without any, and images made of both.
 
 Every picture goes the way V-NIAH's frames go: drawn larger, letterboxed to a square, resized
-(``longva_model.pictures.preprocess``). Distractors are of two kinds: abstract ones drawn here, and frames of the
-synthetic film with seeds that no evaluation uses.
+(``longva_model.pictures.preprocess``). Distractors are of three kinds: abstract pictures; pictures with the statistics
+of natural ones, which real film looks like to so small a tower (1/f noise: Field, JOSA A 1987; dead leaves: Lee,
+Mumford and Huang, IJCV 2001); and frames of the synthetic film with seeds that no evaluation uses.
 
 An image of 2 to 16 tiles, with questions about its icons, goes through the model's own image path: under UniRes each
 tile makes the tokens of a video frame, under AnyRes it does not. No video is seen, no more than 64 visual tokens, and
@@ -35,6 +36,8 @@ PicturesNHWC = NDArray[np.uint8]
 FILM_SEED = 1_000_000
 FILM_FRAMES = 48
 TILE_COUNTS = (2, 3, 4, 8, 16)
+# Of the pictures without an icon that are drawn here, those as if natural; of such, shapes that occlude each other.
+NATURAL_SHARE, LEAVES = 0.6, (20, 200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +66,11 @@ def draw_icons(count: int, size: int, *, seed: int, heldout: bool = False) -> Ic
 
 
 def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> PicturesNHWC:
-    """Frames without icons: abstract pictures, and ``film_share`` of them short pieces of many synthetic films."""
+    """Frames without icons: ``film_share`` of them short pieces of many synthetic films, the others drawn here."""
     from vniah.haystack import open_haystack
 
     rng, from_film = np.random.default_rng((seed, 2)), round(count * film_share)
-    shown: list[Any] = [[draw_abstract(rng) for _ in range(count - from_film)]]
+    shown: list[Any] = [[draw_without_icon(rng) for _ in range(count - from_film)]]
     for index in range(-(-from_film // FILM_FRAMES)):
         film = open_haystack(f"synthetic:{FILM_SEED + int(rng.integers(0, 1 << 20)) + index}")
         start = int(rng.integers(0, min(len(film), 4096) - FILM_FRAMES))
@@ -76,15 +79,16 @@ def draw_distractors(count: int, size: int, *, seed: int, film_share: float) -> 
     return pixels_NHWC[:count][rng.permutation(count)]
 
 
-def draw_abstract(rng: np.random.Generator) -> Image.Image:
-    """One abstract picture of random size and aspect."""
+def draw_without_icon(rng: np.random.Generator) -> Image.Image:
+    """One picture of random size and aspect, abstract or as if natural, with or without shapes strewn over it."""
     long_edge = int(rng.integers(64, 193))
     short_edge = int(long_edge * rng.choice([1.0, 0.75, 0.5625]))
     width, height = (long_edge, short_edge) if rng.random() < 0.6 else (short_edge, long_edge)
-    makers = (_gradient, _stripes, _noise, _mosaic)
+    natural = rng.random() < NATURAL_SHARE
+    makers = (_clouds, _dead_leaves) if natural else (_gradient, _stripes, _noise, _mosaic)
     image = makers[rng.integers(len(makers))](rng, width, height)
     draw = ImageDraw.Draw(image)
-    for _ in range(int(rng.integers(0, 9))):
+    for _ in range(int(rng.integers(0, 9)) if rng.random() < 0.5 or not natural else 0):
         _scatter_shape(rng, draw, width, height)
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, long_edge / 24))))
@@ -135,6 +139,41 @@ def _mosaic(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
 
 
+def _clouds(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Noise whose amplitude falls with spatial frequency; its channels mostly agree, as those of photographs do."""
+    y_HW = np.fft.fftfreq(height)[:, None] * height
+    x_HW = np.fft.rfftfreq(width)[None] * width
+    amplitude_HW = np.maximum(np.hypot(y_HW, x_HW), 1.0) ** -rng.uniform(0.8, 2.0)
+    amplitude_HW[0, 0] = 0.0
+    planes_4HW = np.fft.irfft2(amplitude_HW * np.fft.rfft2(rng.standard_normal((4, height, width))), (height, width))
+    planes_4HW /= planes_4HW.std(axis=(1, 2), keepdims=True)
+    colour_HW3 = planes_4HW[0][..., None] + rng.uniform(0.0, 0.8) * planes_4HW[1:].transpose(1, 2, 0)
+    return Image.fromarray((rng.uniform(20, 80) * colour_HW3 + _tint(rng)).clip(0, 255).astype(np.uint8))
+
+
+def _dead_leaves(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Shapes that occlude each other, small ones the most, in the colours of a scene, with a little shade and grain."""
+    image = Image.fromarray(np.tile(_tint(rng), (height, width, 1)).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    scene, spread, smallest = _tint(rng), rng.uniform(15, 70), rng.uniform(0.02, 0.15)
+    for _ in range(int(rng.integers(*LEAVES))):
+        # Radii with a density of r**-3, up to half of the picture: no scale stands out.
+        radius = max(width, height) * rng.uniform(0.5**-2, smallest**-2) ** -0.5
+        x, y, turn = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * np.pi)
+        corners = int(rng.choice([3, 4, 4, 5, 24]))
+        angles = turn + np.sort(rng.uniform(0, 2 * np.pi, corners) if corners < 24 else np.linspace(0, 2 * np.pi, 24))
+        stretch = rng.uniform(0.4, 1.0)
+        points = [(float(x + radius * np.cos(a)), float(y + stretch * radius * np.sin(a))) for a in angles]
+        colour = (scene + spread * (rng.standard_normal() + 0.5 * rng.standard_normal(3))).clip(0, 255)
+        draw.polygon(points, fill=tuple(int(v) for v in colour))
+    return Image.blend(image, _clouds(rng, width, height), float(rng.uniform(0.0, 0.4)))
+
+
+def _tint(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A colour (3,) as photographs have them: any brightness, little saturation."""
+    return np.asarray(rng.uniform(20, 235) + rng.uniform(0, 40) * rng.standard_normal(3)).clip(0, 255)
+
+
 def _scatter_shape(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
     """A blob, a rotated box or a line, anywhere."""
     x, y = rng.uniform(0, width), rng.uniform(0, height)
@@ -165,7 +204,7 @@ def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> S
     """A stage's generated pictures, and text between them, as a dataset of whole batches."""
     data, size = stage.data, config.layout.tile_size
     icons = draw_icons(data.pool_images, size, seed=seed + 10)
-    others_NHWC = draw_distractors(data.pool_images // 4, size, seed=seed + 10, film_share=data.film_share)
+    others_NHWC = draw_distractors(data.pool_images // 2, size, seed=seed + 10, film_share=data.film_share)
     make = VisionTasks(stage, config, tokenizer, icons, others_NHWC, seed).batch
     if data.text_share:
         make = with_text(make, tokenizer, share=data.text_share, length=data.text_length, seed=seed)

@@ -1,16 +1,16 @@
-"""The nano model's tower stage, and the projector that joins the tower to a decoder.
+"""The nano model's tower stage, and the scale of the projector behind the tower.
 
 A tower of 0.4M parameters has no CLIP to start from, so it learns to name object, colour and digit, and
 whether there is an icon at all, through heads that are thrown away. Said in the model card: the nano
 tower has seen labels; no language has reached it.
 
-Shape legend: N pictures, P patches and T visual tokens of each, W the tower's width, D the decoder's, K classes.
+Shape legend: N pictures, P patches and T visual tokens of each, W the tower's width, K classes.
 Features are ``hidden_states[-2]`` without CLS, as the projector reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from longva_model.pictures.preprocess import normalise
 from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 from vniah.training.fit import StepDataset, fit
 from vniah.training.load import save_model
-from vniah.training.nano.pictures import IconPool, draw_distractors, draw_icons, shifted
-from vniah.training.nano.vocabulary import word_list
+from vniah.training.nano.pictures import draw_distractors, draw_icons, shifted
 from vniah.training.stages import IGNORE, NanoSize, TowerStage
 
 DISTRACTOR_SHARE = 0.25
-CALIBRATION_STEPS, CALIBRATION_BATCH, CALIBRATION_LR = 400, 128, 3e-3
+SCALE_PICTURES = 400
 
 
 def run(stage: TowerStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -114,81 +113,30 @@ def supervised_tower(size: NanoSize, feature_penalty: float) -> Any:
     return SupervisedTower()
 
 
-def calibrate_projector(model: Any, tokenizer: Any, *, seed: int, pictures: int = 2000) -> dict[str, float]:
-    """Let the untrained projector of a LongVA start in the decoder's space of words.
+def scale_projector(model: Any, *, seed: int) -> None:
+    """Scale an untrained projector, so that its tokens are as long as the decoder's words.
 
-    CLIP has seen pictures beside words before a projector meets it; the nano tower has not. Two things are missing, and
-    without them alignment of the projector alone often never finds out which of several objects a question means:
-
-    * scale: the tower's features are a residual stream with no norm behind it, and its tokens come out of a default
-      projector about a hundred times as long as word embeddings, so that attention writes next to nothing into them;
-    * words: visual tokens begin by meaning nothing to the decoder. Here they are fitted to the sum of the embeddings of
-      the words that an icon's caption has (object, colour, digit), and those of pictures without an icon to the mean
-      embedding of filler words. It is fitted on so many ``pictures`` of training combinations, and as many without.
-
-    Returns the mean square error of the "fit", and of the best "constant".
+    The tower's features are a residual stream with no norm behind it, and come out of a default projector about a
+    hundred times as long, so that attention writes next to nothing into them.
     """
     import torch
     from torch import nn
 
-    from longva_model.backbone import pool_tokens, tower_features
+    from longva_model.backbone import tower_features
 
-    layout, size = model.config.layout, model.config.layout.tile_size
-    icons = draw_icons(pictures, size, seed=seed)
-    pixels_NHWC = np.concatenate([icons.pixels_NHWC, draw_distractors(pictures, size, seed=seed, film_share=0.5)])
+    size = model.config.layout.tile_size
     projector = model.model.multi_modal_projector
     first, second = (module for module in projector.modules() if isinstance(module, nn.Linear))
+    pixels_NHWC = np.concatenate(
+        [
+            draw_icons(SCALE_PICTURES, size, seed=seed).pixels_NHWC,
+            draw_distractors(SCALE_PICTURES, size, seed=seed, film_share=0.5),
+        ]
+    )
     with torch.no_grad():
-        features_NPW = torch.cat(
-            [
-                tower_features(model.model.vision_tower, torch.from_numpy(normalise(part)), model.config)
-                for part in np.array_split(pixels_NHWC, max(1, len(pixels_NHWC) // 200))
-            ]
-        )
+        features_NPW = tower_features(model.model.vision_tower, torch.from_numpy(normalise(pixels_NHWC)), model.config)
         _divide(first, first(features_NPW).std())
         _divide(second, projector(features_NPW).std() / model.get_input_embeddings().weight.std())
-        filler_ND = filler_embedding(model, tokenizer).expand(pictures, -1)
-        targets_ND = torch.cat([caption_embeddings(model, tokenizer, icons), filler_ND])
-    optimizer = torch.optim.Adam(projector.parameters(), lr=CALIBRATION_LR)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CALIBRATION_STEPS)
-    rng = np.random.default_rng((seed, 8))
-    # As the model's images are: their tiles are pooled under UniRes and not under AnyRes.
-    pooling = layout.require_pooling() if layout.pools_tiles else None
-
-    def error(chosen: Any) -> Any:
-        tokens_NTD = projector(features_NPW[chosen])
-        if pooling is not None:
-            tokens_NTD = pool_tokens(tokens_NTD, *pooling)
-        return (tokens_NTD - targets_ND[chosen, None]).square().mean()
-
-    for _ in range(CALIBRATION_STEPS):
-        optimizer.zero_grad()
-        error(rng.integers(0, len(targets_ND), CALIBRATION_BATCH)).backward()
-        optimizer.step()
-        schedule.step()
-    optimizer.zero_grad()
-    with torch.no_grad():
-        fitted, constant = error(np.arange(len(targets_ND))), (targets_ND - targets_ND.mean(0)).square().mean()
-    return {"fit": float(fitted), "constant": float(constant)}
-
-
-def caption_embeddings(model: Any, tokenizer: Any, icons: IconPool) -> Any:
-    """(N, D): the sum of the embeddings of an icon's object, colour and digit."""
-    kinds = [_word_embeddings(model, tokenizer, words) for words in (OBJECTS, COLOURS, DIGITS)]
-    return sum(kind[icons.labels_N3[:, i]] for i, kind in enumerate(kinds))
-
-
-def filler_embedding(model: Any, tokenizer: Any) -> Any:
-    """(D,): the mean embedding of filler words."""
-    return _word_embeddings(model, tokenizer, word_list("filler")).mean(0)
-
-
-def _word_embeddings(model: Any, tokenizer: Any, words: Iterable[Any]) -> Any:
-    """The embedding of each word's first token: (words, D)."""
-    import torch
-
-    ids = [tokenizer(str(word), add_special_tokens=False).input_ids[0] for word in words]
-    return model.get_input_embeddings()(torch.tensor(ids))
 
 
 def _divide(layer: Any, by: Any) -> None:
