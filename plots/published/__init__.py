@@ -18,6 +18,8 @@ from vniah.runs.run import Run, cells_from_scores
 
 # What the paper's own grids measured.
 PAPERS_PROTOCOL = "teacher forcing, five needles or draws a place"
+# By unit, the length of the text that the shipped model was trained on: 4 tokens a frame.
+NANO_TRAIN_LENGTH = {"frames": 1024, "tokens": 4096}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +141,10 @@ def read_table(name: str) -> Table:
 
 
 def known_train_length(model: str, unit: str = "frames") -> float | None:
-    """The backbone's training length of a published model, by the last part of its path; else ``None``."""
+    """The backbone's training length of a published model, or of nano, by the last part of its path; else ``None``."""
     wanted = model.rstrip("/").rpartition("/")[2].casefold()
+    if model == "nano":
+        return NANO_TRAIN_LENGTH.get(unit)
     lengths = (
         whole["train_length"]
         for whole in _files("grid").values()

@@ -73,6 +73,8 @@ def test_training_lengths_are_the_papers() -> None:
     assert known_train_length("Qwen2-7B-Instruct-224K", "tokens") == 224_000
     assert known_train_length("LongVA-7B", "tokens") is None
     assert known_train_length("somebody/else") is None
+    assert (known_train_length("nano"), known_train_length("nano", "tokens")) == (1024, 4096)
+    assert known_train_length("somebody/nano") is None
 
 
 def test_tables_are_rectangular_and_name_their_source() -> None:

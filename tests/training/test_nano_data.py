@@ -159,6 +159,17 @@ def test_vision_batches_fit_the_model(tokenizer: Any, merge: str) -> None:
     assert counts == ({2, 3, 4, 8} if merge == "unires" else {2, 3, 4})
 
 
+def test_bars_cover_two_sides_or_four_and_leave_the_middle_and_what_was_given() -> None:
+    given_NHWC = np.full((200, 32, 32, 3), 7, np.uint8)
+    barred_NHWC = pictures.barred(given_NHWC, np.random.default_rng(0), share=0.5)
+    assert (given_NHWC == 7).all() and (barred_NHWC[:, 12:20, 12:20] == 7).all()
+    rows_N, columns_N = (barred_NHWC[:, 0, 16, 0] == 0), (barred_NHWC[:, 16, 0, 0] == 0)
+    assert {(bool(a), bool(b)) for a, b in zip(rows_N, columns_N, strict=True)} == {
+        (a, b) for a in (0, 1) for b in (0, 1)
+    }
+    assert 70 < rows_N.sum() < 130 and np.array_equal(barred_NHWC, barred_NHWC[:, ::-1, ::-1])
+
+
 def test_a_montage_cut_into_tiles_gives_its_pictures_back() -> None:
     from PIL import Image
 

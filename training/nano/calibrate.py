@@ -28,9 +28,11 @@ from vniah.needles.icons import COLOURS, DIGITS, OBJECTS
 from vniah.training.align import load_or_assemble, processor_for
 from vniah.training.fit import StepDataset, fit
 from vniah.training.load import save_model
-from vniah.training.nano.pictures import draw_distractors, draw_icons, shifted
+from vniah.training.nano.pictures import barred, draw_distractors, draw_icons, shifted
 from vniah.training.nano.vocabulary import word_list
 from vniah.training.stages import CalibrateStage
+
+BARRED_SHARE = 0.2  # of the pictures without an icon
 
 
 def run(stage: CalibrateStage, folder: Path, *, seed: int, resolve: Callable[[str], str]) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def run(stage: CalibrateStage, folder: Path, *, seed: int, resolve: Callable[[st
         half = stage.train.batch_size // 2
         chosen = rng.integers(0, len(icons.labels_N3), half)
         other = rng.integers(0, len(others_NHWC), stage.train.batch_size - half)
-        pixels_NHWC = np.concatenate([icons.pixels_NHWC[chosen], others_NHWC[other]])
+        shown_NHWC = barred(others_NHWC[other], rng, share=BARRED_SHARE)
+        pixels_NHWC = np.concatenate([icons.pixels_NHWC[chosen], shown_NHWC])
         labels_N3 = np.concatenate([icons.labels_N3[chosen], np.full((len(other), 3), -1)])
         return {"pixel_values": normalise(shifted(pixels_NHWC, rng, reach=2)), "labels_N3": labels_N3}
 

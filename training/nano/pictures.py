@@ -200,6 +200,20 @@ def shifted(pixels_NHWC: PicturesNHWC, rng: np.random.Generator, *, reach: int) 
     return np.stack(moved)
 
 
+def barred(pixels_NHWC: PicturesNHWC, rng: np.random.Generator, *, share: float) -> PicturesNHWC:
+    """Lay black bars over two sides of ``share`` of the pictures, and over the other two of as many.
+
+    Film that was made for another screen has them, and what they leave, a bright patch on black, is most like an icon.
+    """
+    size, barred_NHWC = pixels_NHWC.shape[1], pixels_NHWC.copy()
+    for picture_HWC in barred_NHWC:
+        for sides in (picture_HWC, picture_HWC.transpose(1, 0, 2)):
+            if rng.random() < share:
+                width = int(rng.integers(1, size * 3 // 8 + 1))
+                sides[:width] = sides[-width:] = 0
+    return barred_NHWC
+
+
 def icon_dataset(stage: AlignStage, config: Any, tokenizer: Any, seed: int) -> StepDataset:
     """A stage's generated pictures, and text between them, as a dataset of whole batches."""
     data, size = stage.data, config.layout.tile_size
