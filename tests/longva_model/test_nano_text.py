@@ -20,7 +20,7 @@ def nano() -> Any:
     return load_backend(ModelArgs(pretrained="nano", dtype="float32", device="cpu", journal="none"))
 
 
-@pytest.mark.parametrize(("distractors", "least"), [(0, 0.9), (3, 0.6)])
+@pytest.mark.parametrize(("distractors", "least"), [(0, 0.8), (3, 0.6)])
 def test_it_finds_numbers_in_prose_that_it_has_never_seen(nano: Any, distractors: int, least: float) -> None:
     """Chance is one in ten million; a model that takes any number of the four would be right once in four."""
     settings = TextSettings(
