@@ -101,7 +101,7 @@ def test_the_score_of_a_server_is_that_of_teacher_forcing(
     needles = write_needles(tmp_path / "needles", answers)
     given = [part for key, value in {**GRID, "needles": needles}.items() for part in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "vniah", "run", "vniah", "--model", model, "--base-url", url, *given]
-    command += ["--model-args", f"concurrency=1,tokenizer={folder}", "-o", str(tmp_path / "out")]
+    command += ["--model-args", f"concurrency=1,answer_tokenizer={folder}", "-o", str(tmp_path / "out")]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = 0
     while lines < 4 and run.poll() is None:  # one says what is measured
@@ -116,7 +116,7 @@ def test_the_score_of_a_server_is_that_of_teacher_forcing(
         "vniah",
         base_url=url,
         concurrency=1,
-        tokenizer=str(folder),
+        answer_tokenizer=str(folder),
         needles=needles,
         output=tmp_path / "out",
         **GRID,

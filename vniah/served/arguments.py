@@ -50,7 +50,7 @@ class ServedArgs:
     timestamps: bool = False  # the seconds of each frame stand before it, as text
     image_format: str = "png"  # of frames: png loses nothing, jpeg is smaller
     # Folder or Hub id of its tokenizer, where the server tells text alone: how many tokens an answer has.
-    tokenizer: str = ""
+    answer_tokenizer: str = ""
     thinking: str = "auto"  # on or off is told to the server's chat template
     self_check: bool = True  # ask one short question three times: greedy answers are alike
     price_in: float | None = None  # money for a million tokens of prompts

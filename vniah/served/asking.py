@@ -165,7 +165,7 @@ class Asker:
     ) -> Job:
         """One prompt with a forced answer, or a free one by lmms-eval's settings."""
         if target is not None:
-            most = len(self.answer_ids(target)) if self.args.tokenizer else most_answer_tokens(target)
+            most = len(self.answer_ids(target)) if self.args.answer_tokenizer else most_answer_tokens(target)
             return Job(visuals=visuals, text=text, most_tokens=most, raw=raw, units=units)
         most, more = _generation(generation)
         return Job(visuals=visuals, text=text, most_tokens=most, more=more, raw=raw, units=units)
@@ -258,11 +258,11 @@ class Asker:
     def _encode(self) -> Callable[[str], Sequence[int]]:
         from vniah.text.task import named_tokenizer
 
-        return named_tokenizer(self.args.tokenizer)
+        return named_tokenizer(self.args.answer_tokenizer)
 
     def forced(self, reply: Reply, target: str) -> tuple[Answer, str]:
         """A reply as an answer under teacher forcing, and by what it was compared."""
-        return reply.forced(target, self.answer_ids(target), cut=bool(self.args.tokenizer))
+        return reply.forced(target, self.answer_ids(target), cut=bool(self.args.answer_tokenizer))
 
     def talk(self, messages: Sequence[Mapping[str, Any]], generation: Mapping[str, Any]) -> Reply:
         """The answer to a whole conversation."""
@@ -297,7 +297,7 @@ class Asker:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 (an asker lives as long as its run)
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The tokens of an answer alone, by the tokenizer that was named, else by the server's own; empty for none."""
-        if self.args.tokenizer:
+        if self.args.answer_tokenizer:
             return tuple(self._encode(answer))
         if not self.form.get("return_token_ids"):
             return ()

@@ -65,7 +65,7 @@ class ServedModel:
         args, asker = self.args, self.asker
         names = list(dict.fromkeys(name for name, _ in cells))
         decides = [self.name, args.endpoint().url, self.presentation, args.timestamps, args.image_format]
-        decides += [args.thinking, args.tokenizer]
+        decides += [args.thinking, args.answer_tokenizer]
         found: dict[int, Answer] = {}
         compared: Counter[str] = Counter()
         unanswered: Counter[str] = Counter()
