@@ -114,8 +114,9 @@ def _backend(source: str, dtype: str, rope_theta: float | None = None) -> Any:
     from longva_model.arguments import ModelArgs
     from longva_model.backends.loading import load_backend
 
-    given = {"dtype": dtype, "rope_theta": rope_theta, "max_length": _ANY_LENGTH, "journal": "none"}
-    return load_backend(ModelArgs(pretrained=source, **given))
+    return load_backend(
+        ModelArgs(pretrained=source, dtype=dtype, rope_theta=rope_theta, max_length=_ANY_LENGTH, journal="none")
+    )
 
 
 def _scored(task: Any, backend: Any) -> list[dict[str, Any]]:

@@ -117,7 +117,8 @@ def save_trained(trainer: Any, processor: Any, folder: Path, train: Train) -> No
     for name, part in model.state_dict().items():
         value: Any = part.to(dtype) if part.is_floating_point() else part
         if isinstance(value, DTensor):
-            value = value.to(value.device_mesh.device_type).full_tensor()
+            on_device: Any = value.to(value.device_mesh.device_type)
+            value = on_device.full_tensor()
         if trainer.is_world_process_zero():
             weights[name] = value.cpu()
     if trainer.is_world_process_zero():

@@ -107,7 +107,7 @@ def watched(base: type[Any], train: Train, ring: int) -> Any:
 
     from longva_model.backends.backend import decoder_shape
 
-    class Watched(base):  # type: ignore[misc]
+    class Watched(base):
         _tokens, _flops, _since = 0, 0.0, 0.0
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
