@@ -112,15 +112,16 @@ def watched(base: type[Any], train: Train, ring: int) -> Any:
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._since = self._since or time.perf_counter()
-            rows, length = inputs["input_ids"].shape
-            shape = decoder_shape(getattr(self.model.config, "text_config", self.model.config), 0, 2)
-            self._tokens += rows * length
-            whole = shape.forward_flops(length * ring) + shape.logits_flops(length * ring)
-            self._flops += 3 * rows * whole / ring
+            if "input_ids" in inputs:  # the nano tower, and its calibration, read pictures alone
+                rows, length = inputs["input_ids"].shape
+                shape = decoder_shape(getattr(self.model.config, "text_config", self.model.config), 0, 2)
+                self._tokens += rows * length
+                whole = shape.forward_flops(length * ring) + shape.logits_flops(length * ring)
+                self._flops += 3 * rows * whole / ring
             return super().training_step(model, inputs, *args, **kwargs)
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            super().log({**logs, **self._speed()} if "loss" in logs else logs, *args, **kwargs)
+            super().log({**logs, **self._speed()} if "loss" in logs and self._tokens else logs, *args, **kwargs)
 
         def _speed(self) -> dict[str, float]:
             seconds = time.perf_counter() - self._since
