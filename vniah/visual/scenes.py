@@ -255,25 +255,24 @@ class LookAlikes(Needles):
         return range(place + side * far, num_frames + 1 if side > 0 else -1, side * far)
 
     def check(self, grid: Grid) -> None:
-        most = {
-            length: max(
-                len(self._places(Cell(length, depth, needle), length))
-                for depth in grid.depths
-                for needle in self.needles.ids
-            )
+        room = {
+            (length, depth): max(len(self._places(Cell(length, depth, one), length)) for one in self.needles.ids)
             for length in grid.lengths
+            for depth in grid.depths
         }
-        if not any(most.values()):
+        if not any(room.values()):
             raise ValueError(
                 f"no cell of {grid.longest} frames or fewer has room for a look-alike {self.distance} frames from its "
                 "needle; show more frames, or set VNIAH_DISTANCE to less"
             )
-        few = [length for length, room in most.items() if room < self.count]
+        few = [place for place, shown in room.items() if shown < self.count]
         if few:
-            told = ", ".join(map(str, few[:5])) + (", ..." if len(few) > 5 else "")
+            named = [f"{length} frames at {depth} %" for length, depth in few[:5]]
+            told = ", ".join([*named, *(["..."] if len(few) > 5 else [])])
             notice(
-                f"columns of {told} frames have no room for {self.count} look-alike{'s' if self.count > 1 else ''} "
-                f"{self.distance} frames apart: their cells show those that fit, or none (docs/tasks.md)"
+                f"{len(few):,} of {len(room):,} places ({told}) have no room for {self.count} "
+                f"look-alike{'s' if self.count > 1 else ''} {self.distance} frames apart: their cells show those that "
+                "fit, or none, and are in all means (docs/tasks.md)"
             )
 
     columns, logged = Scenes.columns, Scenes.logged
