@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -59,6 +61,28 @@ def test_independent_answers_need_what_the_textbooks_say() -> None:
     assert needles_for(0.9, 90, correlation=0.0) == 6, "fewer cannot be significant by turned signs"
     with pytest.raises(ValueError, match=r"--power is a difference of two runs' means, above 0 and below 1"):
         needles_for(0.0, 90, correlation=0.3)
+
+
+def test_beside_all_right_the_difference_is_no_smaller() -> None:
+    """Of a run that is always right another is 0.1 lower: 0.9 against 1, not 0.95."""
+    variance = 0.9 * 0.1
+    assert needles_for(0.1, 1, mean=1.0, correlation=0.0) == math.ceil((1.96 + 0.8416) ** 2 * variance / 0.01 + 1.92)
+    assert needles_for(0.1, 1, mean=0.0, correlation=0.0) == needles_for(0.1, 1, mean=1.0, correlation=0.0)
+
+
+def test_repetitions_and_draws_are_planned_as_they_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(*more: str) -> str:
+        shown = CliRunner().invoke(app, ["plan", "--power", "0.1", "--frames", "16,32", "--depths", "0,100", *more])
+        assert shown.exit_code == 0, shown.output
+        return shown.output
+
+    assert "391 draws: VNIAH_SAMPLES=98 at 4 places (a mean of 0.5 is assumed)" in said("--task", "vruler_order")
+    assert "391 draws: TEXT_NIAH_SAMPLES=98 at 4 places" in said("--text", "1K,2K")
+    once = said()
+    assert "correlation 0.0: 100 needles" in once
+    monkeypatch.setenv("VNIAH_SEEDS", "2")
+    assert "4 places in each of 2 repetitions" in said() and "correlation 0.0: 51 needles" in said()
+    assert "VNIAH_SAMPLES=49 at 4 places in 2 repetitions" in said("--task", "vruler_when")
 
 
 def test_plan_says_it() -> None:

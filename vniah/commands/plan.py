@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -82,8 +84,7 @@ def command(
     if like is not None and power is None:
         raise ValueError("--like RUN goes with --power: it says how alike the answers of a needle are")
     if power is not None:
-        grid = Settings.read(given={"frames": frames, "depths": depths}).grid
-        print(_needles_needed(power, len(grid.lengths) * len(grid.depths), like))
+        print(_needed(power, _asked(task, text, {"frames": frames, "depths": depths, "haystack": haystack}), like))
         return
     if served:
         if text:
@@ -456,7 +457,37 @@ def _on_this_machine(spec: str) -> NeedleSet | None:
     return None if snapshot is None else read_snapshot(snapshot, spec, links_within=snapshot.parent.parent)
 
 
-def _needles_needed(difference: float, places: int, like: str | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What ``--power`` is asked of: places of a grid, repetitions of it, and the variable that sets how many draws
+    stand at each place; ``None`` where needles do, the same at every place."""
+
+    places: int
+    seeds: int = 1
+    draws: str | None = None
+
+
+def _asked(task: str, text: str, given: dict[str, str]) -> _Asked:
+    from vniah.runs.open import open_tasks
+    from vniah.text.settings import TextSettings
+    from vniah.visual.settings import Settings
+
+    if task and text:
+        raise ValueError("--task plans tasks on film and --text plans text NIAH; give one of them")
+    if text:
+        grid = TextSettings.read(given={"lengths": text, "depths": given["depths"]}).grid
+        return _Asked(len(grid.lengths) * len(grid.depths), draws="TEXT_NIAH_SAMPLES")
+    settings = Settings.read(given=given)
+    places = len(settings.grid.lengths) * len(settings.grid.depths)
+    if not task:
+        return _Asked(places, settings.seeds)
+    one = open_tasks([task], {key: value for key, value in given.items() if value})[0]
+    cells = {(cell.length, cell.depth_percent) for cell in one.cells if not cell.is_control}
+    drawn = f"{one.family.upper()}_SAMPLES" if "sample" in one.rows[0] else None
+    return _Asked(len(cells), one.seeds, drawn)
+
+
+def _needed(difference: float, asked: _Asked, like: str | None) -> str:
     """The lines of ``--power``."""
     from vniah.runs import power
     from vniah.runs.read import read_run
@@ -464,14 +495,35 @@ def _needles_needed(difference: float, places: int, like: str | None) -> str:
 
     what = (
         f"a difference of {power.check_difference(difference):g} between two runs (80 % power, 5 % two-sided, the same "
-        f"needles at {places:,} places, none assumed to be easy for both) needs"
     )
-    if like is not None:
-        cells = read_run(like, partial=True).cells
-        found, mean = power.intra_needle_correlation(cells), grid_mean(cells)
+    cells = None if like is None else read_run(like, partial=True).cells
+    mean = power.ASSUMED_MEAN if cells is None else grid_mean(cells)
+    if cells is not None and bool(cells["sample"].notna().all()) != (asked.draws is not None):
+        raise ValueError(
+            f"{like} has {'needles' if asked.draws else 'draws'}, and what is planned has not; plan its own task, by "
+            "--task, or by --text and its lengths"
+        )
+    if asked.draws is not None:
+        # Each cell is a draw of its own, so that none is like another.
+        draws = power.needles_for(difference, 1, mean=mean, correlation=0.0)
+        each = math.ceil(draws / (asked.places * asked.seeds))
+        by = f"of {like}" if like else "is assumed"
+        repeated = f" in {asked.seeds} repetitions" if asked.seeds > 1 else ""
+        return (
+            f"{what}draws, none assumed to be easy for both) needs {draws:,} draws: {asked.draws}={each} at "
+            f"{asked.places:,} places{repeated} (a mean of {mean:.3g} {by})"
+        )
+    places = asked.places * asked.seeds
+    repeated = f" in each of {asked.seeds} repetitions" if asked.seeds > 1 else ""
+    what += f"needles at {asked.places:,} places{repeated}, none assumed to be easy for both) needs"
+    if cells is not None:
+        found = power.intra_needle_correlation(cells)
         needles = power.needles_for(difference, places, mean=mean, correlation=found)
-        return f"{what} {needles:,} needles (mean {mean:.3f} and intra-needle correlation {found:.2f} of {like})"
-    lines = [f"{what}, by the intra-needle correlation (--like RUN; a mean of {power.ASSUMED_MEAN:g} is assumed):"]
+        return (
+            f"{what} {needles:,} needles (mean {mean:.3f} and intra-needle correlation {found:.2f} of {like}, roughly: "
+            f"it has {cells.loc[~cells['control'], 'cluster'].nunique()})"
+        )
+    lines = [f"{what}, by the intra-needle correlation (--like RUN; a mean of {mean:g} is assumed):"]
     for one in power.ASSUMED:
         lines.append(f"  correlation {one}: {power.needles_for(difference, places, correlation=one):,} needles")
     return "\n".join(lines)

@@ -37,8 +37,9 @@ def needles_for(difference: float, places: int, *, mean: float = ASSUMED_MEAN, c
     check_difference(difference)
     if places < 1 or not 0 <= mean <= 1 or not 0 <= correlation <= 1:
         raise ValueError(f"expected a place or more, and shares from 0 to 1, got {places}, {mean} and {correlation}")
-    # Two runs around ``mean``, as far apart as is asked for.
-    ends = [min(1.0, max(0.0, mean + side * difference / 2)) for side in (-1, 1)]
+    # Two runs around ``mean``, as far apart as is asked for, also where that is beside 0 or 1.
+    low = min(max(0.0, mean - difference / 2), 1 - difference)
+    ends = low, low + difference
     variance = sum(end * (1 - end) for end in ends) * (1 + (places - 1) * correlation) / places
     needed = (Z + _Z_POWER) ** 2 * variance / difference**2
     # The variance is estimated from the needles too (Snedecor and Cochran: half the squared quantile more).

@@ -170,6 +170,10 @@ class _Answers:
                 times_DN = times_DC[:, clusters]
             with np.errstate(invalid="ignore"):  # a place whose needles were not drawn has no share
                 shares_DP[:, place] = (times_DN @ right) / times_DN.sum(axis=1)
+            if times_DC is None and (draws := int(clusters.max()) + 1) > 1:
+                # Of few draws a bootstrap has that share of the variance less (Rao and Wu 1988).
+                middle, wider = right.mean(), math.sqrt(draws / (draws - 1))
+                shares_DP[:, place] = middle + (shares_DP[:, place] - middle) * wider
         return shares_DP
 
     def interval(self, at: Sequence[int], drawn_DP: Any) -> Interval:
@@ -179,10 +183,13 @@ class _Answers:
 
         asked = np.isin(self.place_N, at)
         answers, clusters, share = int(asked.sum()), len(np.unique(self.cluster_N[asked])), self.share(at)
-        variance = float(np.var(_means(drawn_DP[:, at]))) * clusters / max(1, clusters - 1)
-        if variance < 1e-12 or clusters < 2:
+        variance, free = float(np.var(_means(drawn_DP[:, at]))), clusters - len(at)
+        if self.of == "needles":
+            free = clusters - 1
+            variance *= clusters / max(1, free)
+        if variance < 1e-12 or free < 1:
             return wilson(share, clusters)
-        independent = share * (1 - share) / variance * (Z / _t(clusters - 1)) ** 2
+        independent = share * (1 - share) / variance * (Z / _t(free)) ** 2
         return wilson(share, min(max(independent, clusters), answers))
 
 
