@@ -111,13 +111,15 @@ class ChoicePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:
-    """What a cell shows and asks, as far as its cost goes; ``inserted`` pictures are told apart and never looked at."""
+    """What a cell shows and asks, as far as its cost goes; films and ``inserted`` pictures are told apart and never
+    looked at."""
 
     length: int
     control: bool
     question: str
     answer: str
     inserted: tuple[Inserted, ...] = ()
+    film: str = "haystack"
 
 
 def needle_cells(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> list[PlannedCell]:
@@ -138,11 +140,6 @@ def needle_cells(grid: Grid, needles: Sequence[tuple[str, str, str]]) -> list[Pl
 
 def task_cells(tasks: Sequence[VisualTask]) -> list[PlannedCell]:
     """Those that tasks score, by their own scenes; the film's frames are not drawn, nor are their pictures."""
-    for task in tasks:
-        if task.seeds > 1:
-            raise ValueError(
-                f"{task.name}: VNIAH_SEEDS={task.seeds} repeats it on other films; plan one (VNIAH_SEEDS=1)"
-            )
     pictures = _StandIns()
     return [
         PlannedCell(
@@ -151,6 +148,7 @@ def task_cells(tasks: Sequence[VisualTask]) -> list[PlannedCell]:
             question=task.question(row),
             answer=task.target(row),
             inserted=tuple(replace(one, picture=pictures[one.picture.fingerprint]) for one in task.video(row).inserted),
+            film=task.haystacks[task.cell(row).seed].fingerprint,
         )
         for task in tasks
         for row in task.rows
@@ -166,13 +164,13 @@ class _StandIns(dict[str, Picture]):
 
 
 class _Film:
-    """Frames that are not there: of a size, under a name."""
+    """Frames that are not there: of a size, under the fingerprint of their film."""
 
     endless = True
     approximate = False
-    name = fingerprint = "haystack"
 
-    def __init__(self, size: tuple[int, int], num_frames: int) -> None:
+    def __init__(self, name: str, size: tuple[int, int], num_frames: int) -> None:
+        self.name = self.fingerprint = name
         self.size, self._num_frames = size, num_frames
 
     def __len__(self) -> int:
@@ -284,10 +282,11 @@ class Planner:
 
     def _prompts(self, cells: Sequence[PlannedCell], size: tuple[int, int]) -> list[Prompt]:
         """Each cell's prompt, as a run builds it."""
-        film: Any = _Film(size, max(cell.length for cell in cells))
+        longest = max(cell.length for cell in cells)
+        films: dict[str, Any] = {name: _Film(name, size, longest) for name in {cell.film for cell in cells}}
         prompts = []
         for cell in cells:
-            video = SplicedVideo(haystack=film, num_frames=cell.length, inserted=cell.inserted)
+            video = SplicedVideo(haystack=films[cell.film], num_frames=cell.length, inserted=cell.inserted)
             prompts.append(build_question(cell.question, [video], Target(cell.answer), max_frames=10**9))
         return prompts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from command_line import output_of
 from typer.testing import CliRunner
 
 from longva_model.arguments import ModelArgs
-from longva_model.backends.planning import Planner, needle_cells
+from longva_model.backends.planning import Planner, needle_cells, task_cells
 from longva_model.run.needle_model import NeedleModel
 from vniah.cli import app
 from vniah.needles import open_needles
 from vniah.runs.grid import Grid
+from vniah.visual.kinds import read_settings
 from vniah.visual.settings import Settings
 from vniah.visual.task import VisualTask
 
@@ -122,6 +124,48 @@ def test_tokens_of_the_tree_are_those_that_a_run_feeds(
     rows = sum(kind == "full_attention" for kind in kinds)
     assert planner.shape.row_bytes == rows * 2 * config.num_key_value_heads * config.head_dim * 2
     assert (planner.shape.state_bytes > 0) == (rows < len(kinds)) and planner.shape.layers == rows
+
+
+def test_planned_tasks_are_what_a_run_feeds_and_a_tree_of_them_what_plain_forwards_give(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Look-alikes, counts and blended pictures, each over two films (``VNIAH_SEEDS=2``) that share no prefix."""
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path / "cache"))
+    folder = str(folder_of("qwen2_5_vl"))
+    grid = {"frames": "9", "depths": "0,100", "haystack": "synthetic:0:9:64x48", "seeds": "2", "samples": "1"}
+    of_kind: dict[str, dict[str, Any]] = {
+        "lookalikes": {"needles": "icons:0:2", "distance": 3, "distractors": 2},
+        "vruler_count": {"distractors": 2},
+        "vruler_keys": {"salience": "blend:0.5"},
+    }
+    tasks = {
+        kind: VisualTask(kind, "teacher-forced", read_settings({"kind": kind, **grid, **more}))
+        for kind, more in of_kind.items()
+    }
+    cells = [(kind, number) for kind, task in tasks.items() for number in range(len(task.rows))]
+    shown = [len(tasks["lookalikes"].rows[number]["distractor_indices"]) for _, number in cells[:12]]
+    assert sorted(set(shown)) == [0, 2], "controls and look-alikes"
+    model = NeedleModel(ModelArgs(pretrained=folder, journal="none", device="cpu"))
+    model.answers(tasks, cells[:1])
+    assert model.about()["model"] == "hf_tree" and model._runner is not None
+    fed: list[int] = []
+
+    def look(_module: Any, _args: Any, given: dict[str, Any]) -> None:
+        fed.append(given["inputs_embeds"].shape[1])
+
+    hook = model._runner.backend.decoder.register_forward_pre_hook(look, with_kwargs=True)
+    trees = model.answers(tasks, cells)
+    hook.remove()
+    planner = Planner(folder)
+    size = (48, 64)
+    plan = planner.choice("auto", task_cells(list(tasks.values())), size)
+    assert plan.costs.tree_tokens == sum(fed) < plan.costs.every_token
+    one_film = [replace(cell, film="one") for cell in task_cells(list(tasks.values()))]
+    assert planner.choice("auto", one_film, size).costs.tree_tokens < sum(fed), "films share nothing"
+    plains = NeedleModel(ModelArgs(pretrained=folder, journal="none", device="cpu", scoring="plain"))
+    for tree, plain in zip(trees, plains.answers(tasks, cells), strict=True):
+        assert tree.predicted_ids == plain.predicted_ids and tree.prompt_tokens == plain.prompt_tokens
+        assert tree.answer_logprobs == pytest.approx(plain.answer_logprobs, abs=2e-4)
 
 
 @pytest.mark.parametrize("family", ["gemma4", "gemma3", "qwen3_vl_moe", "internvl"])

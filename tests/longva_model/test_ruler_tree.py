@@ -15,6 +15,7 @@ from vniah.contract.cost import SHAPES, request_tokens
 from vniah.ruler.kinds import KINDS
 from vniah.runs.open import open_tasks
 from vniah.runs.plan import checkpoint_template, checkpoint_tokens, make_plan
+from vniah.visual.kinds import read_settings
 from vniah.visual.task import VisualTask
 
 
@@ -40,6 +41,66 @@ def test_the_tree_gives_what_plain_forwards_give(
         assert tree.cells["predicted_ids"].tolist() == plain.cells["predicted_ids"].tolist(), tree.task
         for one, other in zip(tree.cells["answer_logprobs"], plain.cells["answer_logprobs"], strict=True):
             assert one == pytest.approx(other, abs=1e-4), tree.task
+
+
+# Settings of each kind such that every two values of two axes meet in some of them; each row is a task of its own.
+AXES: dict[str, list[dict[str, Any]]] = {
+    "lookalikes": [
+        {"distractors": 1, "distance": 2, "seeds": 2, "frames": "5", "depths": "0,100"},
+        {"distractors": 3, "distance": 1, "frames": "6", "depths": "50"},
+    ],
+    "vruler_distractor": [
+        {"distractors": 0, "likeness": 0, "salience": "blend:0.4:0.9"},
+        {"distractors": 3, "likeness": 1, "seeds": 2},
+        {"distractors": 4, "likeness": 2, "frames": "5"},
+        {"distractors": 3, "likeness": 0, "frames": "4"},
+    ],
+    "vruler_count": [
+        {"num_needles": 1, "distractors": 0, "frames": "1"},
+        {"num_needles": 4, "distractors": 2, "salience": "blend", "seeds": 2},
+        {"num_needles": 1, "distractors": 3, "salience": "blend"},
+    ],
+    "vruler_order": [
+        {"num_needles": 2, "circular": 1, "seeds": 2, "frames": "2"},
+        {"num_needles": 5, "salience": "blend", "frames": "5"},
+    ],
+    "vruler_keys": [
+        {"num_needles": 2, "distractors": 0, "circular": 1, "salience": "blend:0.3"},
+        {"num_needles": 4, "distractors": 2, "seeds": 2},
+    ],
+    "vruler_chain": [
+        {"num_needles": 2, "distractors": 2, "frames": "5", "seeds": 2},
+        {"num_needles": 5, "distractors": 0, "salience": "blend"},
+    ],
+    "vruler_when": [{"circular": 1, "frames": "4"}, {"salience": "blend", "seeds": 2}],
+    "vruler_clip": [
+        {"clip_seconds": 5, "circular": 1, "salience": "blend", "frames": "5"},
+        {"clip_seconds": 10, "seeds": 2, "frames": "10"},
+    ],
+}
+
+
+def test_the_tree_gives_what_plain_forwards_give_over_all_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films as short as a kind takes, ends of the film, twice the film, pictures in frames' places: in one tree."""
+    monkeypatch.setenv("VNIAH_CACHE", str(tmp_path))
+    common = {"frames": "7", "depths": "0,100", "haystack": "synthetic:1:12:32x32", "needles": "icons:0:1"}
+    tasks: dict[str, Any] = {}
+    for kind, rows in AXES.items():
+        for number, row in enumerate(rows):
+            name = f"{kind}-{number}"
+            settings = read_settings({"kind": kind, **common, "samples": 1, **row})
+            tasks[name] = VisualTask(name, "teacher-forced", settings)
+            assert len(tasks[name].haystacks) == row.get("seeds", 1)
+    cells = [(name, number) for name, task in tasks.items() for number in range(len(task.rows))]
+    told = []
+    for scoring in ("tree", "plain"):
+        args = ModelArgs(pretrained="nano", journal="none", device="cpu", chunk_tokens=29, scoring=scoring)
+        told.append(NeedleModel(args).answers(tasks, cells))
+    for cell, tree, plain in zip(cells, *told, strict=True):
+        assert tree.predicted_ids == plain.predicted_ids and tree.prompt_tokens == plain.prompt_tokens, cell
+        assert tree.answer_logprobs == pytest.approx(plain.answer_logprobs, abs=1e-4), cell
+    # Cells are told apart, or their equality would say nothing.
+    assert len({tuple(one.answer_logprobs) for one in told[0]}) > len(cells) / 3
 
 
 @pytest.mark.parametrize("names", [["vniah_d"], [*KINDS]])
