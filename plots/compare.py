@@ -141,7 +141,8 @@ def compare_grids(title: str, ours: Sequence[Run], theirs: Sequence[Run], thresh
     shared = set.intersection(*map(set, scores))
     differ = any(set(one) != shared for one in scores)
     unit = everyone[0].unit
-    threshold = effective_at(threshold)
+    own = {run.threshold for run in ours}
+    threshold = effective_at(threshold, own.pop() if len(own) == 1 else None)
     effective = f"effective {unit} (columns >= {threshold:g})"
     corrected = "chance-corrected accuracy"
     common = {f"mean of {len(shared)} shared cells": 3} if differ and shared else {}

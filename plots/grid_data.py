@@ -42,7 +42,7 @@ class GridData:
         column_means, controls: means by frames, over depths and needles and without a needle.
         effective: the longest frames up to which every column is whole and its mean at least ``threshold``; 0 if none.
             Of what was not scored nobody knows that it would have been found.
-        threshold: as given, else of ``VNIAH_THRESHOLD``, else 0.9.
+        threshold: as given, else of ``VNIAH_THRESHOLD``, else the run's own, else 0.9.
         by_film: the mean in each repetition's film, where there are several.
         chance: the share that guessing gets right: the options' share where the run says it, else the control's mean;
             ``None`` where neither is known.
@@ -58,7 +58,7 @@ class GridData:
     def __init__(self, run: Run, threshold: float | None = None) -> None:
         if not run.is_grid:
             raise ValueError(f"the run {run.name!r} (task {run.task}) has no scored needle cells to draw")
-        self.run, self.threshold = run, effective_at(threshold)
+        self.run, self.threshold = run, effective_at(threshold, run.threshold)
         self.name, self.unit, self.train_length = run.name, run.unit, run.train_frames
         self.frames, self.depths = run.axes
         self.scores, self.counts = run.table(), run.by_place("count")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from run_files import small_run, without
 
+from vniah.plots.compare import compare
 from vniah.plots.grid_data import GridData, place_among, to_csv, to_text
 from vniah.plots.published import read_published
 from vniah.runs.run import Run
@@ -94,6 +96,30 @@ def test_mistakes_are_told_where_there_were_distractors() -> None:
     assert "; 2 of 4 wrong answers were a distractor's" in GridData(tempted).caption
     assert "no wrong answer was a distractor's" in GridData(without(tempted, num_frames=16)).caption
     assert "distractor" not in GridData(run).caption
+
+
+def test_a_finished_run_keeps_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(small_run(), settings={"task": {"threshold": 0.7}})
+    assert GridData(run).threshold == run.threshold == 0.7 and GridData(run, 0.8).threshold == 0.8
+    assert "effective frames (columns >= 0.7)" in compare([run])[0].rows
+    assert "effective frames (columns >= 0.9)" in compare([run, replace(small_run(), name="other")])[0].rows
+    monkeypatch.setenv("VNIAH_THRESHOLD", "0.6")
+    assert GridData(run).threshold == 0.6
+    for bad in ("0.7", [0.7], 7.0, float("nan")):
+        assert replace(run, settings={"task": {"threshold": bad}}).threshold is None
+
+
+@pytest.mark.parametrize("bad", ["0", "1.1", "-1", "abc", "nan", "inf"])
+def test_a_threshold_is_a_share(main, bad: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("VNIAH_THRESHOLD", bad)
+    with pytest.raises(ValueError, match=f"VNIAH_THRESHOLD is a share above 0 and at most 1, such as 0.9, got {bad}"):
+        GridData(small_run())
+    code, _, error = main("heatmap", "--published", "LongVA-7B", "--threshold", bad)
+    assert code == 2 and error.count("\n") == 1 and "threshold" in error
+
+
+def test_a_threshold_of_1_is_all_found() -> None:
+    assert GridData(small_run(), 1.0).effective == 8 and GridData(small_run(lambda *_: True), 1.0).effective == 16
 
 
 def test_text_grids_count_in_thousands_of_tokens() -> None:

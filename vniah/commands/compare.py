@@ -40,11 +40,11 @@ def command(
     if list_published:
         print(published_names())
         return
-    at = effective_at(threshold)
+    effective_at(threshold)  # a bad one is told of before anything is read
     check_text_output(output, (".txt", ".md", ".tex", ".csv"), runs or [])
     write = format_of(form, output)
     read = all_runs(runs or [], names=name or [], task=task, partial=partial)
-    text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=at))
+    text = "\n\n".join(write(one.table()) for one in compare(read, published or [], threshold=threshold))
     if output is None:
         print(text)
     else:

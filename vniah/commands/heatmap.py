@@ -45,12 +45,12 @@ def command(
         return
     images = options.check_images(output, pdf)
     options.check_text_output(csv, (".csv",), runs or [])
-    at = effective_at(threshold)
+    effective_at(threshold)  # a bad one is told of before anything is read
     look = Look(width=width, dpi=dpi, cmap=cmap, title=title)
     asked: dict[str, Any] = {"names": name or [], "task": task, "partial": partial}
     length = train_frames if train_length is None else train_length
     read = options.grid_runs(runs or [], published or [], train_length=length, **asked)
-    grids = [GridData(run, at) for run in read]
+    grids = [GridData(run, threshold) for run in read]
     print("\n\n".join(filter(None, [*map(to_text, grids), "\n".join(differences(read))])))
     if images:
         from vniah.plots.heatmap import save_heatmap

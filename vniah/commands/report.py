@@ -36,7 +36,7 @@ def command(
     from vniah.runs.scoring import effective_at
 
     check_text_output(output, (".html", ".htm"), runs)
-    at = effective_at(threshold)
+    effective_at(threshold)  # a bad one is told of before anything is read
     specs: list[str | None] = [*(needles or [])]
     if len(specs) not in (0, 1, len(runs)):
         raise ValueError(
@@ -52,7 +52,7 @@ def command(
     pictures = [images for _, images, _ in shown]
     below = set(warned([run for run in read if run.is_grid]))  # in the small print of its grid
     above = [note for note in notes if note not in below]
-    page = build_page(read, pictures=pictures, title=title, notes=above, threshold=at)
+    page = build_page(read, pictures=pictures, title=title, notes=above, threshold=threshold)
     for note in notes:
         print(note)
     print(f"wrote {save_text(page, output)}")

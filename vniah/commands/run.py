@@ -38,9 +38,9 @@ def command(
     needles: Annotated[str | None, typer.Option(help="V-NIAH: a Hub dataset, a folder, builtin, icons.")] = None,
     decoder: Annotated[str | None, typer.Option(help="V-NIAH: pyav, pyav-fast or decord.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Text NIAH: tokens, 32K-512K:32K.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Text NIAH: numbers a cell.", min=1)] = None,
+    samples: Annotated[int | None, typer.Option(help="Text NIAH, V-RULER: draws at each place.", min=1)] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Text NIAH by free answers: what counts its tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Text NIAH: seed of all draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Text NIAH, V-RULER: seed of all draws.")] = None,
     shared_distractors: Annotated[
         bool | None, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
     ] = None,
@@ -58,6 +58,7 @@ def command(
     from vniah.plots.grid_data import GridData, to_text
     from vniah.runs import profiling
     from vniah.runs.scoring import effective_at
+    from vniah.visual.scenes import METRICS
 
     more = parse_model_args(model_args)
     if "pretrained" in more:
@@ -88,7 +89,9 @@ def command(
         if not run.is_grid:
             print(f"{run.task}: no cell with a needle was scored (--limit {limit})")
             continue
-        print(to_text(GridData(run, at)))
+        print(f"{run.task}, {to_text(GridData(run, at))}")
+        if more := [f"{key} {value:.3f}" for key, value in run.metrics.items() if key in METRICS]:
+            print(f"also {', '.join(more)}")
         partial = bool(run.missing())
         picture = Path(files["results"]).with_name(f"{Path(files['samples']).stem.replace('_samples_', '_')}.png")
         print(f"wrote {save_heatmap(run, picture, partial=partial, threshold=at)}")

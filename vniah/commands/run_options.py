@@ -23,7 +23,8 @@ Task = Annotated[str | None, typer.Option("--task", help="Which task, where a ru
 Threshold = Annotated[
     float | None,
     typer.Option(
-        help="What a column's mean must be at least to count into the effective length; VNIAH_THRESHOLD, 0.9."
+        help="What a column's mean must be at least to count into the effective length; by default VNIAH_THRESHOLD, "
+        "else as a finished run had it, else 0.9."
     ),
 ]
 TrainLength = Annotated[

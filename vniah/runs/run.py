@@ -223,6 +223,13 @@ class Run:
         pairs = (piece.partition("=") for piece in str(told or "").split(",") if "=" in piece)
         return {key.strip(): one for key, _, one in pairs}
 
+    @property
+    def threshold(self) -> float | None:
+        """Of its effective length, as its results have it; ``None`` where they do not say."""
+        task = self.settings.get("task")
+        told = task.get("threshold") if isinstance(task, Mapping) else None
+        return told if isinstance(told, float) and 0 < told <= 1 else None
+
     def table(self) -> pandas.DataFrame:
         """Mean correctness, depth in percent down and num_frames across; a place that was not scored is NaN."""
         return self.by_place("mean")

@@ -133,16 +133,16 @@ def control_mean(cells: pandas.DataFrame) -> float | None:
     return float(controls["correct"].mean()) if len(controls) else None
 
 
-def effective_at(given: float | None = None) -> float:
+def effective_at(given: float | None = None, own: float | None = None) -> float:
     """What a column's mean must be at least to count into the effective length: as given, else ``VNIAH_THRESHOLD`` of
-    the environment, else 0.9.
+    the environment, else a run's ``own``, as its results have it, else 0.9.
 
     Raises:
         ValueError: no share above 0 and at most 1; names where it is from.
     """
     told: Any = os.environ.get(THRESHOLD, "").strip() if given is None else given
     try:
-        threshold = float(told) if told != "" else EFFECTIVE_AT
+        threshold = float(told) if told != "" else own or EFFECTIVE_AT
     except ValueError:
         threshold = math.nan
     if not 0 < threshold <= 1:
