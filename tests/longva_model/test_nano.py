@@ -1,11 +1,14 @@
-"""The shipped nano model on a short text NIAH: whole numbers of seven digits, with and without distractors."""
+"""The shipped nano model: icons in real film, and on a short text NIAH whole numbers of seven digits, with and without
+distractors."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vniah
 from longva_model.arguments import ModelArgs
 from longva_model.backends.loading import load_backend
 from longva_model.engine.engine import TreeEngine
@@ -38,3 +41,14 @@ def test_it_finds_numbers_in_prose_that_it_has_never_seen(nano: Any, distractors
     control = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if cell.is_control]
     right = [result.is_greedy for cell, result in zip(task.cells, results, strict=True) if not cell.is_control]
     assert len(right) == 18 and sum(right) / len(right) >= least and not any(control)
+
+
+@pytest.mark.parametrize("film", ["jobs", "water"])
+def test_it_finds_icons_in_real_film(film: str, shared: Path) -> None:
+    """Frames of a phone's camera are no icons to it. Chance is one in eight or ten."""
+    haystack = f"{shared / 'data' / 'videos' / film}.mp4?loop=256"
+    run = vniah.evaluate(
+        "nano", "vniah_nano", frames=256, depths=50, haystack=haystack, needles="icons:0:8", journal="none"
+    )
+    right = run.placed["correct"]
+    assert len(right) == 8 and right.mean() >= 0.95
