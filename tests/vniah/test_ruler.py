@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -232,6 +233,26 @@ def test_who_follows_lookalikes_is_never_right() -> None:
 def test_needles_without_lookalikes_are_refused() -> None:
     with pytest.raises(ValueError, match="'builtin' has no look-alike and 1 are to be shown; name them in needles"):
         LookAlikes(open_needles("builtin"))
+
+
+@pytest.mark.parametrize(("given", "name"), [({"distance": 0}, "DISTANCE"), ({"count": 0}, "DISTRACTORS")])
+def test_lookalikes_are_somewhere(given: dict[str, int], name: str) -> None:
+    with pytest.raises(ValueError, match=f"VNIAH_{name} of look-alikes must be at least 1, got 0"):
+        LookAlikes(open_needles("icons:0:2"), **given)
+
+
+def test_a_lookalike_of_the_needles_own_answer_is_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    needle = {"id": "cup", "file": "a.png", "question": "Which colour?", "answer": "Red"}
+    for answer in ("red ", "blue"):
+        lookalike = {"file": "b.png", "answer": answer}
+        (tmp_path / "needles.json").write_text(json.dumps([{**needle, "distractors": [lookalike]}]))
+        if answer == "blue":
+            assert LookAlikes(open_needles(str(tmp_path))).count == 1
+        else:
+            with pytest.raises(ValueError, match=r"needle 'cup' of .* has a look-alike of its own answer 'red"):
+                LookAlikes(open_needles(str(tmp_path)))
 
 
 def test_salience() -> None:

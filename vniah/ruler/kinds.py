@@ -133,8 +133,9 @@ class Drawn(Scenes):
         shortest = settings.grid.lengths[0]
         if shortest < self.least_frames:
             fewer = [f"a smaller VNIAH_{axis.upper()}" for axis in self.axes if axis != "likeness"]
+            noun = "picture" if self.pictures == 1 else "pictures"
             raise ValueError(
-                f"{self.kind} shows {self.pictures} pictures and needs films of {self.least_frames} frames at least, "
+                f"{self.kind} shows {self.pictures} {noun} and needs films of {self.least_frames} frames at least, "
                 f"got num_frames {shortest}; give {' or '.join(['more frames', *fewer])}"
             )
 

@@ -218,22 +218,28 @@ class LookAlikes(Needles):
             are; 200 and 1 are the released test.
 
     Raises:
-        ValueError: a needle without look-alikes, or with fewer than ``count``.
+        ValueError: a needle without look-alikes, with fewer than ``count``, or with one of its own answer.
     """
 
     def __init__(self, needles: NeedleSet, *, distance: int = LOOKALIKE_FRAMES, count: int = 1) -> None:
         super().__init__(needles)
-        for name, value in (("distance", distance), ("count", count)):
+        for name, value in (("DISTANCE", distance), ("DISTRACTORS", count)):
             if value < 1:
-                raise ValueError(f"the {name} of look-alikes must be at least 1, got {value}")
+                raise ValueError(f"VNIAH_{name} of look-alikes must be at least 1, got {value}")
         self.distance, self.count, self.most = distance, count, 1 + count
         for needle in needles:
             if len(needle.distractors) < count:
                 has = f"{len(needle.distractors)} look-alikes" if needle.distractors else "no look-alike"
                 raise ValueError(
                     f"needle {needle.id!r} of {needles.name!r} has {has} and {count} are to be shown; name them in "
-                    "needles.json as distractors: [files], or take icons, which draw any number of them"
+                    "needles.json as distractors: [files], or take icons, which draw 16"
                 )
+            for one in needle.distractors[:count]:
+                if one.answer.strip().casefold() == needle.answer.strip().casefold():
+                    raise ValueError(
+                        f"needle {needle.id!r} of {needles.name!r} has a look-alike of its own answer {one.answer!r}, "
+                        "so it misleads nobody; name another answer or another picture in needles.json"
+                    )
 
     def scene(self, cell: Cell, num_frames: int) -> Scene:
         needle = self.needles.get(cell.needle)
