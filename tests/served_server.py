@@ -51,6 +51,7 @@ class ServedServer:
         self.samples, self.model, self.key = samples, model, key
         self.owner = dialect if owner is None else owner
         self.answers_as = model
+        self.shift = 0  # of the token ids that it tells, so that they are another tokenizer's
         self.asked: list[list[dict[str, Any]]] = []
         self.bodies: list[dict[str, Any]] = []
         self.hits: list[int] = []
@@ -196,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.dialect == "vllm":
             told["prompt_tokens_details"] = {"cached_tokens": usage[1]}
             if asked.get("return_token_ids"):
-                choice["token_ids"] = _ids(text)
+                choice["token_ids"] = [one + server.shift for one in _ids(text)]
             if asked.get("logprobs"):
                 pieces = [{"token": one, "bytes": list(one.encode()), "logprob": -0.5} for one in text]
                 values = {"tokens": list(text), "token_logprobs": [-0.5] * len(text)}

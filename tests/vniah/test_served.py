@@ -26,6 +26,7 @@ from vniah.runs.scoring import begins_with, begins_with_text
 from vniah.runs.task import Answer, NeedleTask
 from vniah.served import model as module
 from vniah.served.arguments import ServedArgs
+from vniah.served.asking import Asker
 from vniah.served.endpoint import Endpoint, EndpointError
 from vniah.served.model import ServedModel
 from vniah.served.plan import cell_request, plan_served
@@ -216,6 +217,9 @@ FATAL: dict[str, tuple[Fault, str]] = {
     "elsewhere": ((307, "", {"Location": "http://127.0.0.1:9/v1"}), "redirects.*127.0.0.1:9.*is not followed"),
     "other model": ("other model", "answers as 'another', and 'tiny' was asked"),
     "drip": ("drip", "did not answer within 0.3 s"),
+    "an error that is called an answer": (b'{"error": {"message": "no GPU"}}', "answered an error: no GPU"),
+    "thoughts": (b'{"model": "tiny", "choices": [{"message": {"content": "<think>"}}]}', "thinks before it answers"),
+    "nothing there": ((404, "Not Found", {}), r"HTTP 404: Not Found \(base_url ends before /chat/completions"),
     "flood": (b" " * (9 << 20), "longer than 8388608 bytes"),
 }
 
@@ -420,6 +424,8 @@ def test_ask(tmp_path: Path) -> None:
     [
         ({"base_url": "ftp://x"}, "must be an http"),
         ({"base_url": "http://me:word@x"}, "holds a user or password"),
+        ({"base_url": "http://x/v1?key=word"}, "goes on with"),
+        ({"base_url": "http://x:99999/v1"}, "must be an http"),
         ({"api_key": "x"}, "set OPENAI_API_KEY"),
         ({"concurency": 3}, "did you mean 'concurrency'"),
         ({"concurrency": 0}, "concurrency=0: expected a whole number"),
@@ -430,8 +436,57 @@ def test_ask(tmp_path: Path) -> None:
     ],
 )
 def test_arguments_that_cannot_be(given: Mapping[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(ValueError, match=line) as error:
         ServedArgs.read({"model": "tiny", **given})
+    assert "word@" not in str(error.value) and "=word" not in str(error.value)
+
+
+def test_a_key_is_never_told_and_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("sk-a\nb", "sk-\u00fc"):
+        with pytest.raises(ValueError, match="has characters that no header holds") as error:
+            Endpoint(url="http://x/v1", key=key)
+        assert "sk-" not in str(error.value)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for proxy in ("http://127.0.0.1:9", "nonsense://127.0.0.1:9"):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        with pytest.raises(EndpointError, match="through the proxy in HTTP_PROXY"):
+            Endpoint(url="http://127.0.0.1:9/v1", timeout_s=5).models()
+    monkeypatch.delenv("HTTP_PROXY")
+    with ServedServer(knows_some) as server, pytest.raises(EndpointError, match="it speaks http, not https"):
+        Endpoint(url=server.url.replace("http", "https"), timeout_s=5).models()
+
+
+def test_thoughts_are_no_answers() -> None:
+    beside = reply(message={"content": "Panda", "reasoning_content": "Black and white."})
+    assert beside.thinks and beside.said == "Panda"
+    whole = reply(message={"content": "<think>\nA panda?</think>\n\nNo."})
+    assert whole.thinks and not whole.failure and whole.said == "No."
+    assert reply(message={"content": "<think>\nA panda"}).failure == "still thinking"
+    assert reply(message={"content": None, "reasoning": "A"}).failure == "still thinking"
+    assert not reply(message={"content": "<"}).thinks
+    with ServedServer(lambda parts: "<think> it is " + right_answer(parts)) as server:
+        with pytest.raises(CellError, match=r"tiny thinks before it answers.*thinking=off"):
+            evaluate(server, limit=2)
+        with pytest.raises(ValueError, match="answered none of 2 cells: 2 still thinking"):
+            evaluate(server, "vniah_generate", limit=2)
+
+
+def test_token_ids_of_another_tokenizer_are_not_used(expected: Scores, capsys: pytest.CaptureFixture[str]) -> None:
+    with ServedServer(knows_some) as server:
+        server.shift = 1000
+        run = evaluate(server)
+        assert scores(run) == expected and run.settings["model"]["compared_by"] == {"tokens": CELLS}
+        assert "token ids that are not of its own answer" in capsys.readouterr().err
+    # Fewer than it says to have written: not those of the whole answer.
+    assert reply(message={"content": "abc"}, token_ids=[1]).token_ids == ()
+
+
+def test_tokens_that_nobody_told_are_not_none() -> None:
+    asker = Asker(ServedArgs.read({"model": "tiny", "price_in": 1}))
+    asker.usage.add(Reply.read({"choices": [{"message": {"content": "a"}}]}))
+    told = asker.told()
+    assert told["requests_without_usage"] == 1 and not told.keys() & {"prompt_tokens", "answer_tokens", "spent"}
 
 
 def reply(**choice: Any) -> Reply:

@@ -68,7 +68,7 @@ class Journal:
         except Timeout:
             raise ValueError(
                 f"the journal {self.path} is in use by another process; wait for it to end, "
-                "or give this run its own with journal=PATH"
+                "or give this run an output folder of its own (a checkpoint takes journal=PATH too)"
             ) from None
         except OSError as error:
             # A file system without locks raises one too.

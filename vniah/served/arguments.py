@@ -101,7 +101,7 @@ class ServedArgs:
     def endpoint(self) -> Endpoint:
         """Where the server is; ValueError for what is no URL."""
         key = os.environ.get(self.api_key_env, "").strip()
-        url = self.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _OPENAI
+        url = self.base_url.strip() or os.environ.get("OPENAI_BASE_URL", "").strip() or _OPENAI
         return Endpoint(
             url=url.rstrip("/"),
             key=key,

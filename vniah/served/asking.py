@@ -47,6 +47,7 @@ class Job:
         text: behind them; a whole raw prompt where ``raw``.
         most_tokens: of the answer.
         more: further parameters.
+        forced: scored by the first tokens that are written.
         units: how much is shown, for what it may cost: frames, or tokens of text.
     """
 
@@ -56,6 +57,7 @@ class Job:
     raw: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
     units: int = 1
+    forced: bool = False
 
 
 @dataclass(kw_only=True)
@@ -98,7 +100,7 @@ class Asker:
         self.answered_by = ""
         self.owner = ""
         self._length_name = _SHORTER
-        self._greeted = False
+        self._greeted = self._thinks = False
         self._stopped = threading.Event()
         self.content = Content(image_format=args.image_format, timestamps=args.timestamps)
 
@@ -151,6 +153,13 @@ class Asker:
                 )
         for reply in replies:
             self._count(reply)
+        self._thinks = any(reply.thinks for reply in replies)
+        ids, known = replies[0].token_ids, self.answer_ids(replies[0].text)
+        if known and not {*ids} & {*known}:
+            if ids:
+                notice(f"{self.endpoint.url} tells token ids that are not of its own answer; they are not used")
+            self.form = {key: value for key, value in self.form.items() if key != "return_token_ids"}
+            self.answer_ids.cache_clear()
         self._greeted = True
 
     def job(
@@ -166,7 +175,7 @@ class Asker:
         """One prompt with a forced answer, or a free one by lmms-eval's settings."""
         if target is not None:
             most = len(self.answer_ids(target)) if self.args.answer_tokenizer else most_answer_tokens(target)
-            return Job(visuals=visuals, text=text, most_tokens=most, raw=raw, units=units)
+            return Job(visuals=visuals, text=text, most_tokens=most, raw=raw, units=units, forced=True)
         most, more = _generation(generation)
         return Job(visuals=visuals, text=text, most_tokens=most, more=more, raw=raw, units=units)
 
@@ -229,16 +238,18 @@ class Asker:
     def told(self) -> dict[str, Any]:
         """What results say of the server: who answered, and what it says that it did."""
         usage = self.usage
+        all_untold = 0 < usage.requests == usage.untold  # 0 tokens would be a figure
         found: dict[str, Any] = {
             "served_model": self.answered_by,
             "server": self.owner,
             "timestamps": self.args.timestamps,
             "image_format": self.args.image_format,
             "requests": usage.requests,
-            "prompt_tokens": usage.prompt_tokens,
+            "requests_without_usage": usage.untold or None,
+            "prompt_tokens": None if all_untold else usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,
-            "answer_tokens": usage.answer_tokens,
-            "spent": None if self.args.prices is None else round(self.spent, 6),
+            "answer_tokens": None if all_untold else usage.answer_tokens,
+            "spent": None if self.args.prices is None or all_untold else round(self.spent, 6),
         }
         return {key: value for key, value in found.items() if value not in (None, "")}
 
@@ -291,6 +302,12 @@ class Asker:
         if reply.model != self.answered_by or not (asked in answered or answered in asked):
             raise EndpointError(
                 f"{self.endpoint.url} answers as {reply.model!r}, and {self.args.model!r} was asked", permanent=True
+            )
+        if job.forced and not job.raw and (reply.thinks or self._thinks):
+            raise EndpointError(
+                f"{self.args.model} thinks before it answers, and the paper's score is of its first tokens; give "
+                "thinking=off, or run the task's _generate",
+                permanent=True,
             )
         return reply
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from vniah.files import parse_json
 from vniah.hub import within
@@ -84,10 +85,15 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url must be an http(s) URL such as http://127.0.0.1:8000/v1, got {self.url!r}")
+        # Before errors that would show them; results hold the URL too.
         if parts.username or parts.password:
             raise ValueError(f"base_url holds a user or password; take them out and set {self.key_name}")
+        if parts.query or parts.fragment:
+            raise ValueError(f"base_url goes on with ? or #; leave that out, and set {self.key_name} where it is a key")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(self.url):
+            raise ValueError(f"base_url must be an http(s) URL such as http://127.0.0.1:8000/v1, got {self.url!r}")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError(f"the key in {self.key_name} has characters that no header holds; set it anew")
         if not 0 < self.timeout_s <= 1e6 or self.retries < 0 or self.backoff_s < 0:
             raise ValueError(
                 "an endpoint needs timeout > 0, retries >= 0 and backoff >= 0, "
@@ -149,9 +155,13 @@ class Endpoint:
     def _http(self) -> Any:
         import openai
 
-        return openai.DefaultHttpxClient(
-            follow_redirects=False, event_hooks={"response": [self._refuse]}, timeout=self.timeout_s
-        )
+        try:
+            return openai.DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"response": [self._refuse]}, timeout=self.timeout_s
+            )
+        except (ImportError, ValueError) as error:  # a proxy that it cannot use
+            said = f"{self.who} at {self.url} cannot be asked{_through(self.url)}: {error}"
+            raise EndpointError(said, permanent=True) from None
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -193,6 +203,8 @@ class Endpoint:
         quota = "insufficient_quota" in said
         retry = (status in _RETRY_STATUS and not quota) or status >= 500
         hint = next((f" ({hint})" for words, hint in _HINTS if re.search(words, said, re.IGNORECASE)), "")
+        if status == 404 and "model" not in said.lower():
+            hint = " (base_url ends before /chat/completions, mostly in /v1)"
         if status in (401, 403):
             hint = (
                 f" (it refuses the key in {self.key_name})" if self.key else f" (set {self.key_name} to a key of its)"
@@ -223,17 +235,35 @@ class Endpoint:
             told = parse_json(raw, f"the answer of {self.who}")
             if not isinstance(told, dict):
                 raise ValueError("no object")
+            if told.get("error"):  # of a gateway that had begun to answer
+                raise EndpointError(f"{self.who} answered an error: {_message(raw)}")
             return told
         except EndpointError:
             raise
         except (openai.APITimeoutError, TimeoutError):
             raise EndpointError(f"{self.who} did not answer within {self.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
-            raise EndpointError(f"{self.who} at {self.url} cannot be reached: {error.__cause__ or error}") from None
+            said = str(error.__cause__ or error)
+            said += " (it speaks http, not https)" if "WRONG_VERSION_NUMBER" in said else ""
+            raise EndpointError(f"{self.who} at {self.url} cannot be reached{_through(self.url)}: {said}") from None
         except ValueError:
             raise EndpointError(f"the answer of {self.who} is no JSON object") from None
         except Exception as error:  # the HTTP library raises its own kinds for half an answer
             raise EndpointError(f"the answer of {self.who} broke off: {type(error).__name__}") from None
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _through(url: str) -> str:
+    """Which variable sends requests to another host first; its value may hold a password."""
+    parts, proxies = urlsplit(url), getproxies()
+    name = next((one for one in (parts.scheme, "all") if proxies.get(one)), "")
+    return f" through the proxy in {name.upper()}_PROXY" if name and not proxy_bypass(parts.netloc) else ""
 
 
 def _bounded(chunks: Any, most: int) -> bytes | None:

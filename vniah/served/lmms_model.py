@@ -81,7 +81,7 @@ class Served(lmms):  # type: ignore[misc]  # lmms-eval has no types
             jobs.append(self._job(self._visuals(doc_to_visual, doc_id, task, split), context, None, settings or {}))
         replies = dict(self._replies(jobs, range(len(jobs))))
         self._all_answered([replies[number].failure for number in range(len(jobs))])
-        return [replies[number].text.strip() for number in range(len(jobs))]
+        return [replies[number].said for number in range(len(jobs))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         raise ValueError("a served model is asked in one round; `vniah ask` has follow-up questions")

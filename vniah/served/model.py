@@ -158,7 +158,7 @@ class ServedModel:
         if task.scoring == "teacher-forced":
             target = task.target(task.rows[number])
             return self.asker.forced(reply, target)
-        return Answer(text=reply.text.strip(), prompt_tokens=reply.prompt_tokens, unanswered=reply.failure), ""
+        return Answer(text=reply.said, prompt_tokens=reply.prompt_tokens, unanswered=reply.failure), ""
 
     def _told(
         self,

@@ -20,6 +20,8 @@ from typing import Any
 from vniah.runs.scoring import begins_with, begins_with_text
 from vniah.runs.task import Answer
 
+_THINK = ("<think>", "</think>")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
@@ -27,7 +29,8 @@ class Reply:
 
     Attributes:
         text: as it came.
-        failure: why it is no answer: "refused", "empty", or "" where it is one.
+        failure: why it is no answer: "refused", "empty", "still thinking", or "" where it is one.
+        thinks: thoughts come before the answer, in the text or beside it.
         token_ids: that were generated, where the server tells; empty otherwise.
         pieces: their bytes, and ``logprobs`` with them.
         prompt_tokens, cached_tokens, answer_tokens: of the usage; ``None`` where not told.
@@ -36,6 +39,7 @@ class Reply:
 
     text: str
     failure: str = ""
+    thinks: bool = False
     token_ids: tuple[int, ...] = ()
     pieces: tuple[bytes, ...] = ()
     logprobs: tuple[float, ...] = ()
@@ -65,14 +69,22 @@ class Reply:
         pieces, logprobs = _logprobs(choice.get("logprobs"))
         ids = whole_numbers(choice.get("token_ids")) or ()
         answer_tokens = _count(usage.get("completion_tokens"))
+        if answer_tokens is not None and abs(len(ids) - answer_tokens) > 1:
+            ids = ()  # not those of the whole answer
         failure = ""
+        begun = (text or "").strip()[: len(_THINK[0])]
+        in_text = len(begun) > 1 and _THINK[0].startswith(begun)  # a forced answer may end within the word
+        thinks = in_text or bool(message.get("reasoning_content") or message.get("reasoning"))
         if refusal or choice.get("finish_reason") == "content_filter":
             failure, text = "refused", text or str(refusal or "")
         elif not (text or "").strip():
-            failure = "empty"
+            failure = "still thinking" if thinks else "empty"
+        elif in_text and _THINK[1] not in (text or ""):
+            failure = "still thinking"
         return cls(
             text=text or "",
             failure=failure,
+            thinks=thinks,
             token_ids=ids,
             pieces=pieces,
             logprobs=logprobs,
@@ -81,6 +93,11 @@ class Reply:
             answer_tokens=answer_tokens,
             model=str(told.get("model") or ""),
         )
+
+    @property
+    def said(self) -> str:
+        """A free answer, without the thoughts before it."""
+        return (self.text.partition(_THINK[1])[2] if self.text.lstrip().startswith(_THINK[0]) else self.text).strip()
 
     def forced(self, answer: str, answer_ids: Sequence[int], *, cut: bool = False) -> tuple[Answer, str]:
         """As an answer under teacher forcing, and by what it was compared.
