@@ -110,6 +110,47 @@ def test_a_model_of_lmms_evals_own_is_shown_every_frame(name: str, grid: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")  # by lmms-eval's models
+def test_lookalikes_are_shown_by_a_chat_model_and_by_ours(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V-NIAH-D by messages: every frame of needle and look-alike is shown, and what is answered stands in the cells."""
+    from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+    from tiny_hosts import CHECKPOINTS
+    from transformers.generation.utils import GenerationMixin
+
+    CHECKPOINTS["qwen2_5_vl"](grid / "model")
+    monkeypatch.setenv("VNIAH_DISTANCE", "3")
+    seen: Counter[int] = Counter()
+    generate, until = GenerationMixin.generate, Qwen2_5_VL.generate_until
+    chats: list[int] = []
+
+    def watched(self: Any, *args: Any, **given: Any) -> Any:
+        seen[frames_given(given)] += 1
+        return generate(self, *args, **given)
+
+    def chat(self: Any, requests: Any) -> Any:
+        chats.append(len(requests))
+        return until(self, requests)
+
+    told = hosts.advise("qwen2_5_vl", 18)
+    args = f"pretrained={grid / 'model'},{told.model_args},{ON_CPU},{SMALL}"
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationMixin, "generate", watched)
+        patch.setattr(Qwen2_5_VL, "generate_until", chat)
+        results = evaluated("qwen2_5_vl", args, "vniah_d_generate")
+    cells = cells_of(results, "vniah_d_generate")
+    assert chats == [24] and all(cell["predicted"] for cell in cells)
+    assert seen == Counter(cell["num_video_frames"] for cell in cells)
+    placed = [cell for cell in cells if not cell["control"]]
+    for cell in placed:
+        (needle,), others = cell["needle_indices"], cell["distractor_indices"]
+        assert [3 <= abs(other - needle) <= 4 for other in others] in ([], [True])
+    assert sum(map(len, (cell["distractor_indices"] for cell in placed))) >= 12
+    for name, model in (("longva_ring", "nano"), ("hf_tree", str(grid / "model"))):
+        ours = cells_of(evaluated(name, f"pretrained={model},device=cpu,journal=none", "vniah_d"), "vniah_d")
+        assert len(ours) == 24 and sum(bool(cell["distractor_indices"]) for cell in ours if not cell["control"]) >= 12
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "checkpoint", "presentation"),
     [
