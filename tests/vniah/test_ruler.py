@@ -312,6 +312,13 @@ def test_results_say_what_a_test_goes_by(grey: Path) -> None:
     assert told["vruler_when"] == set() and told["vruler_clip"] == {"clip_seconds"}
 
 
+def test_how_many_draws_and_which_may_be_given() -> None:
+    one, other = (opened("vruler_order", "16", samples=2, seed=seed, haystack="synthetic") for seed in (1, 2))
+    assert one.per_place == 2 and [row["question"] for row in one.rows] != [row["question"] for row in other.rows]
+    with pytest.raises(ValueError, match="vniah_d: no samples is taken"):
+        opened("vniah_d", "16", samples=2)
+
+
 def test_lookalikes_that_have_no_room_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     from vniah.notices import forget, recorded
 

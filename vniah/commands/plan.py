@@ -55,7 +55,9 @@ def command(
     price_out: Annotated[float, typer.Option(help="Served: of answers.", min=0)] = 0.0,
     price_cached: Annotated[float | None, typer.Option(help="Served: of prompts in its cache.", min=0)] = None,
     text: Annotated[str, typer.Option(help="Plan text NIAH at these lengths instead, as TEXT_NIAH_LENGTHS.")] = "",
-    samples: Annotated[int | None, typer.Option(help="Text NIAH: numbers a cell, as TEXT_NIAH_SAMPLES.", min=1)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Draws at each place, as TEXT_NIAH_SAMPLES or VNIAH_SAMPLES.", min=1)
+    ] = None,
     distractors: Annotated[int, typer.Option(help="Text NIAH: distractors a prompt.", min=0, max=6)] = 0,
     shared_distractors: Annotated[
         bool, typer.Option("--shared-distractors", help="Text NIAH: one set of distractors a length.")
@@ -101,6 +103,7 @@ def command(
         raise ValueError("--task plans tasks on film and --text plans text NIAH; give one of them")
     if task:
         wanted = {"frames": frames, "depths": depths, "needles": needles, "haystack": haystack}
+        wanted["samples"] = str(samples or "")
         tasks = film_tasks(task, {key: value for key, value in wanted.items() if value})
         if is_plain:
             _plan_tasks(model, task, tasks, on)

@@ -14,11 +14,13 @@ from vniah.lmms_plugin import tasks_dir
 from vniah.notices import did_you_mean
 from vniah.runs.task import NeedleTask, Scoring
 
-# By family: which inputs a user may choose.
+# Which inputs a user may choose, by family; of tests on film that draw their cells, under a name of their own.
 INPUTS = {
     "vniah": ("frames", "depths", "haystack", "needles", "decoder", "seeds"),
+    "vruler": ("frames", "depths", "haystack", "needles", "samples", "seed", "decoder", "seeds"),
     "text_niah": ("lengths", "depths", "samples", "haystack", "tokenizer", "seed", "shared_distractors"),
 }
+_FAMILIES = ("vniah", "text_niah")
 _SCORING: dict[str, Scoring] = {"loglikelihood": "teacher-forced", "generate_until": "generated"}
 
 
@@ -39,7 +41,7 @@ def open_tasks(names: Sequence[str], given: Mapping[str, Any] | None = None) -> 
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{key} is empty; leave it out, or give it a value")
     configs = _configs(names)
-    families = {name: _family(config) for name, config in configs.items()}
+    families = {name: _inputs_of(config) for name, config in configs.items()}
     _check_inputs(given, families)
     if "text_niah" in families.values():
         from vniah.text.task import open_source
@@ -71,8 +73,8 @@ def open_task(
         given: what wins over both.
         cached: the same object for the same inputs, once a process.
     """
-    if _family({"metadata": metadata}) not in INPUTS:
-        raise ValueError(f"{name}: its metadata names no family; expected family: {' or '.join(INPUTS)}")
+    if _family({"metadata": metadata}) not in _FAMILIES:
+        raise ValueError(f"{name}: its metadata names no family; expected family: {' or '.join(_FAMILIES)}")
     if metadata["family"] == "text_niah":
         from vniah.text.settings import TextSettings
         from vniah.text.task import TextTask, open_text
@@ -122,6 +124,13 @@ def _family(config: Mapping[str, Any]) -> str:
     return str((config.get("metadata") or {}).get("family") or "")
 
 
+def _inputs_of(config: Mapping[str, Any]) -> str:
+    """The name of what a user may choose of a task, among ``INPUTS``."""
+    from vniah.ruler.kinds import KINDS
+
+    return "vruler" if (config.get("metadata") or {}).get("kind") in KINDS else _family(config)
+
+
 def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None:
     """Every input must be some task's, and mean one thing for all of them."""
     for key in given:
@@ -129,7 +138,7 @@ def _check_inputs(given: Mapping[str, Any], families: Mapping[str, str]) -> None
         if not takers:
             known = ", ".join(dict.fromkeys(one for family in families.values() for one in INPUTS[family]))
             raise ValueError(f"{' and '.join(families)}: no {key} is taken; what is taken is {known}")
-        if key == "haystack" and len(takers) > 1:
+        if key == "haystack" and "text_niah" in takers and len(takers) > 1:
             raise ValueError(
                 "one haystack cannot be both a film and a text; run V-NIAH and text NIAH one after the other, or set "
                 "VNIAH_HAYSTACK and TEXT_NIAH_HAYSTACK in place of it"
