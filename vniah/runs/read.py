@@ -159,7 +159,7 @@ def _evaluations(path: Path) -> list[_Evaluation]:
     """The evaluations under a folder, or the one that a file belongs to."""
     of_file = _FILE.match(path.name) if path.is_file() else None
     found: dict[tuple[Path, str], _Evaluation] = {}
-    for file in sorted(path.rglob("*.json*")) if of_file is None else path.parent.iterdir():
+    for file in sorted(path.rglob("*.json*") if of_file is None else path.parent.iterdir()):
         match = _FILE.match(file.name)
         if match is None or not file.is_file() or (of_file is not None and match["date"] != of_file["date"]):
             continue
