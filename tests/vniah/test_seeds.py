@@ -15,6 +15,7 @@ from vniah.plots.grid_data import GridData, to_text
 from vniah.plots.report import build_page, needle_pictures
 from vniah.runs.open import open_tasks
 from vniah.runs.read import read_run
+from vniah.visual.settings import Settings
 
 FILM = "synthetic:3:20:64x48"
 SMALL: dict[str, Any] = {"frames": "4,8", "depths": "0,100", "haystack": FILM, "needles": "icons:0:3", "seeds": 2}
@@ -55,7 +56,7 @@ def test_a_repetition_is_the_run_of_its_seeds() -> None:
 def test_how_often_must_be_a_number_from_1(seeds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNIAH_SEEDS", seeds)
     with pytest.raises(ValueError, match="VNIAH_SEEDS is how often the grid is repeated, a whole number from 1 to 100"):
-        opened(seeds=None)
+        Settings.read()
 
 
 def test_what_cannot_be_repeated_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
