@@ -38,6 +38,7 @@ def cells_figure(tasks: Sequence[VisualTask], *, look: Look = PLAIN) -> Any:
         width = look.width or TEXT_WIDTH
         figure = new_figure(width, 0.85 * len(tasks), look)
         axes = figure.subplots(len(tasks), _ACROSS, squeeze=False)
+        lines = 1
         for line, task in zip(axes, tasks, strict=True):
             row, places = example_of(task)
             video, asked = task.video(row), row.get("needle_indices", [row["needle_index"]])
@@ -55,10 +56,14 @@ def cells_figure(tasks: Sequence[VisualTask], *, look: Look = PLAIN) -> Any:
                 here.set_xlabel(f"{place} s", fontsize=5.5, labelpad=1)
             asks = " / ".join(part.strip() for part in row["question"].splitlines() if part.strip())
             told = textwrap.wrap(f"{task.name}: {asks}  ->  {row['answer']}", int(22 * width))
+            lines = max(lines, len(told))
             # As wide as the row, and not as its first picture.
             said = line[0].text(0, 1.06, "\n".join(told), fontsize=5.5, va="bottom", transform=line[0].transAxes)
             said.set_in_layout(False)
-        figure.get_layout_engine().set(h_pad=0.16)
+        # Inches above a row for the longest question, which the layout does not see.
+        above = 0.06 + 0.1 * lines
+        figure.set_size_inches(width, len(tasks) * (0.85 + 2 * (above - 0.16)))
+        figure.get_layout_engine().set(h_pad=above)
     return figure
 
 
