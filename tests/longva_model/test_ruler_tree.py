@@ -43,7 +43,7 @@ def test_the_tree_gives_what_plain_forwards_give(
             assert one == pytest.approx(other, abs=1e-4), tree.task
 
 
-# Settings of each kind such that every two values of two axes meet in some of them; each row is a task of its own.
+# Settings of each kind, chosen by hand to reach every axis and its ends; each row is a task of its own.
 AXES: dict[str, list[dict[str, Any]]] = {
     "lookalikes": [
         {"distractors": 1, "distance": 2, "seeds": 2, "frames": "5", "depths": "0,100"},

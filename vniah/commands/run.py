@@ -90,8 +90,8 @@ def command(
             print(f"{run.task}: no cell with a needle was scored (--limit {limit})")
             continue
         print(f"{run.task}, {to_text(GridData(run, at))}")
-        if more := [f"{key} {value:.3f}" for key, value in run.metrics.items() if key in METRICS]:
-            print(f"also {', '.join(more)}")
+        if beside := [f"{key} {value:.3f}" for key, value in run.metrics.items() if key in METRICS]:
+            print(f"also {', '.join(beside)}")
         partial = bool(run.missing())
         picture = Path(files["results"]).with_name(f"{Path(files['samples']).stem.replace('_samples_', '_')}.png")
         print(f"wrote {save_heatmap(run, picture, partial=partial, threshold=at)}")
