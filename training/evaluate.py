@@ -97,8 +97,8 @@ def held_out_loss(source: str, shards: Path, dtype: str) -> dict[str, Any]:
     longva = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type == "longva"
     kind: Any = LongVAForConditionalGeneration if longva else AutoModelForCausalLM
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    given = {"dtype": getattr(torch, dtype), "attn_implementation": "longva_blockwise", "trust_remote_code": False}
-    model = install_loss(kind.from_pretrained(source, **given).to(device).eval())
+    given = {"dtype": getattr(torch, dtype), "attn_implementation": "longva_blockwise"}
+    model = install_loss(kind.from_pretrained(source, trust_remote_code=False, **given).to(device).eval())
     sums_2, count = torch.zeros(2, device=device), 0
     with torch.no_grad():
         for ids_T in held_out_sequences(shards):

@@ -286,7 +286,7 @@ def test_a_grid_is_refused_before_weights_are_read(monkeypatch: pytest.MonkeyPat
     from longva_model.run.needle_model import NeedleModel
 
     class Task:
-        name, unit, rows = "cells", "frames", ({"num_frames": 2000},)
+        name, unit, adds, rows = "cells", "frames", 1, ({"num_frames": 2000},)
         describe = staticmethod(lambda: {"needles_name": "icons"})
 
     def check(**args: Any) -> None:

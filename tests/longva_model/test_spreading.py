@@ -177,7 +177,7 @@ def test_devices_are_summed_before_weights_are_read(
     from longva_model.run.needle_model import NeedleModel
 
     class Task:
-        name, unit, rows = "cells", "frames", ({"num_frames": 2000},)
+        name, unit, adds, rows = "cells", "frames", 1, ({"num_frames": 2000},)
         describe = staticmethod(lambda: {"needles_name": "icons"})
 
     def check(**args: Any) -> None:

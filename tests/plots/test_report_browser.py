@@ -145,7 +145,9 @@ def test_the_grid_is_one_tab_stop_walked_by_arrows_and_opened_by_enter(page: Any
     press(page, keys.ENTER)
     assert focused(page) == "detail-title"
     assert css(page, "#detail-title").text == "4 frames, depth 50 %"
-    assert text_of(page, "#status") == "first: 4 frames, depth 50 %, 2 of 2 correct. 2 needles below."
+    assert (
+        text_of(page, "#status") == "first: 4 frames, depth 50 %, 2 of 2 correct, 95 % 0.34 to 1.00. 2 needles below."
+    )
     chosen = page.find_elements("css selector", '[aria-selected="true"]')
     assert [cell.get_attribute("data-place") for cell in chosen] == ["4/50"]
     press(page, keys.ESCAPE)
@@ -160,7 +162,10 @@ def test_the_grid_is_one_tab_stop_walked_by_arrows_and_opened_by_enter(page: Any
 
 def test_screen_readers_are_told_roles_names_and_state(page: Any) -> None:
     cell = css(page, 'table[data-run="0"] td[data-place="16/100"]')
-    assert (cell.aria_role, cell.accessible_name) == ("gridcell", "16 frames, depth 100 %, 2 of 2 correct")
+    assert (cell.aria_role, cell.accessible_name) == (
+        "gridcell",
+        "16 frames, depth 100 %, 2 of 2 correct, 95 % 0.34 to 1.00",
+    )
     grid = css(page, 'table[data-run="0"]')
     assert (grid.aria_role, grid.accessible_name) == ("grid", "first")
     assert css(page, "#status").get_attribute("aria-live") == "polite"
