@@ -20,8 +20,9 @@ pytest.importorskip("lmms_eval")
 def manager() -> Any:
     from lmms_eval.tasks import TaskManager
 
-    from vniah.lmms_plugin import tasks_dir
+    from vniah.lmms_plugin import install_task_hook, tasks_dir
 
+    install_task_hook()  # as lmms-eval has done by now, where no other test asked for its models
     return TaskManager(include_path=str(tasks_dir()))
 
 
