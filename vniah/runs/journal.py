@@ -250,3 +250,16 @@ def _torn(line: bytes) -> bool:
     """Whether a line is the first part of one of ours: without its end, or with zeros where a power cut left some."""
     written = line.rstrip(b"\0")
     return not line.endswith(b"\n") and (written.startswith(_FIRST) or _FIRST.startswith(written))
+
+
+def remove_journal(path: Path) -> None:
+    """Remove a journal whose answers stand in results now, and its lock."""
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+
+
+def what_continues(path: Path | None) -> str:
+    """What continues a stopped call, by the journal in its output folder; ``None`` where it was given none."""
+    if path is None:
+        return "nothing of it is kept; give an output folder, and the same call continues"
+    return f"what was answered is kept in {path}; the same call continues"

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from vniah.files import replacing
 from vniah.notices import notice
-from vniah.runs.journal import Journal, content_key
+from vniah.runs.journal import Journal, content_key, remove_journal, what_continues
 from vniah.runs.run import Run
 from vniah.runs.scoring import ScoredPair
 from vniah.runs.task import Answer, NeedleTask
@@ -322,14 +322,11 @@ class CallableModel:
     def finished(self) -> None:
         """The results are written: what is asked after this is asked anew."""
         if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
-            self.journal.with_name(f"{self.journal.name}.lock").unlink(missing_ok=True)
+            remove_journal(self.journal)
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""
-        if self.journal is None:
-            return "nothing of it is kept; give an output folder, and the same call continues"
-        return f"what was answered is kept in {self.journal}; the same call continues"
+        return what_continues(self.journal)
 
 
 def _whole(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vniah.notices import identify, notice
-from vniah.runs.journal import Journal, content_key
+from vniah.runs.journal import Journal, content_key, remove_journal, what_continues
 from vniah.runs.measure import CellError, place_of
 from vniah.runs.progress import Bar
 from vniah.runs.task import Answer, NeedleTask
@@ -195,14 +195,11 @@ class ServedModel:
     def finished(self) -> None:
         """The results are written: what is asked after this is asked anew, unless some cells have no answer."""
         if self.journal is not None and self._whole:
-            self.journal.unlink(missing_ok=True)
-            self.journal.with_name(f"{self.journal.name}.lock").unlink(missing_ok=True)
+            remove_journal(self.journal)
 
     def interrupted(self) -> str:
         """What continues a run that was stopped."""
-        if self.journal is None:
-            return "nothing of it is kept; give an output folder, and the same call continues"
-        return f"what was answered is kept in {self.journal}; the same call continues"
+        return what_continues(self.journal)
 
 
 def _units(task: NeedleTask, number: int) -> int:
